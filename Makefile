@@ -1,0 +1,53 @@
+# The project's commands; `make` alone lists them. They need Python 3.11 or newer, git and make, and nothing else beforehand.
+PYTHON ?= python3
+RUN := .venv/bin/python
+# Tests run two at a time, each on one thread; the notebooks have run before them and are not run again.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help environment notebooks book test test-colab lab lint format vendor repository screenshots clean
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+environment: ## make or update .venv with the pinned packages
+	@$(PYTHON) tools/environment.py
+
+notebooks: environment ## run the chapters that have changed
+	@$(RUN) tools/run_notebooks.py
+
+book: environment ## run what has changed and build the book into _build/html
+	@$(RUN) tools/build_book.py
+
+test: book ## run the tests, on the runs and the pages that `make book` made
+	@$(PYTEST)
+
+test-colab: environment ## run every chapter with the versions Google Colab has
+	@$(RUN) tools/colab.py
+
+lab: environment ## open the chapters in JupyterLab
+	@.venv/bin/jupyter lab --notebook-dir=book
+
+lint: environment ## check formatting, style, types and that notebooks carry no outputs
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+	@.venv/bin/nbstripout --verify --keep-id book/*.ipynb
+
+format: environment ## format the code, and strip outputs from the notebooks
+	@.venv/bin/ruff check --fix-only .
+	@.venv/bin/ruff format .
+	@.venv/bin/nbstripout --keep-id book/*.ipynb
+
+vendor: ## fetch the browser files of THIRD_PARTY.md again and compare them (needs npm)
+	@$(PYTHON) tools/vendor.py
+
+repository: ## after editing fbt/_repository.py: write the new address wherever it is spelled out
+	@$(PYTHON) tools/repository.py
+
+screenshots: book ## photograph the pages in light and dark, wide and narrow (needs Chromium)
+	@$(RUN) tools/screenshots.py
+
+clean: ## remove everything the commands above made, except .venv
+	rm -rf _build build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

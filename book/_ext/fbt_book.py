@@ -1,0 +1,123 @@
+"""What the book adds to Jupyter Book: figures that follow the theme, pages that load nothing from outside."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx.util import logging
+
+LOGGER = logging.getLogger(__name__)
+# The grey that figures draw their text and axes with. On a page it becomes the colour of the page's text.
+INK = re.compile("#757575", re.IGNORECASE)
+# url(#clip), href="#glyph": references inside a figure to its own parts.
+URL_REFERENCE = re.compile(r"url\(#([^)]+)\)")
+DESCRIPTION_LENGTH = 180
+
+
+class InlineFigures(SphinxPostTransform):
+    """Puts SVG figures into the page itself, where they take the theme's colours and can be read out."""
+
+    # Before Sphinx's own image converters (100 and up) look at the images.
+    default_priority = 50
+    formats = ("html",)
+
+    def run(self, **kwargs: Any) -> None:
+        """Replace each SVG image of the page by its drawing."""
+        for number, image in enumerate(list(self.document.findall(nodes.image)), start=1):
+            uri = image["uri"]
+            if not uri.endswith(".svg") or "://" in uri:
+                continue
+            alt = image.get("alt", "").strip()
+            if not alt or alt == uri:
+                LOGGER.warning("a figure has no alt text (mystnb.image.alt in its cell)", location=image)
+            markup = inline_svg(_source(self.app, uri).read_text(encoding="utf-8"), f"svg{number}", alt)
+            image.replace_self(nodes.raw("", f'<div class="fbt-figure">{markup}</div>', format="html"))
+
+
+def _source(app: Sphinx, uri: str) -> Path:
+    return Path(app.srcdir, uri.lstrip("/"))
+
+
+def inline_svg(text: str, prefix: str, alt: str) -> str:
+    """An SVG document as an element for an HTML page.
+
+    Args:
+        text: the SVG file's text.
+        prefix: put before every id, so that two figures on a page cannot share one.
+        alt: the text alternative.
+
+    Returns:
+        An <svg> element with the ink as currentColor, its own ids, role="img" and the alt text as its label.
+    """
+    root = ET.fromstring(text)
+    for parent in list(root.iter()):
+        for child in list(parent):
+            # Matplotlib's metadata names web addresses; a page needs none of it.
+            if child.tag.endswith(("}metadata", "}title", "}desc")):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = element.tag.split("}")[-1]
+        element.attrib = {
+            name.split("}")[-1]: _attribute(name.split("}")[-1], value, prefix)
+            for name, value in element.attrib.items()
+        }
+        if element.tag == "style" and element.text:
+            # Inside a page a style sheet is everybody's; keep this one to its own figure.
+            element.text = INK.sub("currentColor", re.sub(r"(^|\})\s*([^{}@]+)\{", rf"\1#{prefix} \2{{", element.text))
+    root.attrib.pop("version", None)
+    root.set("id", prefix)
+    root.set("role", "img")
+    root.set("aria-label", alt)
+    return ET.tostring(root, encoding="unicode")
+
+
+def _attribute(name: str, value: str, prefix: str) -> str:
+    if name == "id":
+        return f"{prefix}-{value}"
+    if name == "href" and value.startswith("#"):
+        return f"#{prefix}-{value[1:]}"
+    return URL_REFERENCE.sub(rf"url(#{prefix}-\1)", INK.sub("currentColor", value))
+
+
+def drop_thebe(app: Sphinx, config: Any) -> None:
+    """Unload the live-code extension that Jupyter Book always loads: it fetches a script on every page."""
+    for listeners in app.events.listeners.values():
+        listeners[:] = [item for item in listeners if not item.handler.__module__.startswith("sphinx_thebe")]
+
+
+def finish_page(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """Leave out the live-code files the theme still names, and say what the page is about."""
+    for kind in ("script_files", "css_files"):
+        files = context.get(kind, [])
+        files[:] = [file for file in files if "thebe" not in f"{file} {getattr(file, 'attributes', '')}".lower()]
+    if doctree is not None:
+        context["metatags"] = context.get("metatags", "") + _description(doctree)
+
+
+def _description(doctree: nodes.document) -> str:
+    """The page's first paragraph as a meta description, unless the page has its own."""
+    if any(node.get("name") == "description" for node in doctree.findall(nodes.meta)):
+        return ""
+    for paragraph in doctree.findall(nodes.paragraph):
+        text = " ".join(paragraph.astext().split())
+        if len(text) > 40:
+            if len(text) > DESCRIPTION_LENGTH:
+                text = text[:DESCRIPTION_LENGTH].rsplit(" ", 1)[0].rstrip(",;:.") + "…"
+            escaped = text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+            return f'<meta name="description" content="{escaped}" />'
+    return ""
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register the extension with Sphinx."""
+    app.add_post_transform(InlineFigures)
+    # After every extension has connected its handlers, before the first of them runs.
+    app.connect("config-inited", drop_thebe, priority=0)
+    app.connect("html-page-context", finish_page, priority=900)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,88 @@
+"""Run every chapter as Google Colab would: the built wheel, Colab's versions, one notebook alone in an empty folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+from notebooks import BUILD, ROOT, chapters, execute, read, table, write
+
+FOLDER = BUILD / "colab"
+PYTHON = FOLDER / "venv" / "bin" / "python"
+STAMP = FOLDER / "stamp"
+PINS = ROOT / "colab-pins.txt"
+# Colab comes with torch; the newest release it may soon have is the one the book is built with.
+TORCH = next(line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("torch=="))
+KERNEL = "fbt-colab"
+
+
+def pip(*arguments: str) -> None:
+    """Install into the Colab environment."""
+    options = ["--disable-pip-version-check", "--no-input", "--quiet"]
+    subprocess.run([str(PYTHON), "-m", "pip", *options, "install", *arguments], check=True)
+
+
+def build_wheel() -> Path:
+    """The package as Colab would install it."""
+    dist = FOLDER / "dist"
+    for stale in (dist, ROOT / "build"):
+        shutil.rmtree(stale, ignore_errors=True)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(dist), str(ROOT)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    shutil.rmtree(ROOT / "build", ignore_errors=True)
+    if result.returncode != 0:
+        sys.exit(f"The wheel could not be built:\n{result.stdout}{result.stderr}")
+    (wheel,) = dist.glob("*.whl")
+    return wheel
+
+
+def prepare(wheel: Path) -> None:
+    """Make the environment if a pin or a dependency changed, then put the wheel of today into it."""
+    files = (PINS.read_bytes(), (ROOT / "pyproject.toml").read_bytes(), TORCH.encode(), sys.version.encode())
+    wanted = hashlib.sha256(b"\0".join(files)).hexdigest()
+    if not (PYTHON.exists() and STAMP.exists() and STAMP.read_text() == wanted):
+        print("Making an environment with Google Colab's versions", flush=True)
+        venv.create(FOLDER / "venv", clear=True, with_pip=True)
+        pip(TORCH)
+        pip("-r", str(PINS))
+        pip("-c", str(PINS), str(wheel))
+        write(STAMP, wanted)
+    pip("--no-index", "--no-deps", "--force-reinstall", str(wheel))
+
+
+def register_kernel() -> None:
+    """Tell Jupyter how to start a kernel there, without touching the user's own kernels."""
+    share = FOLDER / "share"
+    spec = {"argv": [str(PYTHON), "-m", "ipykernel_launcher", "-f", "{connection_file}"], "language": "python"}
+    write(share / "kernels" / KERNEL / "kernel.json", json.dumps(spec | {"display_name": "Google Colab's versions"}))
+    os.environ["JUPYTER_PATH"] = str(share)
+
+
+def main() -> None:
+    """Build, install, run every chapter, print a table."""
+    wheel = build_wheel()
+    prepare(wheel)
+    register_kernel()
+    rows: list[tuple[str, ...]] = [("notebook", "seconds", "result")]
+    failed = False
+    for number, path in enumerate(chapters(), start=1):
+        label = f"[{number}/{len(chapters())}] {path.stem} (Colab)"
+        run = execute(read(path), label, path.stem, kernel=KERNEL)
+        failed |= run.error is not None
+        if run.error is not None:
+            print(f"{label}: FAILED\n{run.error}", flush=True)
+        rows.append((path.stem, f"{run.seconds:.1f}", "ok" if run.error is None else "FAILED"))
+        print(f"{label}: {rows[-1][2]} in {run.seconds:.1f} s", flush=True)
+    print(f"\n{wheel.name}\n" + table(rows), flush=True)
+    if failed:
+        sys.exit("A chapter does not run with Google Colab's versions: see above.")
+
+
+if __name__ == "__main__":
+    main()
