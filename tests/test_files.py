@@ -1,0 +1,96 @@
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from fbt._files import cache_folder, sha256, write_whole, writing_whole
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_cache_folder_is_the_variable_s(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FBT_CACHE", str(tmp_path / "mine"))
+    assert cache_folder() == tmp_path / "mine"
+    assert names(tmp_path) == []  # asking does not create it
+
+
+def test_cache_folder_expands_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FBT_CACHE", "~/kept")
+    assert cache_folder() == Path.home() / "kept"
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_cache_folder_is_the_user_s_otherwise(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
+    if value is None:
+        monkeypatch.delenv("FBT_CACHE", raising=False)
+    else:
+        monkeypatch.setenv("FBT_CACHE", value)
+    assert cache_folder().is_absolute()
+    assert "fbt" in cache_folder().parts
+
+
+def test_sha256_of_a_known_text() -> None:
+    # FIPS 180-2, appendix B.1.
+    assert sha256(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_write_whole_creates_folders_and_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "file"
+    write_whole(path, b"old")
+    write_whole(str(path), b"new")
+    assert path.read_bytes() == b"new"
+    assert names(path.parent) == ["file"]
+
+
+def test_nothing_has_the_name_until_everything_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_whole(path, b"old")
+    with writing_whole(path) as file:
+        file.write(b"new")
+        file.flush()
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_failure_leaves_things_as_they_were(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "file"
+    write_whole(path, b"old")
+    with pytest.raises(error), writing_whole(path) as file:
+        file.write(b"half")
+        raise error
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_two_writers_at_once_do_not_mix(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with writing_whole(path) as first:
+        first.write(b"1" * 70_000)
+        with writing_whole(path) as second:
+            second.write(b"2" * 50_000)
+        assert path.read_bytes() == b"2" * 50_000
+        first.write(b"1" * 70_000)
+    assert path.read_bytes() == b"1" * 140_000
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"in the way")
+    with pytest.raises(OSError):
+        write_whole(tmp_path / "file" / "below", b"new")
+    assert (tmp_path / "file").read_bytes() == b"in the way"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no permission bits")
+def test_the_file_has_a_new_file_s_permissions(tmp_path: Path) -> None:
+    previous = os.umask(0o027)
+    try:
+        write_whole(tmp_path / "file", b"")
+    finally:
+        os.umask(previous)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
