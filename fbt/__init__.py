@@ -1,0 +1,38 @@
+"""The Feedback Transformer (Fan et al. 2020, arXiv 2002.09402): exact, readable, and fast enough to use.
+
+    import fbt
+
+    model = fbt.LanguageModel.from_pretrained("tiny-shakespeare")
+    print(model.generate("ROMEO:", 300, temperature=0.8, seed=1))
+
+Start at `LanguageModel` and `Config`; `fbt.show(obj)` displays the source of anything here.
+"""
+
+from fbt.config import Config
+from fbt.data import CharTokenizer, load_tiny_shakespeare
+from fbt.feedback import FeedbackBody
+from fbt.language_model import LanguageModel
+from fbt.parallel import ParallelBody
+from fbt.shared_kv import SharedKVBody
+from fbt.stack import MemoryStack, TorchStack
+from fbt.state import State
+from fbt.training import Run, train
+from fbt.views.source import show
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CharTokenizer",
+    "Config",
+    "FeedbackBody",
+    "LanguageModel",
+    "MemoryStack",
+    "ParallelBody",
+    "Run",
+    "SharedKVBody",
+    "State",
+    "TorchStack",
+    "load_tiny_shakespeare",
+    "show",
+    "train",
+]

@@ -1,0 +1,167 @@
+"""Attention over a memory with relative terms, and the feed-forward block: the parts every body is made of.
+
+Shapes: B sequences, T queries, J keys, H heads of width D, d = H D.
+
+    score = ( (q + u) . K_j  +  q . E_{t-j}  +  s_{t-j} ) / sqrt(D)
+    o     = sum_j softmax(score)_j V_j
+
+The same function serves a whole sequence (T queries at once, the parallel body) and one step (T = 1, the
+feedback bodies): only the number of queries differs. The relative terms are those of Transformer-XL
+(Dai et al. 2019, section 3.3) with learned tables in place of sinusoids.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fbt.config import Config
+
+
+class RelativeTerms(nn.Module):
+    """The learned terms that depend on distance: E (key embedding), s (key bias) and u (query bias).
+
+    The tables have one row per distance, oldest first, so that the last J rows line up with the last J
+    keys and a step needs a slice, not a gather.
+
+    Args:
+        config: gives H and D.
+        distances: the distances there are rows for; row i holds distance `distances.stop - 1 - i`.
+            Feedback bodies use range(1, S + 1): a step never sees itself. A parallel body uses range(S + 1).
+    """
+
+    def __init__(self, config: Config, distances: range) -> None:
+        super().__init__()
+        heads, width = config.n_heads, config.d_head
+        self.key_embedding = nn.Parameter(torch.zeros(heads, len(distances), width))  # E
+        self.key_bias = nn.Parameter(torch.zeros(heads, len(distances)))  # s
+        self.query_bias = nn.Parameter(torch.zeros(heads, width))  # u
+
+
+def skew(by_distance: Tensor) -> Tensor:
+    """Turn scores indexed by distance into scores indexed by key; what falls outside the span is -inf.
+
+    Query t sees keys t..t+n-1 of the result, the oldest first: entry [t, t + c] is `by_distance[t, c]`.
+    Padding each row with T entries of -inf and reading the same numbers in rows one shorter does just
+    that, because every row then starts one place further to the left. The padding is the mask.
+
+    Args:
+        by_distance: [..., T, n], one column per distance, the largest distance first.
+
+    Returns:
+        [..., T, n + T - 1].
+    """
+    *_, length, n = by_distance.shape
+    if length == 1:
+        return by_distance
+    padded = F.pad(by_distance, (0, length), value=-torch.inf).flatten(-2)
+    return padded[..., : length * (n + length - 1)].unflatten(-1, (length, n + length - 1))
+
+
+def attend(
+    query: Tensor, keys: Tensor, values: Tensor, relative: RelativeTerms, dropout: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Attend from T queries to J keys, each query over the span that ends at its own newest key.
+
+    The last key is the newest that the last query may see; query t may see keys up to t - T + 1 places
+    before it. How far back a query reaches is the number of rows in the tables of `relative`.
+
+    Args:
+        query: [B, H, T, D].
+        keys: [B, H, J, D], J >= T.
+        values: [B, H, J, D].
+        relative: the tables; see `RelativeTerms`.
+        dropout: probability with which an attention weight is dropped.
+
+    Returns:
+        The attended values [B, H, T, D] and the attention weights [B, H, T, J] before dropout.
+    """
+    count = keys.shape[-2]
+    content = (query + relative.query_bias[:, None]) @ keys.transpose(-1, -2)
+    position = torch.einsum("bhtd,hrd->bhtr", query, relative.key_embedding[:, -count:])
+    position = skew(position + relative.key_bias[:, None, -count:])[..., -count:]
+    weights = torch.softmax((content + position) * query.shape[-1] ** -0.5, dim=-1)
+    return F.dropout(weights, dropout, training=dropout > 0) @ values, weights
+
+
+def split_heads(x: Tensor, n_heads: int) -> Tensor:
+    """[B, T, d] -> [B, H, T, D]."""
+    return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """[B, H, T, D] -> [B, T, d]."""
+    return x.transpose(1, 2).flatten(-2)
+
+
+class Attention(nn.Module):
+    """The query side of attention: W_q, `attend` over keys and values made elsewhere, then W_o and b_o."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.n_heads = config.n_heads
+        self.dropout = config.dropout
+        self.query = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.output = nn.Linear(config.d_model, config.d_model)
+        scale_residual_output(self.output, config)
+
+    def forward(
+        self, z: Tensor, keys: Tensor, values: Tensor, relative: RelativeTerms
+    ) -> tuple[Tensor, Tensor]:
+        """From normalised inputs z [B, T, d] to the attention output [B, T, d] and weights [B, H, T, J]."""
+        query = split_heads(self.query(z), self.n_heads)
+        attended, weights = attend(query, keys, values, relative, self.dropout if self.training else 0.0)
+        return self.output(merge_heads(attended)), weights
+
+
+class KeyValue(nn.Module):
+    """W_k and W_v: what a step offers to later queries.
+
+    There are no biases: one that all keys share cancels in the softmax, and a value bias is an output bias.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.n_heads = config.n_heads
+        self.key = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.value = nn.Linear(config.d_model, config.d_model, bias=False)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Project z [B, T, d] to keys and values, each [B, H, T, D]."""
+        return split_heads(self.key(z), self.n_heads), split_heads(self.value(z), self.n_heads)
+
+
+class FeedForward(nn.Module):
+    """W_2 act(W_1 z + b_1) + b_2, from width d to F and back."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.inner = nn.Linear(config.d_model, config.d_ff)
+        self.outer = nn.Linear(config.d_ff, config.d_model)
+        self.activation: Callable[[Tensor], Tensor] = F.relu if config.activation == "relu" else F.gelu
+        scale_residual_output(self.outer, config)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map normalised inputs z [B, T, d] to [B, T, d]."""
+        return self.outer(self.activation(self.inner(z)))
+
+
+def scale_residual_output(linear: nn.Linear, config: Config) -> None:
+    """Scale an output projection by 1 / sqrt(2 L) and zero its bias.
+
+    Each layer adds two such outputs to the residual stream; scaled, their sum starts with the variance of
+    one (Radford et al. 2019, section 2.3).
+    """
+    with torch.no_grad():
+        linear.weight.mul_((2 * config.n_layers) ** -0.5)
+        linear.bias.zero_()
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def module_list(modules: Iterable[M]) -> Sequence[M]:
+    """`nn.ModuleList`, telling type checkers what is in it."""
+    return cast(Sequence[M], nn.ModuleList(modules))

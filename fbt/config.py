@@ -1,0 +1,72 @@
+"""The shape of a model: one frozen dataclass that every body reads."""
+
+from dataclasses import KW_ONLY, dataclass
+
+from fbt._checks import check_bool, check_choice, check_int, check_real
+
+VARIANTS = ("parallel", "feedback", "shared-kv")
+ACTIVATIONS = ("relu", "gelu")
+MEMORIES = ("learned", "uniform", "top", "embedding")
+RELATIVES = ("per-layer", "shared")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes and options of a language model; everything after `vocab_size` is keyword-only.
+
+    Args:
+        vocab_size: number of tokens, V.
+        variant: "parallel" (a causal transformer), "feedback" (weighted memory, keys and values per
+            layer; paper section 3) or "shared-kv" (weighted memory, one key and one value for all layers).
+        d_model: width d of every representation.
+        n_heads: heads H; must divide `d_model`.
+        n_layers: layers L.
+        d_ff: inner width F of the feed-forward block; None means 4 `d_model`.
+        span: S, how many earlier steps a query may see. It is also the most a cache holds.
+        dropout: probability of dropping an entry of the embeddings, attention weights and layer outputs.
+        activation: "relu" or "gelu", inside the feed-forward block.
+        memory_norm: normalise the memory vector before it is projected to a key and a value.
+        memory: how the memory mixes layers 0..L: "learned" (softmax of trained logits), or fixed to
+            "uniform", "top" (the last layer only) or "embedding" (layer 0 only: no feedback).
+        relative: "per-layer" gives each layer its own relative terms E, s, u; "shared" gives all the same.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type or out of range; the message says which.
+    """
+
+    vocab_size: int
+    _: KW_ONLY
+    variant: str = "shared-kv"
+    d_model: int = 128
+    n_heads: int = 4
+    n_layers: int = 4
+    d_ff: int = None  # type: ignore[assignment]  # an int once __post_init__ has run
+    span: int = 256
+    dropout: float = 0.0
+    activation: str = "relu"
+    memory_norm: bool = True
+    memory: str = "learned"
+    relative: str = "per-layer"
+
+    def __post_init__(self) -> None:
+        """Check every field and fill in the default of `d_ff`."""
+        for name in ("vocab_size", "d_model", "n_heads", "n_layers", "span"):
+            check_int(name, getattr(self, name), low=1)
+        if self.d_ff is None:
+            object.__setattr__(self, "d_ff", 4 * self.d_model)
+        check_int("d_ff", self.d_ff, low=1)
+        check_choice("variant", self.variant, VARIANTS)
+        check_choice("activation", self.activation, ACTIVATIONS)
+        check_choice("memory", self.memory, MEMORIES)
+        check_choice("relative", self.relative, RELATIVES)
+        check_bool("memory_norm", self.memory_norm)
+        check_real("dropout", self.dropout, low=0.0, high=1.0, open_high=True)
+        if self.d_model % self.n_heads:
+            raise ValueError(
+                f"n_heads must divide d_model, got n_heads={self.n_heads} and d_model={self.d_model}"
+            )
+
+    @property
+    def d_head(self) -> int:
+        """Width D = d / H of one head."""
+        return self.d_model // self.n_heads

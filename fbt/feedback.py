@@ -1,0 +1,156 @@
+"""Weighted memory (Fan et al. 2020, section 3): every layer attends to one memory vector per earlier step.
+
+    m_t = sum_{l=0..L} w_l x_t^l,   w = softmax(layer_logits)
+    K_t^l, V_t^l = W_k^l LN(m_t), W_v^l LN(m_t)
+    x_t^l = layer(x_t^{l-1}; K_j^l, V_j^l for t - S <= j < t)
+
+m_t mixes all layers, so step t + 1 can use what the top layer found at step t, already in its first layer.
+For the same reason steps must be computed one after another. Step 0 has no memory and skips attention.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fbt._checks import check_choice
+from fbt.attention import Attention, FeedForward, KeyValue, RelativeTerms, module_list
+from fbt.config import Config
+from fbt.stack import MemoryStack, TorchStack
+from fbt.state import State
+
+
+class WeightedMemory(nn.Module):
+    """The memory vector m_t of a step from the outputs of its layers, normalised if the config says so."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        layers = config.n_layers + 1
+        self.layer_logits: nn.Parameter | None = None
+        if config.memory == "learned":
+            self.layer_logits = nn.Parameter(torch.zeros(layers))
+        else:
+            fixed = {
+                "uniform": torch.full((layers,), 1 / layers),
+                "top": F.one_hot(torch.tensor(layers - 1), layers).float(),
+                "embedding": F.one_hot(torch.tensor(0), layers).float(),
+            }
+            self.register_buffer("fixed_weights", fixed[config.memory], persistent=False)
+        self.norm = nn.LayerNorm(config.d_model) if config.memory_norm else nn.Identity()
+
+    def layer_weights(self) -> Tensor:
+        """w, [L + 1]: how much of each layer goes into the memory; layer 0 is the embedding."""
+        if self.layer_logits is None:
+            return self.get_buffer("fixed_weights")
+        return torch.softmax(self.layer_logits, dim=0)
+
+    def forward(self, outputs: list[Tensor], layer_weights: Tensor) -> Tensor:
+        """Mix the L + 1 outputs x_t^l, each [B, 1, d], by `layer_weights` [L + 1] into LN(m_t), [B, 1, d]."""
+        return self.norm(torch.stack(outputs, dim=-1) @ layer_weights)
+
+
+class FeedbackLayer(nn.Module):
+    """One pre-norm layer: attention to keys and values made elsewhere, then feed-forward."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.d_model)
+        self.attention = Attention(config)
+        self.norm2 = nn.LayerNorm(config.d_model)
+        self.feed_forward = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Tensor, keys: Tensor | None, values: Tensor | None, relative: RelativeTerms
+    ) -> tuple[Tensor, Tensor]:
+        """Map a step x [B, 1, d] to the next layer's x, given keys and values [B, H, J, D] or None at step 0.
+
+        Returns:
+            The output [B, 1, d] and the attention weights [B, H, 1, J]; J = 0 where there is no memory.
+        """
+        weights = x.new_zeros(x.shape[0], self.attention.n_heads, 1, 0)
+        if keys is not None and values is not None:
+            attended, weights = self.attention(self.norm1(x), keys, values, relative)
+            x = x + self.dropout(attended)
+        return x + self.dropout(self.feed_forward(self.norm2(x))), weights
+
+
+class FeedbackBody(nn.Module):
+    """L layers that read a weighted memory, one step after another.
+
+    Args:
+        config: sizes and options.
+        n_caches: how many keys and values a step leaves: L (one per layer, the paper's first form) or 1.
+    """
+
+    backends = ("reference", "stack")
+
+    def __init__(self, config: Config, n_caches: int | None = None) -> None:
+        super().__init__()
+        self.span = config.span
+        tables = config.n_layers if config.relative == "per-layer" else 1
+        self.relative = module_list(RelativeTerms(config, range(1, config.span + 1)) for _ in range(tables))
+        self.layers = module_list(FeedbackLayer(config) for _ in range(config.n_layers))
+        self.memory = WeightedMemory(config)
+        self.key_values = module_list(KeyValue(config) for _ in range(n_caches or config.n_layers))
+
+    def forward(
+        self, x: Tensor, state: State | None = None, *, backend: str = "auto", need_weights: bool = False
+    ) -> tuple[Tensor, State, Tensor | None]:
+        """Run the steps of x in order.
+
+        Args:
+            x: embeddings [B, T, d], T >= 1.
+            state: what an earlier block returned, or None to start with an empty memory.
+            backend: "reference" (`torch.stack` at each step), "stack" (`MemoryStack`) or "auto" ("stack").
+            need_weights: also return the attention weights.
+
+        Returns:
+            The top layer's outputs [B, T, d]; the state for the next block; the attention weights
+            [L, B, H, T, P + T] or None; row = query, P = length of the given state. Row 0 is zero if P = 0.
+        """
+        check_choice("backend", backend, ("auto", *self.backends))
+        stacks = self._stacks(x.shape[1], state, plain=backend == "reference")
+        mix = self.memory.layer_weights()
+        tops: list[Tensor] = []
+        trace: list[list[Tensor]] = []
+        for h in x.split(1, dim=1):
+            caches = [(keys.window(), values.window()) for keys, values in stacks]
+            outputs, weights = [h], []
+            for l, layer in enumerate(self.layers):
+                h, w = layer(h, *caches[l % len(caches)], self.relative[l % len(self.relative)])
+                outputs.append(h)
+                weights.append(w)
+            memory = self.memory(outputs, mix)
+            for (keys, values), project in zip(stacks, self.key_values, strict=True):
+                k, v = project(memory)
+                keys.push(k)
+                values.push(v)
+            tops.append(h)
+            trace.append(weights)
+        after = State(*zip(*((k.window(), v.window()) for k, v in stacks), strict=True))
+        return (
+            torch.cat(tops, dim=1),
+            after,
+            _assemble(trace, 0 if state is None else state.length) if need_weights else None,
+        )
+
+    def _stacks(
+        self, length: int, state: State | None, plain: bool
+    ) -> list[tuple[TorchStack | MemoryStack, TorchStack | MemoryStack]]:
+        """One stack for keys and one for values per cache, filled with what `state` carries."""
+
+        def stack(initial: Tensor | None) -> TorchStack | MemoryStack:
+            return TorchStack(self.span, initial) if plain else MemoryStack(self.span, length, initial)
+
+        if state is None:
+            return [(stack(None), stack(None)) for _ in self.key_values]
+        return [(stack(k), stack(v)) for k, v in zip(state.keys, state.values, strict=True)]
+
+
+def _assemble(trace: list[list[Tensor]], past: int) -> Tensor:
+    """Put the weights of single steps, [T][L] of [B, H, 1, J], into one tensor [L, B, H, T, past + T]."""
+    rows = []
+    for t, weights in enumerate(trace):
+        seen = weights[0].shape[-1]
+        rows.append(F.pad(torch.stack(weights), (past + t - seen, len(trace) - t)))
+    return torch.cat(rows, dim=-2)

@@ -1,0 +1,97 @@
+"""Sampling token by token: the loop behind `LanguageModel.generate` and `stream`."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fbt._checks import check_int, check_real
+
+if TYPE_CHECKING:
+    from fbt.language_model import LanguageModel
+
+
+def check_sampling(
+    max_new_tokens: int, temperature: float, top_k: int | None, seed: int | None, vocab_size: int
+) -> None:
+    """Raise a TypeError or ValueError that names the first argument out of range."""
+    check_int("max_new_tokens", max_new_tokens, low=0)
+    check_real("temperature", temperature, low=0.0)
+    if top_k is not None:
+        check_int("top_k", top_k, low=1, high=vocab_size)
+    if seed is not None:
+        check_int("seed", seed, low=0, high=2**62)
+
+
+def sample(
+    model: "LanguageModel",
+    prompts: list[Tensor],
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    seed: int | None,
+) -> Iterator[list[int | None]]:
+    """Continue each prompt, reading prompts of unequal length side by side.
+
+    The shortest prompt is read by one forward pass; from there on, every step feeds each sequence either
+    the next token of its prompt or the token just drawn for it. So no padding is needed, and a sequence
+    never depends on its neighbours.
+
+    Args:
+        model: predicts; its mode is left as it is.
+        prompts: token ids, one [n] tensor each.
+        max_new_tokens: tokens to add to each prompt.
+        temperature: logits are divided by it; 0 takes the likeliest token.
+        top_k: how many tokens to draw among, or None for all.
+        seed: prompt i draws from seed + i; None is a new seed each time.
+
+    Yields:
+        One item per sequence and step: the token drawn, or None while the prompt is being read and after
+        the last token.
+    """
+    device = model.token_embedding.weight.device
+    shortest, longest = min(map(len, prompts)), max(map(len, prompts))
+    first = torch.Generator().seed() % 2**62 if seed is None else seed
+    generators = [torch.Generator().manual_seed(first + i) for i in range(len(prompts))]
+    tokens = torch.stack([prompt[:shortest] for prompt in prompts])
+    state = None
+    for t in range(shortest, longest + max_new_tokens):
+        with torch.no_grad(), evaluating(model):
+            logits, state = model(tokens.to(device), state, return_state=True)
+        rows = probabilities(logits[:, -1].cpu(), temperature, top_k)
+        drawn: list[int | None] = [
+            int(torch.multinomial(row, 1, generator=generator))
+            if len(p) <= t < len(p) + max_new_tokens
+            else None
+            for p, row, generator in zip(prompts, rows, generators, strict=True)
+        ]
+        yield drawn
+        read = [int(p[min(t, len(p) - 1)]) for p in prompts]
+        tokens = torch.tensor([[r if d is None else d] for r, d in zip(read, drawn, strict=True)])
+
+
+def probabilities(logits: Tensor, temperature: float, top_k: int | None) -> Tensor:
+    """Turn logits [B, V] into the probabilities [B, V] to draw from, in float64."""
+    logits = logits.double()
+    if temperature == 0.0:
+        return F.one_hot(logits.argmax(-1), logits.shape[-1]).double()
+    if top_k is not None:
+        kept, where = logits.topk(top_k, dim=-1)
+        logits = torch.full_like(logits, -torch.inf).scatter(-1, where, kept)
+    return torch.softmax(logits / temperature, dim=-1)
+
+
+class evaluating:  # reads as what it does: `with evaluating(model):`
+    """A context in which a module is in evaluation mode; afterwards it is in the mode it was in."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.module = module
+
+    def __enter__(self) -> None:
+        self.training = self.module.training
+        self.module.eval()
+
+    def __exit__(self, *exc: object) -> None:
+        self.module.train(self.training)

@@ -1,0 +1,389 @@
+"""A character language model around any of the bodies: embed, run the body, normalise, predict.
+
+Symbols used across the package (code name in brackets):
+
+    B, T, L, H      sequences [batch], steps [seq_len], layers [n_layers], heads [n_heads]
+    d, D, F         model width [d_model], head width d / H [d_head], feed-forward width [d_ff]
+    S               span: how many earlier steps a query may see [span]
+    x_t^l           output of layer l at step t; x_t^0 is the embedding
+    m_t             memory vector, sum_l w_l x_t^l; w = softmax(layer_logits)
+    K_t, V_t        key and value that step t leaves, W_k LN(m_t) and W_v LN(m_t)
+    E, s, u         relative key embedding, relative key bias, query bias [RelativeTerms]
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from fbt._checks import check_choice
+from fbt._files import write_whole
+from fbt.config import Config
+from fbt.data import CharTokenizer
+from fbt.feedback import FeedbackBody
+from fbt.generation import check_sampling, evaluating, sample
+from fbt.parallel import ParallelBody
+from fbt.shared_kv import SharedKVBody
+from fbt.state import State
+from fbt.warm_start import copy_parallel_body
+
+Body = ParallelBody | FeedbackBody | SharedKVBody
+BODIES: dict[str, type[Body]] = {
+    "parallel": ParallelBody,
+    "feedback": FeedbackBody,
+    "shared-kv": SharedKVBody,
+}
+WEIGHTS_FILE = "model.safetensors"
+PRETRAINED = Path(__file__).parent / "weights"
+
+
+class LanguageModel(nn.Module):
+    """A language model over single tokens, characters in this book.
+
+    Args:
+        config: sizes, variant and options.
+        tokenizer: needed only to generate text; its vocabulary must have `config.vocab_size` characters.
+    """
+
+    def __init__(self, config: Config, tokenizer: CharTokenizer | None = None) -> None:
+        super().__init__()
+        if tokenizer is not None and tokenizer.vocab_size != config.vocab_size:
+            raise ValueError(
+                f"tokenizer must have vocab_size={config.vocab_size} characters, got {tokenizer.vocab_size}"
+            )
+        self.config = config
+        self.tokenizer = tokenizer
+        self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.body = BODIES[config.variant](config)
+        self.norm = nn.LayerNorm(config.d_model)
+        self.head = nn.Linear(config.d_model, config.vocab_size)
+        self._backend = "auto"
+
+    @property
+    def backend(self) -> str:
+        """How the body computes: "auto", "reference" or, in feedback variants, "stack"; same numbers each."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, name: str) -> None:
+        check_choice(f"backend of a {self.config.variant!r} model", name, ("auto", *self.body.backends))
+        self._backend = name
+
+    @overload
+    def forward(
+        self, tokens: Tensor, state: State | None = ..., return_state: Literal[False] = ...
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self, tokens: Tensor, state: State | None = ..., *, return_state: Literal[True]
+    ) -> tuple[Tensor, State]: ...
+
+    def forward(
+        self, tokens: Tensor, state: State | None = None, return_state: bool = False
+    ) -> Tensor | tuple[Tensor, State]:
+        """Predict the next token at every step.
+
+        Args:
+            tokens: token ids [B, T], T >= 1.
+            state: what an earlier block of the same sequences returned; None starts afresh.
+            return_state: also return the state for the next block. Call `.detach()` on it to keep
+                gradients inside a block.
+
+        Returns:
+            Logits [B, T, V], or (logits, state).
+
+        Raises:
+            TypeError: tokens are not integers.
+            ValueError: tokens are empty, of the wrong shape or outside the vocabulary, or the state
+                belongs to another batch or model.
+        """
+        self._check_tokens(tokens, "[B, T]")
+        self._check_state(state, tokens.shape[0])
+        x = self.dropout(self.token_embedding(tokens))
+        y, state, _ = self.body(x, state, backend=self._backend)
+        logits = self.head(self.norm(y))
+        return (logits, state) if return_state else logits
+
+    def step(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Predict from one token more per sequence, reading the cache: O(span) work, nothing recomputed.
+
+        Args:
+            tokens: token ids [B].
+            state: what the step before returned; None at the first.
+
+        Returns:
+            Logits [B, V] and the state for the next step. The given state stays as it is.
+
+        Raises:
+            TypeError, ValueError: as in `forward`.
+        """
+        self._check_tokens(tokens, "[B]")
+        logits, state = self(tokens[:, None], state, return_state=True)
+        return logits[:, 0], state
+
+    @torch.no_grad()
+    def attention(self, tokens: Tensor) -> Tensor:
+        """The attention weights of every layer and head over a text, without dropout.
+
+        Args:
+            tokens: token ids [B, T].
+
+        Returns:
+            Weights [L, B, H, T, T], row = query, column = key. Rows sum to 1, but for row 0 of a feedback
+            model, which has no memory yet and is zero.
+        """
+        self._check_tokens(tokens, "[B, T]")
+        with evaluating(self):
+            weights: Tensor = self.body(
+                self.token_embedding(tokens), backend=self._backend, need_weights=True
+            )[2]
+        return weights
+
+    def layer_weights(self) -> Tensor:
+        """w, [L + 1]: the share of the embedding and of each layer in the memory vector, detached.
+
+        Raises:
+            ValueError: a parallel model has no memory vector.
+        """
+        if isinstance(self.body, ParallelBody):
+            raise ValueError("layer_weights needs variant 'feedback' or 'shared-kv', got 'parallel'")
+        return self.body.memory.layer_weights().detach()
+
+    def num_parameters(self) -> int:
+        """How many numbers are trained."""
+        return sum(p.numel() for p in self.parameters())
+
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        max_new_tokens: int,
+        *,
+        temperature: float = ...,
+        top_k: int | None = ...,
+        seed: int | None = ...,
+    ) -> str: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: list[str],
+        max_new_tokens: int,
+        *,
+        temperature: float = ...,
+        top_k: int | None = ...,
+        seed: int | None = ...,
+    ) -> list[str]: ...
+
+    def generate(
+        self,
+        prompt: str | list[str] = "\n",
+        max_new_tokens: int = 200,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        seed: int | None = None,
+    ) -> str | list[str]:
+        """Continue one text, or each of a list of texts.
+
+        Args:
+            prompt: what to continue, at least one character; a list is decoded as one batch.
+            max_new_tokens: characters to add to each prompt.
+            temperature: logits are divided by it; 0 always takes the most likely character.
+            top_k: sample among the k most likely characters only; None samples among all.
+            seed: makes the text repeatable. Prompt i of a list draws from seed + i, whatever its neighbours.
+
+        Returns:
+            The prompt with its continuation, or a list of them.
+
+        Raises:
+            TypeError, ValueError: an argument is out of range, or the model has no tokenizer.
+        """
+        pieces = self.stream(prompt, max_new_tokens, temperature=temperature, top_k=top_k, seed=seed)
+        if isinstance(prompt, str):
+            return prompt + "".join(pieces)  # type: ignore[arg-type]
+        return [start + "".join(new) for start, *new in zip(prompt, *pieces, strict=True)]
+
+    def stream(
+        self,
+        prompt: str | list[str] = "\n",
+        max_new_tokens: int = 200,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        seed: int | None = None,
+    ) -> Iterator[str] | Iterator[list[str]]:
+        """Like `generate`, yielding each new character as it comes.
+
+        For a list of prompts every item is a list with the next character of each. Prompts of unequal
+        length are read side by side: the shortest starts first, and "" stands for a text that is still
+        reading its prompt or has ended.
+
+        Raises:
+            TypeError, ValueError: as in `generate`, at the call rather than at the first character.
+        """
+        if self.tokenizer is None:
+            raise ValueError(
+                "generate needs a tokenizer: LanguageModel(config, tokenizer), got tokenizer=None"
+            )
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            raise ValueError("prompt must be a text or a list of at least one, got []")
+        for text in prompts:
+            if not isinstance(text, str):
+                raise TypeError(
+                    f"prompt must be a str or a list of str, got {text!r} of type {type(text).__name__}"
+                )
+            if not text:
+                raise ValueError("prompt must have at least 1 character, got ''")
+        check_sampling(max_new_tokens, temperature, top_k, seed, self.config.vocab_size)
+        encoded = [self.tokenizer.encode(text) for text in prompts]
+        vocabulary = self.tokenizer.vocabulary
+        drawn = sample(self, encoded, max_new_tokens, temperature, top_k, seed)
+        characters = (["" if token is None else vocabulary[token] for token in tokens] for tokens in drawn)
+        return (batch[0] for batch in characters) if isinstance(prompt, str) else characters
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write `model.safetensors` into a folder: weights, and config and vocabulary in its metadata.
+
+        One file, so that it is there whole or not at all.
+
+        Args:
+            folder: created if it does not exist.
+
+        Returns:
+            The path of the file.
+        """
+        metadata = {"format": "pt", "config": json.dumps(asdict(self.config))}
+        if self.tokenizer is not None:
+            metadata["vocabulary"] = json.dumps(self.tokenizer.vocabulary)
+        path = Path(folder) / WEIGHTS_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, save({k: v.contiguous() for k, v in self.state_dict().items()}, metadata))
+        return path
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> "LanguageModel":
+        """Load a model that `save_pretrained` wrote, in evaluation mode.
+
+        Args:
+            name: a folder, or the name of weights that ship with the package: "tiny-shakespeare".
+
+        Raises:
+            FileNotFoundError: there is no such folder or name.
+            ValueError: the file is not a model of this package, or its tensors do not fit its config.
+        """
+        folder = PRETRAINED / name if (PRETRAINED / name).is_dir() else Path(name)
+        path = folder / WEIGHTS_FILE
+        if not path.is_file():
+            shipped = (
+                sorted(p.name for p in PRETRAINED.iterdir() if p.is_dir()) if PRETRAINED.is_dir() else []
+            )
+            raise FileNotFoundError(
+                f"no {WEIGHTS_FILE} in {str(name)!r}; names that ship with fbt: {shipped}"
+            )
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dict
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+        if "config" not in metadata:
+            raise ValueError(f"{path} has no config in its metadata: it was not written by save_pretrained")
+        vocabulary = json.loads(metadata["vocabulary"]) if "vocabulary" in metadata else None
+        tokenizer = None if vocabulary is None else CharTokenizer.from_vocabulary(vocabulary)
+        fields: dict[str, Any] = json.loads(metadata["config"])
+        model = cls(Config(**fields), tokenizer)
+        expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+        found = {key: tuple(value.shape) for key, value in weights.items()}
+        if expected != found:
+            wrong = sorted(
+                key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)
+            )
+            raise ValueError(
+                f"{path} does not fit its config: unexpected, missing or misshapen tensors {wrong[:8]}"
+            )
+        model.load_state_dict(weights)
+        return model.eval()
+
+    @classmethod
+    def from_parallel(
+        cls, parallel: "LanguageModel", variant: str = "shared-kv", **changes: Any
+    ) -> "LanguageModel":
+        """Turn a trained parallel model into the starting point of a feedback model.
+
+        What is copied as it is: token embedding, final norm and head; in each layer both norms, W_q, W_o,
+        the feed-forward block, u, and the rows of E and s for distances 1..S (distance 0 is dropped: a
+        step does not see itself).
+
+        What is mapped: a parallel layer makes K and V from LN1(x) = g * z + beta with z the plain
+        normalisation. The memory's norm starts plain, so each layer's W_k, W_v become W_k diag(g),
+        W_v diag(g). The key bias W_k beta is the same for all keys and cancels in the softmax; the value
+        bias W_v beta passes through it unchanged and goes into the output bias, b_o + W_o W_v beta. With
+        variant "shared-kv" the layers' W_k, W_v and value biases are averaged.
+
+        What is new: the layer weights start uniform. With one layer and memory="embedding" the result
+        computes exactly the parallel layer under a strict mask; with more layers it is a start, not a copy.
+
+        Args:
+            parallel: the model to start from; it is left as it is.
+            variant: "shared-kv" or "feedback".
+            **changes: fields of `Config` that shall differ: dropout, memory, memory_norm.
+
+        Returns:
+            A new model on the same device and in the same dtype.
+
+        Raises:
+            ValueError: the model is not parallel, the variant is no feedback one, or a change is another.
+        """
+        check_choice("variant of the model to start from", parallel.config.variant, ("parallel",))
+        check_choice("variant", variant, ("shared-kv", "feedback"))
+        for name in changes:
+            check_choice("a changed field", name, ("dropout", "memory", "memory_norm"))
+        model = cls(replace(parallel.config, variant=variant, **changes), parallel.tokenizer)
+        model.to(parallel.token_embedding.weight)
+        for part in ("token_embedding", "norm", "head"):
+            getattr(model, part).load_state_dict(getattr(parallel, part).state_dict())
+        assert isinstance(parallel.body, ParallelBody) and isinstance(
+            model.body, FeedbackBody
+        )  # checked above
+        copy_parallel_body(parallel.body, model.body)
+        return model
+
+    def _check_tokens(self, tokens: Tensor, shape: str) -> None:
+        if not isinstance(tokens, Tensor) or tokens.dtype not in (torch.int64, torch.int32):
+            kind = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
+            raise TypeError(f"tokens must be an int64 or int32 tensor, got {kind}")
+        if tokens.ndim != shape.count(",") + 1 or tokens.numel() == 0:
+            raise ValueError(f"tokens must have shape {shape} with every size >= 1, got {list(tokens.shape)}")
+        if tokens.device.type == "cpu":  # elsewhere looking at the values would stall the device
+            low, high = (int(v) for v in torch.aminmax(tokens))
+            if low < 0 or high >= self.config.vocab_size:
+                wrong = low if low < 0 else high
+                raise ValueError(f"tokens must be in [0, {self.config.vocab_size - 1}], got {wrong}")
+
+    def _check_state(self, state: State | None, batch_size: int) -> None:
+        if state is None:
+            return
+        if not isinstance(state, State):
+            raise TypeError(f"state must be a State or None, got {type(state).__name__}")
+        c, weight = self.config, self.token_embedding.weight
+        if state.batch_size != batch_size:
+            raise ValueError(f"state must be of batch size {batch_size} like tokens, got {state.batch_size}")
+        caches = 1 if c.variant == "shared-kv" else c.n_layers
+        heads, width = state.keys[0].shape[1], state.keys[0].shape[3]
+        if (len(state.keys), heads, width) != (caches, c.n_heads, c.d_head) or state.length > c.span:
+            raise ValueError(
+                f"state must have {caches} caches [B, {c.n_heads}, 1..{c.span}, {c.d_head}] for this model, "
+                f"got {len(state.keys)} of {list(state.keys[0].shape)}"
+            )
+        if state.keys[0].device != weight.device:
+            raise ValueError(f"state must be on {weight.device} like the model, got {state.keys[0].device}")

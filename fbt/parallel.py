@@ -1,0 +1,89 @@
+"""The parallel transformer the feedback models are compared with: causal, pre-norm, the same relative terms.
+
+    K_j^l, V_j^l = W_k^l LN1(x_j^{l-1}), W_v^l LN1(x_j^{l-1})
+    x_t^l = layer(x_t^{l-1}; K_j^l, V_j^l for t - S <= j <= t)
+
+A query sees its own step (distance 0) and the S before it. All steps of a layer are computed at once; the
+price is that layer l at step t reads nothing above layer l - 1 of earlier steps.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from fbt._checks import check_choice
+from fbt.attention import Attention, FeedForward, KeyValue, RelativeTerms, module_list
+from fbt.config import Config
+from fbt.state import State
+
+
+class ParallelLayer(nn.Module):
+    """One pre-norm layer: causal self-attention, then feed-forward."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.span = config.span
+        self.norm1 = nn.LayerNorm(config.d_model)
+        self.key_value = KeyValue(config)
+        self.attention = Attention(config)
+        self.norm2 = nn.LayerNorm(config.d_model)
+        self.feed_forward = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Tensor, past: tuple[Tensor, Tensor] | None, relative: RelativeTerms
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+        """Map x [B, T, d] to the next layer's x, given the keys and values [B, H, P, D] of earlier blocks.
+
+        Returns:
+            The output [B, T, d]; keys and values of the last S steps for the next block; the attention
+            weights [B, H, T, P + T].
+        """
+        z = self.norm1(x)
+        keys, values = self.key_value(z)
+        if past is not None:
+            keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
+        attended, weights = self.attention(z, keys, values, relative)
+        x = x + self.dropout(attended)
+        x = x + self.dropout(self.feed_forward(self.norm2(x)))
+        return x, (keys[:, :, -self.span :], values[:, :, -self.span :]), weights
+
+
+class ParallelBody(nn.Module):
+    """L parallel layers.
+
+    Args:
+        config: sizes and options; `memory` and `memory_norm` play no part here.
+    """
+
+    backends = ("reference",)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        tables = config.n_layers if config.relative == "per-layer" else 1
+        self.relative = module_list(RelativeTerms(config, range(config.span + 1)) for _ in range(tables))
+        self.layers = module_list(ParallelLayer(config) for _ in range(config.n_layers))
+
+    def forward(
+        self, x: Tensor, state: State | None = None, *, backend: str = "auto", need_weights: bool = False
+    ) -> tuple[Tensor, State, Tensor | None]:
+        """Run all layers over x.
+
+        Args:
+            x: embeddings [B, T, d], T >= 1.
+            state: what an earlier block returned, or None.
+            backend: "auto" or "reference", the only one there is.
+            need_weights: also return the attention weights.
+
+        Returns:
+            The top layer's outputs [B, T, d]; the state for the next block; the attention weights
+            [L, B, H, T, P + T], row = query, P = length of the given state, or None.
+        """
+        check_choice("backend", backend, ("auto", *self.backends))
+        caches, trace = [], []
+        for l, layer in enumerate(self.layers):
+            past = None if state is None else (state.keys[l], state.values[l])
+            x, cache, weights = layer(x, past, self.relative[l % len(self.relative)])
+            caches.append(cache)
+            trace.append(weights)
+        after = State(tuple(keys for keys, _ in caches), tuple(values for _, values in caches))
+        return x, after, torch.stack(trace) if need_weights else None

@@ -1,0 +1,109 @@
+"""How a model is trained: the settings, the schedules that follow from them, and the presets."""
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from fbt._checks import check_bool, check_int, check_real
+
+
+def _help(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Settings of a training run; `python -m fbt.training --help` says what each one means.
+
+    Raises:
+        TypeError, ValueError: a setting is of the wrong type or out of range; the message says which.
+    """
+
+    steps: int = _help(2000, "optimiser steps")
+    batch_size: int = _help(12, "sequences a step")
+    seq_len: int = _help(64, "characters a sequence")
+    lr: float = _help(2e-3, "highest learning rate of AdamW")
+    min_lr_ratio: float = _help(0.1, "the cosine ends at this share of the highest learning rate")
+    warmup: int = _help(100, "steps of linear warm-up")
+    weight_decay: float = _help(0.1, "decay of the weight matrices; biases, norms and tables have none")
+    beta2: float = _help(0.99, "AdamW's decay of the squared gradient")
+    clip: float = _help(1.0, "largest norm of the gradient; 0 turns clipping off")
+    curriculum: int = _help(
+        0,
+        "first sequence length; it doubles up to seq_len over the first half of the steps; 0 is none",
+    )
+    carry: bool = _help(False, "read the text in order and carry the memory, detached, from block to block")
+    eval_every: int = _help(250, "steps between evaluations")
+    eval_windows: int = _help(
+        256, "fixed validation windows an evaluation looks at; the last one looks at all"
+    )
+    sample: int = _help(100, "characters of text to print at each evaluation")
+    checkpoint_every: int = _help(250, "steps between checkpoints")
+    seed: int = _help(0, "decides initial weights, batches and dropout")
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name in ("steps", "batch_size", "seq_len", "eval_every", "eval_windows", "checkpoint_every"):
+            check_int(name, getattr(self, name), low=1)
+        for name in ("warmup", "sample"):
+            check_int(name, getattr(self, name), low=0)
+        check_int("seed", self.seed, low=0, high=2**31 - 1)
+        check_int("curriculum", self.curriculum, low=0, high=self.seq_len)
+        for name in ("lr", "weight_decay", "clip"):
+            check_real(name, getattr(self, name), low=0.0)
+        check_real("min_lr_ratio", self.min_lr_ratio, low=0.0, high=1.0)
+        check_real("beta2", self.beta2, low=0.0, high=1.0, open_high=True)
+        check_bool("carry", self.carry)
+        if self.carry and self.curriculum:
+            raise ValueError(f"carry needs blocks of one length: curriculum must be 0, got {self.curriculum}")
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of step 0, 1, ...: linear warm-up, then half a cosine down to `min_lr_ratio`."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.lr * (
+            self.min_lr_ratio + (1 - self.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+        )
+
+    def batch_shape(self, step: int) -> tuple[int, int]:
+        """Sequences and characters a sequence at a step. A curriculum trades one for the other."""
+        if not self.curriculum:
+            return self.batch_size, self.seq_len
+        stages = math.ceil(math.log2(self.seq_len / self.curriculum)) + 1
+        stage = min(stages - 1, 2 * stages * step // self.steps)
+        length = min(self.seq_len, self.curriculum * 2**stage)
+        return max(1, self.batch_size * self.seq_len // length), length
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named size: fields of `Config`, fields of `Recipe`, and what to expect of it."""
+
+    model: dict[str, Any]
+    recipe: dict[str, Any]
+    about: str
+
+
+PRESETS = {
+    "tiny": Preset(
+        {"d_model": 64, "n_heads": 4, "n_layers": 2, "span": 32},
+        {"steps": 600, "batch_size": 32, "seq_len": 32, "warmup": 50, "lr": 4e-3, "eval_every": 100},
+        "2 layers, 64 wide, 32 characters: about a minute on two cores",
+    ),
+    "small": Preset(
+        {"d_model": 128, "n_heads": 4, "n_layers": 4, "span": 64},
+        {},
+        "nanoGPT's CPU setting: 4 layers, 128 wide, 64 characters, 2000 steps of 12 sequences",
+    ),
+    "base": Preset(
+        {"d_model": 192, "n_heads": 6, "n_layers": 6, "span": 128, "dropout": 0.1},
+        {"steps": 5000, "batch_size": 32, "seq_len": 128, "lr": 1e-3, "eval_every": 500},
+        "6 layers, 192 wide, 128 characters, 5000 steps of 32 sequences: a GPU, or a night",
+    ),
+}
+
+
+def recipe_fields() -> dict[str, tuple[type, str]]:
+    """Name, type and help of every setting, in order: what the command line is made of."""
+    return {f.name: (type(f.default), f.metadata["help"]) for f in fields(Recipe)}

@@ -1,0 +1,208 @@
+"""The book's figures: one style for all, made for light and dark pages, as SVG.
+
+Ink is a grey that reads on white and on black; the built book swaps it for the page's own text colour. Line
+colours keep a contrast of 3:1 on both, and every line also has a dash of its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from itertools import cycle, pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from fbt._files import write_whole
+
+INK = "#757575"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+DASHES = ("-", "--", "-.", ":")
+HEAT = "cividis"
+
+STYLE: dict[Any, Any] = {
+    "figure.figsize": (6.4, 3.2),
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "savefig.bbox": "tight",
+    "figure.constrained_layout.use": True,
+    "axes.facecolor": "none",
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 10,
+    "axes.labelsize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": cycler(color=COLOURS) + cycler(linestyle=DASHES),
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.8,
+    "font.family": "sans-serif",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fbt",
+}
+
+
+def use_book_style() -> None:
+    """Give every figure made from here on the book's style, and show figures as SVG in a notebook."""
+    mpl.rcParams.update(STYLE)
+    try:
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+    except ImportError:  # not in a notebook
+        return
+    set_matplotlib_formats("svg")
+
+
+def save_svg(figure: Figure, path: str | Path) -> None:
+    """Write a figure as SVG, whole or not at all, and close it."""
+    buffer = BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    write_whole(path, buffer.getvalue())
+
+
+def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, over: str = "step") -> Figure:
+    """Validation losses of runs, with the smoothed training losses behind them.
+
+    Args:
+        runs: the `metrics` of `fbt.train` by the name the legend shows.
+        over: what the horizontal axis counts, "step" or "seconds".
+    """
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots()
+        looks = cycle(zip(COLOURS, DASHES, strict=True))
+        for (name, metrics), (colour, dash) in zip(runs.items(), looks, strict=False):
+            training = [(m[over], m["loss"]) for m in metrics if "loss" in m]
+            validation = [(m[over], m["val_loss"]) for m in metrics if "val_loss" in m]
+            if training:
+                x, y = np.array(training).T
+                width = max(1, len(y) // 50)
+                smooth = np.convolve(y, np.ones(width) / width, mode="valid")
+                axes.plot(x[width - 1 :], smooth, color=colour, alpha=0.35, linewidth=1, linestyle="-")
+            if validation:
+                x, y = np.array(validation).T
+                marker = "o" if len(x) < 30 else ""
+                axes.plot(x, y, color=colour, linestyle=dash, marker=marker, markersize=4, label=name)
+        axes.set_xlabel({"step": "optimiser step", "seconds": "seconds"}[over])
+        axes.set_ylabel("loss, nats a character")
+        axes.legend()
+    return figure
+
+
+def attention_maps(weights: Tensor, tokens: Sequence[str], *, heads: str = "all") -> Figure:
+    """Attention weights over a text, a row of maps for each layer and a map for each head.
+
+    Args:
+        weights: [L, H, T, T], row = query, as `LanguageModel.attention` returns for one sequence.
+        tokens: the T characters.
+        heads: "all", or "mean" for one map a layer.
+    """
+    if heads == "mean":
+        weights = weights.mean(1, keepdim=True)
+    layers, count, length = weights.shape[:3]
+    with mpl.rc_context(STYLE):
+        size = min(1.7, 6.4 / count) if count > 1 else 6.4 / min(layers, 4)
+        rows, columns = (layers, count) if count > 1 else (-(-layers // 4), min(layers, 4))
+        figure, grid = plt.subplots(rows, columns, figsize=(size * columns, size * rows), squeeze=False)
+        for i, axes in enumerate(grid.flat):
+            if i >= layers * count:
+                axes.set_axis_off()
+                continue
+            layer, head = divmod(i, count)
+            seen = np.ma.masked_where(np.triu(np.ones((length, length)), 1) > 0, weights[layer, head].cpu())
+            axes.imshow(seen, cmap=HEAT, vmin=0, interpolation="nearest")
+            title = f"layer {layer + 1}" + (f", head {head + 1}" if count > 1 else "")
+            axes.set_title(title, fontsize=8)
+            _character_ticks(axes, tokens if length <= 24 else None)
+    return figure
+
+
+def _character_ticks(axes: Axes, tokens: Sequence[str] | None) -> None:
+    """Label both axes with the characters, or with nothing where they would not be readable."""
+    if tokens is None:
+        axes.set_xticks([])
+        axes.set_yticks([])
+        return
+    names = [{" ": "␣", "\n": "⏎"}.get(token, token) for token in tokens]
+    axes.set_xticks(range(len(names)), names, fontsize=7, family="monospace")
+    axes.set_yticks(range(len(names)), names, fontsize=6, family="monospace")
+    axes.tick_params(length=0)
+
+
+def layer_weights_over_time(steps: Sequence[int], weights: Sequence[Tensor] | Tensor) -> Figure:
+    """How the mixture of layers in the memory vector moved during training.
+
+    Args:
+        steps: optimiser steps, N of them.
+        weights: N vectors w [L + 1], or [N, L + 1].
+    """
+    values = np.stack([np.asarray(w) for w in weights])
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots()
+        looks = cycle(zip((INK, *COLOURS), ("-", *DASHES), strict=True))
+        heights = _spread(values[-1], least=0.07 * values.max())
+        for l, (colour, dash) in zip(range(values.shape[1]), looks, strict=False):
+            marker = "" if l <= len(COLOURS) else "o"
+            axes.plot(steps, values[:, l], color=colour, linestyle=dash, marker=marker, markersize=3)
+            name = "embedding" if l == 0 else f"layer {l}"
+            end = (1.01, heights[l])
+            axes.annotate(
+                name, end, xycoords=("axes fraction", "data"), va="center", fontsize=9, color=colour
+            )
+        axes.axhline(1 / values.shape[1], color=INK, linewidth=0.8, linestyle=":")
+        axes.set_xlabel("optimiser step")
+        axes.set_ylabel("share in the memory, $w_l$")
+        axes.set_ylim(bottom=0)
+        axes.margins(x=0)
+    return figure
+
+
+def _spread(heights: np.ndarray[Any, Any], least: float) -> np.ndarray[Any, Any]:
+    """Move labels up just enough that neighbours are `least` apart."""
+    order = np.argsort(heights)
+    placed = heights.astype(float).copy()
+    for below, above in pairwise(order):
+        placed[above] = max(placed[above], placed[below] + least)
+    return placed
+
+
+def cost_against_length(
+    lengths: Sequence[int],
+    costs: Mapping[str, Sequence[float]],
+    *,
+    unit: str = "seconds",
+    ylabel: str = "time a step",
+) -> Figure:
+    """A measured cost against sequence length, both axes logarithmic, a line each.
+
+    Args:
+        lengths: sequence lengths T.
+        costs: one value a length, by the name the legend shows.
+        unit: of the costs.
+        ylabel: what was measured.
+    """
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots()
+        looks = cycle(zip(COLOURS, DASHES, "os^D", strict=True))
+        for (name, values), (colour, dash, marker) in zip(costs.items(), looks, strict=False):
+            axes.plot(lengths, values, color=colour, linestyle=dash, marker=marker, markersize=5, label=name)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(list(lengths), [str(n) for n in lengths])
+        axes.minorticks_off()
+        axes.set_xlabel("sequence length T, characters")
+        axes.set_ylabel(f"{ylabel}, {unit}")
+        axes.legend()
+    return figure

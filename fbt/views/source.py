@@ -1,0 +1,71 @@
+"""Show a definition from the installed package, so that a page never holds a second copy of it."""
+
+import ast
+import inspect
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from fbt._repository import BRANCH, URL
+
+PACKAGE = Path(__file__).parents[1]
+
+
+def _without_docstring(code: str) -> str:
+    """The code less the docstring of its outermost definition; comments stay."""
+    body = ast.parse(code).body[0]
+    if not isinstance(body, ast.ClassDef | ast.FunctionDef) or ast.get_docstring(body) is None:
+        return code
+    first, lines = body.body[0], code.splitlines()
+    return "\n".join(lines[: first.lineno - 1] + lines[first.end_lineno :])
+
+
+class Source:
+    """The source of one definition; a notebook displays it as highlighted code with a link to its lines.
+
+    Attributes:
+        code: the text of the definition.
+        where: its place in the repository, such as "fbt/stack.py, lines 20 to 41".
+    """
+
+    def __init__(self, obj: Any, docstring: bool = True) -> None:
+        lines, first = inspect.getsourcelines(obj)
+        first = max(first, 1)  # a module starts at line 0
+        code = textwrap.dedent("".join(lines)).rstrip()
+        self.code = code if docstring else _without_docstring(code)
+        path = Path(inspect.getsourcefile(obj) or "").resolve()
+        inside = path.is_relative_to(PACKAGE)
+        name = (path.relative_to(PACKAGE.parent) if inside else Path(path.name)).as_posix()
+        last = first + len(lines) - 1
+        self.where = f"{name}, lines {first} to {last}"
+        self.link = f"{URL}/blob/{BRANCH}/{name}#L{first}-L{last}" if inside else None
+
+    def _repr_markdown_(self) -> str:
+        place = f"[{self.where}]({self.link})" if self.link else self.where
+        return f"{place}\n\n```python\n{self.code}\n```"
+
+    def __repr__(self) -> str:
+        return f"# {self.where}\n{self.code}"
+
+
+def show(obj: Any, *, docstring: bool = True) -> Source:
+    """Display the source of a class, function, method or module as it is installed.
+
+    Args:
+        obj: what to show; a property shows its getter.
+        docstring: False leaves the docstring out, for a page that has just said the same.
+
+    Returns:
+        A `Source`: put the call last in a cell to display it; `.code` is the text.
+
+    Raises:
+        TypeError: `obj` has no Python source, such as a number or a built-in.
+    """
+    if isinstance(obj, property):
+        obj = obj.fget
+    try:
+        return Source(inspect.unwrap(obj) if callable(obj) else obj, docstring)
+    except (TypeError, OSError) as error:
+        raise TypeError(
+            f"show needs a class, function, method or module of Python code, got {obj!r}"
+        ) from error
