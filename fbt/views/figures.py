@@ -6,7 +6,7 @@ colours keep a contrast of 3:1 on both, and every line also has a dash of its ow
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from itertools import cycle, pairwise
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -152,30 +152,20 @@ def layer_weights_over_time(steps: Sequence[int], weights: Sequence[Tensor] | Te
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots()
         looks = cycle(zip((INK, *COLOURS), ("-", *DASHES), strict=True))
-        heights = _spread(values[-1], least=0.07 * values.max())
         for l, (colour, dash) in zip(range(values.shape[1]), looks, strict=False):
             marker = "" if l <= len(COLOURS) else "o"
-            axes.plot(steps, values[:, l], color=colour, linestyle=dash, marker=marker, markersize=3)
             name = "embedding" if l == 0 else f"layer {l}"
-            end = (1.01, heights[l])
-            axes.annotate(
-                name, end, xycoords=("axes fraction", "data"), va="center", fontsize=9, color=colour
+            axes.plot(
+                steps, values[:, l], color=colour, linestyle=dash, marker=marker, markersize=3, label=name
             )
         axes.axhline(1 / values.shape[1], color=INK, linewidth=0.8, linestyle=":")
         axes.set_xlabel("optimiser step")
         axes.set_ylabel("share in the memory, $w_l$")
         axes.set_ylim(bottom=0)
         axes.margins(x=0)
+        lines = np.array(axes.get_lines()[:-1])[np.argsort(-values[-1])]  # in the order in which they end
+        axes.legend(handles=list(lines), loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
-
-
-def _spread(heights: np.ndarray[Any, Any], least: float) -> np.ndarray[Any, Any]:
-    """Move labels up just enough that neighbours are `least` apart."""
-    order = np.argsort(heights)
-    placed = heights.astype(float).copy()
-    for below, above in pairwise(order):
-        placed[above] = max(placed[above], placed[below] + least)
-    return placed
 
 
 def cost_against_length(
