@@ -1,4 +1,4 @@
-"""Build the book into _build/html: run what needs running, hand the outputs to Jupyter Book, treat warnings as errors."""
+"""Build the book into _build/html: run the chapters that changed, build the pages, accept no warning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ from notebooks import BUILD, ROOT, chapters, digest, executed, executed_path, fi
 
 HTML = BUILD / "html"
 STAMP = BUILD / "book.key"
-SOURCES = ("_config.yml", "_toc.yml", "book", "fbt", "experiments/results", "requirements.txt", "tools/build_book.py")
+SOURCES = (
+    "_config.yml",
+    "_toc.yml",
+    "book",
+    "fbt",
+    "experiments/results",
+    "requirements.txt",
+    "tools/build_book.py",
+)
 
 
 def book_key() -> str:

@@ -1,4 +1,4 @@
-"""Run every chapter as Google Colab would: the built wheel, Colab's versions, one notebook alone in an empty folder."""
+"""Run every chapter as Google Colab would: the built wheel, Colab's versions, an empty folder each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ PYTHON = FOLDER / "venv" / "bin" / "python"
 STAMP = FOLDER / "stamp"
 PINS = ROOT / "colab-pins.txt"
 # Colab comes with torch; the newest release it may soon have is the one the book is built with.
-TORCH = next(line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("torch=="))
+TORCH = next(
+    line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("torch==")
+)
 KERNEL = "fbt-colab"
 
 
@@ -56,12 +58,31 @@ def prepare(wheel: Path) -> None:
     pip("--no-index", "--no-deps", "--force-reinstall", str(wheel))
 
 
+def installed() -> str:
+    """The versions the chapters ran with, as the environment itself reports them."""
+    names = ("torch", "numpy", "matplotlib", "ipython", "ipywidgets", "ipykernel")
+    code = (
+        f"from importlib.metadata import version; print(', '.join(f'{{n}} {{version(n)}}' for n in {names}))"
+    )
+    return subprocess.run(
+        [str(PYTHON), "-c", code], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
 def register_kernel() -> None:
     """Tell Jupyter how to start a kernel there, without touching the user's own kernels."""
     share = FOLDER / "share"
-    spec = {"argv": [str(PYTHON), "-m", "ipykernel_launcher", "-f", "{connection_file}"], "language": "python"}
-    write(share / "kernels" / KERNEL / "kernel.json", json.dumps(spec | {"display_name": "Google Colab's versions"}))
+    spec = {
+        "argv": [str(PYTHON), "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "language": "python",
+    }
+    write(
+        share / "kernels" / KERNEL / "kernel.json",
+        json.dumps(spec | {"display_name": "Google Colab's versions"}),
+    )
     os.environ["JUPYTER_PATH"] = str(share)
+    # Its older ipykernel would print the debugger's warning about frozen modules for every kernel.
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
 
 
 def main() -> None:
@@ -79,7 +100,7 @@ def main() -> None:
             print(f"{label}: FAILED\n{run.error}", flush=True)
         rows.append((path.stem, f"{run.seconds:.1f}", "ok" if run.error is None else "FAILED"))
         print(f"{label}: {rows[-1][2]} in {run.seconds:.1f} s", flush=True)
-    print(f"\n{wheel.name}\n" + table(rows), flush=True)
+    print(f"\n{wheel.name} with {installed()}\n{table(rows)}", flush=True)
     if failed:
         sys.exit("A chapter does not run with Google Colab's versions: see above.")
 

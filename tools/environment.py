@@ -1,10 +1,9 @@
-"""Make .venv agree with requirements.txt and pyproject.toml; do nothing, and touch no network, when it already does.
+"""Make .venv agree with requirements.txt and pyproject.toml; when it does, do nothing and touch no network.
 
 Runs under whatever Python the reader has, so only the standard library is used here.
 """
 
 import hashlib
-import os
 import subprocess
 import sys
 import time
@@ -26,9 +25,11 @@ def stamp() -> str:
 
 def main() -> None:
     """Create or update .venv if its stamp differs."""
-    if sys.version_info < (3, 11):
-        found = "{}.{}".format(*sys.version_info[:2])
-        sys.exit("fbt needs Python 3.11 or newer and found %s; run: make PYTHON=python3.12 book" % found)
+    # The reader's Python may be older than the one this file is checked for.
+    if sys.version_info < (3, 11):  # noqa: UP036
+        sys.exit(
+            f"fbt needs Python 3.11 or newer, not {sys.version.split()[0]}: try make PYTHON=python3.12 book"
+        )
     wanted = stamp()
     if PYTHON.exists() and STAMP.exists() and STAMP.read_text() == wanted:
         return
@@ -45,7 +46,7 @@ def main() -> None:
     subprocess.run([*pip, "--no-deps", "--no-build-isolation", "-e", str(ROOT)], check=True)
     temporary = STAMP.with_name(STAMP.name + ".new")
     temporary.write_text(wanted)
-    os.replace(temporary, STAMP)
+    temporary.replace(STAMP)
     print(f"Environment ready in {time.monotonic() - started:.0f} s", flush=True)
 
 

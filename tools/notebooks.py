@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -89,7 +88,7 @@ def digest(files: list[Path], *extra: str) -> str:
 
 
 def key(path: Path) -> str:
-    """What a run of this notebook depends on: its code cells (not its prose), the package, the results, the pins."""
+    """What a run depends on: the notebook's code cells (not its prose), fbt, the results, the pins."""
     code = [cell.source for cell in read(path).cells if cell.cell_type == "code"]
     return digest(files_of(*INPUTS), json.dumps(code), platform.python_version())
 
@@ -100,7 +99,7 @@ def executed_path(path: Path) -> Path:
 
 
 def executed(path: Path) -> nbformat.NotebookNode | None:
-    """The notebook as it stands now with the outputs of its last run, or None if that run is missing or out of date."""
+    """The notebook of today with its last run's outputs, or None if that run is missing or out of date."""
     stored_path = executed_path(path)
     if not stored_path.exists():
         return None
@@ -187,10 +186,9 @@ def write(path: Path, text: str) -> None:
             file.write(text)
         # mkstemp makes files only their owner can read; a built book is for everyone.
         Path(name).chmod(0o644)
-        os.replace(name, path)
+        Path(name).replace(path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
+        Path(name).unlink(missing_ok=True)
         raise
 
 

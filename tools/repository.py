@@ -15,11 +15,13 @@ def main() -> None:
     new = settings["URL"].removeprefix(HOST)
     old = re.search(rf'^Repository = "{HOST}(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     if old is None:
-        raise SystemExit("pyproject.toml has no line: Repository = \"https://github.com/OWNER/NAME\"")
+        raise SystemExit('pyproject.toml has no line: Repository = "https://github.com/OWNER/NAME"')
     if old[1] == new:
         print(f"Every file already says {HOST}{new}")
         return
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    names = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
     for name in filter(None, names.split("\0")):
         path = ROOT / name
         try:

@@ -1,4 +1,4 @@
-"""Run the chapters' notebooks whose runs are missing or out of date: `python tools/run_notebooks.py [--force] [book/NAME.ipynb ...]`."""
+"""Run the chapters' notebooks whose runs are missing or out of date."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fetch the browser files that THIRD_PARTY.md lists from npm again, and compare or restore them. Needs npm and a network."""
+"""Fetch the browser files of THIRD_PARTY.md from npm again, and compare or restore them (needs npm)."""
 
 import hashlib
 import re
@@ -10,7 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ROW = re.compile(
-    r"^\| (?P<file>\S+) \|.*\(npm `(?P<package>[^`]+)`, `(?P<member>[^`]+)`\) \| (?P<version>\S+) \|.*\| (?P<hash>[0-9a-f]{64}) \|$",
+    r"^\| (?P<file>\S+) \|.*\(npm `(?P<package>[^`]+)`, `(?P<member>[^`]+)`\)"
+    r" \| (?P<version>\S+) \|.*\| (?P<hash>[0-9a-f]{64}) \|$",
     re.MULTILINE,
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -69,7 +70,9 @@ def inline_svg(text: str, prefix: str, alt: str) -> str:
         }
         if element.tag == "style" and element.text:
             # Inside a page a style sheet is everybody's; keep this one to its own figure.
-            element.text = INK.sub("currentColor", re.sub(r"(^|\})\s*([^{}@]+)\{", rf"\1#{prefix} \2{{", element.text))
+            element.text = INK.sub(
+                "currentColor", re.sub(r"(^|\})\s*([^{}@]+)\{", rf"\1#{prefix} \2{{", element.text)
+            )
     root.attrib.pop("version", None)
     root.set("id", prefix)
     root.set("role", "img")
@@ -85,6 +88,19 @@ def _attribute(name: str, value: str, prefix: str) -> str:
     return URL_REFERENCE.sub(rf"url(#{prefix}-\1)", INK.sub("currentColor", value))
 
 
+def find_public_name(app: Sphinx, env: Any, node: Any, contnode: nodes.Node) -> nodes.Node | None:
+    """Lead fbt.state.State to the entry of fbt.State: the API page lists names as people import them."""
+    target = node.get("reftarget", "")
+    if node.get("refdomain") != "py" or not target.startswith("fbt."):
+        return None
+    python = env.domains["py"]
+    public = f"fbt.{target.rsplit('.', 1)[-1]}"
+    if public == target or public not in python.objects:
+        return None
+    found = python.resolve_xref(env, node["refdoc"], app.builder, "obj", public, node, contnode)
+    return found if isinstance(found, nodes.Node) else None
+
+
 def drop_thebe(app: Sphinx, config: Any) -> None:
     """Unload the live-code extension that Jupyter Book always loads: it fetches a script on every page."""
     for listeners in app.events.listeners.values():
@@ -95,28 +111,28 @@ def finish_page(app: Sphinx, pagename: str, templatename: str, context: dict[str
     """Leave out the live-code files the theme still names, and say what the page is about."""
     for kind in ("script_files", "css_files"):
         files = context.get(kind, [])
-        files[:] = [file for file in files if "thebe" not in f"{file} {getattr(file, 'attributes', '')}".lower()]
+        files[:] = [
+            file for file in files if "thebe" not in f"{file} {getattr(file, 'attributes', '')}".lower()
+        ]
     if doctree is not None:
-        context["metatags"] = context.get("metatags", "") + _description(doctree)
+        context["metatags"] = context.get("metatags", "") + _description(doctree, app.config.html_title)
 
 
-def _description(doctree: nodes.document) -> str:
-    """The page's first paragraph as a meta description, unless the page has its own."""
+def _description(doctree: nodes.document, book: str) -> str:
+    """A meta description from the page's first full paragraph, unless the page has its own."""
     if any(node.get("name") == "description" for node in doctree.findall(nodes.meta)):
         return ""
-    for paragraph in doctree.findall(nodes.paragraph):
-        text = " ".join(paragraph.astext().split())
-        if len(text) > 40:
-            if len(text) > DESCRIPTION_LENGTH:
-                text = text[:DESCRIPTION_LENGTH].rsplit(" ", 1)[0].rstrip(",;:.") + "…"
-            escaped = text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-            return f'<meta name="description" content="{escaped}" />'
-    return ""
+    paragraphs = (" ".join(paragraph.astext().split()) for paragraph in doctree.findall(nodes.paragraph))
+    text = next((paragraph for paragraph in paragraphs if len(paragraph) > 40), book)
+    if len(text) > DESCRIPTION_LENGTH:
+        text = text[:DESCRIPTION_LENGTH].rsplit(" ", 1)[0].rstrip(",;:.") + "…"
+    return f'<meta name="description" content="{html.escape(text)}" />'
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the extension with Sphinx."""
     app.add_post_transform(InlineFigures)
+    app.connect("missing-reference", find_public_name)
     # After every extension has connected its handlers, before the first of them runs.
     app.connect("config-inited", drop_thebe, priority=0)
     app.connect("html-page-context", finish_page, priority=900)
