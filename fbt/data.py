@@ -247,8 +247,7 @@ def random_windows(tokens: Tensor, *, length: int, batch_size: int, generator: t
         generator: the source of randomness; the same state draws the same windows.
 
     Returns:
-        Tensor [B, T+1], a copy. `windows[:, :-1]` is what a model reads, `windows[:, 1:]` what it is to
-            predict.
+        Tensor [B, T+1], a copy. A model reads all columns but the last, and is to predict all but the first.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of range.

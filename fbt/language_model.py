@@ -68,7 +68,7 @@ class LanguageModel(nn.Module):
 
     @property
     def backend(self) -> str:
-        """How the body computes: "auto", "reference" or, in feedback variants, "stack"; same numbers each."""
+        """How the body computes, "auto", "reference" or, in feedback variants, "stack"; same numbers each."""
         return self._backend
 
     @backend.setter
