@@ -22,10 +22,11 @@ import itertools
 import re
 from pathlib import Path
 
+import nbformat
 import notebooks
 import pytest
 import yaml
-from nbformat.v4 import new_code_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from notebooks import ROOT, chapters, execute, executed, exercise_of, read, tags
 
 from fbt._repository import BRANCH, URL
@@ -214,7 +215,7 @@ def test_exercises_wait_for_the_reader_and_accept_the_solution(path):
         solution = FENCE.findall(parts["solution"].source)[0][1]
         check = parts["exercise-check"].source
         cells += [new_code_cell(source) for source in (parts["exercise"].source, check, solution, check)]
-    run = execute(new_notebook(cells=cells, metadata=NOTEBOOK_METADATA), path.stem, path.stem)
+    run = execute(new_notebook(cells=cells, metadata=NOTEBOOK_METADATA), path.stem)
     assert run.error is None, run.error
     answers = [printed(cell) for cell in run.notebook.cells[len(setup) :]]
     for position, number in enumerate(found):
@@ -222,3 +223,27 @@ def test_exercises_wait_for_the_reader_and_accept_the_solution(path):
         assert before.startswith("Not yet:"), f"{number}, stub: {before!r}"
         assert "Correct:" not in before, f"{number}, stub: {before!r}"
         assert after.startswith("Correct:"), f"{number}, solution: {after!r}"
+
+
+def test_a_failing_cell_is_shown_with_its_traceback_and_ends_the_run():
+    cells = [
+        new_code_cell("import os\nprint(os.listdir())"),
+        new_code_cell("1 / 0"),
+        new_code_cell("print('on')"),
+    ]
+    run = execute(new_notebook(cells=cells, metadata=NOTEBOOK_METADATA), "failing")
+    assert printed(run.notebook.cells[0]) == "[]\n"  # a folder of its own, and empty
+    assert run.error is not None
+    assert "1 / 0" in run.error
+    assert "ZeroDivisionError" in run.error
+    assert run.notebook.cells[2].execution_count is None
+
+
+def test_a_run_outlives_changes_of_prose_but_not_of_code(tmp_path):
+    path = tmp_path / "chapter.ipynb"
+    keys = []
+    for prose_text, code in (("one", "x = 1"), ("two", "x = 1"), ("two", "x = 2")):
+        cells = [new_markdown_cell(prose_text), new_code_cell(code)]
+        notebooks.write(path, nbformat.writes(new_notebook(cells=cells)))
+        keys.append(notebooks.key(path))
+    assert keys[0] == keys[1] != keys[2]

@@ -94,7 +94,7 @@ def main() -> None:
     failed = False
     for number, path in enumerate(chapters(), start=1):
         label = f"[{number}/{len(chapters())}] {path.stem} (Colab)"
-        run = execute(read(path), label, path.stem, kernel=KERNEL)
+        run = execute(read(path), label, kernel=KERNEL)
         failed |= run.error is not None
         if run.error is not None:
             print(f"{label}: FAILED\n{run.error}", flush=True)

@@ -35,7 +35,6 @@ IGNORED = {"__pycache__", ".ipynb_checkpoints", ".mypy_cache"}
 class Run:
     """One execution of one notebook: its outputs, or the error that ended it."""
 
-    stem: str
     notebook: nbformat.NotebookNode
     seconds: float = 0.0
     cell_seconds: list[float] = field(default_factory=list)
@@ -145,13 +144,12 @@ class Progress:
             print("\r\033[K", end="", flush=True)
 
 
-def execute(notebook: nbformat.NotebookNode, label: str, stem: str, *, kernel: str = "python3") -> Run:
+def execute(notebook: nbformat.NotebookNode, label: str, *, kernel: str = "python3") -> Run:
     """Run a notebook from top to bottom in an empty folder, as someone who opened only that file would.
 
     Args:
         notebook: the notebook; its outputs are filled in place.
         label: what progress lines call it.
-        stem: the notebook's file name without its ending.
         kernel: name of the kernel specification.
 
     Returns:
@@ -174,7 +172,7 @@ def execute(notebook: nbformat.NotebookNode, label: str, stem: str, *, kernel: s
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as failure:
             error = str(failure)
     progress.clear()
-    return Run(stem, notebook, time.monotonic() - progress.started, progress.cell_seconds, error)
+    return Run(notebook, time.monotonic() - progress.started, progress.cell_seconds, error)
 
 
 def write(path: Path, text: str) -> None:
@@ -225,7 +223,7 @@ def run_all(paths: list[Path], *, force: bool = False) -> bool:
         run_key = key(path)
         notebook = read(path)
         print(f"{label}: running {len(notebook.cells)} cells", flush=True)
-        run = execute(notebook, label, path.stem)
+        run = execute(notebook, label)
         if run.error is not None:
             good = False
             print(f"{label}: FAILED after {run.seconds:.1f} s\n{run.error}", flush=True)
