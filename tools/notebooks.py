@@ -164,6 +164,8 @@ def execute(notebook: nbformat.NotebookNode, label: str, *, kernel: str = "pytho
             timeout=CELL_TIMEOUT_SECONDS,
             resources={"metadata": {"path": folder}},
             record_timing=False,
+            # At its default level ipykernel warns of a connection that never leaves this machine.
+            extra_arguments=["--log-level=ERROR"],
             on_cell_start=progress.start,
             on_cell_executed=progress.done,
         )
