@@ -30,17 +30,18 @@ class WeightedMemory(nn.Module):
             self.layer_logits = nn.Parameter(torch.zeros(layers))
         else:
             fixed = {
-                "uniform": torch.full((layers,), 1 / layers),
+                "uniform": torch.ones(layers),
                 "top": F.one_hot(torch.tensor(layers - 1), layers).float(),
                 "embedding": F.one_hot(torch.tensor(0), layers).float(),
             }
-            self.register_buffer("fixed_weights", fixed[config.memory], persistent=False)
+            self.register_buffer("fixed_shares", fixed[config.memory], persistent=False)
         self.norm = nn.LayerNorm(config.d_model) if config.memory_norm else nn.Identity()
 
     def layer_weights(self) -> Tensor:
         """w, [L + 1]: how much of each layer goes into the memory; layer 0 is the embedding."""
         if self.layer_logits is None:
-            return self.get_buffer("fixed_weights")
+            shares = self.get_buffer("fixed_shares")
+            return shares / shares.sum()  # here, so that 1 / (L + 1) is exact in whatever dtype the model has
         return torch.softmax(self.layer_logits, dim=0)
 
     def forward(self, outputs: list[Tensor], layer_weights: Tensor) -> Tensor:
@@ -127,7 +128,9 @@ class FeedbackBody(nn.Module):
                 values.push(v)
             tops.append(h)
             trace.append(weights)
-        after = State(*zip(*((k.window(), v.window()) for k, v in stacks), strict=True))
+        # Cloned, so that a state keeps no more memory than it shows and shares none with what backward needs.
+        windows = zip(*((keys.window(), values.window()) for keys, values in stacks), strict=True)
+        after = State(*(tuple(window.clone() for window in kind) for kind in windows))
         return (
             torch.cat(tops, dim=1),
             after,

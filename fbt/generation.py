@@ -80,18 +80,20 @@ def probabilities(logits: Tensor, temperature: float, top_k: int | None) -> Tens
     if top_k is not None:
         kept, where = logits.topk(top_k, dim=-1)
         logits = torch.full_like(logits, -torch.inf).scatter(-1, where, kept)
-    return torch.softmax(logits / temperature, dim=-1)
+    # The largest becomes 0 before the division, so that no temperature is too small for it.
+    return torch.softmax((logits - logits.amax(-1, keepdim=True)) / temperature, dim=-1)
 
 
 class evaluating:  # reads as what it does: `with evaluating(model):`
-    """A context in which a module is in evaluation mode; afterwards it is in the mode it was in."""
+    """A context in which a module is in evaluation mode; afterwards each part is in the mode it was in."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.module = module
 
     def __enter__(self) -> None:
-        self.training = self.module.training
+        self.modes = [(part, part.training) for part in self.module.modules()]
         self.module.eval()
 
     def __exit__(self, *exc: object) -> None:
-        self.module.train(self.training)
+        for part, training in self.modes:
+            part.training = training

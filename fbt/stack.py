@@ -63,10 +63,13 @@ class MemoryStack:
         Raises:
             IndexError: the stack is full.
             TypeError: the items are of another dtype than those before them.
+            ValueError: there are more items than the span shows.
         """
         start, stop = self.length, self.length + items.shape[2]
         if stop > self.capacity:
             raise IndexError(f"a MemoryStack of capacity {self.capacity} cannot hold {stop} items")
+        if items.shape[2] > self.span:
+            raise ValueError(f"items must be at most span={self.span} steps, got {items.shape[2]}")
         if self._buffer is None:
             batch, heads, _, width = items.shape
             self._buffer = items.new_empty(batch, heads, self.capacity, width)

@@ -1,0 +1,129 @@
+"""What the exactness tests share: small float64 models with nothing at a special value, and comparisons.
+
+Sizes are different primes wherever they can be, so that no two axes can be mistaken for each other.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+import fbt
+from fbt.language_model import BODIES
+
+M = TypeVar("M", bound=nn.Module)
+
+SIZES = {"d_model": 14, "n_heads": 2, "n_layers": 3, "d_ff": 11, "span": 13}
+BATCH, VOCABULARY = 5, 19
+LENGTHS = (1, 2, 9, 17)  # the least, the least with memory, an odd one, one beyond the span
+VARIANTS = ("parallel", "feedback", "shared-kv")
+FEEDBACK = ("feedback", "shared-kv")
+BACKENDS = ("reference", "stack")
+OPTIONS = (
+    {"memory": "uniform", "n_layers": 2},
+    {"memory": "top"},
+    {"memory": "embedding"},
+    {"memory_norm": False},
+    {"relative": "shared"},
+    {"activation": "gelu"},
+    {"span": 1},
+    {"n_layers": 1, "n_heads": 1, "d_model": 7},
+)
+
+
+def config(variant: str, **changes) -> fbt.Config:
+    return fbt.Config(VOCABULARY, variant=variant, **{**SIZES, **changes})
+
+
+def perturbed(module: M, seed: int = 1) -> M:
+    """The module in float64 with noise on every parameter, since many start at zero or one."""
+    generator = torch.Generator().manual_seed(seed)
+    module.double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
+    return module
+
+
+def body(variant: str, **changes) -> nn.Module:
+    torch.manual_seed(0)
+    return perturbed(BODIES[variant](config(variant, **changes)))
+
+
+def model(variant: str, tokenizer: fbt.CharTokenizer | None = None, **changes) -> fbt.LanguageModel:
+    torch.manual_seed(0)
+    return perturbed(fbt.LanguageModel(config(variant, **changes), tokenizer))
+
+
+def normal(*shape: int, seed: int = 2) -> Tensor:
+    """A float64 leaf that wants a gradient."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_()
+
+
+def some_tokens(batch: int, length: int, seed: int = 3) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(VOCABULARY, (batch, length), generator=generator)
+
+
+def some_state(shape: fbt.Config, length: int, batch: int = BATCH) -> fbt.State:
+    """A state of leaves, as if carried from an earlier block."""
+    caches = 1 if shape.variant == "shared-kv" else shape.n_layers
+    sizes = (batch, shape.n_heads, length, shape.d_head)
+    return fbt.State(
+        tuple(normal(*sizes, seed=100 + i) for i in range(caches)),
+        tuple(normal(*sizes, seed=200 + i) for i in range(caches)),
+    )
+
+
+def leaves(module: nn.Module, x: Tensor | None = None, state: fbt.State | None = None) -> dict[str, Tensor]:
+    """Everything a gradient may be asked for, by name."""
+    named = dict(module.named_parameters())
+    if x is not None:
+        named["x"] = x
+    if state is not None:
+        named |= {f"state.keys[{i}]": k for i, k in enumerate(state.keys)}
+        named |= {f"state.values[{i}]": v for i, v in enumerate(state.values)}
+    return named
+
+
+def gradients(
+    outputs: Iterable[Tensor], named: Mapping[str, Tensor], retain: bool = False
+) -> dict[str, Tensor]:
+    """The gradient of one fixed random weighted sum of the outputs with respect to each named tensor.
+
+    A tensor that plays no part has gradient zero.
+    """
+    loss = sum((o * normal(*o.shape, seed=i).detach()).sum() for i, o in enumerate(outputs))
+    found = torch.autograd.grad(
+        loss, list(named.values()), allow_unused=True, materialize_grads=True, retain_graph=retain
+    )
+    return dict(zip(named, found, strict=True))
+
+
+def assert_same(
+    actual: Tensor | Sequence[Tensor] | Mapping[str, Tensor],
+    expected: Tensor | Sequence[Tensor] | Mapping[str, Tensor],
+    name: str = "",
+    rtol: float = 1e-10,
+    atol: float = 1e-11,
+) -> None:
+    """Compare tensors, or lists or dicts of them; an error names the one that differs."""
+    if isinstance(actual, Tensor):
+        torch.testing.assert_close(
+            actual, expected, rtol=rtol, atol=atol, msg=lambda text: f"{name or 'output'} differs: {text}"
+        )
+        return
+    if not isinstance(actual, Mapping):
+        actual = {f"{name or 'output'}[{i}]": tensor for i, tensor in enumerate(actual)}
+        expected = {f"{name or 'output'}[{i}]": tensor for i, tensor in enumerate(expected)}
+        name = ""
+    assert actual.keys() == expected.keys()
+    for key, tensor in actual.items():
+        assert_same(tensor, expected[key], f"{name} {key}".strip(), rtol, atol)
+
+
+def everything(y: Tensor, state: fbt.State) -> list[Tensor]:
+    """Outputs and state as one list."""
+    return [y, *state.keys, *state.values]

@@ -1,0 +1,119 @@
+"""The parts every body is made of."""
+
+import math
+
+import plain
+import pytest
+import torch
+from exact import assert_same, config, gradients, normal, perturbed
+
+from fbt.attention import (
+    Attention,
+    FeedForward,
+    KeyValue,
+    RelativeTerms,
+    attend,
+    merge_heads,
+    skew,
+    split_heads,
+)
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 11])
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_skew_turns_distances_into_keys(length, n):
+    by_distance = normal(3, length, n)
+    by_key = skew(by_distance)
+    assert by_key.shape == (3, length, n + length - 1)
+    expected = torch.full_like(by_key, -torch.inf)
+    for t in range(length):
+        for c in range(n):
+            expected[:, t, t + c] = by_distance[:, t, c]
+    assert torch.equal(by_key, expected)
+
+
+@pytest.mark.parametrize("queries, keys", [(1, 1), (1, 6), (1, 7), (2, 2), (5, 5), (5, 11), (11, 17)])
+def test_attend_equals_a_loop_over_queries_heads_and_keys(queries, keys):
+    """Seven rows of tables: query t sees at most the seven keys that end at its own newest one."""
+    c = config("parallel", span=6)
+    relative = perturbed(RelativeTerms(c, range(c.span + 1)))
+    q, k, v = (normal(5, 2, n, 7, seed=i) for i, n in enumerate((queries, keys, keys)))
+    named = dict(relative.named_parameters()) | {"query": q, "keys": k, "values": v}
+
+    rows, trace = [], torch.zeros(5, 2, queries, keys, dtype=torch.float64)
+    for t in range(queries):
+        newest = keys - queries + t
+        seen = range(max(0, newest - 6), newest + 1)
+        row = []
+        for h in range(2):
+            o, w = plain.attend_one_head(
+                c,
+                q[:, h, t],
+                [k[:, h, j] for j in seen],
+                [v[:, h, j] for j in seen],
+                [newest - j for j in seen],
+                relative.key_embedding[h],
+                relative.key_bias[h],
+                relative.query_bias[h],
+            )
+            row.append(o)
+            trace[:, h, t, seen.start : seen.stop] = w.detach()
+        rows.append(torch.stack(row, dim=1))
+    expected = torch.stack(rows, dim=2)
+
+    attended, weights = attend(q, k, v, relative)
+    assert_same(attended, expected)
+    assert_same(weights, trace, "weights")
+    assert_same(gradients([attended], named), gradients([expected], named))
+
+
+def test_dropout_acts_on_the_values_and_leaves_the_returned_weights_whole():
+    c = config("feedback")
+    relative = perturbed(RelativeTerms(c, range(1, c.span + 1)))
+    q, k, v = (normal(5, 2, n, 7, seed=i) for i, n in enumerate((1, 9, 9)))
+    without, weights = attend(q, k, v, relative)
+    torch.manual_seed(0)
+    dropped, same_weights = attend(q, k, v, relative, dropout=0.5)
+    assert torch.equal(weights, same_weights)
+    assert not torch.allclose(dropped, without)
+    average = torch.stack([attend(q, k, v, relative, dropout=0.5)[0] for _ in range(2000)]).mean(0)
+    assert torch.allclose(average, without, atol=0.15)  # what is kept is scaled up by as much as was dropped
+
+
+def test_heads_are_consecutive_slices_of_the_width():
+    x = normal(5, 3, 14)
+    split = split_heads(x, 2)
+    for h, piece in enumerate((x[..., :7], x[..., 7:])):
+        assert torch.equal(split[:, h], piece)
+    assert torch.equal(merge_heads(split), x)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_feed_forward(activation):
+    c = config("feedback", activation=activation)
+    module = perturbed(FeedForward(c))
+    x = normal(5, 3, 14)
+    inner = plain.activate(activation, x @ module.inner.weight.T + module.inner.bias)
+    expected = inner @ module.outer.weight.T + module.outer.bias
+    named = dict(module.named_parameters()) | {"x": x}
+    assert_same(module(x), expected)
+    assert_same(gradients([module(x)], named), gradients([expected], named))
+
+
+@pytest.mark.parametrize("n_layers", [1, 8])
+def test_output_projections_start_scaled_by_the_number_of_layers(n_layers):
+    """nn.Linear draws from U(-1/sqrt(fan_in), 1/sqrt(fan_in)); two outputs a layer are summed, 2 L in all."""
+    torch.manual_seed(0)
+    c = config("feedback", n_layers=n_layers, d_model=96, d_ff=101)
+    for linear in (Attention(c).output, FeedForward(c).outer):
+        limit = 1 / math.sqrt(linear.in_features * 2 * n_layers)
+        largest = linear.weight.abs().max().item()
+        assert 0.99 * limit < largest <= limit
+        assert not linear.bias.any()
+
+
+def test_there_are_no_biases_that_would_cancel():
+    c = config("feedback")
+    assert [name for name, _ in KeyValue(c).named_parameters()] == ["key.weight", "value.weight"]
+    assert "query.bias" not in dict(Attention(c).named_parameters())
+    assert all(not p.any() for p in RelativeTerms(c, range(1, 14)).parameters())  # no preference at first
