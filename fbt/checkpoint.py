@@ -29,14 +29,16 @@ class Settings:
 
     Attributes:
         config, recipe: the model and how it is trained.
-        data: where the text came from, a path or "tiny-shakespeare".
-        data_sha256: hash of the text.
-        init_from: folder of the parallel model the run started from, or None.
+        data: where the text came from: "tiny-shakespeare", the path of a file, or None for a text given in
+            Python. Two runs may differ in it: it is the hash that counts.
+        data_sha256: hash of the text in UTF-8.
+        init_from: folder of the parallel model the run started from, "a model" if that was given in Python,
+            or None.
     """
 
     config: Config
     recipe: Recipe
-    data: str
+    data: str | None
     data_sha256: str
     init_from: str | None
 
@@ -52,16 +54,12 @@ class Settings:
 
     def differences(self, other: "Settings") -> list[str]:
         """The settings in which two runs differ, as "name: this value, that value"."""
-        mine, theirs = _flat(asdict(self)), _flat(asdict(other))
+        mine, theirs = self._compared(), other._compared()
         return [f"{name}: {mine[name]!r}, {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
 
-
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        **{k: v for k, v in values.items() if not isinstance(v, dict)},
-        **values["config"],
-        **values["recipe"],
-    }
+    def _compared(self) -> dict[str, Any]:
+        names = {"data_sha256": self.data_sha256, "init_from": self.init_from}
+        return names | asdict(self.config) | asdict(self.recipe)
 
 
 def save_checkpoint(
@@ -82,15 +80,20 @@ def save_checkpoint(
     metadata = {"step": str(step), "settings": settings.to_json()}
     if model.tokenizer is not None:
         metadata["vocabulary"] = json.dumps(model.tokenizer.vocabulary)
-    write_whole(
-        folder / CHECKPOINT_FILE,
-        save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata),
-    )
+    data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata)
+    write_whole(folder / CHECKPOINT_FILE, data)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint read back from disk."""
+    """A checkpoint read back from disk.
+
+    Attributes:
+        step: how many steps had been taken.
+        settings: what the run is.
+        vocabulary: the tokenizer's characters.
+        tensors: weights, moments and carried memory, by their names in the file.
+    """
 
     step: int
     settings: Settings
@@ -111,11 +114,12 @@ class Checkpoint:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dict
+                # Copied, so that nothing keeps the file open while the next checkpoint replaces it.
+                tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
             settings = Settings.from_json(metadata["settings"])
             return cls(int(metadata["step"]), settings, json.loads(metadata["vocabulary"]), tensors)
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(f"{path} is not a whole checkpoint: {error}") from error
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not a whole checkpoint of this version: {error}") from error
 
     def restore(
         self, model: LanguageModel, optimizer: torch.optim.Optimizer, device: torch.device

@@ -1,45 +1,55 @@
 """How a model is trained: the settings, the schedules that follow from them, and the presets."""
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import Any
 
 from fbt._checks import check_bool, check_int, check_real
 
 
-def _help(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Settings of a training run; `python -m fbt.training --help` says what each one means.
+    """Settings of a training run.
+
+    Args:
+        steps: optimiser steps.
+        batch_size: sequences a step.
+        seq_len: characters a sequence, T.
+        lr: highest learning rate of AdamW.
+        min_lr_ratio: the cosine ends at this share of the highest learning rate.
+        warmup: steps of linear warm-up.
+        weight_decay: decay of the matrices of linear layers; biases, norms and tables have none.
+        beta2: AdamW's decay of the squared gradient; the gradient's own decay is 0.9.
+        clip: largest norm of the gradient; 0 turns clipping off.
+        curriculum: first sequence length, which doubles up to `seq_len` over the first half of the steps
+            while the characters a step stay about the same; 0 is none.
+        carry: read the text in order and carry the memory, detached, from block to block.
+        eval_every: steps between evaluations.
+        eval_windows: fixed validation windows an evaluation looks at; the last one looks at all.
+        sample: characters of text to generate at each evaluation.
+        checkpoint_every: steps between checkpoints.
+        seed: decides initial weights, batches and dropout.
 
     Raises:
         TypeError, ValueError: a setting is of the wrong type or out of range; the message says which.
     """
 
-    steps: int = _help(2000, "optimiser steps")
-    batch_size: int = _help(12, "sequences a step")
-    seq_len: int = _help(64, "characters a sequence")
-    lr: float = _help(2e-3, "highest learning rate of AdamW")
-    min_lr_ratio: float = _help(0.1, "the cosine ends at this share of the highest learning rate")
-    warmup: int = _help(100, "steps of linear warm-up")
-    weight_decay: float = _help(0.1, "decay of the weight matrices; biases, norms and tables have none")
-    beta2: float = _help(0.99, "AdamW's decay of the squared gradient")
-    clip: float = _help(1.0, "largest norm of the gradient; 0 turns clipping off")
-    curriculum: int = _help(
-        0,
-        "first sequence length; it doubles up to seq_len over the first half of the steps; 0 is none",
-    )
-    carry: bool = _help(False, "read the text in order and carry the memory, detached, from block to block")
-    eval_every: int = _help(250, "steps between evaluations")
-    eval_windows: int = _help(
-        256, "fixed validation windows an evaluation looks at; the last one looks at all"
-    )
-    sample: int = _help(100, "characters of text to print at each evaluation")
-    checkpoint_every: int = _help(250, "steps between checkpoints")
-    seed: int = _help(0, "decides initial weights, batches and dropout")
+    steps: int = 2000
+    batch_size: int = 12
+    seq_len: int = 64
+    lr: float = 2e-3
+    min_lr_ratio: float = 0.1
+    warmup: int = 100
+    weight_decay: float = 0.1
+    beta2: float = 0.99
+    clip: float = 1.0
+    curriculum: int = 0
+    carry: bool = False
+    eval_every: int = 250
+    eval_windows: int = 256
+    sample: int = 100
+    checkpoint_every: int = 250
+    seed: int = 0
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -62,18 +72,18 @@ class Recipe:
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
         progress = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.lr * (
-            self.min_lr_ratio + (1 - self.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
-        )
+        cosine = 0.5 * (1 + math.cos(math.pi * progress))
+        return self.lr * (self.min_lr_ratio + (1 - self.min_lr_ratio) * cosine)
 
     def batch_shape(self, step: int) -> tuple[int, int]:
-        """Sequences and characters a sequence at a step. A curriculum trades one for the other."""
+        """Sequences B and characters a sequence T at a step. A curriculum trades one for the other."""
         if not self.curriculum:
             return self.batch_size, self.seq_len
-        stages = math.ceil(math.log2(self.seq_len / self.curriculum)) + 1
-        stage = min(stages - 1, 2 * stages * step // self.steps)
-        length = min(self.seq_len, self.curriculum * 2**stage)
-        return max(1, self.batch_size * self.seq_len // length), length
+        # As many lengths as it takes to double from the first to seq_len, each for an equal share of steps.
+        lengths = ((self.seq_len - 1) // self.curriculum).bit_length() + 1
+        index = min(lengths - 1, 2 * lengths * step // self.steps)
+        length = min(self.seq_len, self.curriculum * 2**index)
+        return self.batch_size * self.seq_len // length, length
 
 
 @dataclass(frozen=True)
@@ -102,8 +112,3 @@ PRESETS = {
         "6 layers, 192 wide, 128 characters, 5000 steps of 32 sequences: a GPU, or a night",
     ),
 }
-
-
-def recipe_fields() -> dict[str, tuple[type, str]]:
-    """Name, type and help of every setting, in order: what the command line is made of."""
-    return {f.name: (type(f.default), f.metadata["help"]) for f in fields(Recipe)}

@@ -1,0 +1,264 @@
+"""The training loop: what a step does, when it evaluates and saves, and how it is stopped."""
+
+import contextlib
+import hashlib
+import json
+import math
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import TqdmWarning
+
+from fbt._files import write_whole
+from fbt.checkpoint import Checkpoint, Settings, save_checkpoint
+from fbt.data import even_windows, random_windows, split
+from fbt.generation import evaluating
+from fbt.language_model import LanguageModel
+from fbt.recipe import Recipe
+from fbt.state import State
+
+with warnings.catch_warnings():
+    # In a notebook without ipywidgets tqdm draws its bar as text, which is no reason to warn.
+    warnings.simplefilter("ignore", TqdmWarning)
+    from tqdm.auto import tqdm
+
+METRICS_FILE = "metrics.jsonl"
+
+Metric = dict[str, Any]
+
+
+class Trainer:
+    """The loop and what it changes: weights, moments, carried memory, step and metrics.
+
+    Args:
+        settings: what the run is.
+        text: what to learn; every character must be in the model's vocabulary.
+        model: what to train, with its tokenizer, on the device to use.
+        folder: where checkpoints and metrics go, or None.
+
+    Raises:
+        ValueError: the text is too short for the recipe.
+    """
+
+    def __init__(self, settings: Settings, text: str, model: LanguageModel, folder: Path | None) -> None:
+        if model.tokenizer is None:
+            raise ValueError("the model to train must have a tokenizer, got tokenizer=None")
+        self.settings, self.recipe = settings, settings.recipe
+        self.model, self.folder = model.train(), folder
+        self.device = model.token_embedding.weight.device
+        self.optimizer = adamw(model, self.recipe)
+        self.train_tokens, held_out = _parts(model.tokenizer.encode(text), self.recipe)
+        length = self.recipe.seq_len
+        count = min(self.recipe.eval_windows, len(held_out) - length)
+        self.some_windows = even_windows(held_out, length=length, count=count)
+        self.all_windows = even_windows(held_out, length=length)
+        self.prompt = "\n" if "\n" in model.tokenizer.vocabulary else text[0]
+        self.step = 0
+        self.seconds = 0.0
+        self.state: State | None = None
+        self.metrics: list[Metric] = []
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to where a checkpoint was written."""
+        self.state = checkpoint.restore(self.model, self.optimizer, self.device)
+        self.step = checkpoint.step
+        self.metrics = read_metrics(self.folder, self.step)
+        self.seconds = self.metrics[-1]["seconds"] if self.metrics else 0.0
+
+    def save(self) -> None:
+        """Write the metrics, then the checkpoint: what a kill in between leaves too much, `restore` drops."""
+        if self.folder is None:
+            return
+        lines = "".join(json.dumps(metric) + "\n" for metric in self.metrics)
+        write_whole(self.folder / METRICS_FILE, lines.encode())
+        save_checkpoint(self.folder, self.step, self.settings, self.model, self.optimizer, self.state)
+
+    def run(self, interrupt: "Interrupt", watch: Callable[[Metric], None], progress: bool) -> bool:
+        """Train to the end or to an interrupt.
+
+        Args:
+            interrupt: asked before every step.
+            watch: called with every metric as it comes.
+            progress: show a bar, and the text that each evaluation generates, on stderr.
+
+        Returns:
+            True if the end was reached.
+        """
+        recipe, began = self.recipe, time.perf_counter() - self.seconds
+        shown: dict[str, str] = {}
+
+        def record(**values: Any) -> None:
+            metric = {"step": self.step, **values, "seconds": round(time.perf_counter() - began, 3)}
+            self.metrics.append(metric)
+            watch(metric)
+
+        with tqdm(
+            total=recipe.steps,
+            initial=self.step,
+            desc=self.settings.config.variant,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not progress,
+        ) as bar:
+            while self.step < recipe.steps and not interrupt.asked:
+                values = self._update()
+                self.step += 1
+                record(**values)
+                shown["loss"] = f"{values['loss']:.3f}"
+                last = self.step == recipe.steps
+                if last or self.step % recipe.eval_every == 0:
+                    values = self._evaluate(self.all_windows if last else self.some_windows)
+                    record(**values)
+                    shown["val_loss"] = f"{values['val_loss']:.3f}"
+                    if progress:
+                        heading = f"step {self.step}: validation loss {values['val_loss']:.4f}"
+                        lines = filter(None, (heading, values["sample"].strip()))
+                        bar.write("\n".join(lines) + "\n", file=sys.stderr)
+                bar.set_postfix(shown, refresh=False)
+                bar.update()
+                if last or self.step % recipe.checkpoint_every == 0:
+                    self.save()
+        if interrupt.asked:
+            self.save()
+        return self.step == recipe.steps
+
+    def _update(self) -> dict[str, Any]:
+        """One optimiser step; what is worth knowing about it."""
+        recipe, step = self.recipe, self.step
+        # All that is random in a step follows from the seed and its number: no random state to resume.
+        torch.manual_seed(step_seed(recipe.seed, step))
+        batch = self._batch().to(self.device)
+        lr = recipe.learning_rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        logits, state = self.model(batch[:, :-1], self.state, return_state=True)
+        loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip or math.inf)
+        values = {"loss": loss.item(), "grad_norm": norm.item(), "lr": lr, "length": batch.shape[1] - 1}
+        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+            raise FloatingPointError(
+                f"loss {values['loss']} and gradient norm {values['grad_norm']} at step {step + 1} must be "
+                f"finite: try an lr below {recipe.lr}, a longer warmup than {recipe.warmup}, or more clipping"
+            )
+        self.optimizer.step()
+        self.state = state.detach() if recipe.carry else None
+        return values
+
+    def _batch(self) -> Tensor:
+        """The windows [B, T + 1] of this step: random, or the next block of every stream when carrying."""
+        size, length = self.recipe.batch_shape(self.step)
+        if not self.recipe.carry:
+            return random_windows(
+                self.train_tokens, length=length, batch_size=size, generator=torch.default_generator
+            )
+        stream = len(self.train_tokens) // size
+        start = self.step % ((stream - 1) // length) * length
+        if start == 0:
+            self.state = None  # the text begins again
+        return self.train_tokens[: stream * size].view(size, stream)[:, start : start + length + 1]
+
+    def _evaluate(self, windows: Tensor) -> dict[str, Any]:
+        """How far the model has come, found out without touching the random state of the run."""
+        values: dict[str, Any] = {"val_loss": evaluate(self.model, windows), "sample": ""}
+        if self.recipe.sample:
+            values["sample"] = self.model.generate(self.prompt, self.recipe.sample, seed=self.recipe.seed)
+        if self.settings.config.variant != "parallel":
+            values["layer_weights"] = self.model.layer_weights().tolist()
+        return values
+
+
+def evaluate(model: LanguageModel, windows: Tensor, batch_size: int = 128) -> float:
+    """Mean cross-entropy over windows, without dropout and each from an empty memory.
+
+    Args:
+        model: predicts; its mode is left as it is.
+        windows: token ids [N, T + 1].
+        batch_size: windows at a time.
+
+    Returns:
+        Nats a character.
+    """
+    total = 0.0
+    device = model.token_embedding.weight.device
+    with torch.no_grad(), evaluating(model):
+        for batch in torch.split(windows, batch_size):
+            batch = batch.to(device)
+            logits = model(batch[:, :-1])
+            total += F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum").item()
+    return total / windows[:, 1:].numel()
+
+
+def adamw(model: LanguageModel, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW that decays the matrices of linear layers and nothing else."""
+    matrices = {m.weight for m in model.modules() if isinstance(m, nn.Linear)}
+    groups = [
+        {"params": [p for p in model.parameters() if p in matrices], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in model.parameters() if p not in matrices], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, recipe.beta2))
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The seed of one step of a run.
+
+    Hashed rather than added up: torch's CPU generator looks at the low 32 bits only, so that otherwise two
+    runs would share their batches, a step apart or not at all.
+    """
+    return int.from_bytes(hashlib.sha256(f"{seed} {step}".encode()).digest()[:8], "big")
+
+
+def read_metrics(folder: Path | None, step: int) -> list[Metric]:
+    """The metrics in a folder up to a step; a run killed between two writes may have a few more."""
+    if folder is None or not (folder / METRICS_FILE).is_file():
+        return []
+    lines = (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+    return [metric for metric in map(json.loads, lines) if metric["step"] <= step]
+
+
+def _parts(tokens: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """The tokens [N] to train on and to validate on, long enough for the recipe."""
+    train, held_out = split(tokens)
+    length, total = recipe.seq_len, len(tokens)
+    if len(held_out) <= length:
+        raise ValueError(
+            f"the last tenth of the text must have more than seq_len={length} characters, "
+            f"got {len(held_out)} of {total}"
+        )
+    needed = recipe.batch_size * (length + 1)
+    if recipe.carry and len(train) < needed:
+        raise ValueError(
+            f"with carry the first nine tenths of the text must have at least batch_size * (seq_len + 1) = "
+            f"{needed} characters, got {len(train)} of {total}"
+        )
+    return train, held_out
+
+
+class Interrupt:
+    """Turns Ctrl-C or a termination signal into a wish to stop after this step; the next stops at once."""
+
+    asked = False
+
+    def __enter__(self) -> "Interrupt":
+        self._before: dict[signal.Signals, Any] = {}
+        for kind in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(ValueError):  # outside the main thread nobody can press Ctrl-C
+                self._before[kind] = signal.signal(kind, self._ask)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for kind, handler in self._before.items():
+            signal.signal(kind, handler)
+
+    def _ask(self, number: int, frame: object) -> None:
+        self.asked = True
+        signal.signal(number, self._before[signal.Signals(number)])

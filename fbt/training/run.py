@@ -1,0 +1,314 @@
+"""A run from its settings to its files: `train` starts one, `resume` goes on with one."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fbt._checks import check_choice
+from fbt._files import sha256
+from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint, Settings
+from fbt.config import Config
+from fbt.data import CharTokenizer, load_tiny_shakespeare
+from fbt.language_model import LanguageModel
+from fbt.recipe import PRESETS, Recipe
+from fbt.training.loop import METRICS_FILE, Interrupt, Metric, Trainer
+
+LOSS_FIGURE = "loss.svg"
+TINY_SHAKESPEARE = "tiny-shakespeare"
+
+
+@dataclass(repr=False)
+class Run:
+    """A finished or interrupted training run.
+
+    Attributes:
+        model: the trained model, in evaluation mode.
+        settings: what it was trained with.
+        metrics: one dict a step with "step", "loss" (training, nats a character), "grad_norm" (before
+            clipping), "lr", "length" (characters a sequence) and "seconds" since the start; and one an
+            evaluation with "step", "val_loss", the generated "sample", the "layer_weights" [L + 1] of a
+            feedback model, and "seconds".
+        finished: False where the run was interrupted.
+        folder: where the files are, or None.
+    """
+
+    model: LanguageModel
+    settings: Settings
+    metrics: list[Metric]
+    finished: bool
+    folder: Path | None
+
+    @property
+    def step(self) -> int:
+        """How many steps were taken."""
+        return int(self.metrics[-1]["step"]) if self.metrics else 0
+
+    @property
+    def evaluations(self) -> list[Metric]:
+        """The metrics of the evaluations."""
+        return [metric for metric in self.metrics if "val_loss" in metric]
+
+    @property
+    def val_loss(self) -> float:
+        """The last validation loss, nats a character.
+
+        Raises:
+            ValueError: the run was interrupted before its first evaluation.
+        """
+        evaluations = self.evaluations
+        if not evaluations:
+            raise ValueError(f"no evaluation yet: the run was stopped after step {self.step}")
+        return float(evaluations[-1]["val_loss"])
+
+    def __repr__(self) -> str:
+        parts = [self.settings.config.variant, f"{self.step} of {self.settings.recipe.steps} steps"]
+        if self.evaluations:
+            parts.append(f"validation loss {self.val_loss:.4f}")
+        if self.folder is not None:
+            parts.append(f"in {self.folder}")
+        return f"Run({', '.join(parts)})"
+
+
+def train(
+    text: str | Path | None = None,
+    *,
+    preset: str = "small",
+    variant: str = "shared-kv",
+    folder: str | Path | None = None,
+    resume: bool = False,
+    init_from: str | Path | LanguageModel | None = None,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+    log: str | None = None,
+    **changes: Any,
+) -> Run:
+    """Train a language model on a text, nine tenths of it for training and the last tenth for validation.
+
+    Args:
+        text: what to learn: the text itself, or the Path of a file in UTF-8; None loads Tiny Shakespeare.
+        preset: "tiny" (a minute), "small" (nanoGPT's CPU setting) or "base"; see `fbt.recipe.PRESETS`.
+        variant: "parallel", "feedback" or "shared-kv".
+        folder: where checkpoints, metrics, the loss curve and the final weights go; None writes nothing.
+        resume: continue the run in `folder` where its last checkpoint left it, bit for bit on the same
+            software and number of threads. A folder without a checkpoint is started afresh.
+        init_from: start from a parallel model, given or saved in a folder, whose sizes then replace the
+            preset's; see `LanguageModel.from_parallel`. It must know every character of the text.
+        device: where to compute; None takes a CUDA GPU if there is one.
+        progress: show a progress bar, and a sample of text at each evaluation, on stderr.
+        log: "tensorboard" also writes event files into `folder`.
+        **changes: fields of `Recipe` and `Config` that differ from the preset: steps=500, dropout=0.1.
+
+    Returns:
+        The `Run`. An interrupt (Ctrl-C, or the stop button of a notebook) ends the run after the step
+        under way, saves a checkpoint and returns what there is.
+
+    Raises:
+        TypeError, ValueError: a setting is unknown or out of range, the text is too short, or `resume`
+            meets other settings.
+        FileExistsError: the folder holds a run and `resume` is False.
+        OSError: a file cannot be read, or the folder cannot be written; said before the first step.
+        ImportError: `log` asks for tensorboard, and it is not installed.
+        FloatingPointError: the loss or the gradient is no longer finite.
+    """
+    check_choice("preset", preset, tuple(PRESETS))
+    place = None if folder is None else Path(folder)
+    if resume and place is None:
+        raise ValueError("resume needs the folder of a run, got folder=None")
+    found = place is not None and (place / CHECKPOINT_FILE).exists()
+    if found and not resume:
+        raise FileExistsError(f"{folder} holds a run already: resume that one, or give another folder")
+    words, source = _read(text)
+    start = LanguageModel.from_pretrained(init_from) if isinstance(init_from, str | Path) else init_from
+    config, recipe = _resolve(preset, variant, changes, words, start)
+    origin = None if init_from is None else "a model" if init_from is start else str(init_from)
+    settings = Settings(config, recipe, source, sha256(words.encode()), origin)
+    checkpoint = Checkpoint.load(place) if place is not None and found else None
+    if checkpoint is not None:
+        differences = settings.differences(checkpoint.settings)
+        if differences:
+            raise ValueError(
+                f"the run in {folder} has other settings (given, stored): {'; '.join(differences)}"
+            )
+    return _run(settings, words, start, checkpoint, place, device, progress, log)
+
+
+def resume(
+    folder: str | Path,
+    text: str | Path | None = None,
+    *,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+    log: str | None = None,
+) -> Run:
+    """Continue a run with its own settings, bit for bit on the same software and number of threads.
+
+    Args:
+        folder: where the run is.
+        text: the text of the run or the Path of its file; None reads it where the run had it from.
+        device: where to compute; None takes a CUDA GPU if there is one.
+        progress: show a progress bar, and a sample of text at each evaluation, on stderr.
+        log: "tensorboard" also writes event files into `folder`.
+
+    Returns:
+        The `Run`, as from `train`.
+
+    Raises:
+        FileNotFoundError: the folder holds no run, or the text is no longer where it was.
+        ValueError: the checkpoint is damaged, or the text is not the one of the run.
+        OSError, ImportError, FloatingPointError: as in `train`.
+    """
+    place = Path(folder)
+    checkpoint = Checkpoint.load(place)
+    settings = checkpoint.settings
+    if text is None and settings.data is None:
+        raise ValueError(f"the run in {folder} was given its text in Python: give the same text again")
+    if text is None and settings.data != TINY_SHAKESPEARE:
+        text = Path(str(settings.data))
+    words, source = _read(text)
+    if sha256(words.encode()) != settings.data_sha256:
+        raise ValueError(f"{source or 'the text given'} is not what the run in {folder} began with")
+    return _run(settings, words, None, checkpoint, place, device, progress, log)
+
+
+def _read(text: str | Path | None) -> tuple[str, str | None]:
+    """A text, and where it came from as `Settings.data` says it."""
+    if text is None:
+        return load_tiny_shakespeare(), TINY_SHAKESPEARE
+    if isinstance(text, str):
+        return text, None
+    if not isinstance(text, Path):
+        raise TypeError(f"text must be a str, a Path or None, got {text!r} of type {type(text).__name__}")
+    source = str(text.resolve())
+    try:
+        return text.read_text(encoding="utf-8-sig"), source  # a byte order mark is no character to learn
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise ValueError(f"{source} must be UTF-8, got byte {byte:#04x} at position {error.start}") from error
+
+
+def _resolve(
+    preset: str, variant: str, changes: dict[str, Any], text: str, start: LanguageModel | None
+) -> tuple[Config, Recipe]:
+    """The preset with the changes applied; the shape of the model comes from `start` where there is one."""
+    model_names = {f.name for f in fields(Config)} - {"vocab_size", "variant"}
+    recipe_names = {f.name for f in fields(Recipe)}
+    unknown = sorted(set(changes) - model_names - recipe_names)
+    if unknown:
+        raise ValueError(f"unknown settings {unknown}; there are {sorted(model_names | recipe_names)}")
+    model = {k: v for k, v in changes.items() if k in model_names}
+    recipe = Recipe(**PRESETS[preset].recipe | {k: v for k, v in changes.items() if k in recipe_names})
+    if start is None:
+        vocab_size = CharTokenizer(text).vocab_size
+        return Config(vocab_size, variant=variant, **PRESETS[preset].model | model), recipe
+    with torch.random.fork_rng(devices=[]):
+        return LanguageModel.from_parallel(start, variant, **model).config, recipe
+
+
+def _initial_model(settings: Settings, text: str, start: LanguageModel | None) -> LanguageModel:
+    config = settings.config
+    if start is None:
+        return LanguageModel(config, CharTokenizer(text))
+    changes = {"dropout": config.dropout, "memory": config.memory, "memory_norm": config.memory_norm}
+    return LanguageModel.from_parallel(start, config.variant, **changes)
+
+
+def _run(
+    settings: Settings,
+    text: str,
+    start: LanguageModel | None,
+    checkpoint: Checkpoint | None,
+    folder: Path | None,
+    device: str | torch.device | None,
+    progress: bool,
+    log: str | None,
+) -> Run:
+    if log is not None:
+        check_choice("log", log, ("tensorboard",))
+        if folder is None:
+            raise ValueError(f"log={log!r} needs a folder to write to, got folder=None")
+    place = _device(device)
+    # The run is seeded throughout; afterwards the caller's random numbers go on as if it had not been.
+    with torch.random.fork_rng([place] if place.type == "cuda" else []), Interrupt() as interrupt:
+        torch.manual_seed(settings.recipe.seed)
+        if checkpoint is None:
+            model = _initial_model(settings, text, start)
+        else:
+            tokenizer = CharTokenizer.from_vocabulary(checkpoint.vocabulary)
+            model = LanguageModel(settings.config, tokenizer)
+        trainer = Trainer(settings, text, model.to(place), folder)
+        if checkpoint is not None:
+            trainer.restore(checkpoint)
+        with _event_writer(folder, log, trainer.step) as watch:
+            _claim(folder, trainer)
+            finished = trainer.run(interrupt, watch, progress)
+    model.eval()
+    run = Run(model, settings, trainer.metrics, finished, folder)
+    if folder is not None and finished:
+        model.save_pretrained(folder)
+        _save_loss_curve(run, folder / LOSS_FIGURE)
+    return run
+
+
+def _device(name: str | torch.device | None) -> torch.device:
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if name is None else name
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device must be one that torch can use here, got {name!r}: {reason}") from error
+
+
+def _claim(folder: Path | None, trainer: Trainer) -> None:
+    """Write the files once before the first step: what is wrong with the folder shows now, not in an hour."""
+    if folder is None:
+        return
+    try:
+        trainer.save()
+        for name in (CHECKPOINT_FILE, METRICS_FILE):
+            for unfinished in folder.glob(f".{name}.*.part"):  # of a run that was killed while writing
+                unfinished.unlink()
+    except OSError as error:
+        reason = f"the folder of the run cannot be written ({error.strerror})"
+        raise OSError(error.errno, reason, str(folder)) from error
+
+
+@contextlib.contextmanager
+def _event_writer(folder: Path | None, log: str | None, step: int) -> Iterator[Callable[[Metric], None]]:
+    """A function that writes a metric as TensorBoard events, or one that does nothing."""
+    if log is None:
+        yield lambda metric: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(f"log={log!r} needs the package tensorboard: pip install tensorboard") from error
+
+    def write(metric: Metric) -> None:
+        for name, value in metric.items():
+            if name == "sample":
+                writer.add_text(name, f"```\n{value}\n```", metric["step"])
+            elif name == "layer_weights":
+                for layer, weight in enumerate(value):
+                    writer.add_scalar(f"{name}/{layer}", weight, metric["step"])
+            elif name not in ("step", "seconds"):
+                writer.add_scalar(name, value, metric["step"])
+
+    # Events after the checkpoint, of a run that was killed, are taken back.
+    with SummaryWriter(str(folder), purge_step=step + 1) as writer:
+        yield write
+
+
+def _save_loss_curve(run: Run, path: Path) -> None:
+    try:
+        from fbt.views import figures
+
+        figure = figures.loss_curves({run.settings.config.variant: run.metrics})
+    except ImportError:
+        print(f"no {path.name}: it needs the package matplotlib", file=sys.stderr)
+        return
+    figures.save_svg(figure, path)

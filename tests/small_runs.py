@@ -1,0 +1,55 @@
+"""Runs small enough to train many of in a test: their text, their settings, and how two are compared."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fbt.training import Run, train
+
+WORDS = ["to", "be", "or", "not\nthat", "is", "the", "question"]
+TEXT = " ".join(random.Random(0).choice(WORDS) for _ in range(400))
+SMALL: dict[str, Any] = {
+    "preset": "tiny",
+    "d_model": 16,
+    "n_heads": 2,
+    "n_layers": 2,
+    "span": 5,
+    "steps": 11,
+    "batch_size": 3,
+    "seq_len": 7,
+    "warmup": 2,
+    "eval_every": 4,
+    "eval_windows": 5,
+    "checkpoint_every": 3,
+    "sample": 3,
+}
+
+
+def small_run(text: str | Path = TEXT, **changes: Any) -> Run:
+    """Train a small model without a bar."""
+    return train(text, **{"progress": False} | SMALL | changes)
+
+
+def small_command(data: Path, folder: Path, **changes: Any) -> list[str]:
+    """The words of the command line that ask for the same run."""
+    words = [f"--data={data}", f"--folder={folder}"]
+    for name, value in (SMALL | changes).items():
+        flag = "--" + name.replace("_", "-")
+        words += [flag] if value is True else [f"{flag}={value}"]
+    return words
+
+
+def untimed(run: Run) -> list[dict[str, Any]]:
+    """The metrics without what no two runs share."""
+    return [{k: v for k, v in metric.items() if k != "seconds"} for metric in run.metrics]
+
+
+def assert_same_run(run: Run, expected: Run) -> None:
+    """Equal metrics and equal weights, to the last bit."""
+    assert untimed(run) == untimed(expected)
+    weights = expected.model.state_dict()
+    assert run.model.state_dict().keys() == weights.keys()
+    for name, value in run.model.state_dict().items():
+        assert torch.equal(value, weights[name]), name

@@ -1,0 +1,121 @@
+"""What `fbt.checkpoint` writes comes back as it was, and what is not a checkpoint is named."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from fbt import CharTokenizer, Config, LanguageModel, State
+from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint, Settings, save_checkpoint
+from fbt.recipe import Recipe
+from fbt.training.loop import adamw
+
+CONFIG = Config(5, d_model=6, n_heads=2, n_layers=3, span=4, variant="feedback")
+SETTINGS = Settings(CONFIG, Recipe(steps=7, carry=True), "some/file.txt", "abc", None)
+TOKENS = torch.randint(5, (2, 9), generator=torch.Generator().manual_seed(0))
+
+
+def stepped() -> tuple[LanguageModel, torch.optim.AdamW, State]:
+    """A model two steps into its training, and the memory it carries."""
+    torch.manual_seed(0)
+    model = LanguageModel(CONFIG, CharTokenizer("abcde"))
+    optimizer, state = adamw(model, SETTINGS.recipe), None
+    for _ in range(2):
+        state = step(model, optimizer, state)
+    assert state is not None
+    return model, optimizer, state
+
+
+def step(model: LanguageModel, optimizer: torch.optim.AdamW, state: State | None) -> State:
+    logits, state = model(TOKENS[:, :-1], state, return_state=True)
+    optimizer.zero_grad()
+    F.cross_entropy(logits.flatten(0, 1), TOKENS[:, 1:].flatten()).backward()
+    optimizer.step()
+    return state.detach()
+
+
+def test_weights_moments_memory_and_settings_come_back(tmp_path: Path) -> None:
+    model, optimizer, state = stepped()
+    save_checkpoint(tmp_path, 2, SETTINGS, model, optimizer, state)
+    assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT_FILE]
+    checkpoint = Checkpoint.load(tmp_path)
+    assert (checkpoint.step, checkpoint.settings, checkpoint.vocabulary) == (2, SETTINGS, "abcde")
+
+    torch.manual_seed(1)
+    other = LanguageModel(CONFIG)
+    other_optimizer = adamw(other, SETTINGS.recipe)
+    restored = checkpoint.restore(other, other_optimizer, torch.device("cpu"))
+    assert restored is not None
+    for mine, theirs in zip(restored.keys + restored.values, state.keys + state.values, strict=True):
+        assert torch.equal(mine, theirs)
+    # Two more steps agree to the last bit: nothing that they depend on was left behind.
+    for _ in range(2):
+        state, restored = step(model, optimizer, state), step(other, other_optimizer, restored)
+    for name, value in other.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+
+
+def test_a_run_that_carries_nothing_restores_nothing(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = LanguageModel(CONFIG, CharTokenizer("abcde"))
+    optimizer = adamw(model, SETTINGS.recipe)
+    save_checkpoint(tmp_path, 0, SETTINGS, model, optimizer, None)
+    assert Checkpoint.load(tmp_path).restore(model, optimizer, torch.device("cpu")) is None
+
+
+def test_settings_survive_json() -> None:
+    assert Settings.from_json(SETTINGS.to_json()) == SETTINGS
+
+
+def test_differences_name_the_setting_and_both_values() -> None:
+    other = dataclasses.replace(
+        SETTINGS,
+        config=dataclasses.replace(CONFIG, dropout=0.5),
+        recipe=dataclasses.replace(SETTINGS.recipe, lr=0.25),
+        init_from="runs/parallel",
+    )
+    assert SETTINGS.differences(other) == [
+        "init_from: None, 'runs/parallel'",
+        "dropout: 0.0, 0.5",
+        "lr: 0.002, 0.25",
+    ]
+    assert SETTINGS.differences(SETTINGS) == []
+
+
+def test_the_text_counts_and_not_where_it_came_from() -> None:
+    assert SETTINGS.differences(dataclasses.replace(SETTINGS, data=None)) == []
+    assert SETTINGS.differences(dataclasses.replace(SETTINGS, data_sha256="abd")) == [
+        "data_sha256: 'abc', 'abd'"
+    ]
+
+
+def test_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"no {CHECKPOINT_FILE} in .*there is no run to resume"):
+        Checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, 7, 100, -1])
+def test_a_cut_file_is_named(tmp_path: Path, kept: int) -> None:
+    save_checkpoint(tmp_path, 2, SETTINGS, *stepped())
+    path = tmp_path / CHECKPOINT_FILE
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=f"{CHECKPOINT_FILE} is not a whole checkpoint"):
+        Checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {},
+        {"step": "1", "settings": "{", "vocabulary": '"ab"'},
+        {"step": "one", "settings": SETTINGS.to_json(), "vocabulary": '"ab"'},
+        {"step": "1", "settings": SETTINGS.to_json().replace('"span"', '"reach"'), "vocabulary": '"ab"'},
+    ],
+)
+def test_another_file_under_that_name_is_named(tmp_path: Path, metadata: dict[str, str]) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / CHECKPOINT_FILE, metadata)
+    with pytest.raises(ValueError, match=f"{CHECKPOINT_FILE} is not a whole checkpoint of this version"):
+        Checkpoint.load(tmp_path)

@@ -1,0 +1,233 @@
+"""`python -m fbt.training`: in this process where that will do, in one of its own where it is killed."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_runs import TEXT, assert_same_run, small_command, small_run, untimed
+
+from fbt import Config, LanguageModel
+from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint
+from fbt.recipe import PRESETS, Recipe
+from fbt.training import Run, resume
+from fbt.training.__main__ import main
+from fbt.training.loop import METRICS_FILE, read_metrics
+
+# The order of floating-point sums depends on the number of threads; both processes have the same.
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+COMMAND = [sys.executable, "-W", "error", "-m", "fbt.training"]
+LONG: dict[str, Any] = {"steps": 150, "eval_every": 40, "checkpoint_every": 7, "dropout": 0.2}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+def begin(words: list[str], folder: Path) -> "subprocess.Popen[str]":
+    """Start a process and wait until it has saved a step drawn at random."""
+    step = random.randint(7, 60)
+    process = subprocess.Popen(
+        COMMAND + words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 300
+    while not any(metric["step"] >= step for metric in read_metrics(folder, LONG["steps"])):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.03))
+    return process
+
+
+@cache
+def uninterrupted(**kind: Any) -> Run:
+    return small_run(**LONG, **kind)
+
+
+@pytest.mark.parametrize(
+    "kind", [{}, {"carry": True}, {"curriculum": 2}], ids=["plain", "carry", "curriculum"]
+)
+def test_a_killed_run_resumes_bit_for_bit(kind: dict[str, Any], data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = begin(small_command(data, folder, **LONG, **kind), folder)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    step = Checkpoint.load(folder).step
+    assert 0 <= step < 150
+    names = {path.name for path in folder.iterdir()}
+    assert {name for name in names if not name.endswith(".part")} == {CHECKPOINT_FILE, METRICS_FILE}
+    # However the kill fell between the two files, the metrics are whole and reach the checkpoint.
+    assert [m["step"] for m in read_metrics(folder, step) if "loss" in m] == list(range(1, step + 1))
+    run = resume(folder, progress=False)
+    assert_same_run(run, uninterrupted(**kind))
+    assert not [path for path in folder.iterdir() if path.name.endswith(".part")]
+
+
+def test_ctrl_c_saves_and_the_resumed_run_is_the_same(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = begin(small_command(data, folder, **LONG), folder)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    step = Checkpoint.load(folder).step
+    assert out == f"stopped after step {step}; go on with: python -m fbt.training --resume {folder}\n"
+    assert "Traceback" not in err
+    assert f"{step}/150" in err
+    assert {path.name for path in folder.iterdir()} == {CHECKPOINT_FILE, METRICS_FILE}
+    assert_same_run(resume(folder, progress=False), uninterrupted())
+
+
+def test_the_command_and_the_function_do_the_same(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(small_command(data, tmp_path / "run", carry=True, no_memory_norm=True)) == 0
+    run = small_run(carry=True, memory_norm=False)
+    assert untimed(resume(tmp_path / "run", progress=False)) == untimed(run)
+    out, err = capsys.readouterr()
+    assert out.startswith(f"validation loss {run.val_loss:.4f}; weights, metrics and loss curve are in ")
+    assert "11/11" in err
+    assert run.evaluations[-1]["sample"].strip() in err
+
+
+def test_resume_on_the_command_line(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    assert main(small_command(data, folder)) == 0
+    first = capsys.readouterr().out
+    assert main(["--resume", str(folder)]) == 0
+    assert capsys.readouterr().out == first
+    data.rename(tmp_path / "moved.txt")
+    assert main(["--resume", str(folder)]) == 2
+    assert "text.txt" in capsys.readouterr().err
+    assert main(["--resume", str(folder), "--data", str(tmp_path / "moved.txt")]) == 0
+    assert main(["--resume", str(folder), "--steps", "5"]) == 2
+    assert "takes all settings from" in capsys.readouterr().err
+    assert main(["--resume", str(tmp_path / "nowhere")]) == 2
+    assert "there is no run to resume" in capsys.readouterr().err
+
+
+def test_a_parallel_checkpoint_is_a_start(data: Path, tmp_path: Path) -> None:
+    assert main(small_command(data, tmp_path / "first", variant="parallel")) == 0
+    words = [
+        f"--data={data}",
+        "--preset=tiny",
+        "--variant=feedback",
+        "--steps=3",
+        "--sample=0",
+        "--dropout=0.1",
+    ]
+    assert main([*words, f"--init-from={tmp_path / 'first'}", f"--folder={tmp_path / 'second'}"]) == 0
+    model = LanguageModel.from_pretrained(tmp_path / "second")
+    assert (model.config.variant, model.config.d_model, model.config.dropout) == ("feedback", 16, 0.1)
+
+
+def test_the_folder_has_a_name_of_its_own(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = small_command(data, tmp_path, variant="feedback")
+    assert main([word for word in words if not word.startswith("--folder")]) == 0
+    assert (tmp_path / "runs" / "feedback-tiny" / "model.safetensors").is_file()
+
+
+def test_help_lists_every_option_and_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for field in [*fields(Config), *fields(Recipe)]:
+        if field.name != "vocab_size":
+            flag = "--" + field.name.replace("_", "-")
+            assert text.count(f" {flag} ") + text.count(f" {flag}, ") >= 1, flag
+    for name, preset in PRESETS.items():
+        assert f"{name} {preset.about}" in text
+    for option in ("--data", "--folder", "--resume", "--init-from", "--log", "--device", "--preset"):
+        assert f" {option} " in text
+    # What an option means, its value in each preset, and a value that all share.
+    assert "--steps INT optimiser steps [tiny 600, small 2000, base 5000]" in text
+    assert '--activation STR "relu" or "gelu", inside the feed-forward block [relu]' in text
+
+
+def test_every_option_has_a_help_text() -> None:
+    from fbt.training.__main__ import _parser
+
+    assert all(action.help for action in _parser()._actions)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data=missing.txt"], "No such file or directory: 'missing.txt'"),
+        (["--data=."], "Is a directory"),
+        (["--seq-len=1000"], "last tenth of the text must have more than seq_len=1000 characters"),
+        (["--n-heads=3"], "n_heads must divide d_model"),
+        (["--dropout=1"], "dropout must be a number in [0.0, 1.0), got 1.0"),
+        (["--folder=text.txt/run"], "the folder of the run cannot be written"),
+        (["--device=abacus"], "device must be one that torch can use here"),
+        (["--init-from=nowhere"], "no model.safetensors in 'nowhere'"),
+        (["--lr=1e30", "--warmup=0"], "must be finite"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(
+    words: list[str],
+    message: str,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*small_command(data, tmp_path / "run"), *words]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("python -m fbt.training: ")
+    assert message in last
+
+
+def test_a_run_that_is_there_is_left_alone(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(small_command(data, tmp_path / "run")) == 0
+    assert main(small_command(data, tmp_path / "run")) == 2
+    assert "holds a run already: resume that one, or give another folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--stepz=3"], ["--steps=three"], ["--variant=serial"], ["--log=wandb"]])
+def test_unknown_words_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert "usage: python -m fbt.training" in capsys.readouterr().err
+
+
+def test_the_second_ctrl_c_leaves_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fbt.training.__main__.train", stopped)
+    assert main([]) == 130
+    assert "stopped at once" in capsys.readouterr().err
+
+
+def test_a_notebook_without_widgets_gets_a_bar_without_a_warning() -> None:
+    program = """
+import sys, types
+kernel = types.SimpleNamespace(config={"IPKernelApp": True})
+sys.modules["IPython"] = types.SimpleNamespace(get_ipython=lambda: kernel)
+sys.modules["ipywidgets"] = None
+import tqdm, fbt.training.loop as loop
+assert issubclass(loop.tqdm, tqdm.tqdm)
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, env=ENVIRONMENT)

@@ -1,0 +1,592 @@
+"""Training: what a step does, what a run leaves behind, and that stopping one changes nothing."""
+
+import json
+import math
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_runs import SMALL, TEXT, assert_same_run, small_run, untimed
+from torch import Tensor, nn
+
+import fbt
+from fbt import CharTokenizer, Config, LanguageModel
+from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint
+from fbt.recipe import PRESETS, Recipe
+from fbt.training import evaluate, resume, train
+from fbt.training import loop as training_loop
+from fbt.training.loop import METRICS_FILE, Interrupt, Trainer, adamw, step_seed
+from fbt.training.run import LOSS_FIGURE
+
+VARIANTS = ("parallel", "feedback", "shared-kv")
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing in the package may catch it."""
+
+
+def die_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, but the process ends when it is called for the `call`-th time."""
+    calls = iter(range(1, 10**9))
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == call:
+            raise Killed
+        return function(*args, **kwargs)
+
+    return dying
+
+
+# --- what a step does -------------------------------------------------------------------------------------
+
+
+def by_hand(text: str, config: Config, recipe: Recipe) -> tuple[list[float], LanguageModel]:
+    """Training with carried memory, written out: losses and model."""
+    torch.manual_seed(recipe.seed)
+    tokenizer = CharTokenizer(text)
+    model = LanguageModel(config, tokenizer)
+    tokens = tokenizer.encode(text)[: int(0.9 * len(text))]
+    length, size = recipe.seq_len, recipe.batch_size
+    stream = len(tokens) // size
+    decayed = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
+    plain = [p for p in model.parameters() if all(p is not q for q in decayed)]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        betas=(0.9, recipe.beta2),
+    )
+    losses, state, at = [], None, 0
+    for step in range(recipe.steps):
+        if at + length + 1 > stream:
+            state, at = None, 0
+        rows = [tokens[b * stream + at : b * stream + at + length + 1] for b in range(size)]
+        batch = torch.stack(rows)
+        at += length
+        if state is not None:
+            assert not state.keys[0].requires_grad
+        torch.manual_seed(step_seed(recipe.seed, step))
+        logits, state = model(batch[:, :-1], state, return_state=True)
+        state = state.detach()
+        loss = F.cross_entropy(logits.reshape(-1, config.vocab_size), batch[:, 1:].reshape(-1))
+        model.zero_grad()
+        loss.backward()
+        if recipe.clip:
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            norm = math.sqrt(sum(float(g.square().sum()) for g in gradients))
+            for gradient in gradients:
+                gradient.mul_(min(1.0, recipe.clip / norm))
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate(step)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, model
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.3])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_carried_memory_clipping_and_schedule_are_those_of_a_loop_by_hand(variant: str, clip: float) -> None:
+    # Three streams of 120 characters make 9 blocks of 13: step 9 begins the text again.
+    changes = {"carry": True, "steps": 11, "seq_len": 13, "span": 17, "clip": clip, "dropout": 0.1}
+    run = small_run(TEXT[:400], variant=variant, **changes)
+    assert any(metric.get("grad_norm", 0.0) > 0.3 for metric in run.metrics)
+    losses, model = by_hand(TEXT[:400], run.settings.config, run.settings.recipe)
+    assert [m["loss"] for m in run.metrics if "loss" in m] == pytest.approx(losses, rel=1e-4)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(run.model.state_dict()[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_the_memory_is_carried_and_forgotten_where_the_text_begins_again() -> None:
+    run = small_run(steps=1)
+    text = TEXT[:400]
+    settings = run.settings
+    recipe = Recipe(**{**PRESETS["tiny"].recipe, "batch_size": 3, "seq_len": 29, "carry": True, "steps": 9})
+    model = LanguageModel(Config(len(set(text)), d_model=16, n_heads=2, span=5), CharTokenizer(text))
+    trainer = Trainer(type(settings)(model.config, recipe, None, "", None), text, model, None)
+    carried = []
+    for trainer.step in range(9):
+        batch = trainer._batch()
+        carried.append(trainer.state is not None)
+        tokens = trainer.train_tokens
+        block = trainer.step % 4
+        for b in range(3):
+            assert torch.equal(batch[b], tokens[120 * b + 29 * block : 120 * b + 29 * block + 30])
+        trainer._update()
+        assert trainer.state is not None
+        assert not any(t.requires_grad for t in trainer.state.keys + trainer.state.values)
+    assert carried == [False, True, True, True] * 2 + [False]
+
+
+def test_batches_depend_on_seed_and_step() -> None:
+    # Equal low halves once gave every seed the same batches: torch's CPU generator reads 32 bits.
+    seeds = {step_seed(seed, step) % 2**32 for seed in range(50) for step in range(50)}
+    assert len(seeds) == 2500
+    losses = [[m["loss"] for m in untimed(small_run(seed=seed)) if "loss" in m] for seed in (0, 1, 0)]
+    assert losses[0] == losses[2] != losses[1]
+
+
+def test_windows_follow_the_curriculum() -> None:
+    run = small_run(curriculum=2, steps=20)
+    lengths = [m["length"] for m in run.metrics if "loss" in m]
+    assert lengths == [run.settings.recipe.batch_shape(step)[1] for step in range(20)]
+    assert sorted(set(lengths)) == [2, 4, 7]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_only_matrices_of_linear_layers_decay(variant: str) -> None:
+    model = LanguageModel(Config(7, d_model=6, n_heads=2, n_layers=1, span=3, variant=variant))
+    decayed, others = adamw(model, Recipe(weight_decay=0.25, beta2=0.9, lr=0.5)).param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.25, 0.0)
+    assert decayed["betas"] == others["betas"] == (0.9, 0.9)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = [sorted(names[id(parameter)] for parameter in group["params"]) for group in (decayed, others)]
+    assert sorted(groups[0] + groups[1]) == sorted(names.values())
+    kinds = ("query.weight", "key.weight", "value.weight", "output.weight", "head.weight")
+    for name in groups[0]:
+        assert name.endswith(kinds) or ("feed_forward" in name and name.endswith("weight")), name
+    for name in groups[1]:
+        assert (
+            name.endswith(("bias", "token_embedding.weight", "key_embedding", "layer_logits"))
+            or "norm" in name
+        )
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(
+        FloatingPointError, match=r"loss .* at step \d+ must be finite: try an lr below 1e\+30"
+    ):
+        small_run(folder=tmp_path / "run", lr=1e30, warmup=0, checkpoint_every=1)
+    for name, value in Checkpoint.load(tmp_path / "run").tensors.items():
+        assert value.isfinite().all(), name
+
+
+# --- evaluation -------------------------------------------------------------------------------------------
+
+
+def test_evaluation_does_not_disturb_the_run() -> None:
+    often, never = (small_run(dropout=0.2, eval_every=every, sample=every) for every in (1, 100))
+    assert [m for m in untimed(often) if "loss" in m] == [m for m in untimed(never) if "loss" in m]
+    assert (len(often.evaluations), len(never.evaluations)) == (11, 1)
+    for name, value in often.model.state_dict().items():
+        assert torch.equal(value, never.model.state_dict()[name]), name
+
+
+def test_evaluate_is_the_mean_over_all_characters_and_keeps_the_mode() -> None:
+    torch.manual_seed(0)
+    model = LanguageModel(Config(5, d_model=6, n_heads=2, n_layers=1, span=3, dropout=0.5)).train()
+    windows = torch.randint(5, (7, 6))
+    state = torch.get_rng_state()
+    losses = [evaluate(model, windows, batch_size=size) for size in (1, 3, 128)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    model.eval()
+    each = [F.cross_entropy(model(w[None, :-1])[0], w[1:]).item() for w in windows]
+    assert losses == pytest.approx([sum(each) / 7] * 3)
+
+
+def test_evaluations_look_at_fixed_windows_and_the_last_one_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    monkeypatch.setattr(training_loop, "evaluate", lambda model, windows: seen.append(windows) or 1.0)
+    small_run()
+    held_out = CharTokenizer(TEXT).encode(TEXT)[int(0.9 * len(TEXT)) :]
+    assert [len(windows) for windows in seen] == [5, 5, (len(held_out) - 1) // 7]
+    assert torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[2][:, :-1].flatten(), held_out[: len(seen[2]) * 7])
+
+
+def test_the_returned_loss_is_that_of_the_returned_model() -> None:
+    run = small_run()
+    held_out = CharTokenizer(TEXT).encode(TEXT)[int(0.9 * len(TEXT)) :]
+    windows = torch.stack([held_out[i : i + 8] for i in range(0, len(held_out) - 7, 7)])
+    assert not run.model.training
+    assert evaluate(run.model, windows) == run.val_loss
+
+
+def test_a_model_learns() -> None:
+    run = small_run(steps=60, lr=2e-2, eval_every=20)
+    assert run.evaluations[0]["val_loss"] > run.val_loss
+    assert run.val_loss < math.log(len(set(TEXT))) - 1
+
+
+# --- what a run leaves behind -----------------------------------------------------------------------------
+
+
+def test_metrics_files_and_weights(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "run"
+    run = small_run(folder=folder)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [CHECKPOINT_FILE, LOSS_FIGURE, METRICS_FILE, "model.safetensors"]
+    )
+    metrics = [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
+    assert metrics == run.metrics
+    steps = [m for m in metrics if "loss" in m]
+    assert [m["step"] for m in steps] == list(range(1, 12))
+    assert all(m.keys() == {"step", "loss", "grad_norm", "lr", "length", "seconds"} for m in steps)
+    assert [m["lr"] for m in steps] == [run.settings.recipe.learning_rate(step) for step in range(11)]
+    assert [m["step"] for m in run.evaluations] == [4, 8, 11]
+    for m in run.evaluations:
+        assert m.keys() == {"step", "val_loss", "sample", "layer_weights", "seconds"}
+        assert len(m["sample"]) == 4  # the newline it started from and three more
+    assert run.evaluations[-1]["layer_weights"] == run.model.layer_weights().tolist()
+    assert run.evaluations[0]["layer_weights"] != run.evaluations[1]["layer_weights"]
+    seconds = [m["seconds"] for m in metrics]
+    assert seconds == sorted(seconds)
+    assert (folder / LOSS_FIGURE).read_text().lstrip().startswith(("<?xml", "<svg"))
+    loaded = LanguageModel.from_pretrained(folder)
+    assert loaded.config == run.settings.config
+    assert loaded.tokenizer == CharTokenizer(TEXT)
+    for name, value in run.model.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name]), name
+
+
+def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    small_run()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_matplotlib_a_line_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("matplotlib")] + ["matplotlib"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "fbt.views.figures", raising=False)
+    monkeypatch.delattr("fbt.views.figures", raising=False)
+    assert small_run(folder=tmp_path).finished
+    assert capsys.readouterr().err == f"no {LOSS_FIGURE}: it needs the package matplotlib\n"
+    assert not (tmp_path / LOSS_FIGURE).exists()
+
+
+def test_repr_is_short(tmp_path: Path) -> None:
+    run = small_run(folder=tmp_path)
+    assert repr(run) == f"Run(shared-kv, 11 of 11 steps, validation loss {run.val_loss:.4f}, in {tmp_path})"
+
+
+def test_the_callers_random_numbers_are_left_alone() -> None:
+    parallel = small_run(variant="parallel", steps=1).model
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    small_run(dropout=0.1)
+    train(TEXT, init_from=parallel, preset="tiny", steps=1, sample=0, progress=False)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_bar_and_samples_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    run = small_run(progress=True, sample=30)
+    out, err = capsys.readouterr()
+    assert out == ""
+    for metric in run.evaluations:
+        assert f"step {metric['step']}: validation loss {metric['val_loss']:.4f}\n" in err
+        assert metric["sample"].strip() in err
+    assert "11/11" in err
+    assert f"val_loss={run.val_loss:.3f}" in err
+
+
+def test_without_progress_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    small_run()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_text_without_newlines_is_sampled_from_its_first_character() -> None:
+    run = small_run(TEXT.replace("\n", " "))
+    assert all(metric["sample"].startswith(TEXT[0]) for metric in run.evaluations)
+    assert all(metric["sample"] == "" for metric in small_run(sample=0).evaluations)
+
+
+def test_a_byte_order_mark_is_not_learnt(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8-sig")
+    assert_same_run(small_run(tmp_path / "text.txt"), small_run())
+
+
+# --- stopping and going on --------------------------------------------------------------------------------
+
+KINDS: dict[str, dict[str, Any]] = {
+    "random windows": {"dropout": 0.2},
+    "carry": {"dropout": 0.2, "carry": True},
+    "curriculum": {"dropout": 0.2, "curriculum": 2},
+    "parallel": {"dropout": 0.2, "carry": True, "variant": "parallel"},
+    "feedback": {"dropout": 0.2, "carry": True, "variant": "feedback"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_run_goes_on_bit_for_bit(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = small_run(**KINDS[kind])
+    # Before its first checkpoint but one, between its metrics and its checkpoint, and just after both.
+    for call, name in ((3, "_update"), (3, "save_checkpoint"), (2, "_update")):
+        with monkeypatch.context() as patch:
+            if name == "_update":
+                patch.setattr(Trainer, name, die_at(call, Trainer._update))
+            else:
+                patch.setattr(training_loop, name, die_at(call, training_loop.save_checkpoint))
+            with pytest.raises(Killed):
+                small_run(folder=tmp_path, resume=True, **KINDS[kind])
+        saved = Checkpoint.load(tmp_path)
+        assert saved.step % 3 == 0
+    assert saved.step == 3
+    assert not (tmp_path / "model.safetensors").exists()
+    run = small_run(folder=tmp_path, resume=True, **KINDS[kind])
+    assert_same_run(run, expected)
+    assert (tmp_path / METRICS_FILE).read_text().count("\n") == len(expected.metrics)
+    seconds = [m["seconds"] for m in run.metrics]
+    assert seconds == sorted(seconds)
+
+
+@pytest.mark.parametrize("stop", [1, 5, 10, 11])
+def test_an_interrupt_ends_the_run_after_the_step_and_loses_nothing(
+    stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = small_run(dropout=0.2)
+    update, before = Trainer._update, signal.getsignal(signal.SIGINT)
+
+    def interrupted(self: Trainer) -> Any:
+        if self.step == stop - 1:
+            signal.raise_signal(signal.SIGINT)
+        return update(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_update", interrupted)
+        run = small_run(folder=tmp_path, dropout=0.2)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert (run.finished, run.step) == (stop == 11, stop)
+    assert Checkpoint.load(tmp_path).step == stop
+    assert_same_run(resume(tmp_path, TEXT, progress=False), expected)
+
+
+def test_a_run_stopped_before_its_first_evaluation_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Interrupt, "asked", True)
+    run = small_run()
+    assert repr(run) == "Run(shared-kv, 0 of 11 steps)"
+    with pytest.raises(ValueError, match="no evaluation yet: the run was stopped after step 0"):
+        _ = run.val_loss
+
+
+def test_a_second_interrupt_stops_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.asked
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_finished_run_resumes_to_itself(tmp_path: Path) -> None:
+    run = small_run(folder=tmp_path)
+    assert_same_run(small_run(folder=tmp_path, resume=True), run)
+
+
+def test_resume_starts_a_folder_without_a_run(tmp_path: Path) -> None:
+    assert_same_run(small_run(folder=tmp_path, resume=True), small_run())
+
+
+def test_leftovers_of_a_killed_write_are_cleared_and_other_files_are_not(tmp_path: Path) -> None:
+    small_run(folder=tmp_path)
+    leftover, other = tmp_path / f".{CHECKPOINT_FILE}.0123456789abcdef.part", tmp_path / ".mine.part"
+    leftover.write_bytes(b"half a checkpoint")
+    other.write_bytes(b"")
+    resume(tmp_path, TEXT, progress=False)
+    assert other.exists()
+    assert not leftover.exists()
+
+
+def test_resume_finds_the_text_where_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    run = small_run(path, folder=tmp_path / "run")
+    assert run.settings.data == str(path)
+    assert_same_run(resume(tmp_path / "run", progress=False), run)
+    path.rename(tmp_path / "moved.txt")
+    with pytest.raises(FileNotFoundError, match=r"text\.txt"):
+        resume(tmp_path / "run", progress=False)
+    assert_same_run(resume(tmp_path / "run", tmp_path / "moved.txt", progress=False), run)
+    path.write_text(TEXT + "!", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"text\.txt is not what the run in .* began with"):
+        resume(tmp_path / "run", progress=False)
+
+
+def test_resume_asks_for_a_text_that_was_given_in_python(tmp_path: Path) -> None:
+    small_run(folder=tmp_path)
+    with pytest.raises(ValueError, match="was given its text in Python: give the same text again"):
+        resume(tmp_path)
+    with pytest.raises(ValueError, match=r"the text given is not what the run in .* began with"):
+        resume(tmp_path, TEXT[1:])
+
+
+def test_resume_names_the_settings_that_differ(tmp_path: Path) -> None:
+    small_run(folder=tmp_path)
+    with pytest.raises(
+        ValueError, match=r"other settings \(given, stored\): dropout: 0\.1, 0\.0; lr: 0\.5, 0\.004"
+    ):
+        small_run(folder=tmp_path, resume=True, lr=0.5, dropout=0.1)
+    with pytest.raises(ValueError, match="data_sha256"):
+        small_run(TEXT[:-1], folder=tmp_path, resume=True)
+    with pytest.raises(ValueError, match="vocab_size"):
+        small_run(TEXT + "!", folder=tmp_path, resume=True)
+
+
+# --- starting from a parallel model -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", ["feedback", "shared-kv"])
+def test_a_run_starts_from_a_parallel_model_and_resumes(
+    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parallel = small_run(variant="parallel", folder=tmp_path / "parallel", steps=40, lr=2e-2)
+    sizes = {"d_model", "n_heads", "n_layers", "span"}  # these come from the parallel model
+    settings = {k: v for k, v in SMALL.items() if k not in sizes} | {"variant": variant, "progress": False}
+    given = train(TEXT, **settings, init_from=parallel.model)
+    folder = tmp_path / "warm"
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_update", die_at(6, Trainer._update))
+        with pytest.raises(Killed):
+            train(TEXT, **settings, init_from=tmp_path / "parallel", folder=folder)
+    run = resume(folder, TEXT, progress=False)
+    assert_same_run(run, given)
+    assert given.settings.init_from == "a model"
+    assert run.settings.init_from == str(tmp_path / "parallel")
+    assert run.model.config.d_model == 16
+    # Warm, it begins better than the cold run ends.
+    assert run.metrics[0]["loss"] < small_run(variant=variant).metrics[0]["loss"]
+    assert parallel.model.config.variant == "parallel"
+
+
+def test_a_start_may_know_more_characters_but_not_fewer() -> None:
+    parallel = small_run(TEXT + "?!", variant="parallel").model
+    run = train(TEXT, preset="tiny", init_from=parallel, steps=2, progress=False, sample=0)
+    assert run.model.tokenizer == CharTokenizer(TEXT + "?!")
+    with pytest.raises(ValueError, match=r"got 'Z' \(U\+005A\) at position"):
+        train(TEXT + "Z", preset="tiny", init_from=parallel, steps=2, progress=False)
+
+
+def test_a_start_must_be_parallel_and_keeps_its_sizes(tmp_path: Path) -> None:
+    feedback = small_run(steps=1).model
+    with pytest.raises(ValueError, match="variant of the model to start from must be one of 'parallel'"):
+        small_run(init_from=feedback)
+    parallel = small_run(steps=1, variant="parallel").model
+    with pytest.raises(ValueError, match=r"a changed field must be one of .* got 'd_model'"):
+        small_run(init_from=parallel)
+    with pytest.raises(ValueError, match="variant must be one of 'shared-kv', 'feedback', got 'parallel'"):
+        train(TEXT, variant="parallel", init_from=parallel)
+    with pytest.raises(FileNotFoundError, match=r"no model\.safetensors in"):
+        train(TEXT, init_from=tmp_path)
+    with pytest.raises(ValueError, match="must have a tokenizer, got tokenizer=None"):
+        train(TEXT, init_from=LanguageModel(parallel.config))
+
+
+# --- TensorBoard ------------------------------------------------------------------------------------------
+
+
+def test_tensorboard_holds_the_metrics(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = small_run(folder=tmp_path, log="tensorboard")
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    names = [
+        "grad_norm",
+        *(f"layer_weights/{layer}" for layer in range(3)),
+        "length",
+        "loss",
+        "lr",
+        "val_loss",
+    ]
+    assert sorted(events.Tags()["scalars"]) == names
+    assert events.Tags()["tensors"] == ["sample/text_summary"]
+    losses = {event.step: event.value for event in events.Scalars("loss")}
+    assert losses == pytest.approx({m["step"]: m["loss"] for m in run.metrics if "loss" in m})
+    assert [event.step for event in events.Scalars("val_loss")] == [4, 8, 11]
+
+
+def test_without_tensorboard_nothing_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(
+        ImportError, match="log='tensorboard' needs the package tensorboard: pip install tensorboard"
+    ):
+        small_run(folder=tmp_path / "run", log="tensorboard")
+    assert not (tmp_path / "run").exists()
+
+
+# --- what is refused --------------------------------------------------------------------------------------
+
+
+def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    small_run(folder=tmp_path)
+    files = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(FileExistsError, match="holds a run already: resume that one, or give another folder"):
+        small_run(folder=tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+
+@pytest.mark.parametrize("inside", ["", "sub"])
+def test_a_folder_that_cannot_be_written_is_named_before_the_first_step(
+    inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(Trainer, "_update", die_at(1, Trainer._update))
+    folder = tmp_path / "file" / inside
+    with pytest.raises(OSError, match="the folder of the run cannot be written") as caught:
+        small_run(folder=folder)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "message"),
+    [
+        (TEXT[:60], {}, r"last tenth of the text must have more than seq_len=7 characters, got 6 of 60"),
+        (
+            TEXT[:200],
+            {"seq_len": 19, "carry": True, "batch_size": 10},
+            r"\(seq_len \+ 1\) = 200 characters, got 180",
+        ),
+        ("a", {}, "long enough to cut in two, got length 1"),
+        ("", {}, "text must hold at least one character"),
+    ],
+)
+def test_a_text_too_short_is_refused_before_anything_is_written(
+    text: str, settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_run(text, folder=tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_shortest_text_will_do() -> None:
+    assert small_run(TEXT[:71]).finished
+    assert small_run(TEXT[:200], seq_len=17, carry=True, batch_size=10).finished
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "latin.txt"
+    path.write_bytes(b"caf\xe9 " * 50)
+    with pytest.raises(ValueError, match=r"latin\.txt must be UTF-8, got byte 0xe9 at position 3"):
+        small_run(path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"stepz": 1}, ValueError, r"unknown settings \['stepz'\]; there are .*'steps'"),
+        ({"vocab_size": 3}, ValueError, r"unknown settings \['vocab_size'\]"),
+        ({"preset": "huge"}, ValueError, "preset must be one of 'tiny', 'small', 'base', got 'huge'"),
+        ({"variant": "serial"}, ValueError, "variant must be one of .*, got 'serial'"),
+        ({"log": "wandb"}, ValueError, "log must be one of 'tensorboard', got 'wandb'"),
+        ({"log": "tensorboard"}, ValueError, "needs a folder to write to, got folder=None"),
+        ({"resume": True}, ValueError, "resume needs the folder of a run, got folder=None"),
+        ({"device": "abacus"}, ValueError, "device must be one that torch can use here, got 'abacus'"),
+        ({"text": 3}, TypeError, "text must be a str, a Path or None, got 3 of type int"),
+        ({"steps": 0}, ValueError, "steps must be an int >= 1, got 0"),
+        ({"n_heads": 3}, ValueError, "n_heads must divide d_model"),
+    ],
+)
+def test_bad_arguments_are_named(settings: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        small_run(**settings)
+
+
+def test_train_is_a_public_name() -> None:
+    assert fbt.train is train
