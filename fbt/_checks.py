@@ -36,6 +36,13 @@ def check_real(
         raise ValueError(f"{name} must be {allowed}, got {value}")
 
 
+def check_instance(name: str, value: Any, *types: type) -> None:
+    """Raise a TypeError unless `value` is of one of `types`."""
+    if not isinstance(value, types):
+        allowed = " or ".join(t.__name__ for t in types)
+        raise TypeError(f"{name} must be of type {allowed}, got {value!r} of type {type(value).__name__}")
+
+
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Raise a ValueError unless `value` is one of `choices`."""
     if value not in choices:

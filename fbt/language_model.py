@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from fbt._checks import check_choice
+from fbt._checks import check_choice, check_instance
 from fbt._files import write_whole
 from fbt.config import Config
 from fbt.data import CharTokenizer
@@ -53,6 +53,9 @@ class LanguageModel(nn.Module):
 
     def __init__(self, config: Config, tokenizer: CharTokenizer | None = None) -> None:
         super().__init__()
+        check_instance("config", config, Config)
+        if tokenizer is not None:
+            check_instance("tokenizer", tokenizer, CharTokenizer)
         if tokenizer is not None and tokenizer.vocab_size != config.vocab_size:
             raise ValueError(
                 f"tokenizer must have vocab_size={config.vocab_size} characters, got {tokenizer.vocab_size}"
@@ -234,14 +237,12 @@ class LanguageModel(nn.Module):
             raise ValueError(
                 "generate needs a tokenizer: LanguageModel(config, tokenizer), got tokenizer=None"
             )
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        check_instance("prompt", prompt, str, list)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
         if not prompts:
             raise ValueError("prompt must be a text or a list of at least one, got []")
         for text in prompts:
-            if not isinstance(text, str):
-                raise TypeError(
-                    f"prompt must be a str or a list of str, got {text!r} of type {type(text).__name__}"
-                )
+            check_instance("a prompt of the list", text, str)
             if not text:
                 raise ValueError("prompt must have at least 1 character, got ''")
         check_sampling(max_new_tokens, temperature, top_k, seed, self.config.vocab_size)
@@ -281,6 +282,7 @@ class LanguageModel(nn.Module):
             FileNotFoundError: there is no such folder or name.
             ValueError: the file is not a model of this package, or its tensors do not fit its config.
         """
+        check_instance("name", name, str, Path)
         folder = PRETRAINED / name if (PRETRAINED / name).is_dir() else Path(name)
         path = folder / WEIGHTS_FILE
         if not path.is_file():
@@ -298,10 +300,12 @@ class LanguageModel(nn.Module):
             raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
         if "config" not in metadata:
             raise ValueError(f"{path} has no config in its metadata: it was not written by save_pretrained")
-        vocabulary = json.loads(metadata["vocabulary"]) if "vocabulary" in metadata else None
-        tokenizer = None if vocabulary is None else CharTokenizer.from_vocabulary(vocabulary)
-        fields: dict[str, Any] = json.loads(metadata["config"])
-        model = cls(Config(**fields), tokenizer)
+        try:
+            vocabulary = json.loads(metadata["vocabulary"]) if "vocabulary" in metadata else None
+            tokenizer = None if vocabulary is None else CharTokenizer.from_vocabulary(vocabulary)
+            model = cls(Config(**json.loads(metadata["config"])), tokenizer)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} describes no model of this version of fbt: {error}") from error
         expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
         found = {key: tuple(value.shape) for key, value in weights.items()}
         if expected != found:
@@ -311,7 +315,7 @@ class LanguageModel(nn.Module):
             raise ValueError(
                 f"{path} does not fit its config: unexpected, missing or misshapen tensors {wrong[:8]}"
             )
-        model.load_state_dict(weights)
+        model.to(weights["token_embedding.weight"].dtype).load_state_dict(weights)
         return model.eval()
 
     @classmethod
@@ -344,6 +348,7 @@ class LanguageModel(nn.Module):
         Raises:
             ValueError: the model is not parallel, the variant is no feedback one, or a change is another.
         """
+        check_instance("parallel", parallel, cls)
         check_choice("variant of the model to start from", parallel.config.variant, ("parallel",))
         check_choice("variant", variant, ("shared-kv", "feedback"))
         for name in changes:
@@ -376,14 +381,17 @@ class LanguageModel(nn.Module):
         if not isinstance(state, State):
             raise TypeError(f"state must be a State or None, got {type(state).__name__}")
         c, weight = self.config, self.token_embedding.weight
-        if state.batch_size != batch_size:
-            raise ValueError(f"state must be of batch size {batch_size} like tokens, got {state.batch_size}")
         caches = 1 if c.variant == "shared-kv" else c.n_layers
-        heads, width = state.keys[0].shape[1], state.keys[0].shape[3]
-        if (len(state.keys), heads, width) != (caches, c.n_heads, c.d_head) or state.length > c.span:
+        shapes = {tuple(tensor.shape) for tensor in state.keys + state.values}
+        shape = shapes.pop() if len(shapes) == 1 else ()
+        sizes_fit = len(shape) == 4 and shape == (batch_size, c.n_heads, shape[2], c.d_head)
+        if not sizes_fit or not 1 <= shape[2] <= c.span or {len(state.keys), len(state.values)} != {caches}:
             raise ValueError(
-                f"state must have {caches} caches [B, {c.n_heads}, 1..{c.span}, {c.d_head}] for this model, "
-                f"got {len(state.keys)} of {list(state.keys[0].shape)}"
+                f"state must hold {caches} keys and values [{batch_size}, {c.n_heads}, 1..{c.span}, "
+                f"{c.d_head}] for these tokens and this model, got keys "
+                f"{[list(k.shape) for k in state.keys]} and values {[list(v.shape) for v in state.values]}"
             )
+        if state.keys[0].dtype != weight.dtype and not torch.is_autocast_enabled(weight.device.type):
+            raise TypeError(f"state must be {weight.dtype} like the model, got {state.keys[0].dtype}")
         if state.keys[0].device != weight.device:
             raise ValueError(f"state must be on {weight.device} like the model, got {state.keys[0].device}")

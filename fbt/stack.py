@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fbt._checks import check_int
+
 
 class TorchStack:
     """A list of items and `torch.stack`: the definition that `MemoryStack` must agree with.
@@ -27,6 +29,7 @@ class TorchStack:
     """
 
     def __init__(self, span: int, initial: Tensor | None = None) -> None:
+        check_int("span", span, low=1)
         self.span = span
         self.items = [] if initial is None else list(initial.unbind(dim=2))
 
@@ -49,6 +52,8 @@ class MemoryStack:
     """
 
     def __init__(self, span: int, capacity: int, initial: Tensor | None = None) -> None:
+        check_int("span", span, low=1)
+        check_int("capacity", capacity, low=0)
         self.span = span
         self.capacity = capacity + (0 if initial is None else initial.shape[2])
         self.length = 0

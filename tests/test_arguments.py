@@ -1,0 +1,323 @@
+"""Every bad argument, each with an error that quotes its name, its value and what is allowed."""
+
+import re
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+import torch
+from exact import FEEDBACK, VARIANTS, model, normal, some_state, some_tokens
+
+import fbt
+
+TOKENIZER = fbt.CharTokenizer("\n abcdefghijklmnopq")
+TOKENS = some_tokens(5, 9)
+
+AT_LEAST_ONE = r"an int >= 1"
+CONFIG = [
+    (ValueError, {"vocab_size": 0}, AT_LEAST_ONE),
+    (TypeError, {"vocab_size": 19.0}, AT_LEAST_ONE),
+    (TypeError, {"vocab_size": True}, AT_LEAST_ONE),
+    (TypeError, {"vocab_size": None}, AT_LEAST_ONE),
+    (ValueError, {"d_model": 0}, AT_LEAST_ONE),
+    (TypeError, {"d_model": "64"}, AT_LEAST_ONE),
+    (ValueError, {"n_heads": 0}, AT_LEAST_ONE),
+    (ValueError, {"n_heads": 3}, r"must divide d_model, .* d_model=128"),
+    (ValueError, {"n_heads": 256}, r"must divide d_model, .* d_model=128"),
+    (TypeError, {"n_heads": True}, AT_LEAST_ONE),
+    (ValueError, {"n_layers": 0}, AT_LEAST_ONE),
+    (ValueError, {"n_layers": -2}, AT_LEAST_ONE),
+    (TypeError, {"n_layers": 2.5}, AT_LEAST_ONE),
+    (ValueError, {"d_ff": 0}, AT_LEAST_ONE),
+    (TypeError, {"d_ff": True}, AT_LEAST_ONE),
+    (ValueError, {"span": -1}, AT_LEAST_ONE),
+    (ValueError, {"span": 0}, AT_LEAST_ONE),
+    (TypeError, {"span": torch.tensor(3)}, AT_LEAST_ONE),
+    (ValueError, {"variant": "recurrent"}, "one of 'parallel', 'feedback', 'shared-kv'"),
+    (ValueError, {"variant": None}, "one of 'parallel', 'feedback', 'shared-kv'"),
+    (ValueError, {"activation": "tanh"}, "one of 'relu', 'gelu'"),
+    (ValueError, {"memory": "bottom"}, "one of 'learned', 'uniform', 'top', 'embedding'"),
+    (ValueError, {"relative": "none"}, "one of 'per-layer', 'shared'"),
+    (TypeError, {"memory_norm": 1}, "True or False"),
+    (TypeError, {"memory_norm": None}, "True or False"),
+    (ValueError, {"dropout": -0.1}, re.escape("a number in [0.0, 1.0)")),
+    (ValueError, {"dropout": 1.0}, re.escape("a number in [0.0, 1.0)")),
+    (ValueError, {"dropout": float("nan")}, re.escape("a number in [0.0, 1.0)")),
+    (ValueError, {"dropout": float("inf")}, re.escape("a number in [0.0, 1.0)")),
+    (TypeError, {"dropout": "0.1"}, re.escape("a number in [0.0, 1.0)")),
+    (TypeError, {"dropout": False}, re.escape("a number in [0.0, 1.0)")),
+]
+
+
+@pytest.mark.parametrize("error, bad, allowed", CONFIG, ids=[str(bad) for _, bad, _ in CONFIG])
+def test_config(error, bad, allowed):
+    ((name, value),) = bad.items()
+    with pytest.raises(error, match=f"{name}.*{allowed}") as raised:
+        fbt.Config(**{"vocab_size": 19, **bad})
+    assert (repr(value) if error is TypeError else str(value)) in str(raised.value)
+
+
+def test_config_takes_its_options_by_name_and_stays_as_it_is():
+    with pytest.raises(TypeError):
+        fbt.Config(19, "feedback")
+    with pytest.raises(TypeError, match="width"):
+        fbt.Config(19, width=3)
+    config = fbt.Config(19)
+    with pytest.raises(FrozenInstanceError):
+        config.span = 3
+    with pytest.raises(ValueError, match="span must be an int >= 1, got -3"):
+        replace(config, span=-3)
+    assert (config.d_ff, config.d_head) == (512, 32)
+
+
+BAD_TOKENS = [
+    (ValueError, TOKENS.clone().fill_(19), r"tokens must be in \[0, 18\], got 19"),
+    (ValueError, TOKENS.clone().fill_(-1), r"tokens must be in \[0, 18\], got -1"),
+    (TypeError, TOKENS.float(), r"tokens must be an int64 or int32 tensor, got torch.float32"),
+    (TypeError, TOKENS > 3, r"tokens must be an int64 or int32 tensor, got torch.bool"),
+    (TypeError, TOKENS.tolist(), r"tokens must be an int64 or int32 tensor, got list"),
+    (TypeError, None, r"tokens must be an int64 or int32 tensor, got NoneType"),
+    (TypeError, "abc", r"tokens must be an int64 or int32 tensor, got str"),
+    (ValueError, TOKENS[:, :0], r"tokens must have shape \[B, T\] with every size >= 1, got \[5, 0\]"),
+    (ValueError, TOKENS[:0], r"tokens must have shape \[B, T\] with every size >= 1, got \[0, 9\]"),
+    (ValueError, TOKENS[0], r"tokens must have shape \[B, T\] with every size >= 1, got \[9\]"),
+    (ValueError, TOKENS[None], r"tokens must have shape \[B, T\] with every size >= 1, got \[1, 5, 9\]"),
+]
+
+
+@pytest.mark.parametrize("error, tokens, message", BAD_TOKENS, ids=[message for *_, message in BAD_TOKENS])
+def test_tokens(error, tokens, message):
+    lm = model("shared-kv")
+    for call in (lm, lm.attention):
+        with pytest.raises(error, match=message):
+            call(tokens)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_one_wrong_token_among_many(variant):
+    tokens = TOKENS.clone()
+    tokens[3, 7] = 19
+    with pytest.raises(ValueError, match=r"tokens must be in \[0, 18\], got 19"):
+        model(variant)(tokens)
+
+
+BAD_STEPS = [
+    (ValueError, TOKENS, r"tokens must have shape \[B\] with every size >= 1, got \[5, 9\]"),
+    (ValueError, TOKENS[0, :0], r"tokens must have shape \[B\] with every size >= 1, got \[0\]"),
+    (ValueError, TOKENS[0] + 19, r"tokens must be in \[0, 18\], got \d\d"),
+    (TypeError, 3, r"tokens must be an int64 or int32 tensor, got int"),
+]
+
+
+@pytest.mark.parametrize("error, tokens, message", BAD_STEPS, ids=[message for *_, message in BAD_STEPS])
+def test_tokens_of_a_step(error, tokens, message):
+    with pytest.raises(error, match=message):
+        model("shared-kv").step(tokens)
+
+
+def changed(state, keys=lambda k: k, values=lambda v: v):
+    return fbt.State(keys(state.keys), values(state.values))
+
+
+def each(change):
+    return lambda tensors: tuple(change(t) for t in tensors)
+
+
+WANTED = r"state must hold 3 keys and values \[5, 2, 1\.\.13, 7\] for these .*, got keys .* and values "
+BAD_STATES = {
+    "another batch size": (
+        ValueError,
+        lambda s: changed(s, each(lambda t: t[:4]), each(lambda t: t[:4])),
+        WANTED,
+    ),
+    "another width": (
+        ValueError,
+        lambda s: changed(s, each(lambda t: t[..., :6]), each(lambda t: t[..., :6])),
+        WANTED,
+    ),
+    "other heads": (
+        ValueError,
+        lambda s: changed(s, each(lambda t: t[:, :1]), each(lambda t: t[:, :1])),
+        WANTED,
+    ),
+    "beyond the span": (
+        ValueError,
+        lambda s: changed(s, each(lambda t: t.repeat(1, 1, 3, 1)), each(lambda t: t.repeat(1, 1, 3, 1))),
+        WANTED,
+    ),
+    "no steps": (
+        ValueError,
+        lambda s: changed(s, each(lambda t: t[:, :, :0]), each(lambda t: t[:, :, :0])),
+        WANTED,
+    ),
+    "no batch axis": (ValueError, lambda s: changed(s, each(lambda t: t[0]), each(lambda t: t[0])), WANTED),
+    "another variant": (ValueError, lambda s: changed(s, lambda k: k[:1], lambda v: v[:1]), WANTED),
+    "a value missing": (ValueError, lambda s: changed(s, values=lambda v: v[:2]), WANTED),
+    "uneven lengths": (ValueError, lambda s: changed(s, values=each(lambda t: t[:, :, :2])), WANTED),
+    "one uneven length": (ValueError, lambda s: changed(s, lambda k: (k[0][:, :, :2], *k[1:])), WANTED),
+    "nothing": (ValueError, lambda s: fbt.State((), ()), WANTED),
+    "a tuple": (TypeError, lambda s: (s.keys, s.values), "state must be a State or None, got tuple"),
+    "another dtype": (
+        TypeError,
+        lambda s: changed(s, each(torch.Tensor.float), each(torch.Tensor.float)),
+        "state must be torch.float64 like the model, got torch.float32",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_STATES)
+@pytest.mark.parametrize("variant", ["parallel", "feedback"])
+def test_states(variant, case):
+    error, change, message = BAD_STATES[case]
+    lm = model(variant)
+    state = change(some_state(lm.config, 6))
+    with pytest.raises(error, match=message):
+        lm(TOKENS, state)
+    with pytest.raises(error, match=message):
+        lm.step(TOKENS[:, 0], state)
+
+
+def test_the_state_of_a_model_with_a_cache_per_layer_is_not_that_of_a_shared_one():
+    lm, other = model("shared-kv"), model("feedback")
+    with pytest.raises(ValueError, match=r"state must hold 1 keys and values"):
+        lm(TOKENS, some_state(other.config, 6))
+
+
+SAMPLING = [
+    (TypeError, {"prompt": 5}, "prompt must be of type str or list, got 5"),
+    (TypeError, {"prompt": None}, "prompt must be of type str or list, got None"),
+    (TypeError, {"prompt": b"a"}, "prompt must be of type str or list, got b'a'"),
+    (TypeError, {"prompt": ["a", 1]}, "a prompt of the list must be of type str, got 1"),
+    (ValueError, {"prompt": ""}, "prompt must have at least 1 character, got ''"),
+    (ValueError, {"prompt": []}, r"prompt must be a text or a list of at least one, got \[\]"),
+    (ValueError, {"prompt": ["a", ""]}, "prompt must have at least 1 character, got ''"),
+    (
+        ValueError,
+        {"prompt": "abz"},
+        r"text must hold only the 19 characters .* got 'z' \(U\+007A\) at position 2",
+    ),
+    (ValueError, {"max_new_tokens": -1}, "max_new_tokens must be an int >= 0, got -1"),
+    (TypeError, {"max_new_tokens": 2.0}, "max_new_tokens must be an int >= 0, got 2.0"),
+    (TypeError, {"max_new_tokens": True}, "max_new_tokens must be an int >= 0, got True"),
+    (ValueError, {"temperature": -0.5}, r"temperature must be a number in \[0.0, inf\), got -0.5"),
+    (ValueError, {"temperature": float("nan")}, r"temperature must be a number in \[0.0, inf\), got nan"),
+    (ValueError, {"temperature": float("inf")}, r"temperature must be a number in \[0.0, inf\), got inf"),
+    (TypeError, {"temperature": "hot"}, r"temperature must be a number in \[0.0, inf\), got 'hot'"),
+    (TypeError, {"temperature": True}, r"temperature must be a number in \[0.0, inf\), got True"),
+    (ValueError, {"top_k": 0}, r"top_k must be an int in \[1, 19\], got 0"),
+    (ValueError, {"top_k": 20}, r"top_k must be an int in \[1, 19\], got 20"),
+    (TypeError, {"top_k": 2.0}, r"top_k must be an int in \[1, 19\], got 2.0"),
+    (ValueError, {"seed": -1}, r"seed must be an int in \[0, 4611686018427387904\], got -1"),
+    (
+        ValueError,
+        {"seed": 2**63},
+        r"seed must be an int in \[0, 4611686018427387904\], got 9223372036854775808",
+    ),
+    (TypeError, {"seed": 1.5}, r"seed must be an int in \[0, 4611686018427387904\], got 1.5"),
+]
+
+
+@pytest.mark.parametrize("error, bad, message", SAMPLING, ids=[str(bad) for _, bad, _ in SAMPLING])
+def test_sampling(error, bad, message):
+    lm = model("shared-kv", TOKENIZER)
+    with pytest.raises(error, match=message):
+        lm.generate(**{"prompt": "a", "max_new_tokens": 2, **bad})
+    with pytest.raises(error, match=message):
+        lm.stream(**{"prompt": "a", "max_new_tokens": 2, **bad})  # at the call, not at the first character
+
+
+PARALLEL, SHARED = model("parallel"), model("shared-kv")
+MODELS = {
+    "no tokenizer": (
+        ValueError,
+        lambda: SHARED.generate("a"),
+        r"generate needs a tokenizer: .* got tokenizer=None",
+    ),
+    "a tokenizer of another size": (
+        ValueError,
+        lambda: fbt.LanguageModel(fbt.Config(20), TOKENIZER),
+        "tokenizer must have vocab_size=20 characters, got 19",
+    ),
+    "a tokenizer that is none": (
+        TypeError,
+        lambda: fbt.LanguageModel(fbt.Config(3), "abc"),
+        "tokenizer must be of type CharTokenizer, got 'abc'",
+    ),
+    "a config that is none": (
+        TypeError,
+        lambda: fbt.LanguageModel(19),
+        "config must be of type Config, got 19",
+    ),
+    "unknown backend": (
+        ValueError,
+        lambda: setattr(SHARED, "backend", "fast"),
+        "backend of a 'shared-kv' model must be one of 'auto', 'reference', 'stack', got 'fast'",
+    ),
+    "a backend of another variant": (
+        ValueError,
+        lambda: setattr(PARALLEL, "backend", "stack"),
+        "backend of a 'parallel' model must be one of 'auto', 'reference', got 'stack'",
+    ),
+    "layer weights of a parallel model": (
+        ValueError,
+        PARALLEL.layer_weights,
+        "layer_weights needs variant 'feedback' or 'shared-kv', got 'parallel'",
+    ),
+    "from nothing": (
+        TypeError,
+        lambda: fbt.LanguageModel.from_parallel(None),
+        "parallel must be of type LanguageModel, got None",
+    ),
+    "from a feedback model": (
+        ValueError,
+        lambda: fbt.LanguageModel.from_parallel(SHARED),
+        "variant of the model to start from must be one of 'parallel', got 'shared-kv'",
+    ),
+    "to a parallel model": (
+        ValueError,
+        lambda: fbt.LanguageModel.from_parallel(PARALLEL, "parallel"),
+        "variant must be one of 'shared-kv', 'feedback', got 'parallel'",
+    ),
+    "with other sizes": (
+        ValueError,
+        lambda: fbt.LanguageModel.from_parallel(PARALLEL, d_model=3),
+        "a changed field must be one of 'dropout', 'memory', 'memory_norm', got 'd_model'",
+    ),
+    "with a wrong option": (
+        ValueError,
+        lambda: fbt.LanguageModel.from_parallel(PARALLEL, memory="low"),
+        "memory must be one of .* got 'low'",
+    ),
+    "loading nothing": (
+        TypeError,
+        lambda: fbt.LanguageModel.from_pretrained(None),
+        "name must be of type str or Path, got None",
+    ),
+    "a span of no steps": (ValueError, lambda: fbt.MemoryStack(0, 3), "span must be an int >= 1, got 0"),
+    "a negative span": (ValueError, lambda: fbt.TorchStack(-1), "span must be an int >= 1, got -1"),
+    "a negative capacity": (
+        ValueError,
+        lambda: fbt.MemoryStack(3, -1),
+        "capacity must be an int >= 0, got -1",
+    ),
+    "a capacity that is no number": (
+        TypeError,
+        lambda: fbt.MemoryStack(3, None),
+        "capacity must be an int >= 0, got None",
+    ),
+    "showing a number": (TypeError, lambda: fbt.show(3), "show needs a class, .* got 3"),
+}
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_models(case):
+    error, call, message = MODELS[case]
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize("variant", FEEDBACK)
+def test_unknown_backend_of_a_body(variant):
+    with pytest.raises(ValueError, match="backend must be one of 'auto', 'reference', 'stack', got 'fast'"):
+        model(variant).body(normal(5, 9, 14), backend="fast")
+    with pytest.raises(ValueError, match="backend must be one of 'auto', 'reference', got 'stack'"):
+        model("parallel").body(normal(5, 9, 14), backend="stack")

@@ -1,0 +1,163 @@
+"""Sampling: `generate`, `stream` and what may not depend on how they are called."""
+
+import pytest
+import torch
+from exact import VARIANTS, model
+
+import fbt
+from fbt.generation import evaluating, probabilities
+
+TOKENIZER = fbt.CharTokenizer("\n abcdefghijklmnopq")
+PROMPTS = ["a", "abcdefghijklmno", "\n", "be a cog", "qq"]  # unequal lengths, one beyond the span
+
+
+@pytest.fixture(params=VARIANTS)
+def lm(request) -> fbt.LanguageModel:
+    """In float64, where a batch and its sequences alone agree to the last character."""
+    return model(request.param, TOKENIZER)
+
+
+def greedy_without_cache(lm, prompt, count):
+    """The definition: read the whole text again for every character."""
+    text = prompt
+    with torch.no_grad():
+        for _ in range(count):
+            logits = lm.eval()(TOKENIZER.encode(text)[None])
+            text += TOKENIZER.vocabulary[int(logits[0, -1].argmax())]
+    return text
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_temperature_zero_takes_the_likeliest_character(lm, prompt):
+    text = lm.generate(prompt, 20, temperature=0)
+    assert text == greedy_without_cache(lm, prompt, 20)
+    assert text == lm.generate(prompt, 20, temperature=0, seed=5)
+    assert text == lm.generate(prompt, 20, top_k=1)
+    assert text == lm.generate(prompt, 20, temperature=1e-320)
+
+
+def test_the_continuation_follows_the_prompt(lm):
+    text = lm.generate("abc", 17, seed=1)
+    assert text.startswith("abc")
+    assert len(text) == 20
+    assert lm.generate("abc", 0) == "abc"
+    assert lm.generate(["abc", "d"], 0) == ["abc", "d"]
+    assert len(lm.generate(seed=1)) == 1 + 200  # the default: a newline and 200 characters
+
+
+def test_a_seed_repeats_the_text_and_no_seed_does_not(lm):
+    assert lm.generate("a", 40, seed=3) == lm.generate("a", 40, seed=3)
+    assert lm.generate("a", 40, seed=3) != lm.generate("a", 40, seed=4)
+    torch.manual_seed(0)
+    one = lm.generate("a", 40)
+    torch.manual_seed(0)
+    assert lm.generate("a", 40) != one
+
+
+def test_sampling_leaves_the_global_generator_alone(lm):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    lm.generate("a", 5)
+    lm.generate("a", 5, seed=1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0}, {}, {"temperature": 0.7, "top_k": 5}], ids=str)
+def test_each_text_of_a_list_is_as_it_would_be_alone(lm, options):
+    texts = lm.generate(PROMPTS, 20, seed=11, **options)
+    alone = [lm.generate(prompt, 20, seed=11 + i, **options) for i, prompt in enumerate(PROMPTS)]
+    assert texts == alone
+    assert lm.generate(PROMPTS[:1], 20, seed=11, **options) == alone[:1]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_streamed_characters_join_to_the_generated_text(lm, prompt):
+    pieces = list(lm.stream(prompt, 20, seed=2))
+    assert [len(piece) for piece in pieces] == [1] * 20
+    assert prompt + "".join(pieces) == lm.generate(prompt, 20, seed=2)
+
+
+def test_a_streamed_list_starts_with_the_shortest_prompt(lm):
+    pieces = list(lm.stream(PROMPTS, 4, seed=2))
+    assert len(pieces) == 15 - 1 + 4  # from the shortest prompt's end to the last new character
+    for i, prompt in enumerate(PROMPTS):
+        present = [t for t, piece in enumerate(pieces) if piece[i]]
+        assert present == list(range(len(prompt) - 1, len(prompt) + 3))
+        joined = prompt + "".join(piece[i] for piece in pieces)
+        assert joined == lm.generate(PROMPTS, 4, seed=2)[i]
+
+
+def test_a_stream_can_be_left_early_and_mixed_with_other_work(lm):
+    expected = lm.generate("abc", 10, seed=2)
+    stream = lm.stream("abc", 10, seed=2)
+    pieces = [next(stream) for _ in range(4)]
+    lm.generate("q", 3)
+    lm(TOKENIZER.encode("abc")[None]).sum().backward()
+    pieces += stream
+    assert "abc" + "".join(pieces) == expected
+    next(lm.stream("abc", 10))  # and dropped
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_mode_and_gradients_are_left_alone(lm, training):
+    lm.train(training)
+    lm.head.eval()  # a part that someone froze
+    modes = [part.training for part in lm.modules()]
+    for _ in lm.stream(["a", "bc"], 3):
+        assert [part.training for part in lm.modules()] == modes
+        assert torch.is_grad_enabled()
+    lm.attention(torch.tensor([[1, 2]]))
+    assert [part.training for part in lm.modules()] == modes
+    assert all(p.grad is None for p in lm.parameters())
+
+
+def test_dropout_is_off_while_sampling():
+    with_dropout, without = (model("shared-kv", TOKENIZER, dropout=p) for p in (0.5, 0.0))
+    with_dropout.train()
+    assert with_dropout.generate("a", 30, seed=1) == without.generate("a", 30, seed=1)
+
+
+def test_the_mode_comes_back_after_an_error(lm):
+    lm.train()
+    with pytest.raises(RuntimeError, match="stop"), evaluating(lm):
+        assert not lm.training
+        raise RuntimeError("stop")
+    assert all(part.training for part in lm.modules())
+
+
+def test_the_cache_is_read_one_token_at_a_time(lm):
+    shapes = []
+    lm.token_embedding.register_forward_hook(lambda _, tokens, __: shapes.append(tuple(tokens[0].shape)))
+    lm.generate(["abcd", "abcdefg"], 5)
+    assert shapes == [(2, 4)] + [(2, 1)] * 7
+
+
+def test_probabilities_by_hand():
+    logits = torch.log(torch.tensor([[0.1, 0.2, 0.3, 0.4]], dtype=torch.float64))
+
+    def close(found, *expected):
+        torch.testing.assert_close(found, torch.tensor([expected], dtype=torch.float64))
+
+    close(probabilities(logits, 1.0, None), 0.1, 0.2, 0.3, 0.4)
+    close(probabilities(logits, 0.5, None), 1 / 30, 4 / 30, 9 / 30, 16 / 30)
+    close(probabilities(logits, 1.0, 2), 0, 0, 3 / 7, 4 / 7)
+    close(probabilities(logits, 0.5, 3), 0, 4 / 29, 9 / 29, 16 / 29)
+    close(probabilities(logits, 0.0, None), 0, 0, 0, 1)
+    close(probabilities(logits, 1e-320, None), 0, 0, 0, 1)
+    close(probabilities(logits, 1e300, None), 0.25, 0.25, 0.25, 0.25)
+
+
+def test_top_k_keeps_exactly_k_where_logits_tie():
+    kept = probabilities(torch.zeros(2, 7), 1.0, 3)
+    assert [(row > 0).sum().item() for row in kept] == [3, 3]
+
+
+def test_characters_come_with_the_frequencies_of_the_model():
+    """2000 first characters from one distribution; a chi-squared statistic far below its 99.99 % point."""
+    lm = model("shared-kv", TOKENIZER)
+    with torch.no_grad():
+        expected = torch.softmax(lm(TOKENIZER.encode("a")[None])[0, -1], dim=-1) * 2000
+    drawn = "".join(text[1] for text in lm.generate(["a"] * 2000, 1, seed=0))
+    counts = torch.bincount(TOKENIZER.encode(drawn), minlength=19)
+    assert ((counts - expected) ** 2 / expected).sum() < 50.0  # 18 degrees of freedom

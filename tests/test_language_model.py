@@ -1,0 +1,268 @@
+"""The language model: whole texts against single steps, states, attention, saving and loading."""
+
+import json
+
+import plain
+import pytest
+import torch
+from exact import (
+    BATCH,
+    FEEDBACK,
+    LENGTHS,
+    VARIANTS,
+    VOCABULARY,
+    assert_same,
+    config,
+    everything,
+    gradients,
+    leaves,
+    model,
+    some_tokens,
+)
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import fbt
+from fbt.language_model import WEIGHTS_FILE
+
+CASES = [("parallel", "reference"), *((v, b) for v in FEEDBACK for b in ("reference", "stack"))]
+each_case = pytest.mark.parametrize("variant, backend", CASES)
+each_variant = pytest.mark.parametrize("variant", VARIANTS)
+TOKENIZER = fbt.CharTokenizer("\n abcdefghijklmnopq")
+
+
+def with_backend(variant, backend, **changes) -> fbt.LanguageModel:
+    lm = model(variant, **changes)
+    lm.backend = backend
+    return lm
+
+
+@each_variant
+@pytest.mark.parametrize("length", LENGTHS)
+def test_logits_equal_the_equations(variant, length):
+    lm, tokens = model(variant), some_tokens(BATCH, length)
+    p = dict(lm.named_parameters())
+    inner = {name.removeprefix("body."): tensor for name, tensor in p.items()}
+    y, _, _ = plain.body(inner, lm.config, p["token_embedding.weight"][tokens])
+    expected = plain.linear(p, "head", plain.layer_norm(p, "norm", y))
+    assert_same(lm(tokens), expected)
+    assert_same(gradients([lm(tokens)], p), gradients([expected], p))
+
+
+@each_case
+@pytest.mark.parametrize("span", [3, 13])
+def test_step_by_step_equals_the_whole_text(variant, backend, span):
+    """Logits, the state at the end, and gradients through the states of all seventeen steps."""
+    lm, tokens = with_backend(variant, backend, span=span), some_tokens(BATCH, 17)
+    whole = everything(*lm(tokens, return_state=True))
+    state, logits = None, []
+    for column in tokens.T:
+        row, state = lm.step(column, state)
+        assert row.shape == (BATCH, VOCABULARY)
+        logits.append(row)
+    stepped = everything(torch.stack(logits, dim=1), state)
+    assert_same(stepped, whole)
+    assert_same(gradients(stepped, leaves(lm)), gradients(whole, leaves(lm)))
+
+
+@each_case
+def test_detach_cuts_the_gradient_at_the_border_of_a_block(variant, backend):
+    """What a detached block learns is what it would learn from the same numbers as constants."""
+    lm, tokens = with_backend(variant, backend), some_tokens(BATCH, 11)
+    _, state = lm(tokens[:, :6], return_state=True)
+    cut = state.detach()
+    constants = fbt.State(*(tuple(t.detach().clone() for t in kind) for kind in (state.keys, state.values)))
+    assert not any(t.requires_grad for t in cut.keys + cut.values)
+    detached = gradients([lm(tokens[:, 6:], cut)], leaves(lm))
+    assert_same(detached, gradients([lm(tokens[:, 6:], constants)], leaves(lm)))
+    through = gradients([lm(tokens[:, 6:], state)], leaves(lm))
+    name = "body.key_values.0.key.weight" if variant in FEEDBACK else "body.layers.0.key_value.key.weight"
+    assert not torch.allclose(through[name], detached[name])
+
+
+@each_case
+def test_a_state_can_be_continued_twice(variant, backend):
+    lm, start = with_backend(variant, backend), some_tokens(BATCH, 6)
+    one, other = some_tokens(BATCH, 4, seed=7), some_tokens(BATCH, 4, seed=8)
+    _, state = lm(start, return_state=True)
+    for ending in (one, other, one):
+        assert_same(lm(ending, state), lm(torch.cat([start, ending], dim=1))[:, 6:])
+
+
+@each_variant
+def test_the_state_grows_to_the_span_and_no_further(variant):
+    lm, state = model(variant, span=3), None
+    for length in (1, 2, 3, 3, 3):
+        _, state = lm.step(some_tokens(BATCH, 1)[:, 0], state)
+        caches = 1 if variant == "shared-kv" else 3
+        assert (len(state.keys), len(state.values)) == (caches, caches)
+        assert (state.length, state.batch_size) == (length, BATCH)
+        assert {tuple(t.shape) for t in state.keys + state.values} == {(BATCH, 2, length, 7)}
+        assert state.nbytes == 2 * caches * BATCH * 14 * length * 8
+
+
+@each_case
+@pytest.mark.parametrize("length", LENGTHS)
+def test_attention(variant, backend, length):
+    lm, tokens = with_backend(variant, backend, dropout=0.5), some_tokens(BATCH, length)
+    lm.train()
+    weights = lm.attention(tokens)
+    assert lm.training
+    assert weights.shape == (3, BATCH, 2, length, length)
+    assert not weights.requires_grad
+    sums = torch.ones_like(weights[..., 0])
+    if variant in FEEDBACK:
+        sums[..., 0] = 0.0
+        assert not weights[..., 0, :].any()
+    assert_same(weights.sum(-1), sums)
+    p = {name.removeprefix("body."): tensor for name, tensor in lm.named_parameters()}
+    _, _, expected = plain.body(p, lm.config, lm.token_embedding(tokens))
+    assert_same(weights, expected)
+
+
+@pytest.mark.parametrize("variant", FEEDBACK)
+def test_layer_weights(variant):
+    lm = model(variant)
+    weights = lm.layer_weights()
+    logits = lm.body.memory.layer_logits
+    assert weights.shape == (4,)
+    assert not weights.requires_grad
+    assert_same(weights, logits.exp().detach() / logits.exp().sum().detach())
+    fresh = fbt.LanguageModel(config(variant))
+    assert fresh.layer_weights().tolist() == [0.25] * 4
+    for memory, expected in {"uniform": [1 / 3] * 3, "top": [0, 0, 1], "embedding": [1, 0, 0]}.items():
+        fixed = model(variant, memory=memory, n_layers=2)
+        assert fixed.layer_weights().tolist() == expected  # to the last bit of float64
+        assert "body.memory.layer_logits" not in fixed.state_dict()
+
+
+@each_variant
+@pytest.mark.parametrize("relative", ["per-layer", "shared"])
+def test_number_of_parameters(variant, relative):
+    lm = model(variant, relative=relative)
+    d, H, D, L, F, S, V = 14, 2, 7, 3, 11, 13, VOCABULARY
+    rows = S + 1 if variant == "parallel" else S
+    tables = (L if relative == "per-layer" else 1) * (H * rows * D + H * rows + H * D)
+    layer = 2 * 2 * d + d * d + (d * d + d) + (d * F + F) + (F * d + d)
+    keys_and_values = (1 if variant == "shared-kv" else L) * 2 * d * d
+    memory = 0 if variant == "parallel" else (L + 1) + 2 * d
+    around = V * d + 2 * d + (d * V + V)
+    assert lm.num_parameters() == tables + L * layer + keys_and_values + memory + around
+
+
+@each_case
+def test_dropout_is_active_in_training_only(variant, backend):
+    lm, tokens = with_backend(variant, backend, dropout=0.5), some_tokens(BATCH, 9)
+    without = with_backend(variant, backend)
+    without.load_state_dict(lm.state_dict())
+    lm.train()
+    assert not torch.equal(lm(tokens), lm(tokens))
+    lm.eval()
+    assert torch.equal(lm(tokens), without(tokens))
+
+
+@each_case
+def test_int32_tokens(variant, backend):
+    lm, tokens = with_backend(variant, backend), some_tokens(BATCH, 9)
+    assert torch.equal(lm(tokens.int()), lm(tokens))
+
+
+# Saving and loading.
+
+
+@each_variant
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("tokenizer", [None, TOKENIZER])
+def test_round_trip(tmp_path, variant, dtype, tokenizer):
+    lm = model(variant, tokenizer, dropout=0.1, relative="shared").to(dtype)
+    path = lm.save_pretrained(tmp_path / "new" / "folder")
+    assert path == tmp_path / "new" / "folder" / "model.safetensors"
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    for name in (path.parent, str(path.parent)):
+        loaded = fbt.LanguageModel.from_pretrained(name)
+        assert not loaded.training
+        assert (loaded.config, loaded.tokenizer) == (lm.config, lm.tokenizer)
+        tokens = some_tokens(BATCH, 9)
+        assert torch.equal(loaded(tokens), lm.eval()(tokens))
+        assert_same(loaded.state_dict(), lm.state_dict(), rtol=0, atol=0)
+
+
+def test_one_file_holds_weights_config_and_vocabulary(tmp_path):
+    path = model("shared-kv", TOKENIZER).save_pretrained(tmp_path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    assert json.loads(metadata["config"])["variant"] == "shared-kv"
+    assert json.loads(metadata["vocabulary"]) == TOKENIZER.vocabulary
+    assert load_file(path).keys() == model("shared-kv").state_dict().keys()
+
+
+def test_saving_again_replaces_and_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = model("shared-kv").save_pretrained(tmp_path)
+    model("parallel").save_pretrained(tmp_path)
+    before = path.read_bytes()
+    assert fbt.LanguageModel.from_pretrained(tmp_path).config.variant == "parallel"
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        model("shared-kv").save_pretrained(tmp_path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "", "/no/such/folder"])
+def test_a_missing_model_is_named(name):
+    with pytest.raises(FileNotFoundError, match=rf"no model.safetensors in '{name}'; names that ship"):
+        fbt.LanguageModel.from_pretrained(name)
+
+
+@pytest.mark.parametrize("kept", [0, 7, 100, -1])
+def test_a_truncated_file_is_refused(tmp_path, kept):
+    path = model("shared-kv").save_pretrained(tmp_path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"model.safetensors is not a whole safetensors file"):
+        fbt.LanguageModel.from_pretrained(tmp_path)
+
+
+def rewritten(folder, change):
+    """A saved model whose weights and metadata went through `change`."""
+    path = model("shared-kv", TOKENIZER).save_pretrained(folder)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    weights = load_file(path)
+    change(weights, metadata)
+    save_file(weights, path, metadata)
+
+
+def set_config(metadata, **changes):
+    metadata["config"] = json.dumps(json.loads(metadata["config"]) | changes)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda w, m: w.pop("head.bias"), r"tensors \['head.bias'\]"),
+        (lambda w, m: w.update(extra=torch.zeros(3)), r"tensors \['extra'\]"),
+        (lambda w, m: w.update({"head.bias": torch.zeros(20)}), r"tensors \['head.bias'\]"),
+        (lambda w, m: w.clear(), "unexpected, missing or misshapen"),
+        (lambda w, m: set_config(m, span=12), r"tensors \['body.relative.0.key_bias'"),
+        (lambda w, m: set_config(m, n_heads=3), "n_heads must divide d_model, got n_heads=3"),
+        (lambda w, m: set_config(m, colour="red"), "colour"),
+        (lambda w, m: m.update(config="3"), "describes no model of this version"),
+        (lambda w, m: m.update(config="{"), "describes no model of this version"),
+        (lambda w, m: m.pop("config"), "no config in its metadata"),
+        (lambda w, m: m.update(vocabulary='"abc"'), "tokenizer must have vocab_size=19 characters, got 3"),
+        (lambda w, m: m.update(vocabulary='"aa"'), "vocabulary must hold each character once"),
+        (lambda w, m: m.update(vocabulary="3"), "vocabulary must be a str"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(tmp_path, change, message):
+    rewritten(tmp_path, change)
+    with pytest.raises(ValueError, match=message):
+        fbt.LanguageModel.from_pretrained(tmp_path)
+
+
+def test_the_file_name_is_where_others_look_for_it():
+    assert WEIGHTS_FILE == "model.safetensors"

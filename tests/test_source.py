@@ -1,0 +1,80 @@
+"""`fbt.show`: the installed source, and where it stands."""
+
+import ast
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+
+import fbt
+from fbt._repository import BRANCH, URL
+from fbt.attention import attend
+from fbt.stack import _Push
+
+ROOT = Path(fbt.__file__).parents[1]
+
+
+def here(x):
+    return x + 1
+
+
+@pytest.mark.parametrize(
+    "obj, file",
+    [
+        (fbt.MemoryStack, "fbt/stack.py"),
+        (fbt.MemoryStack.push, "fbt/stack.py"),
+        (_Push, "fbt/stack.py"),
+        (attend, "fbt/attention.py"),
+        (fbt.Config, "fbt/config.py"),
+        (fbt.LanguageModel.generate, "fbt/language_model.py"),
+        (fbt.LanguageModel.attention, "fbt/language_model.py"),
+        (fbt.LanguageModel.backend, "fbt/language_model.py"),
+        (fbt.LanguageModel.from_pretrained, "fbt/language_model.py"),
+        (importlib.import_module("fbt.shared_kv"), "fbt/shared_kv.py"),
+    ],
+    ids=str,
+)
+def test_the_link_leads_to_the_lines_that_are_shown(obj, file):
+    source = fbt.show(obj)
+    name, _, lines = source.where.partition(", lines ")
+    first, last = map(int, lines.split(" to "))
+    assert name == file
+    assert source.link == f"{URL}/blob/{BRANCH}/{file}#L{first}-L{last}"
+    there = (ROOT / file).read_text().splitlines()[first - 1 : last]
+    assert inspect.cleandoc("\n".join(there)) == inspect.cleandoc(source.code)
+    ast.parse(source.code)
+
+
+def test_it_displays_as_markdown_and_prints_as_text():
+    source = fbt.show(attend)
+    assert source._repr_markdown_() == f"[{source.where}]({source.link})\n\n```python\n{source.code}\n```"
+    assert repr(source) == f"# {source.where}\n{source.code}"
+
+
+@pytest.mark.parametrize("obj", [attend, fbt.MemoryStack, fbt.MemoryStack.push, fbt.LanguageModel.attention])
+def test_without_its_docstring_only_the_docstring_is_missing(obj):
+    whole, short = fbt.show(obj).code, fbt.show(obj, docstring=False).code
+    expected = ast.parse(whole)
+    del expected.body[0].body[0]
+    assert ast.unparse(ast.parse(short)) == ast.unparse(expected)
+    assert set(short.splitlines()) <= set(whole.splitlines())
+    assert short.count("#") == whole.count("#")  # comments stay
+
+
+def test_a_function_without_docstring_stays_as_it_is():
+    assert fbt.show(here, docstring=False).code == "def here(x):\n    return x + 1"
+
+
+def test_code_outside_the_package_has_no_link():
+    source = fbt.show(here)
+    assert source.link is None
+    assert source.where.startswith("test_source.py, lines ")
+    assert source._repr_markdown_().startswith("test_source.py")
+
+
+@pytest.mark.parametrize("obj", [3, "text", None, len, torch.add, fbt.LanguageModel(fbt.Config(3))], ids=type)
+def test_what_has_no_source_is_refused(obj):
+    with pytest.raises(TypeError, match="show needs a class, function, method or module"):
+        fbt.show(obj)
