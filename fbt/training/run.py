@@ -1,8 +1,6 @@
 """A run from its settings to its files: `train` starts one, `resume` goes on with one."""
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from fbt.config import Config
 from fbt.data import CharTokenizer, load_tiny_shakespeare
 from fbt.language_model import LanguageModel
 from fbt.recipe import PRESETS, Recipe
+from fbt.training.events import event_writer
 from fbt.training.loop import METRICS_FILE, Interrupt, Metric, Trainer
 
 LOSS_FIGURE = "loss.svg"
@@ -243,7 +242,7 @@ def _run(
         trainer = Trainer(settings, text, model.to(place), folder)
         if checkpoint is not None:
             trainer.restore(checkpoint)
-        with _event_writer(folder, log, trainer.step) as watch:
+        with event_writer(folder, log, trainer.step) as watch:
             _claim(folder, trainer)
             finished = trainer.run(interrupt, watch, progress)
     model.eval()
@@ -275,32 +274,6 @@ def _claim(folder: Path | None, trainer: Trainer) -> None:
     except OSError as error:
         reason = f"the folder of the run cannot be written ({error.strerror})"
         raise OSError(error.errno, reason, str(folder)) from error
-
-
-@contextlib.contextmanager
-def _event_writer(folder: Path | None, log: str | None, step: int) -> Iterator[Callable[[Metric], None]]:
-    """A function that writes a metric as TensorBoard events, or one that does nothing."""
-    if log is None:
-        yield lambda metric: None
-        return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ImportError(f"log={log!r} needs the package tensorboard: pip install tensorboard") from error
-
-    def write(metric: Metric) -> None:
-        for name, value in metric.items():
-            if name == "sample":
-                writer.add_text(name, f"```\n{value}\n```", metric["step"])
-            elif name == "layer_weights":
-                for layer, weight in enumerate(value):
-                    writer.add_scalar(f"{name}/{layer}", weight, metric["step"])
-            elif name not in ("step", "seconds"):
-                writer.add_scalar(name, value, metric["step"])
-
-    # Events after the checkpoint, of a run that was killed, are taken back.
-    with SummaryWriter(str(folder), purge_step=step + 1) as writer:
-        yield write
 
 
 def _save_loss_curve(run: Run, path: Path) -> None:
