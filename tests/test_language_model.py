@@ -162,6 +162,34 @@ def test_dropout_is_active_in_training_only(variant, backend):
 
 
 @each_case
+def test_the_backend_reaches_the_body(variant, backend):
+    lm, tokens, used = model(variant), some_tokens(BATCH, 9), []
+    lm.body.register_forward_pre_hook(
+        lambda _, __, options: used.append(options["backend"]), with_kwargs=True
+    )
+    for name in ("auto", backend):
+        lm.backend = name
+        lm(tokens)
+        lm.step(tokens[:, 0])
+        lm.attention(tokens)
+    assert used == ["auto"] * 3 + [backend] * 3
+
+
+@pytest.mark.parametrize("variant", FEEDBACK)
+def test_auto_is_the_stack(variant, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        "fbt.feedback.MemoryStack", lambda *args: made.append("stack") or fbt.MemoryStack(*args)
+    )
+    monkeypatch.setattr("fbt.feedback.TorchStack", lambda *args: made.append("list") or fbt.TorchStack(*args))
+    caches = 2 * (1 if variant == "shared-kv" else 3)
+    for backend, kind in {"auto": "stack", "stack": "stack", "reference": "list"}.items():
+        made.clear()
+        with_backend(variant, backend)(some_tokens(BATCH, 2))
+        assert made == [kind] * caches
+
+
+@each_case
 def test_int32_tokens(variant, backend):
     lm, tokens = with_backend(variant, backend), some_tokens(BATCH, 9)
     assert torch.equal(lm(tokens.int()), lm(tokens))
