@@ -178,12 +178,17 @@ def test_the_backend_reaches_the_body(variant, backend):
 @pytest.mark.parametrize("variant", FEEDBACK)
 def test_auto_is_the_stack(variant, monkeypatch):
     made = []
-    monkeypatch.setattr(
-        "fbt.feedback.MemoryStack", lambda *args: made.append("stack") or fbt.MemoryStack(*args)
-    )
-    monkeypatch.setattr("fbt.feedback.TorchStack", lambda *args: made.append("list") or fbt.TorchStack(*args))
+    for kind in (fbt.MemoryStack, fbt.TorchStack):
+        init = kind.__init__
+        monkeypatch.setattr(
+            kind, "__init__", lambda self, *args, init=init: made.append(type(self)) or init(self, *args)
+        )
     caches = 2 * (1 if variant == "shared-kv" else 3)
-    for backend, kind in {"auto": "stack", "stack": "stack", "reference": "list"}.items():
+    for backend, kind in {
+        "auto": fbt.MemoryStack,
+        "stack": fbt.MemoryStack,
+        "reference": fbt.TorchStack,
+    }.items():
         made.clear()
         with_backend(variant, backend)(some_tokens(BATCH, 2))
         assert made == [kind] * caches
