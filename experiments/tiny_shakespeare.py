@@ -51,10 +51,9 @@ def main() -> None:
     feedback[len(feedback) // 2].model.save_pretrained(SHIPPED)
     record = {"machine": machine(), "runs": [summary(run) for run in runs]}
     write_whole(SHIPPED / "runs.json", (json.dumps(record, indent=1) + "\n").encode())
-    for entry in record["runs"]:
-        print(
-            f"{entry['variant']:<10} seed {entry['seed']}  {entry['val_loss']:.4f} nats  {entry['seconds']:.0f} s"
-        )
+    for run in runs:
+        seed, seconds = run.settings.recipe.seed, run.metrics[-1]["seconds"]
+        print(f"{run.settings.config.variant:<10} seed {seed}  {run.val_loss:.4f} nats  {seconds:.0f} s")
 
 
 def summary(run: fbt.Run) -> dict[str, Any]:
