@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
+from torch import Tensor
+
 
 def check_int(name: str, value: Any, *, low: int, high: int | None = None) -> None:
     """Raise unless `value` is a whole number in [low, high] (no upper limit if `high` is None).
@@ -41,6 +43,12 @@ def check_instance(name: str, value: Any, *types: type) -> None:
     if not isinstance(value, types):
         allowed = " or ".join(t.__name__ for t in types)
         raise TypeError(f"{name} must be of type {allowed}, got {value!r} of type {type(value).__name__}")
+
+
+def check_embeddings(x: Tensor, width: int) -> None:
+    """Raise a ValueError unless x is [B, T, width] with at least one sequence and one step."""
+    if x.ndim != 3 or x.shape[-1] != width or x.numel() == 0:
+        raise ValueError(f"x must have shape [B, T, {width}] with B, T >= 1, got {list(x.shape)}")
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fbt._checks import check_choice
+from fbt._checks import check_choice, check_embeddings
 from fbt.attention import Attention, FeedForward, KeyValue, RelativeTerms, module_list
 from fbt.config import Config
 from fbt.stack import MemoryStack, TorchStack
@@ -87,7 +87,7 @@ class FeedbackBody(nn.Module):
 
     def __init__(self, config: Config, n_caches: int | None = None) -> None:
         super().__init__()
-        self.span = config.span
+        self.span, self.d_model = config.span, config.d_model
         tables = config.n_layers if config.relative == "per-layer" else 1
         self.relative = module_list(RelativeTerms(config, range(1, config.span + 1)) for _ in range(tables))
         self.layers = module_list(FeedbackLayer(config) for _ in range(config.n_layers))
@@ -108,8 +108,12 @@ class FeedbackBody(nn.Module):
         Returns:
             The top layer's outputs [B, T, d]; the state for the next block; the attention weights
             [L, B, H, T, P + T] or None; row = query, P = length of the given state. Row 0 is zero if P = 0.
+
+        Raises:
+            ValueError: x is empty or of another width, or there is no such backend.
         """
         check_choice("backend", backend, ("auto", *self.backends))
+        check_embeddings(x, self.d_model)
         stacks = self._stacks(x.shape[1], state, plain=backend == "reference")
         mix = self.memory.layer_weights()
         tops: list[Tensor] = []

@@ -10,7 +10,7 @@ price is that layer l at step t reads nothing above layer l - 1 of earlier steps
 import torch
 from torch import Tensor, nn
 
-from fbt._checks import check_choice
+from fbt._checks import check_choice, check_embeddings
 from fbt.attention import Attention, FeedForward, KeyValue, RelativeTerms, module_list
 from fbt.config import Config
 from fbt.state import State
@@ -59,6 +59,7 @@ class ParallelBody(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
+        self.d_model = config.d_model
         tables = config.n_layers if config.relative == "per-layer" else 1
         self.relative = module_list(RelativeTerms(config, range(config.span + 1)) for _ in range(tables))
         self.layers = module_list(ParallelLayer(config) for _ in range(config.n_layers))
@@ -77,8 +78,12 @@ class ParallelBody(nn.Module):
         Returns:
             The top layer's outputs [B, T, d]; the state for the next block; the attention weights
             [L, B, H, T, P + T], row = query, P = length of the given state, or None.
+
+        Raises:
+            ValueError: x is empty or of another width, or there is no such backend.
         """
         check_choice("backend", backend, ("auto", *self.backends))
+        check_embeddings(x, self.d_model)
         caches, trace = [], []
         for l, layer in enumerate(self.layers):
             past = None if state is None else (state.keys[l], state.values[l])

@@ -252,6 +252,16 @@ MODELS = {
         lambda: setattr(SHARED, "backend", "fast"),
         "backend of a 'shared-kv' model must be one of 'auto', 'reference', 'stack', got 'fast'",
     ),
+    "embeddings of no steps": (
+        ValueError,
+        lambda: SHARED.body(torch.zeros(2, 0, 14)),
+        r"x must have shape \[B, T, 14\] with B, T >= 1, got \[2, 0, 14\]",
+    ),
+    "embeddings of another width": (
+        ValueError,
+        lambda: PARALLEL.body(torch.zeros(2, 3, 5)),
+        r"x must have shape \[B, T, 14\] with B, T >= 1, got \[2, 3, 5\]",
+    ),
     "a backend of another variant": (
         ValueError,
         lambda: setattr(PARALLEL, "backend", "stack"),

@@ -78,3 +78,8 @@ def test_code_outside_the_package_has_no_link():
 def test_what_has_no_source_is_refused(obj):
     with pytest.raises(TypeError, match="show needs a class, function, method or module"):
         fbt.show(obj)
+
+
+def test_a_module_can_do_without_its_docstring_too():
+    module = importlib.import_module("fbt.shared_kv")
+    assert fbt.show(module, docstring=False).code.startswith("from fbt.config import Config")

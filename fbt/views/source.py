@@ -11,10 +11,11 @@ from fbt._repository import BRANCH, URL
 PACKAGE = Path(__file__).parents[1]
 
 
-def _without_docstring(code: str) -> str:
-    """The code less the docstring of its outermost definition; comments stay."""
-    body = ast.parse(code).body[0]
-    if not isinstance(body, ast.ClassDef | ast.FunctionDef) or ast.get_docstring(body) is None:
+def _without_docstring(code: str, module: bool) -> str:
+    """The code less the docstring of the module or of its outermost definition; comments stay."""
+    tree = ast.parse(code)
+    body = tree if module else tree.body[0]
+    if not isinstance(body, ast.Module | ast.ClassDef | ast.FunctionDef) or ast.get_docstring(body) is None:
         return code
     first, lines = body.body[0], code.splitlines()
     return "\n".join(lines[: first.lineno - 1] + lines[first.end_lineno :])
@@ -32,7 +33,7 @@ class Source:
         lines, first = inspect.getsourcelines(obj)
         first = max(first, 1)  # a module starts at line 0
         code = textwrap.dedent("".join(lines)).rstrip()
-        self.code = code if docstring else _without_docstring(code)
+        self.code = code if docstring else _without_docstring(code, inspect.ismodule(obj)).strip()
         path = Path(inspect.getsourcefile(obj) or "").resolve()
         inside = path.is_relative_to(PACKAGE)
         name = (path.relative_to(PACKAGE.parent) if inside else Path(path.name)).as_posix()
