@@ -24,6 +24,7 @@ INK = "#757575"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 DASHES = ("-", "--", "-.", ":")
 HEAT = "cividis"
+CHARACTER = 0.11  # inches that a character needs on an axis to be read
 
 STYLE: dict[Any, Any] = {
     "figure.figsize": (6.4, 3.2),
@@ -101,31 +102,27 @@ def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, over: str = 
     return figure
 
 
-def attention_maps(weights: Tensor, tokens: Sequence[str], *, heads: str = "all") -> Figure:
+def attention_maps(weights: Tensor, tokens: Sequence[str]) -> Figure:
     """Attention weights over a text, a row of maps for each layer and a map for each head.
+
+    The axes show the characters where there is room for them; the space and the line end get a sign.
 
     Args:
         weights: [L, H, T, T], row = query, as `LanguageModel.attention` returns for one sequence.
         tokens: the T characters.
-        heads: "all", or "mean" for one map a layer.
     """
-    if heads == "mean":
-        weights = weights.mean(1, keepdim=True)
-    layers, count, length = weights.shape[:3]
+    layers, heads, length = weights.shape[:3]
+    size = min(4.8, 6.4 / heads)
+    unseen = np.triu(np.ones((length, length), dtype=bool), 1)
     with mpl.rc_context(STYLE):
-        size = min(1.7, 6.4 / count) if count > 1 else 6.4 / min(layers, 4)
-        rows, columns = (layers, count) if count > 1 else (-(-layers // 4), min(layers, 4))
-        figure, grid = plt.subplots(rows, columns, figsize=(size * columns, size * rows), squeeze=False)
-        for i, axes in enumerate(grid.flat):
-            if i >= layers * count:
-                axes.set_axis_off()
-                continue
-            layer, head = divmod(i, count)
-            seen = np.ma.masked_where(np.triu(np.ones((length, length)), 1) > 0, weights[layer, head].cpu())
-            axes.imshow(seen, cmap=HEAT, vmin=0, interpolation="nearest")
-            title = f"layer {layer + 1}" + (f", head {head + 1}" if count > 1 else "")
-            axes.set_title(title, fontsize=8)
-            _character_ticks(axes, tokens if length <= 24 else None)
+        figure, grid = plt.subplots(layers, heads, figsize=(size * heads, size * layers), squeeze=False)
+        for layer in range(layers):
+            for head in range(heads):
+                axes = grid[layer, head]
+                seen = np.ma.masked_where(unseen, weights[layer, head].cpu().numpy())
+                axes.imshow(seen, cmap=HEAT, vmin=0, interpolation="nearest")
+                axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=9)
+                _character_ticks(axes, tokens if size / length > CHARACTER else None)
     return figure
 
 
@@ -136,8 +133,8 @@ def _character_ticks(axes: Axes, tokens: Sequence[str] | None) -> None:
         axes.set_yticks([])
         return
     names = [{" ": "␣", "\n": "⏎"}.get(token, token) for token in tokens]
-    axes.set_xticks(range(len(names)), names, fontsize=7, family="monospace")
-    axes.set_yticks(range(len(names)), names, fontsize=6, family="monospace")
+    axes.set_xticks(range(len(names)), names, fontsize=9, family="monospace")
+    axes.set_yticks(range(len(names)), names, fontsize=9, family="monospace")
     axes.tick_params(length=0)
 
 
