@@ -34,7 +34,7 @@ def here(x):
         (fbt.LanguageModel.from_pretrained, "fbt/language_model.py"),
         (importlib.import_module("fbt.shared_kv"), "fbt/shared_kv.py"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else getattr(value, "__name__", "a property"),
 )
 def test_the_link_leads_to_the_lines_that_are_shown(obj, file):
     source = fbt.show(obj)
