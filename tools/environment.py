@@ -15,12 +15,30 @@ STAMP = VENV / ".fbt-stamp"
 PYTHON = VENV / "bin" / "python"
 
 
-def stamp() -> str:
-    """What the environment depends on: the two files, this Python and the place it stands in."""
-    digest = hashlib.sha256(repr((sys.version_info[:3], str(VENV))).encode())
+def place() -> str:
+    """What .venv is made for: this Python, and this folder, whose path its scripts hold."""
+    return repr((sys.version_info[:3], str(VENV)))
+
+
+def contents() -> str:
+    """What .venv holds: the files that say which packages, hashed."""
+    digest = hashlib.sha256()
     for name in ("requirements.txt", "pyproject.toml"):
         digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()
+
+
+def stamp(*lines: str) -> None:
+    """Note what has been done so far: the place, then the contents."""
+    temporary = STAMP.with_name(STAMP.name + ".new")
+    temporary.write_text("\n".join(lines), encoding="utf-8")
+    temporary.replace(STAMP)
+
+
+def run(command: list[str], failure: str) -> None:
+    """Run a command that explains itself; stop with one line more if it fails."""
+    if subprocess.run(command, check=False).returncode != 0:
+        sys.exit(f"{failure}: see above. `make` goes on from there when it is called again.")
 
 
 def main() -> None:
@@ -30,30 +48,25 @@ def main() -> None:
         sys.exit(
             f"fbt needs Python 3.11 or newer, not {sys.version.split()[0]}: try make PYTHON=python3.12 book"
         )
-    wanted = stamp()
-    if PYTHON.exists() and STAMP.exists() and STAMP.read_text() == wanted:
+    done = STAMP.read_text(encoding="utf-8").splitlines() if PYTHON.exists() and STAMP.exists() else []
+    if done == [place(), contents()]:
         return
     started = time.monotonic()
-    if not PYTHON.exists() or not _same_python():
+    # Without its stamp an environment was never finished: it may lack even pip.
+    if done[:1] != [place()]:
         print(f"Making {VENV.relative_to(ROOT)} with Python {sys.version.split()[0]}", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=True)
+        run([sys.executable, "-m", "venv", "--clear", str(VENV)], f"{VENV} could not be made")
+        stamp(place())
     print("Installing the pinned packages (the first time this takes some minutes)", flush=True)
     pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
     # A progress bar written to a file is thousands of lines.
     if not sys.stdout.isatty():
         pip += ["--progress-bar", "off"]
-    subprocess.run([*pip, "-r", str(ROOT / "requirements.txt")], check=True)
-    subprocess.run([*pip, "--no-deps", "--no-build-isolation", "-e", str(ROOT)], check=True)
-    temporary = STAMP.with_name(STAMP.name + ".new")
-    temporary.write_text(wanted)
-    temporary.replace(STAMP)
+    failure = "The packages could not be installed"
+    run([*pip, "-r", str(ROOT / "requirements.txt")], failure)
+    run([*pip, "--no-deps", "--no-build-isolation", "-e", str(ROOT)], failure)
+    stamp(place(), contents())
     print(f"Environment ready in {time.monotonic() - started:.0f} s", flush=True)
-
-
-def _same_python() -> bool:
-    code = "import sys; print(sys.version_info[:3])"
-    answer = subprocess.run([str(PYTHON), "-c", code], capture_output=True, text=True, check=False)
-    return answer.stdout.strip() == str(sys.version_info[:3])
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ STATUS = BUILD / "status.json"
 BUDGET_SECONDS = 180.0
 CELL_TIMEOUT_SECONDS = 900
 # What a run depends on besides the notebook's own code.
-INPUTS = ("fbt", "experiments/results", "requirements.txt")
+INPUTS = ("fbt", "requirements.txt")
 IGNORED = {"__pycache__", ".ipynb_checkpoints", ".mypy_cache"}
 
 
@@ -87,7 +87,7 @@ def digest(files: list[Path], *extra: str) -> str:
 
 
 def key(path: Path) -> str:
-    """What a run depends on: the notebook's code cells (not its prose), fbt, the results, the pins."""
+    """What a run depends on: the notebook's code cells (not its prose), fbt, the pins."""
     code = [cell.source for cell in read(path).cells if cell.cell_type == "code"]
     return digest(files_of(*INPUTS), json.dumps(code), platform.python_version())
 
@@ -177,6 +177,16 @@ def execute(notebook: nbformat.NotebookNode, label: str, *, kernel: str = "pytho
     return Run(notebook, time.monotonic() - progress.started, progress.cell_seconds, error)
 
 
+def fetch_corpus() -> None:
+    """Put Tiny Shakespeare into the user's cache, so that no chapter shows its download on the page."""
+    import fbt  # takes seconds, and is needed only where a chapter runs
+
+    try:
+        fbt.load_tiny_shakespeare()
+    except OSError as error:
+        sys.exit(str(error))
+
+
 def write(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -214,9 +224,11 @@ def run_all(paths: list[Path], *, force: bool = False) -> bool:
     """
     rows: list[tuple[str, ...]] = [("notebook", "cells", "seconds", "result")]
     good = True
-    for number, path in enumerate(paths, start=1):
+    stored_runs = [None if force else executed(path) for path in paths]
+    if None in stored_runs:
+        fetch_corpus()
+    for number, (path, stored) in enumerate(zip(paths, stored_runs, strict=True), start=1):
         label = f"[{number}/{len(paths)}] {path.stem}"
-        stored = None if force else executed(path)
         if stored is not None:
             run_of = stored.metadata.fbt_run
             rows.append((path.stem, str(run_of.cells), f"{run_of.seconds:.1f}", "cached"))
