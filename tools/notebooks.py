@@ -28,7 +28,7 @@ BUDGET_SECONDS = 180.0
 CELL_TIMEOUT_SECONDS = 900
 # What a run depends on besides the notebook's own code.
 INPUTS = ("fbt", "requirements.txt")
-IGNORED = {"__pycache__", ".ipynb_checkpoints", ".mypy_cache"}
+IGNORED = {"__pycache__", ".ipynb_checkpoints", ".mypy_cache", ".DS_Store"}
 
 
 @dataclass
@@ -154,6 +154,9 @@ def execute(notebook: nbformat.NotebookNode, label: str, *, kernel: str = "pytho
 
     Returns:
         The run; `error` holds the failing cell and its traceback if there was one.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed; the kernel has been ended.
     """
     progress = Progress(label, len(notebook.cells))
     error = None
@@ -173,7 +176,13 @@ def execute(notebook: nbformat.NotebookNode, label: str, *, kernel: str = "pytho
             client.execute()
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as failure:
             error = str(failure)
-    progress.clear()
+        except AssertionError:
+            # nbclient answers Ctrl-C by ending the kernel, and then trips over its absence.
+            if client.km is None:
+                raise KeyboardInterrupt from None
+            raise
+        finally:
+            progress.clear()
     return Run(notebook, time.monotonic() - progress.started, progress.cell_seconds, error)
 
 
@@ -237,7 +246,10 @@ def run_all(paths: list[Path], *, force: bool = False) -> bool:
         run_key = key(path)
         notebook = read(path)
         print(f"{label}: running {len(notebook.cells)} cells", flush=True)
-        run = execute(notebook, label)
+        try:
+            run = execute(notebook, label)
+        except KeyboardInterrupt:
+            sys.exit(f"{label}: interrupted; the chapters before it keep their runs")
         if run.error is not None:
             good = False
             print(f"{label}: FAILED after {run.seconds:.1f} s\n{run.error}", flush=True)
