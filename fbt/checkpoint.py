@@ -125,7 +125,8 @@ class Checkpoint:
         self, model: LanguageModel, optimizer: torch.optim.Optimizer, device: torch.device
     ) -> State | None:
         """Put weights and moments back, and return the memory that was carried, if any."""
-        model.load_state_dict(self._part("model."))
+        weights = self._part("model.")
+        model.to(weights["token_embedding.weight"].dtype).load_state_dict(weights)
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in self._part("optimizer.").items():
             index, kind = name.split(".")

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fbt._checks import check_choice, check_embeddings
+from fbt._checks import check_choice, check_embeddings, check_int
 from fbt.attention import Attention, FeedForward, KeyValue, RelativeTerms, module_list
 from fbt.config import Config
 from fbt.stack import MemoryStack, TorchStack
@@ -80,19 +80,25 @@ class FeedbackBody(nn.Module):
 
     Args:
         config: sizes and options.
-        n_caches: how many keys and values a step leaves: L (one per layer, the paper's first form) or 1.
+        n_caches: how many keys and values a step leaves: L (one per layer, the paper's first form; None
+            means that) or 1.
+
+    Raises:
+        TypeError, ValueError: `n_caches` is no int in [1, L].
     """
 
     backends = ("reference", "stack")
 
     def __init__(self, config: Config, n_caches: int | None = None) -> None:
         super().__init__()
+        n_caches = config.n_layers if n_caches is None else n_caches
+        check_int("n_caches", n_caches, low=1, high=config.n_layers)
         self.span, self.d_model = config.span, config.d_model
         tables = config.n_layers if config.relative == "per-layer" else 1
         self.relative = module_list(RelativeTerms(config, range(1, config.span + 1)) for _ in range(tables))
         self.layers = module_list(FeedbackLayer(config) for _ in range(config.n_layers))
         self.memory = WeightedMemory(config)
-        self.key_values = module_list(KeyValue(config) for _ in range(n_caches or config.n_layers))
+        self.key_values = module_list(KeyValue(config) for _ in range(n_caches))
 
     def forward(
         self, x: Tensor, state: State | None = None, *, backend: str = "auto", need_weights: bool = False
@@ -131,7 +137,8 @@ class FeedbackBody(nn.Module):
                 keys.push(k)
                 values.push(v)
             tops.append(h)
-            trace.append(weights)
+            if need_weights:  # nothing else needs them after their step
+                trace.append(weights)
         # Cloned, so that a state keeps no more memory than it shows and shares none with what backward needs.
         windows = zip(*((keys.window(), values.window()) for keys, values in stacks), strict=True)
         after = State(*(tuple(window.clone() for window in kind) for kind in windows))

@@ -1,6 +1,7 @@
 """Sampling token by token: the loop behind `LanguageModel.generate` and `stream`."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -84,16 +85,14 @@ def probabilities(logits: Tensor, temperature: float, top_k: int | None) -> Tens
     return torch.softmax((logits - logits.amax(-1, keepdim=True)) / temperature, dim=-1)
 
 
-class evaluating:  # reads as what it does: `with evaluating(model):`
+@contextmanager
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
     """A context in which a module is in evaluation mode; afterwards each part is in the mode it was in."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self.module = module
-
-    def __enter__(self) -> None:
-        self.modes = [(part, part.training) for part in self.module.modules()]
-        self.module.eval()
-
-    def __exit__(self, *exc: object) -> None:
-        for part, training in self.modes:
-            part.training = training
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True

@@ -142,6 +142,9 @@ class LanguageModel(nn.Module):
         Returns:
             Weights [L, B, H, T, T], row = query, column = key. Rows sum to 1, but for row 0 of a feedback
             model, which has no memory yet and is zero.
+
+        Raises:
+            TypeError, ValueError: as in `forward`.
         """
         self._check_tokens(tokens, "[B, T]")
         with evaluating(self):
@@ -167,8 +170,8 @@ class LanguageModel(nn.Module):
     @overload
     def generate(
         self,
-        prompt: str,
-        max_new_tokens: int,
+        prompt: str = ...,
+        max_new_tokens: int = ...,
         *,
         temperature: float = ...,
         top_k: int | None = ...,
@@ -179,7 +182,7 @@ class LanguageModel(nn.Module):
     def generate(
         self,
         prompt: list[str],
-        max_new_tokens: int,
+        max_new_tokens: int = ...,
         *,
         temperature: float = ...,
         top_k: int | None = ...,
@@ -267,7 +270,6 @@ class LanguageModel(nn.Module):
         if self.tokenizer is not None:
             metadata["vocabulary"] = json.dumps(self.tokenizer.vocabulary)
         path = Path(folder) / WEIGHTS_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, save({k: v.contiguous() for k, v in self.state_dict().items()}, metadata))
         return path
 
@@ -276,19 +278,19 @@ class LanguageModel(nn.Module):
         """Load a model that `save_pretrained` wrote, in evaluation mode.
 
         Args:
-            name: a folder, or the name of weights that ship with the package: "tiny-shakespeare".
+            name: a folder, or else the name of weights that ship with the package: "tiny-shakespeare". A
+                folder of yours goes first.
 
         Raises:
             FileNotFoundError: there is no such folder or name.
             ValueError: the file is not a model of this package, or its tensors do not fit its config.
         """
         check_instance("name", name, str, Path)
-        folder = PRETRAINED / name if (PRETRAINED / name).is_dir() else Path(name)
-        path = folder / WEIGHTS_FILE
+        path = Path(name) / WEIGHTS_FILE
         if not path.is_file():
-            shipped = (
-                sorted(p.name for p in PRETRAINED.iterdir() if p.is_dir()) if PRETRAINED.is_dir() else []
-            )
+            path = PRETRAINED / name / WEIGHTS_FILE
+        if not path.is_file():
+            shipped = sorted(file.parent.name for file in PRETRAINED.glob(f"*/{WEIGHTS_FILE}"))
             raise FileNotFoundError(
                 f"no {WEIGHTS_FILE} in {str(name)!r}; names that ship with fbt: {shipped}"
             )

@@ -89,6 +89,8 @@ class ParallelBody(nn.Module):
             past = None if state is None else (state.keys[l], state.values[l])
             x, cache, weights = layer(x, past, self.relative[l % len(self.relative)])
             caches.append(cache)
-            trace.append(weights)
-        after = State(tuple(keys for keys, _ in caches), tuple(values for _, values in caches))
+            if need_weights:
+                trace.append(weights)
+        # Cloned, so that a state keeps no more memory than it shows and shares none with what backward needs.
+        after = State(tuple(k.clone() for k, _ in caches), tuple(v.clone() for _, v in caches))
         return x, after, torch.stack(trace) if need_weights else None

@@ -67,7 +67,7 @@ class MemoryStack:
 
         Raises:
             IndexError: the stack is full.
-            TypeError: the items are of another dtype than those before them.
+            TypeError: the items are of a wider dtype than those before them.
             ValueError: there are more items than the span shows.
         """
         start, stop = self.length, self.length + items.shape[2]
@@ -78,8 +78,8 @@ class MemoryStack:
         if self._buffer is None:
             batch, heads, _, width = items.shape
             self._buffer = items.new_empty(batch, heads, self.capacity, width)
-        elif items.dtype != self._buffer.dtype:
-            raise TypeError(f"items must be {self._buffer.dtype} like those before them, got {items.dtype}")
+        elif torch.promote_types(items.dtype, self._buffer.dtype) != self._buffer.dtype:
+            raise TypeError(f"items must fit in {self._buffer.dtype} like those before, got {items.dtype}")
         self._window = _Push.apply(self._window, items, self._buffer, start, max(0, stop - self.span))
         self.length = stop
 

@@ -302,6 +302,11 @@ MODELS = {
         lambda: fbt.LanguageModel.from_pretrained(None),
         "name must be of type str or Path, got None",
     ),
+    "no caches": (
+        ValueError,
+        lambda: fbt.FeedbackBody(SHARED.config, n_caches=0),
+        r"n_caches must be an int in \[1, 3\], got 0",
+    ),
     "a span of no steps": (ValueError, lambda: fbt.MemoryStack(0, 3), "span must be an int >= 1, got 0"),
     "a negative span": (ValueError, lambda: fbt.TorchStack(-1), "span must be an int >= 1, got -1"),
     "a negative capacity": (

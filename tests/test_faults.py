@@ -188,6 +188,14 @@ def test_autocast_to_bfloat16(lm):
     assert difference < 0.1 * size
 
 
+def test_a_state_from_before_autocast_is_read_within_it(lm):
+    lm.float()
+    state = lm(ONE_TEXT, return_state=True)[1]
+    expected = lm(OTHER_TEXT, state)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_same(lm(OTHER_TEXT, state).float(), expected, rtol=0, atol=0.1)
+
+
 @pytest.mark.parametrize("carried", [False, True])
 def test_gradcheck_and_gradgradcheck_of_the_whole_body(variant, backend, carried):
     """To second order, through every step, layer and the window that slides."""

@@ -78,12 +78,12 @@ def test_loss_curves_show_every_run_against_what_is_asked(over):
 
 
 def test_attention_maps_hide_what_a_query_cannot_see():
-    weights = torch.rand(2, 3, 4, 4)
+    weights = torch.rand(2, 3, 4, 4).bfloat16()  # which numpy does not know
     figure = figures.attention_maps(weights, list("ab c"))
     assert [axes.get_title() for axes in figure.axes[:2]] == ["layer 1, head 1", "layer 1, head 2"]
     shown = figure.axes[4].images[0].get_array()  # layer 2, head 2
     assert (shown.mask == np.triu(np.ones((4, 4)), 1)).all()
-    assert np.allclose(shown.compressed(), weights[1, 1][np.tril_indices(4)])
+    assert np.allclose(shown.compressed(), weights.float()[1, 1][np.tril_indices(4)])
     assert [t.get_text() for t in figure.axes[4].get_xticklabels()] == ["a", "b", "␣", "c"]
 
 

@@ -245,6 +245,13 @@ def test_saving_again_replaces_and_a_failed_save_leaves_the_old_file(tmp_path, m
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
+def test_a_folder_comes_before_a_shipped_name(tmp_path, monkeypatch):
+    assert fbt.LanguageModel.from_pretrained("tiny-shakespeare").config.vocab_size == 65
+    monkeypatch.chdir(tmp_path)
+    model("shared-kv").save_pretrained("tiny-shakespeare")
+    assert fbt.LanguageModel.from_pretrained("tiny-shakespeare").config.vocab_size == VOCABULARY
+
+
 @pytest.mark.parametrize("name", ["no-such-model", "", "/no/such/folder"])
 def test_a_missing_model_is_named(name):
     with pytest.raises(FileNotFoundError, match=rf"no model.safetensors in '{name}'; names that ship"):

@@ -64,6 +64,19 @@ def test_block_by_block_equals_one_pass(blocks, span):
     assert_same(gradients(in_blocks, named), gradients(everything(y, after), named))
 
 
+def test_the_returned_state_is_its_own_memory():
+    """It keeps no more than it shows, and writing to it cannot reach what backward still needs."""
+    for span in (3, 13):
+        module, x = body("parallel", span=span), normal(BATCH, 9, 14)
+        y, state, _ = module(x)
+        for tensor in state.keys + state.values:
+            assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+        expected = gradients([y], leaves(module, x), retain=True)
+        for tensor in state.detach().keys:
+            tensor.zero_()
+        assert_same(gradients([y], leaves(module, x)), expected)
+
+
 def with_torch_attention(module: fbt.ParallelBody, x: torch.Tensor, span: int) -> torch.Tensor:
     """The same layers around `scaled_dot_product_attention`, the relative terms gathered into its mask."""
     B, T, d = x.shape

@@ -110,10 +110,22 @@ def test_capacity_does_not_count_what_was_carried_in():
         stack.push(steps(3)[2])
 
 
-def test_another_dtype_is_refused():
-    stack = MemoryStack(3, 2, normal(B, H, 1, D))
-    with pytest.raises(TypeError, match=r"items must be torch.float64 .* got torch.float32"):
-        stack.push(torch.zeros(B, H, 1, D))
+def test_a_wider_dtype_is_refused():
+    stack = MemoryStack(3, 2, torch.zeros(B, H, 1, D))
+    with pytest.raises(TypeError, match=r"items must fit in torch.float32 .* got torch.float64"):
+        stack.push(normal(B, H, 1, D))
+
+
+def test_a_narrower_dtype_is_widened_as_torch_stack_does():
+    initial, items = normal(B, H, 2, D), [item.float().detach().requires_grad_() for item in steps(4)]
+    named = {f"item {i}": item for i, item in enumerate(items)} | {"initial": initial}
+    seen, expected = (windows(stack, items) for stack in (MemoryStack(3, 4, initial), TorchStack(3, initial)))
+    # For as long as a carried item is in view; TorchStack then goes back to the narrow dtype.
+    assert [w.dtype for w in expected[:2]] == [w.dtype for w in seen[:2]] == [torch.float64] * 2
+    assert_same([w.double() for w in seen], [w.double() for w in expected], "window", rtol=0, atol=0)
+    found, wanted = (gradients([w.double() for w in of], named) for of in (seen, expected))
+    assert {name: g.dtype for name, g in found.items()} == {name: t.dtype for name, t in named.items()}
+    assert_same(found, wanted, rtol=1e-6, atol=1e-6)
 
 
 def test_more_items_at_once_than_the_span_are_refused():

@@ -430,6 +430,22 @@ def test_resume_names_the_settings_that_differ(tmp_path: Path) -> None:
 # --- starting from a parallel model -----------------------------------------------------------------------
 
 
+def test_a_run_resumes_in_the_dtype_of_the_model_it_started_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config(len(set(TEXT)), variant="parallel", d_model=16, n_heads=2, n_layers=1, span=5)
+    start = LanguageModel(config, CharTokenizer(TEXT)).double()
+    settings: dict[str, Any] = {"preset": "tiny", "steps": 5, "checkpoint_every": 2, "progress": False}
+    whole = train(TEXT, **settings, init_from=start)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_update", die_at(4, Trainer._update))
+        with pytest.raises(Killed):
+            train(TEXT, **settings, init_from=start, folder=tmp_path)
+    run = resume(tmp_path, TEXT, progress=False)
+    assert run.model.head.weight.dtype == torch.float64
+    assert_same_run(run, whole)
+
+
 @pytest.mark.parametrize("variant", ["feedback", "shared-kv"])
 def test_a_run_starts_from_a_parallel_model_and_resumes(
     variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -448,7 +464,7 @@ def test_a_run_starts_from_a_parallel_model_and_resumes(
     assert given.settings.init_from == "a model"
     assert run.settings.init_from == str(tmp_path / "parallel")
     assert run.model.config.d_model == 16
-    # Warm, it begins better than the cold run ends.
+    # Warm, it begins better than the cold run does.
     assert run.metrics[0]["loss"] < small_run(variant=variant).metrics[0]["loss"]
     assert parallel.model.config.variant == "parallel"
 

@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -119,7 +120,7 @@ def attention_maps(weights: Tensor, tokens: Sequence[str]) -> Figure:
         for layer in range(layers):
             for head in range(heads):
                 axes = grid[layer, head]
-                seen = np.ma.masked_where(unseen, weights[layer, head].cpu().numpy())
+                seen = np.ma.masked_where(unseen, weights[layer, head].float().cpu().numpy())
                 axes.imshow(seen, cmap=HEAT, vmin=0, interpolation="nearest")
                 axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=9)
                 _character_ticks(axes, tokens if size / length > CHARACTER else None)
@@ -145,7 +146,7 @@ def layer_weights_over_time(steps: Sequence[int], weights: Sequence[Tensor] | Te
         steps: optimiser steps, N of them.
         weights: N vectors w [L + 1], or [N, L + 1].
     """
-    values = np.stack([np.asarray(w) for w in weights])
+    values = torch.stack(list(weights)).float().cpu().numpy()
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots()
         looks = cycle(zip((INK, *COLOURS), ("-", *DASHES), strict=True))
