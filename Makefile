@@ -3,6 +3,9 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 # Tests run two at a time, each on one thread; the notebooks have run before them and are not run again.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
+# What Jupyter writes into every notebook it saves, besides outputs. (.pre-commit-config.yaml says the same.)
+SAVED := codemirror_mode file_extension mimetype nbconvert_exporter pygments_lexer version
+STRIP := .venv/bin/nbstripout --keep-id --extra-keys "$(SAVED:%=metadata.language_info.%)"
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -33,12 +36,12 @@ lint: environment ## check formatting, style, types and that notebooks carry no 
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
 	@.venv/bin/mypy
-	@.venv/bin/nbstripout --verify --keep-id book/*.ipynb
+	@$(STRIP) --verify book/*.ipynb
 
 format: environment ## format the code, and strip outputs from the notebooks
 	@.venv/bin/ruff check --fix-only .
 	@.venv/bin/ruff format .
-	@.venv/bin/nbstripout --keep-id book/*.ipynb
+	@$(STRIP) book/*.ipynb
 
 vendor: ## fetch the browser files of THIRD_PARTY.md again and compare them (needs npm)
 	@$(PYTHON) tools/vendor.py
