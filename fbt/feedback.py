@@ -87,7 +87,7 @@ class FeedbackBody(nn.Module):
         TypeError, ValueError: `n_caches` is no int in [1, L].
     """
 
-    backends = ("reference", "stack")
+    backends: tuple[str, ...] = ("reference", "stack")
 
     def __init__(self, config: Config, n_caches: int | None = None) -> None:
         super().__init__()

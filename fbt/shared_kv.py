@@ -6,12 +6,40 @@ All layers read the same memory vector, so they can also read the same projectio
 decoder is then L times smaller, and a step projects its memory once.
 """
 
+from torch import Tensor
+
+from fbt._checks import check_embeddings
 from fbt.config import Config
 from fbt.feedback import FeedbackBody
+from fbt.sequence import run_sequence
+from fbt.state import State
 
 
 class SharedKVBody(FeedbackBody):
-    """A `FeedbackBody` with a single cache that every layer attends to."""
+    """A `FeedbackBody` with a single cache that every layer attends to.
+
+    Attributes:
+        recompute: let the "sequence" backend keep only the outputs of the layers, the keys and the values,
+            and compute the rest again in backward: less memory, a little more time.
+    """
+
+    backends = (*FeedbackBody.backends, "sequence")
 
     def __init__(self, config: Config) -> None:
         super().__init__(config, n_caches=1)
+        self.recompute = False
+
+    def forward(
+        self, x: Tensor, state: State | None = None, *, backend: str = "auto", need_weights: bool = False
+    ) -> tuple[Tensor, State, Tensor | None]:
+        """As `FeedbackBody.forward`, with one more backend.
+
+        "sequence" runs all steps and layers in one autograd Function (see `fbt.sequence`): faster to train,
+        no second derivative. Attention weights always come from the loop.
+        """
+        if backend != "sequence":
+            return super().forward(x, state, backend=backend, need_weights=need_weights)
+        if need_weights:
+            return super().forward(x, state, backend="stack", need_weights=True)
+        check_embeddings(x, self.d_model)
+        return *run_sequence(self, x, state), None

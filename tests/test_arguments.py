@@ -8,6 +8,7 @@ import torch
 from exact import FEEDBACK, VARIANTS, model, normal, some_state, some_tokens
 
 import fbt
+from fbt.language_model import BODIES
 
 TOKENIZER = fbt.CharTokenizer("\n abcdefghijklmnopq")
 TOKENS = some_tokens(5, 9)
@@ -250,7 +251,7 @@ MODELS = {
     "unknown backend": (
         ValueError,
         lambda: setattr(SHARED, "backend", "fast"),
-        "backend of a 'shared-kv' model must be one of 'auto', 'reference', 'stack', got 'fast'",
+        "backend of a 'shared-kv' model must be one of 'auto', 'reference', 'stack', 'sequence', got 'fast'",
     ),
     "embeddings of no steps": (
         ValueError,
@@ -332,7 +333,8 @@ def test_models(case):
 
 @pytest.mark.parametrize("variant", FEEDBACK)
 def test_unknown_backend_of_a_body(variant):
-    with pytest.raises(ValueError, match="backend must be one of 'auto', 'reference', 'stack', got 'fast'"):
+    names = ", ".join(map(repr, ("auto", *BODIES[variant].backends)))
+    with pytest.raises(ValueError, match=f"backend must be one of {names}, got 'fast'"):
         model(variant).body(normal(5, 9, 14), backend="fast")
     with pytest.raises(ValueError, match="backend must be one of 'auto', 'reference', got 'stack'"):
         model("parallel").body(normal(5, 9, 14), backend="stack")

@@ -1,0 +1,102 @@
+"""The whole sequence as one autograd Function: the loop of the shared-KV body without autograd inside it.
+
+Plain autograd records every operation of every step and makes, at every step, a gradient of every weight:
+an outer product of a few rows, 2 T L times. Here forward runs the loop unrecorded and keeps what backward
+needs; backward runs the loop once more in reverse for the gradients of activations only, and each weight's
+gradient is one matrix product per chunk of steps, over all the steps of the chunk.
+
+Layer l is counted from 0 here: X[l] is its input, X[L] the top. B sequences, H heads, and HB = H B of them
+side by side, heads first. P steps are carried in, J = P + T is the number of keys, C the steps of a chunk.
+
+    forward, step t, layer l            backward, t and l descending, g = dL/dX[l + 1, t]
+    q  = Wq norm(x) + bq                da = (g W2) act'(a)
+    p  = softmax((q + u) K' + q E' + s) g  = g + N(da W1; y)
+    o  = p V                            do = g Wo,  ds = p (do V' - sum p do V')
+    y  = x + Wo o + bo                  dq = ds K + ds E
+    a  = W1 norm(y) + b1                g  = g + N(dq Wq; x) + w_l dm
+    x' = y + W2 act(a) + b2
+
+norm is the plain normalisation (no gain, no bias) and N its backward; gains, biases and 1 / sqrt(D) are
+folded into the weights by `fold`, in plain autograd. dm comes from the keys and values of the step: dK_t and
+dV_t gather ds and do of every later step that saw it, from later steps of the same chunk one by one, from
+later chunks by one product for the chunk.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fbt.sequence.backward import Backward
+from fbt.sequence.forward import Forward
+from fbt.sequence.parts import Chunk, Sizes, Weights, fold
+from fbt.state import State
+
+if TYPE_CHECKING:
+    from fbt.shared_kv import SharedKVBody
+
+
+def run_sequence(body: "SharedKVBody", x: Tensor, state: State | None) -> tuple[Tensor, State]:
+    """Run a SharedKVBody over x [B, T, d]; the same numbers as its loop.
+
+    Returns:
+        The top layer's outputs [B, T, d] and the state for the next block.
+    """
+    batch, length, width = x.shape
+    layer = body.layers[0]
+    heads, past = layer.attention.n_heads, 0 if state is None else state.length
+    sizes = Sizes(
+        heads=heads,
+        span=body.span,
+        past=past,
+        norm_memory=isinstance(body.memory.norm, torch.nn.LayerNorm),
+        gelu=layer.feed_forward.activation is F.gelu,
+        dropout=layer.dropout.p if body.training else 0.0,
+        recompute=body.recompute,
+    )
+    if state is None:
+        keys = values = x.new_empty(heads * batch, 0, width // heads)
+    else:
+        keys, values = (carried[0].transpose(0, 1).flatten(0, 1) for carried in (state.keys, state.values))
+    with torch.autocast(x.device.type, enabled=False):  # the buffers of the loop have one dtype
+        weights = fold(body, min(body.span, past + length - 1))
+        top, keys, values = WholeSequence.apply(sizes, x.transpose(0, 1).contiguous(), keys, values, *weights)
+    after = (kept.unflatten(0, (heads, batch)).transpose(0, 1).contiguous() for kept in (keys, values))
+    return top.transpose(0, 1), State(*((kept,) for kept in after))
+
+
+class WholeSequence(torch.autograd.Function):
+    """All steps and layers, from x [T, B, d] and carried keys and values [HB, P, D]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, sizes: Sizes, x: Tensor, keys: Tensor, values: Tensor, *rest: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Run the loop unrecorded and keep what backward needs."""
+        loop = Forward(sizes, Weights(*rest), x, keys, values)
+        chunks = loop.run()
+        ctx.sizes, ctx.chunks = sizes, len(chunks)
+        ctx.set_materialize_grads(False)
+        kept = (tensor for chunk in chunks for tensor in chunk)
+        ctx.save_for_backward(loop.x, loop.m, loop.m_stats, loop.keys_t, loop.values, *rest, *kept)
+        first = max(0, loop.values.shape[1] - sizes.span)
+        keys = loop.keys_t[:, :, first:].mT.clone(memory_format=torch.contiguous_format)
+        return loop.x[-1].clone(), keys, loop.values[:, first:].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Run the loop in reverse; a graph of it is refused."""
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                'backend="sequence" has no second derivative; set backend="reference" for that'
+            )
+        saved = list(ctx.saved_tensors)
+        outputs, saved = saved[:5], saved[5:]
+        weights, saved = Weights(*saved[:14]), saved[14:]
+        size = len(Chunk._fields)
+        chunks = [Chunk(*saved[i * size : (i + 1) * size]) for i in range(ctx.chunks)]
+        names = ("x", "keys", "values", *Weights._fields)
+        want = {name for name, needed in zip(names, ctx.needs_input_grad[1:], strict=True) if needed}
+        found = Backward(ctx.sizes, weights, outputs, chunks, want).run(*grads)
+        return None, *(found[name] if name in want else None for name in names)

@@ -1,0 +1,214 @@
+"""The whole-sequence loop in reverse: gradients of activations step by step, of weights chunk by chunk."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fbt.attention import skew
+from fbt.sequence.parts import Chunk, Loop, Sizes, Weights, plain_norm, plain_norm_backward
+
+
+class ChunkGradients(NamedTuple):
+    """Gradients of what happens inside a chunk, gathered for the products at its end."""
+
+    p: Tensor  # attention weights as they were used, [HB, m L, J]
+    with_u: Tensor  # q + u, [HB, m L, D]
+    scores: Tensor  # [HB, m L, J]
+    attended: Tensor  # of p V, [HB, m L, D]
+    f: Tensor  # of the feed-forward output, [L, m, B, d]
+    y: Tensor  # of the attention output, [L, m, B, d]
+    q: Tensor  # [L, m, B, d]
+    a: Tensor  # [L, m, B, F]
+
+
+class Backward(Loop):
+    """The loop in reverse; its buffers belong to one call."""
+
+    def __init__(
+        self, sizes: Sizes, weights: Weights, outputs: list[Tensor], chunks: list[Chunk], want: set[str]
+    ) -> None:
+        self.x, self.m, self.m_stats, keys_t, values = outputs
+        super().__init__(sizes, weights, self.x.shape[1], self.x.shape[2])
+        self.kept, self.want = chunks, want
+        self.new = self.x.new_empty
+        self.keys, self.values_t = keys_t.mT.contiguous(), values.mT.contiguous()
+        self.d_keys, self.d_values = torch.zeros_like(self.keys), torch.zeros_like(self.keys)
+        self.d_kv = self.new(self.T, self.B, 2, self.H, self.D)
+        self.d_m, self.d_x = self.new(self.T, self.B, self.d), self.new(self.T, self.B, self.d)
+        self.found = {name: torch.zeros_like(tensor) for name, tensor in weights._asdict().items()}
+
+    def run(self, d_top: Tensor | None, d_keys: Tensor | None, d_values: Tensor | None) -> dict[str, Tensor]:
+        """All gradients by name, from those of the top outputs [T, B, d] and of the state [HB, J, D]."""
+        for total, given in ((self.d_keys, d_keys), (self.d_values, d_values)):
+            if given is not None:
+                total[:, -given.shape[1] :] = given
+        d_top = torch.zeros_like(self.d_x) if d_top is None else d_top
+        for (first, stop), chunk in zip(reversed(self.chunks), reversed(self.kept), strict=True):
+            self.chunk(
+                first, stop, self.recompute(first, stop, chunk) if self.sizes.recompute else chunk, d_top
+            )
+        d_kv = self.d_kv.view(self.T * self.B, 2 * self.d)
+        normed = (self.m - self.m_stats[0]) * self.m_stats[1] if self.sizes.norm_memory else self.m
+        through_table = torch.einsum("lhr,lhrd->lhd", self.found["s"], self.w.table)
+        return self.found | {
+            "x": self.d_x,
+            "keys": self.d_keys[:, : self.sizes.past],
+            "values": self.d_values[:, : self.sizes.past],
+            "u": self.found["b_q"].view_as(self.w.u) - through_table,
+            "mix": torch.mv(self.x.view(self.L + 1, -1), self.d_m.view(-1)),
+            "w_kv": torch.mm(d_kv.t(), normed.view(-1, self.d)),
+            "b_kv": d_kv.sum(0),
+        }
+
+    def chunk(self, first: int, stop: int, chunk: Chunk, d_top: Tensor) -> None:
+        """One chunk: its steps in reverse, then what they owe to earlier keys and to the weights."""
+        m = stop - first
+        p = chunk.p * chunk.noise if self.sizes.dropout else chunk.p
+        with_u = chunk.q.view(self.L, m, self.B, self.H, self.D) + self.w.u[:, None, None]
+        grads = ChunkGradients(
+            p=p,
+            with_u=with_u.permute(3, 2, 1, 0, 4).reshape(self.H * self.B, m * self.L, self.D),
+            scores=torch.zeros_like(p),
+            attended=self.new(self.H * self.B, m * self.L, self.D).zero_(),
+            f=torch.empty_like(chunk.y),
+            y=torch.zeros_like(chunk.y),
+            q=torch.zeros_like(chunk.y),
+            a=torch.empty_like(chunk.a),
+        )
+        for t in reversed(range(first, stop)):
+            self.step(first, t, chunk, grads, d_top[t])
+        low, _ = self.keys_of_chunk(first, stop)
+        earlier = self.sizes.past + first - low
+        if earlier:
+            self.d_keys[:, low : low + earlier] += torch.bmm(grads.scores[:, :, :earlier].mT, grads.with_u)
+            self.d_values[:, low : low + earlier] += torch.bmm(p[:, :, :earlier].mT, grads.attended)
+        self.weights(first, stop, chunk, grads)
+
+    def step(self, first: int, t: int, chunk: Chunk, grads: ChunkGradients, g: Tensor) -> None:
+        """Step t: from the gradients of its key and value to that of its memory, then down the layers."""
+        offset, now = self.keys_of_chunk(first, first + 1)[0], self.sizes.past + t
+        later = (t - first + 1) * self.L
+        d_key, d_value = self.d_keys[:, now], self.d_values[:, now]
+        if later < grads.p.shape[1]:  # later steps of this chunk read this key too
+            column = grads.scores[:, None, later:, now - offset].contiguous()
+            d_key = d_key + torch.bmm(column, grads.with_u[:, later:])[:, 0]
+            column = grads.p[:, None, later:, now - offset].contiguous()
+            d_value = d_value + torch.bmm(column, grads.attended[:, later:])[:, 0]
+        for i, gradient in enumerate((d_key, d_value)):
+            self.d_kv[t, :, i] = gradient.view(self.H, self.B, self.D).transpose(0, 1)
+        dm = torch.mm(self.d_kv[t].view(self.B, 2 * self.d), self.w.w_kv)
+        if self.sizes.norm_memory:
+            dm = plain_norm_backward(dm, self.m[t], self.m_stats[0, t], self.m_stats[1, t])
+        self.d_m[t] = dm
+        g = torch.addcmul(g, self.w.mix[self.L], dm)
+        for l in reversed(range(self.L)):
+            g = torch.addcmul(self.layer(first, t, l, chunk, grads, g), self.w.mix[l], dm)
+        self.d_x[t] = g
+        self.tables(first, t, chunk, grads)
+
+    def layer(self, first: int, t: int, l: int, chunk: Chunk, grads: ChunkGradients, g: Tensor) -> Tensor:
+        """From the gradient of layer l's output at step t to that of its input."""
+        w, i, stats = self.w, t - first, chunk.stats[:, l, t - first]
+        grads.f[l, i] = g * chunk.drops[1, l, i] if self.sizes.dropout else g
+        through = torch.mm(grads.f[l, i], w.w_2[l])
+        act = torch.ops.aten
+        a = chunk.a[l, i]
+        grads.a[l, i] = (
+            act.gelu_backward(through, a) if self.sizes.gelu else act.threshold_backward(through, a, 0)
+        )
+        g = g + plain_norm_backward(torch.mm(grads.a[l, i], w.w_1[l]), chunk.y[l, i], stats[2], stats[3])
+        low, high = self.keys_of_step(t)
+        if low == high:
+            return g
+        grads.y[l, i] = g * chunk.drops[0, l, i] if self.sizes.dropout else g
+        self.attend(first, t, l, chunk, grads)
+        return g + plain_norm_backward(torch.mm(grads.q[l, i], w.w_q[l]), self.x[l, t], stats[0], stats[1])
+
+    def attend(self, first: int, t: int, l: int, chunk: Chunk, grads: ChunkGradients) -> None:
+        """From the gradient of the attention's output to those of its scores and of its query."""
+        low, high = self.keys_of_step(t)
+        offset, i = self.keys_of_chunk(first, first + 1)[0], t - first
+        row, window = i * self.L + l, slice(low - offset, high - offset)
+        attended = grads.attended.view(self.H, self.B, -1, self.D)
+        attended[:, :, row] = self.by_head(torch.mm(grads.y[l, i], self.w.w_o[l]))
+        dp = torch.bmm(grads.attended[:, row : row + 1], self.values_t[:, :, low:high])
+        if self.sizes.dropout:
+            dp = dp * chunk.noise[:, row : row + 1, window]
+        p = chunk.p[:, row : row + 1, window].contiguous()
+        ds = torch.ops.aten._softmax_backward_data(dp, p, -1, dp.dtype)
+        grads.scores[:, row : row + 1, window] = ds
+        dq = torch.bmm(ds, self.keys[:, low:high]).view(self.H, self.B, self.D)
+        table = self.w.table[l][:, low - high :]
+        self.by_head(grads.q[l, i]).copy_(torch.baddbmm(dq, ds.view(self.H, self.B, -1), table))
+
+    def tables(self, first: int, t: int, chunk: Chunk, grads: ChunkGradients) -> None:
+        """What step t adds to the gradients of the relative tables; that of u is made from them."""
+        low, high = self.keys_of_step(t)
+        if low == high or not self.want & {"table", "s", "u"}:
+            return
+        offset, count = self.keys_of_chunk(first, first + 1)[0], high - low
+        ds = grads.scores.view(self.H, self.B, -1, self.L, grads.scores.shape[-1])
+        ds = ds[:, :, t - first, :, low - offset : high - offset].permute(2, 0, 1, 3)
+        ds = ds.reshape(self.L * self.H, self.B, count)
+        q = chunk.q[:, t - first].view(self.L, self.B, self.H, self.D).transpose(1, 2)
+        product = torch.bmm(ds.mT, q.reshape(self.L * self.H, self.B, self.D))
+        self.found["table"][:, :, -count:] += product.view(self.L, self.H, count, self.D)
+        self.found["s"][:, :, -count:] += ds.sum(1).view(self.L, self.H, count)
+
+    def weights(self, first: int, stop: int, chunk: Chunk, grads: ChunkGradients) -> None:
+        """Add the chunk's share of every weight gradient: one product a weight, over all its steps."""
+
+        def rows(x: Tensor) -> Tensor:
+            return x.reshape(self.L, -1, x.shape[-1])
+
+        def normed(x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+            return (x - mean) * rstd
+
+        def add(weight: str, bias: str, gradient: Tensor, inputs: Callable[[], Tensor]) -> None:
+            if weight in self.want:
+                self.found[weight].baddbmm_(rows(gradient).mT, rows(inputs()))
+            self.found[bias] += rows(gradient).sum(1)
+
+        mean1, rstd1, mean2, rstd2 = chunk.stats
+        add("w_2", "b_2", grads.f, lambda: self.activate(chunk.a))
+        add("w_1", "b_1", grads.a, lambda: normed(chunk.y, mean2, rstd2))
+        add("w_o", "b_o", grads.y, lambda: chunk.o)
+        add("w_q", "b_q", grads.q, lambda: normed(self.x[: self.L, first:stop], mean1, rstd1))
+
+    def recompute(self, first: int, stop: int, kept: Chunk) -> Chunk:
+        """What `Forward` computed for a chunk, from the layers' outputs: all steps of a layer at once."""
+        w, m, (low, high) = self.w, stop - first, self.keys_of_chunk(first, stop)
+        rows = m * self.B
+        p_all = self.new(self.H, self.B, m, self.L, high - low)
+        parts: dict[str, list[Tensor]] = {name: [] for name in ("q", "o", "y", "a", "stats")}
+        for l in range(self.L):
+            h = self.x[l, first:stop]
+            z, mean1, rstd1 = plain_norm(h)
+            q = torch.addmm(w.b_q[l], z.view(rows, self.d), w.w_q[l].t())
+            by_head = q.view(m, self.B, self.H, self.D).permute(2, 1, 0, 3)  # [H, B, m, D]
+            position = torch.einsum("hbmd,hrd->hbmr", by_head, w.table[l]) + w.s[l][:, None, None]
+            keys = self.keys[:, low:high].view(self.H, self.B, high - low, self.D)
+            scores = (by_head + w.u[l][:, None, None]) @ keys.mT + skew(position)[..., low - high :]
+            p = scores.softmax(-1)
+            if self.sizes.past + first == 0:
+                p[:, :, 0] = 0  # the first step of all reads nothing
+            p_all[:, :, :, l] = p
+            if self.sizes.dropout:
+                p = p * kept.noise.view_as(p_all)[:, :, :, l]
+            o = p @ self.values_t[:, :, low:high].view(self.H, self.B, self.D, -1).mT
+            o = o.permute(2, 1, 0, 3).reshape(rows, self.d)
+            attended = torch.addmm(w.b_o[l], o, w.w_o[l].t()).view(h.shape)
+            if self.sizes.past + first == 0:
+                attended[0] = 0
+            y = h + (attended * kept.drops[0, l] if self.sizes.dropout else attended)
+            z, mean2, rstd2 = plain_norm(y)
+            a = torch.addmm(w.b_1[l], z.view(rows, self.d), w.w_1[l].t()).view(m, self.B, -1)
+            stats = torch.stack([mean1, rstd1, mean2, rstd2])
+            for name, value in zip(parts, (q.view(h.shape), o.view(h.shape), y, a, stats), strict=True):
+                parts[name].append(value)
+        q, o, y, a = (torch.stack(parts[name]) for name in ("q", "o", "y", "a"))
+        return Chunk(
+            q, o, y, a, torch.stack(parts["stats"], 1), p_all.view(self.H * self.B, m * self.L, -1), *kept[6:]
+        )

@@ -1,0 +1,151 @@
+"""What both directions of the loop are made of: folded weights, saved chunks, the plain norm."""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fbt.attention import Attention, FeedForward, KeyValue, RelativeTerms
+
+if TYPE_CHECKING:
+    from fbt.shared_kv import SharedKVBody
+
+CHUNK = 16  # steps; 4 to 64 measure the same
+
+
+class Sizes(NamedTuple):
+    """What the Function needs to know beside its tensors."""
+
+    heads: int
+    span: int
+    past: int
+    norm_memory: bool
+    gelu: bool
+    dropout: float
+    recompute: bool
+
+
+class Weights(NamedTuple):
+    """Folded weights, stacked over layers."""
+
+    w_q: Tensor  # [L, d, d]
+    b_q: Tensor  # [L, d]
+    u: Tensor  # [L, H, D]
+    table: Tensor  # [L, H, R, D], the last R rows of E
+    s: Tensor  # [L, H, R]
+    w_o: Tensor  # [L, d, d]
+    b_o: Tensor  # [L, d]
+    w_1: Tensor  # [L, F, d]
+    b_1: Tensor  # [L, F]
+    w_2: Tensor  # [L, d, F]
+    b_2: Tensor  # [L, d]
+    mix: Tensor  # [L + 1]
+    w_kv: Tensor  # [2 d, d]
+    b_kv: Tensor  # [2 d]
+
+
+class Chunk(NamedTuple):
+    """What backward needs of m steps, beside the outputs of the layers and the keys and values."""
+
+    q: Tensor  # [L, m, B, d], queries
+    o: Tensor  # [L, m, B, d], attended values
+    y: Tensor  # [L, m, B, d], after attention
+    a: Tensor  # [L, m, B, F], before the activation
+    stats: Tensor  # [4, L, m, B, 1], mean and 1 / standard deviation of the two norms of a layer
+    p: Tensor  # [HB, m L, J], attention weights to the chunk's keys, zero out of the span
+    noise: Tensor  # like p, what dropout multiplied the weights by; empty without dropout
+    drops: Tensor  # [2, L, m, B, d], what dropout multiplied a layer's two outputs by; empty without dropout
+
+
+class Loop:
+    """What both directions share: sizes, and which keys a chunk and a step see."""
+
+    def __init__(self, sizes: Sizes, weights: Weights, steps: int, batch: int) -> None:
+        self.sizes, self.w = sizes, weights
+        self.T, self.B, self.H = steps, batch, sizes.heads
+        self.L, self.d = weights.b_q.shape
+        self.D = self.d // self.H
+        self.chunks = [(first, min(steps, first + CHUNK)) for first in range(0, steps, CHUNK)]
+
+    def keys_of_chunk(self, first: int, stop: int) -> tuple[int, int]:
+        """The keys [from, to) that some step of a chunk sees."""
+        return max(0, self.sizes.past + first - self.sizes.span), self.sizes.past + stop - 1
+
+    def keys_of_step(self, t: int) -> tuple[int, int]:
+        """The keys [from, to) that step t sees."""
+        newest = self.sizes.past + t
+        return max(0, newest - self.sizes.span), newest
+
+    def by_head(self, x: Tensor) -> Tensor:
+        """View [B, d] as [H, B, D]."""
+        return x.view(self.B, self.H, self.D).transpose(0, 1)
+
+    def activate(self, a: Tensor) -> Tensor:
+        """ReLU or GELU."""
+        return F.gelu(a) if self.sizes.gelu else a.relu()
+
+
+def plain_norm(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise over the last axis without gain and bias; also mean and 1 / standard deviation."""
+    return torch.native_layer_norm(x, (x.shape[-1],), None, None, 1e-5)
+
+
+def plain_norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    """Gradient with respect to x of `plain_norm`."""
+    only_x = [True, False, False]
+    result: Tensor = torch.ops.aten.native_layer_norm_backward(
+        grad, x, (x.shape[-1],), mean, rstd, None, None, only_x
+    )[0]
+    return result
+
+
+def noise_like(like: Tensor, dropout: float) -> Tensor:
+    """What dropout multiplies by: 0 or 1 / (1 - dropout)."""
+    return torch.empty_like(like).bernoulli_(1 - dropout).div_(1 - dropout)
+
+
+def fold(body: "SharedKVBody", rows: int) -> Weights:
+    """The weights of a body, stacked over layers, with norms and 1 / sqrt(D) folded in. Plain autograd.
+
+    Args:
+        body: a SharedKVBody.
+        rows: how many rows of the relative tables are used, the last ones.
+
+    Returns:
+        The `Weights` that the Function takes.
+    """
+    layers = list(body.layers)
+    attentions: list[Attention] = [layer.attention for layer in layers]
+    blocks: list[FeedForward] = [layer.feed_forward for layer in layers]
+    tables: list[RelativeTerms] = [body.relative[l % len(body.relative)] for l in range(len(layers))]
+    scale = tables[0].query_bias.shape[-1] ** -0.5
+    gain1 = torch.stack([layer.norm1.weight for layer in layers])[:, None]
+    gain2 = torch.stack([layer.norm2.weight for layer in layers])[:, None]
+    bias1 = torch.stack([layer.norm1.bias for layer in layers])[..., None]
+    bias2 = torch.stack([layer.norm2.bias for layer in layers])[..., None]
+    w_q = torch.stack([attention.query.weight for attention in attentions]) * scale
+    w_1 = torch.stack([block.inner.weight for block in blocks])
+    b_1 = torch.stack([block.inner.bias for block in blocks])
+    first = tables[0].key_bias.shape[-1] - rows
+    project: KeyValue = body.key_values[0]
+    w_kv = torch.cat([project.key.weight, project.value.weight])
+    b_kv = w_kv.new_zeros(w_kv.shape[0])
+    if isinstance(body.memory.norm, torch.nn.LayerNorm):
+        w_kv, b_kv = w_kv * body.memory.norm.weight, w_kv @ body.memory.norm.bias
+    return Weights(
+        w_q * gain1,
+        (w_q @ bias1)[..., 0],
+        torch.stack([table.query_bias for table in tables]) * scale,
+        torch.stack([table.key_embedding[:, first:] for table in tables]),
+        torch.stack([table.key_bias[:, first:] for table in tables]) * scale,
+        torch.stack([attention.output.weight for attention in attentions]),
+        torch.stack([attention.output.bias for attention in attentions]),
+        w_1 * gain2,
+        b_1 + (w_1 @ bias2)[..., 0],
+        torch.stack([block.outer.weight for block in blocks]),
+        torch.stack([block.outer.bias for block in blocks]),
+        body.memory.layer_weights(),
+        w_kv,
+        b_kv,
+    )

@@ -1,0 +1,236 @@
+"""`backend="sequence"`: one Function for the whole loop, against the equations and the other backends."""
+
+import copy
+from itertools import product
+
+import plain
+import pytest
+import torch
+from exact import (
+    BATCH,
+    LENGTHS,
+    OPTIONS,
+    assert_same,
+    body,
+    config,
+    everything,
+    gradients,
+    leaves,
+    model,
+    normal,
+    some_state,
+    some_tokens,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from fbt.sequence.parts import CHUNK
+
+VARIANT = "shared-kv"
+
+
+def check(length, state=None, batch=BATCH, **changes):
+    """Outputs, state and every gradient against the plain loop over steps, layers and heads."""
+    c = config(VARIANT, **changes)
+    module, x = body(VARIANT, **changes), normal(batch, length, c.d_model)
+    named = leaves(module, x, state)
+    past = None if state is None else (state.keys, state.values)
+    plain_y, (keys, values), _ = plain.feedback(dict(module.named_parameters()), c, x, past)
+    expected = [plain_y, *keys, *values]
+    y, after, _ = module(x, state, backend="sequence")
+    assert_same(everything(y, after), expected)
+    assert_same(gradients(everything(y, after), named), gradients(expected, named))
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_equals_a_loop_over_steps(length):
+    check(length)
+
+
+@pytest.mark.parametrize("changes", OPTIONS, ids=str)
+def test_every_option_equals_a_loop_over_steps(changes):
+    check(9, **changes)
+
+
+@pytest.mark.parametrize("length, carried", [(1, 1), (1, 13), (2, 6), (9, 6), (17, 13)])
+def test_a_carried_state_equals_a_loop_over_steps(length, carried):
+    check(length, some_state(config(VARIANT), carried))
+
+
+@pytest.mark.parametrize("length", [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3])
+@pytest.mark.parametrize("span", [3, CHUNK, 2 * CHUNK + 1, 89])
+def test_chunks_and_spans_of_every_relation_agree(length, span):
+    module, x = body(VARIANT, span=span), normal(2, length, 14)
+    named = leaves(module, x)
+    results = [everything(*module(x, backend=name)[:2]) for name in ("stack", "sequence")]
+    assert_same(results[1], results[0])
+    assert_same(gradients(results[1], named), gradients(results[0], named))
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(
+    length=st.integers(1, 2 * CHUNK + 2),
+    span=st.integers(1, 40),
+    carried=st.integers(0, 40),
+    batch=st.integers(1, 3),
+    heads=st.integers(1, 3),
+    width=st.integers(1, 4),
+    layers=st.integers(1, 3),
+    inner=st.integers(1, 9),
+    activation=st.sampled_from(["relu", "gelu"]),
+    memory=st.sampled_from(["learned", "uniform", "top", "embedding"]),
+    memory_norm=st.booleans(),
+    relative=st.sampled_from(["per-layer", "shared"]),
+)
+def test_random_configurations_agree(length, span, carried, batch, heads, width, layers, inner, **options):
+    changes = {
+        "span": span,
+        "n_heads": heads,
+        "d_model": 2 * heads * width,
+        "n_layers": layers,
+        "d_ff": inner,
+    }
+    carried = min(carried, span)
+    c = config(VARIANT, **changes, **options)
+    state = some_state(c, carried, batch) if carried else None
+    module, x = body(VARIANT, **changes, **options), normal(batch, length, c.d_model)
+    named = leaves(module, x, state)
+    results = [everything(*module(x, state, backend=name)[:2]) for name in ("stack", "sequence")]
+    assert_same(results[1], results[0], rtol=1e-8, atol=1e-9)
+    assert_same(gradients(results[1], named), gradients(results[0], named), rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("carried", [0, 6])
+def test_dropout_draws_what_the_loop_draws(carried):
+    state = some_state(config(VARIANT), carried) if carried else None
+    module, x = body(VARIANT, dropout=0.3).train(), normal(BATCH, 19, 14)
+    named, results = leaves(module, x, state), []
+    for name in ("reference", "sequence"):
+        torch.manual_seed(4)
+        results.append(everything(*module(x, state, backend=name)[:2]))
+    assert_same(results[1], results[0])
+    assert_same(gradients(results[1], named), gradients(results[0], named))
+
+
+def test_memory_that_nobody_wrote_is_never_read(monkeypatch):
+    module, x = body(VARIANT, span=5), normal(BATCH, 19, 14)
+    named = leaves(module, x)
+    clean = everything(*module(x, backend="sequence")[:2])
+    clean_gradients = gradients(clean, named)
+    new_empty = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: new_empty(*a, **k).fill_(torch.nan))
+    poisoned = everything(*module(x, backend="sequence")[:2])
+    assert_same(poisoned, clean)
+    assert_same(gradients(poisoned, named), clean_gradients)
+
+
+def test_input_of_any_strides():
+    module = body(VARIANT)
+    x = normal(14, 9, BATCH).transpose(0, 2)
+    assert not x.is_contiguous()
+    assert_same(module(x, backend="sequence")[0], module(x.contiguous(), backend="sequence")[0])
+
+
+def test_frozen_parameters_get_no_gradient_and_the_others_the_same():
+    module, x = body(VARIANT), normal(BATCH, 19, 14)
+    everyone = leaves(module, x)
+    expected = gradients(module(x, backend="sequence")[:1], everyone)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_("query" in name or "layer_logits" in name)
+    wanted = {name: tensor for name, tensor in everyone.items() if tensor.requires_grad}
+    assert 0 < len(wanted) < len(everyone)
+    found = gradients(module(x, backend="sequence")[:1], wanted)
+    assert_same(found, {name: expected[name] for name in wanted})
+
+
+@pytest.mark.parametrize("part", ["y", "keys", "values"])
+def test_gradients_of_a_part_of_the_results(part):
+    module, x, state = body(VARIANT), normal(BATCH, 19, 14), some_state(config(VARIANT), 6)
+    named, results = leaves(module, x, state), []
+    for name in ("stack", "sequence"):
+        y, after, _ = module(x, state, backend=name)
+        results.append(gradients([{"y": y, "keys": after.keys[0], "values": after.values[0]}[part]], named))
+    assert_same(results[1], results[0])
+
+
+def test_nothing_is_kept_between_calls():
+    """Two models, two forwards before a backward, an evaluation in between, a second backward, a copy."""
+    one, two = body(VARIANT), body(VARIANT, n_layers=2)
+    x = normal(BATCH, 19, 14)
+    expected = [gradients(m(x, backend="stack")[:1], leaves(m, x)) for m in (one, two)]
+    y1, y2 = one(x, backend="sequence")[0], two(x, backend="sequence")[0]
+    with torch.no_grad():
+        one(normal(2, 3, 14, seed=8), backend="sequence")
+    for _ in range(2):
+        assert_same(gradients([y1], leaves(one, x), retain=True), expected[0])
+    assert_same(gradients([y2], leaves(two, x)), expected[1])
+    twin = copy.deepcopy(one)
+    assert_same(gradients(twin(x, backend="sequence")[:1], leaves(twin, x)), expected[0])
+    single = one.float()(x.float(), backend="sequence")[0]
+    assert_same(single.double(), y1, rtol=1e-4, atol=1e-4)
+
+
+def test_a_second_derivative_is_refused():
+    module, x = body(VARIANT), normal(2, 5, 14)
+    y = module(x, backend="sequence")[0]
+    with pytest.raises(RuntimeError, match='no second derivative; set backend="reference"'):
+        torch.autograd.grad(y.sum(), x, create_graph=True)
+
+
+def test_under_autocast_it_computes_in_the_dtype_of_the_weights():
+    module, x = body(VARIANT).float(), normal(2, 5, 14).float().detach().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y, state, _ = module(x, backend="sequence")
+    assert y.dtype == state.keys[0].dtype == torch.float32
+    assert_same(y, module(x, backend="sequence")[0], rtol=0, atol=0)
+
+
+def test_no_shape_depends_on_a_value():
+    """Under fake tensors nothing has a value: what needs one, an `.item()` say, raises."""
+    for carried, dropout in product((0, 6), (0.0, 0.3)):
+        module = body(VARIANT, dropout=dropout)
+        state = some_state(config(VARIANT), carried) if carried else None
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            x = torch.randn(BATCH, 19, 14, dtype=torch.float64, requires_grad=True)
+            y, _, _ = module(x, state, backend="sequence")
+            (gradient,) = torch.autograd.grad(y.sum(), x)
+        assert isinstance(gradient, FakeTensor) and gradient.shape == (BATCH, 19, 14)
+
+
+def test_the_attention_weights_come_from_the_loop():
+    module, x = body(VARIANT), normal(BATCH, 9, 14)
+    y, state, weights = module(x, backend="sequence", need_weights=True)
+    expected_y, expected_state, expected_weights = module(x, backend="stack", need_weights=True)
+    assert_same([*everything(y, state), weights], [*everything(expected_y, expected_state), expected_weights])
+
+
+def test_a_language_model_computes_the_same_by_it():
+    by_stack, tokens = model(VARIANT), some_tokens(3, 19)
+    by_sequence = copy.deepcopy(by_stack)
+    by_sequence.backend = "sequence"
+    results = [gradients([m(tokens)], dict(m.named_parameters())) for m in (by_stack, by_sequence)]
+    assert_same(results[1], results[0])
+    assert_same(by_sequence.attention(tokens), by_stack.attention(tokens))
+    state, steps = None, []
+    for token in tokens.T:
+        logits, state = by_sequence.step(token, state)
+        steps.append(logits)
+    assert_same(torch.stack(steps, dim=1), by_stack(tokens))
+
+
+@pytest.mark.parametrize("carried, dropout, span", [(0, 0.0, 13), (6, 0.0, 13), (0, 0.3, 5), (3, 0.3, 40)])
+def test_recomputing_changes_what_is_kept_and_no_number(carried, dropout, span):
+    state = some_state(config(VARIANT, span=span), carried) if carried else None
+    module, x = body(VARIANT, dropout=dropout, span=span).train(), normal(BATCH, 2 * CHUNK + 3, 14)
+    named, results, kept = leaves(module, x, state), [], []
+    for recompute in (False, True):
+        module.recompute = recompute
+        torch.manual_seed(4)
+        results.append(everything(*module(x, state, backend="sequence")[:2]))
+        kept.append(
+            sum(tensor.nbytes for tensor in results[-1][0].grad_fn.next_functions[0][0].saved_tensors)
+        )
+    assert kept[1] < 0.7 * kept[0] if not dropout else kept[1] < kept[0]
+    assert_same(results[1], results[0], rtol=0, atol=0)
+    assert_same(gradients(results[1], named), gradients(results[0], named))
