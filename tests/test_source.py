@@ -82,4 +82,6 @@ def test_what_has_no_source_is_refused(obj):
 
 def test_a_module_can_do_without_its_docstring_too():
     module = importlib.import_module("fbt.shared_kv")
-    assert fbt.show(module, docstring=False).code.startswith("from fbt.config import Config")
+    expected = ast.parse(fbt.show(module).code)
+    del expected.body[0]
+    assert ast.unparse(ast.parse(fbt.show(module, docstring=False).code)) == ast.unparse(expected)
