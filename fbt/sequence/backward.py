@@ -200,9 +200,11 @@ class Backward(Loop):
             o = p @ self.values_t[:, :, low:high].view(self.H, self.B, self.D, -1).mT
             o = o.permute(2, 1, 0, 3).reshape(rows, self.d)
             attended = torch.addmm(w.b_o[l], o, w.w_o[l].t()).view(h.shape)
+            if self.sizes.dropout:
+                attended = attended * kept.drops[0, l]
             if self.sizes.past + first == 0:
-                attended[0] = 0
-            y = h + (attended * kept.drops[0, l] if self.sizes.dropout else attended)
+                attended[0] = 0  # nor was a mask ever drawn for it
+            y = h + attended
             z, mean2, rstd2 = plain_norm(y)
             a = torch.addmm(w.b_1[l], z.view(rows, self.d), w.w_1[l].t()).view(m, self.B, -1)
             stats = torch.stack([mean1, rstd1, mean2, rstd2])
