@@ -71,7 +71,7 @@ class LanguageModel(nn.Module):
 
     @property
     def backend(self) -> str:
-        """How the body computes, "auto", "reference" or, in feedback variants, "stack"; same numbers each."""
+        """How the body computes, "auto" or one of `body.backends`; the numbers are the same."""
         return self._backend
 
     @backend.setter

@@ -22,6 +22,7 @@ dV_t gather ds and do of every later step that saw it, from later steps of the s
 later chunks by one product for the chunk.
 """
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -91,11 +92,10 @@ class WholeSequence(torch.autograd.Function):
             raise RuntimeError(
                 'backend="sequence" has no second derivative; set backend="reference" for that'
             )
-        saved = list(ctx.saved_tensors)
-        outputs, saved = saved[:5], saved[5:]
-        weights, saved = Weights(*saved[:14]), saved[14:]
-        size = len(Chunk._fields)
-        chunks = [Chunk(*saved[i * size : (i + 1) * size]) for i in range(ctx.chunks)]
+        saved = iter(ctx.saved_tensors)
+        outputs = list(islice(saved, 5))
+        weights = Weights(*islice(saved, len(Weights._fields)))
+        chunks = [Chunk(*islice(saved, len(Chunk._fields))) for _ in range(ctx.chunks)]
         names = ("x", "keys", "values", *Weights._fields)
         want = {name for name, needed in zip(names, ctx.needs_input_grad[1:], strict=True) if needed}
         found = Backward(ctx.sizes, weights, outputs, chunks, want).run(*grads)

@@ -79,7 +79,7 @@ class Backward(Loop):
         )
         for t in reversed(range(first, stop)):
             self.step(first, t, chunk, grads, d_top[t])
-        low, _ = self.keys_of_chunk(first, stop)
+        low = self.oldest_key(first)
         earlier = self.sizes.past + first - low
         if earlier:
             self.d_keys[:, low : low + earlier] += torch.bmm(grads.scores[:, :, :earlier].mT, grads.with_u)
@@ -88,13 +88,13 @@ class Backward(Loop):
 
     def step(self, first: int, t: int, chunk: Chunk, grads: ChunkGradients, g: Tensor) -> None:
         """Step t: from the gradients of its key and value to that of its memory, then down the layers."""
-        offset, now = self.keys_of_chunk(first, first + 1)[0], self.sizes.past + t
-        later = (t - first + 1) * self.L
+        now = self.sizes.past + t
+        column_of_key, later = now - self.oldest_key(first), (t - first + 1) * self.L
         d_key, d_value = self.d_keys[:, now], self.d_values[:, now]
         if later < grads.p.shape[1]:  # later steps of this chunk read this key too
-            column = grads.scores[:, None, later:, now - offset].contiguous()
+            column = grads.scores[:, None, later:, column_of_key].contiguous()
             d_key = d_key + torch.bmm(column, grads.with_u[:, later:])[:, 0]
-            column = grads.p[:, None, later:, now - offset].contiguous()
+            column = grads.p[:, None, later:, column_of_key].contiguous()
             d_value = d_value + torch.bmm(column, grads.attended[:, later:])[:, 0]
         for i, gradient in enumerate((d_key, d_value)):
             self.d_kv[t, :, i] = gradient.view(self.H, self.B, self.D).transpose(0, 1)
@@ -113,11 +113,7 @@ class Backward(Loop):
         w, i, stats = self.w, t - first, chunk.stats[:, l, t - first]
         grads.f[l, i] = g * chunk.drops[1, l, i] if self.sizes.dropout else g
         through = torch.mm(grads.f[l, i], w.w_2[l])
-        act = torch.ops.aten
-        a = chunk.a[l, i]
-        grads.a[l, i] = (
-            act.gelu_backward(through, a) if self.sizes.gelu else act.threshold_backward(through, a, 0)
-        )
+        grads.a[l, i] = self.activate_backward(through, chunk.a[l, i])
         g = g + plain_norm_backward(torch.mm(grads.a[l, i], w.w_1[l]), chunk.y[l, i], stats[2], stats[3])
         low, high = self.keys_of_step(t)
         if low == high:
@@ -129,8 +125,7 @@ class Backward(Loop):
     def attend(self, first: int, t: int, l: int, chunk: Chunk, grads: ChunkGradients) -> None:
         """From the gradient of the attention's output to those of its scores and of its query."""
         low, high = self.keys_of_step(t)
-        offset, i = self.keys_of_chunk(first, first + 1)[0], t - first
-        row, window = i * self.L + l, slice(low - offset, high - offset)
+        i, (row, window) = t - first, self.place(first, t, l)
         attended = grads.attended.view(self.H, self.B, -1, self.D)
         attended[:, :, row] = self.by_head(torch.mm(grads.y[l, i], self.w.w_o[l]))
         dp = torch.bmm(grads.attended[:, row : row + 1], self.values_t[:, :, low:high])
@@ -148,9 +143,9 @@ class Backward(Loop):
         low, high = self.keys_of_step(t)
         if low == high or not self.want & {"table", "s", "u"}:
             return
-        offset, count = self.keys_of_chunk(first, first + 1)[0], high - low
+        count, (_, window) = high - low, self.place(first, t, 0)
         ds = grads.scores.view(self.H, self.B, -1, self.L, grads.scores.shape[-1])
-        ds = ds[:, :, t - first, :, low - offset : high - offset].permute(2, 0, 1, 3)
+        ds = ds[:, :, t - first, :, window].permute(2, 0, 1, 3)
         ds = ds.reshape(self.L * self.H, self.B, count)
         q = chunk.q[:, t - first].view(self.L, self.B, self.H, self.D).transpose(1, 2)
         product = torch.bmm(ds.mT, q.reshape(self.L * self.H, self.B, self.D))
@@ -211,6 +206,5 @@ class Backward(Loop):
             for name, value in zip(parts, (q.view(h.shape), o.view(h.shape), y, a, stats), strict=True):
                 parts[name].append(value)
         q, o, y, a = (torch.stack(parts[name]) for name in ("q", "o", "y", "a"))
-        return Chunk(
-            q, o, y, a, torch.stack(parts["stats"], 1), p_all.view(self.H * self.B, m * self.L, -1), *kept[6:]
-        )
+        p = p_all.view(self.H * self.B, m * self.L, -1)
+        return kept._replace(q=q, o=o, y=y, a=a, stats=torch.stack(parts["stats"], 1), p=p)

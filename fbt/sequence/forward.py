@@ -38,7 +38,7 @@ class Forward(Loop):
                 self.remember(t)
             if self.sizes.recompute:
                 empty = self.new(0)
-                chunk = Chunk(empty, empty, empty, empty, empty, empty, chunk.noise, chunk.drops)
+                chunk = chunk._replace(q=empty, o=empty, y=empty, a=empty, stats=empty, p=empty)
             kept.append(chunk)
         return kept
 
@@ -81,13 +81,13 @@ class Forward(Loop):
     def attend(self, chunk: Chunk, first: int, t: int, l: int) -> None:
         """Write weights and attended values of step t, layer l."""
         low, high = self.keys_of_step(t)
-        count, offset = high - low, self.keys_of_chunk(first, first + 1)[0]
+        count = high - low
         q = self.by_head(chunk.q[l, t - first])
         torch.add(q, self.w.u[l][:, None], out=self.with_u)
         scores = torch.baddbmm(self.w.s[l][:, None, -count:], q, self.table_t[l][:, :, -count:])
         scores = scores.view(self.H * self.B, 1, count)
         p = scores.baddbmm_(self.with_u.view(-1, 1, self.D), self.keys_t[:, :, low:high]).softmax(-1)
-        row, window = (t - first) * self.L + l, slice(low - offset, high - offset)
+        row, window = self.place(first, t, l)
         chunk.p[:, row : row + 1, window] = p
         if self.sizes.dropout:
             noise = noise_like(p.view(self.B, self.H, 1, count), self.sizes.dropout)

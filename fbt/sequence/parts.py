@@ -68,14 +68,23 @@ class Loop:
         self.D = self.d // self.H
         self.chunks = [(first, min(steps, first + CHUNK)) for first in range(0, steps, CHUNK)]
 
-    def keys_of_chunk(self, first: int, stop: int) -> tuple[int, int]:
-        """The keys [from, to) that some step of a chunk sees."""
-        return max(0, self.sizes.past + first - self.sizes.span), self.sizes.past + stop - 1
+    def oldest_key(self, t: int) -> int:
+        """The first key that step t sees."""
+        return max(0, self.sizes.past + t - self.sizes.span)
 
     def keys_of_step(self, t: int) -> tuple[int, int]:
         """The keys [from, to) that step t sees."""
-        newest = self.sizes.past + t
-        return max(0, newest - self.sizes.span), newest
+        return self.oldest_key(t), self.sizes.past + t
+
+    def keys_of_chunk(self, first: int, stop: int) -> tuple[int, int]:
+        """The keys [from, to) that some step of a chunk sees."""
+        return self.oldest_key(first), self.sizes.past + stop - 1
+
+    def place(self, first: int, t: int, l: int) -> tuple[int, slice]:
+        """Where the chunk that begins at `first` keeps the scores of step t, layer l: row and columns."""
+        low, high = self.keys_of_step(t)
+        offset = self.oldest_key(first)
+        return (t - first) * self.L + l, slice(low - offset, high - offset)
 
     def by_head(self, x: Tensor) -> Tensor:
         """View [B, d] as [H, B, D]."""
@@ -84,6 +93,12 @@ class Loop:
     def activate(self, a: Tensor) -> Tensor:
         """ReLU or GELU."""
         return F.gelu(a) if self.sizes.gelu else a.relu()
+
+    def activate_backward(self, grad: Tensor, a: Tensor) -> Tensor:
+        """Gradient with respect to a of `activate`."""
+        ops = torch.ops.aten
+        result: Tensor = ops.gelu_backward(grad, a) if self.sizes.gelu else ops.threshold_backward(grad, a, 0)
+        return result
 
 
 def plain_norm(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
