@@ -23,7 +23,7 @@ class SharedKVBody(FeedbackBody):
             and compute the rest again in backward: less memory, a little more time.
     """
 
-    backends = (*FeedbackBody.backends, "sequence")
+    backends = (*FeedbackBody.backends, "sequence", "native")
 
     def __init__(self, config: Config) -> None:
         super().__init__(config, n_caches=1)
@@ -37,9 +37,9 @@ class SharedKVBody(FeedbackBody):
         "sequence" runs all steps and layers in one autograd Function (see `fbt.sequence`): faster to train,
         no second derivative. Attention weights always come from the loop.
         """
-        if backend != "sequence":
+        if backend not in ("sequence", "native"):
             return super().forward(x, state, backend=backend, need_weights=need_weights)
         if need_weights:
             return super().forward(x, state, backend="stack", need_weights=True)
         check_embeddings(x, self.d_model)
-        return *run_sequence(self, x, state), None
+        return *run_sequence(self, x, state, native=backend == "native"), None

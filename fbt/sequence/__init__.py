@@ -31,6 +31,7 @@ from torch import Tensor
 
 from fbt.sequence.backward import Backward
 from fbt.sequence.forward import Forward
+from fbt.sequence.native import NativeBackward, NativeForward
 from fbt.sequence.parts import Chunk, Sizes, Weights, fold
 from fbt.state import State
 
@@ -38,8 +39,10 @@ if TYPE_CHECKING:
     from fbt.shared_kv import SharedKVBody
 
 
-def run_sequence(body: "SharedKVBody", x: Tensor, state: State | None) -> tuple[Tensor, State]:
-    """Run a SharedKVBody over x [B, T, d]; the same numbers as its loop.
+def run_sequence(
+    body: "SharedKVBody", x: Tensor, state: State | None, native: bool
+) -> tuple[Tensor, State]:
+    """Run a SharedKVBody over x [B, T, d], with the steps in C++ if `native`; the same numbers as its loop.
 
     Returns:
         The top layer's outputs [B, T, d] and the state for the next block.
@@ -55,6 +58,7 @@ def run_sequence(body: "SharedKVBody", x: Tensor, state: State | None) -> tuple[
         gelu=layer.feed_forward.activation is F.gelu,
         dropout=layer.dropout.p if body.training else 0.0,
         recompute=body.recompute,
+        native=native,
     )
     if state is None:
         keys = values = x.new_empty(heads * batch, 0, width // heads)
@@ -75,7 +79,7 @@ class WholeSequence(torch.autograd.Function):
         ctx: Any, sizes: Sizes, x: Tensor, keys: Tensor, values: Tensor, *rest: Tensor
     ) -> tuple[Tensor, ...]:
         """Run the loop unrecorded and keep what backward needs."""
-        loop = Forward(sizes, Weights(*rest), x, keys, values)
+        loop = (NativeForward if sizes.native else Forward)(sizes, Weights(*rest), x, keys, values)
         chunks = loop.run()
         ctx.sizes, ctx.chunks = sizes, len(chunks)
         ctx.set_materialize_grads(False)
@@ -90,7 +94,7 @@ class WholeSequence(torch.autograd.Function):
         """Run the loop in reverse; a graph of it is refused."""
         if torch.is_grad_enabled():
             raise RuntimeError(
-                'backend="sequence" has no second derivative; set backend="reference" for that'
+                'the "sequence" and "native" backends have no second derivative; set backend="reference" for that'
             )
         saved = iter(ctx.saved_tensors)
         outputs = list(islice(saved, 5))
@@ -98,5 +102,6 @@ class WholeSequence(torch.autograd.Function):
         chunks = [Chunk(*islice(saved, len(Chunk._fields))) for _ in range(ctx.chunks)]
         names = ("x", "keys", "values", *Weights._fields)
         want = {name for name, needed in zip(names, ctx.needs_input_grad[1:], strict=True) if needed}
-        found = Backward(ctx.sizes, weights, outputs, chunks, want).run(*grads)
+        backward = NativeBackward if ctx.sizes.native else Backward
+        found = backward(ctx.sizes, weights, outputs, chunks, want).run(*grads)
         return None, *(found[name] if name in want else None for name in names)

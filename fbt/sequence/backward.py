@@ -69,22 +69,26 @@ class Backward(Loop):
         with_u = chunk.q.view(self.L, m, self.B, self.H, self.D) + self.w.u[:, None, None]
         grads = ChunkGradients(
             p=p,
-            with_u=with_u.permute(3, 2, 1, 0, 4).reshape(self.H * self.B, m * self.L, self.D),
+            with_u=with_u.permute(3, 2, 1, 0, 4).reshape(p.shape[0], -1, self.D).contiguous(),
             scores=torch.zeros_like(p),
-            attended=self.new(self.H * self.B, m * self.L, self.D).zero_(),
+            attended=self.new(p.shape[0], m * self.L, self.D).zero_(),
             f=torch.empty_like(chunk.y),
             y=torch.zeros_like(chunk.y),
             q=torch.zeros_like(chunk.y),
             a=torch.empty_like(chunk.a),
         )
+        self.steps(first, stop, chunk, grads, d_top)
+        self.weights(first, stop, chunk, grads)
+
+    def steps(self, first: int, stop: int, chunk: Chunk, grads: ChunkGradients, d_top: Tensor) -> None:
+        """The steps of a chunk in reverse, then what they owe to the keys and values before the chunk."""
         for t in reversed(range(first, stop)):
             self.step(first, t, chunk, grads, d_top[t])
         low = self.oldest_key(first)
         earlier = self.sizes.past + first - low
         if earlier:
             self.d_keys[:, low : low + earlier] += torch.bmm(grads.scores[:, :, :earlier].mT, grads.with_u)
-            self.d_values[:, low : low + earlier] += torch.bmm(p[:, :, :earlier].mT, grads.attended)
-        self.weights(first, stop, chunk, grads)
+            self.d_values[:, low : low + earlier] += torch.bmm(grads.p[:, :, :earlier].mT, grads.attended)
 
     def step(self, first: int, t: int, chunk: Chunk, grads: ChunkGradients, g: Tensor) -> None:
         """Step t: from the gradients of its key and value to that of its memory, then down the layers."""

@@ -24,6 +24,7 @@ class Sizes(NamedTuple):
     gelu: bool
     dropout: float
     recompute: bool
+    native: bool
 
 
 class Weights(NamedTuple):
@@ -62,7 +63,7 @@ class Loop:
     """What both directions share: sizes, and which keys a chunk and a step see."""
 
     def __init__(self, sizes: Sizes, weights: Weights, steps: int, batch: int) -> None:
-        self.sizes, self.w = sizes, weights
+        self.sizes, self.w = sizes, Weights(*(weight.contiguous() for weight in weights))
         self.T, self.B, self.H = steps, batch, sizes.heads
         self.L, self.d = weights.b_q.shape
         self.D = self.d // self.H
@@ -115,9 +116,9 @@ def plain_norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> 
     return result
 
 
-def noise_like(like: Tensor, dropout: float) -> Tensor:
-    """What dropout multiplies by: 0 or 1 / (1 - dropout)."""
-    return torch.empty_like(like).bernoulli_(1 - dropout).div_(1 - dropout)
+def noise_(x: Tensor, dropout: float) -> Tensor:
+    """Fill x with what dropout multiplies by, 0 or 1 / (1 - dropout), and return it."""
+    return x.bernoulli_(1 - dropout).div_(1 - dropout)
 
 
 def fold(body: "SharedKVBody", rows: int) -> Weights:

@@ -1,0 +1,438 @@
+// The steps of one chunk in C++: `Forward.steps` and `Backward.steps` of fbt/sequence, without a call per operation.
+//
+// Symbols and layouts are those of fbt/sequence/parts.py; the equations stand in fbt/sequence/__init__.py. The fields of
+// the structs below are pointers in the order in which fbt/sequence/native.py passes them.
+//
+// The batch is cut into groups of sequences. A thread takes a group through all steps and layers of the chunk: groups
+// share nothing but weights, so threads meet only at the end, and the keys and values of a group stay in the cache while
+// all its layers read them. Matrix products go to the BLAS inside torch, everything else is in this file.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <omp.h>
+#include <vector>
+
+extern "C" {
+void sgemm_(const char*, const char*, const int*, const int*, const int*, const float*, const float*, const int*,
+            const float*, const int*, const float*, float*, const int*);
+void dgemm_(const char*, const char*, const int*, const int*, const int*, const double*, const double*, const int*,
+            const double*, const int*, const double*, double*, const int*);
+}
+
+namespace {
+
+using Int = int64_t;
+
+struct Sizes {
+  Int T, B, H, D, L, F;      // steps, sequences, heads, head width, layers, feed-forward width
+  Int R;                     // rows of the relative tables
+  Int room;                  // keys the buffers have room for
+  Int past, span;            // keys carried in; how many keys a step sees
+  Int norm_memory, gelu;     // options, 0 or 1
+  Int first, stop;           // the chunk's steps
+  Int low, width;            // the chunk's oldest key, and how many it keeps scores for
+  Int group;                 // sequences per group
+  Int threads;
+  Int d() const { return H * D; }
+  Int steps() const { return stop - first; }
+  Int oldest(Int t) const { return std::max<Int>(0, past + t - span); }
+};
+
+template <class S> struct Weights {  // matrices lie as [in, out] in forward, as [out, in] in backward
+  const S *w_q, *b_q, *u, *table, *s, *w_o, *b_o, *w_1, *b_1, *w_2, *b_2, *mix, *w_kv, *b_kv;
+};
+
+template <class S> struct Chunk {
+  S *q, *o, *y, *a, *stats, *p, *noise, *drops;
+};
+
+template <class S> struct ChunkGradients {
+  S *p, *with_u, *scores, *attended, *f, *y, *q, *a;
+};
+
+template <class S> struct Forward {
+  Weights<S> w;
+  S *x, *m, *m_stats, *keys_t, *values;  // keys_t [HB, D, room], values [HB, room, D]
+  Chunk<S> chunk;
+};
+
+template <class S> struct Backward {
+  Weights<S> w;
+  const S *x, *m, *m_stats, *keys, *values_t;  // keys [HB, room, D], values_t [HB, D, room]
+  Chunk<S> chunk;
+  ChunkGradients<S> grads;
+  const S* d_top;
+  S *d_keys, *d_values, *d_kv, *d_m, *d_x;
+  S *d_table, *d_s;  // [threads, L, H, R, D] and [threads, L, H, R], or null where nobody wants them
+};
+
+// Small pieces --------------------------------------------------------------------------------------------------------
+
+void blas(char ta, char tb, int m, int n, int k, const float* a, int lda, const float* b, int ldb, float beta, float* c,
+          int ldc) {
+  const float one = 1;
+  sgemm_(&ta, &tb, &m, &n, &k, &one, a, &lda, b, &ldb, &beta, c, &ldc);
+}
+
+void blas(char ta, char tb, int m, int n, int k, const double* a, int lda, const double* b, int ldb, double beta,
+          double* c, int ldc) {
+  const double one = 1;
+  dgemm_(&ta, &tb, &m, &n, &k, &one, a, &lda, b, &ldb, &beta, c, &ldc);
+}
+
+// C [M, N] = beta C + A [M, K] B [K, N], rows `ld` apart. BLAS counts columns first, hence the swap.
+template <class S> void product(Int M, Int N, Int K, const S* A, Int lda, const S* B, Int ldb, S beta, S* C, Int ldc) {
+  blas('N', 'N', N, M, K, B, ldb, A, lda, beta, C, ldc);
+}
+
+// C [M, N] += A' B for A [K, M], B [K, N].
+template <class S> void add_transposed(Int M, Int N, Int K, const S* A, Int lda, const S* B, Int ldb, S* C, Int ldc) {
+  blas('N', 'T', N, M, K, B, ldb, A, lda, S(1), C, ldc);
+}
+
+// out [n, N] = bias + in [n, K] w [K, N].
+template <class S> void affine(Int n, Int K, Int N, const S* in, const S* w, const S* bias, S* out) {
+  for (Int b = 0; b < n; b++) std::memcpy(out + b * N, bias, N * sizeof(S));
+  product(n, N, K, in, K, w, N, S(1), out, N);
+}
+
+// z = (x - mean) * rstd over rows of d numbers.
+template <class S> void norm(Int n, Int d, const S* x, S* z, S* mean, S* rstd) {
+  for (Int b = 0; b < n; b++, x += d, z += d) {
+    S sum = 0, square = 0;
+#pragma omp simd reduction(+ : sum)
+    for (Int i = 0; i < d; i++) sum += x[i];
+    const S mu = sum / d;
+#pragma omp simd reduction(+ : square)
+    for (Int i = 0; i < d; i++) square += (x[i] - mu) * (x[i] - mu);
+    const S r = 1 / std::sqrt(square / d + S(1e-5));
+#pragma omp simd
+    for (Int i = 0; i < d; i++) z[i] = (x[i] - mu) * r;
+    mean[b] = mu, rstd[b] = r;
+  }
+}
+
+// g += N(dz; x), the gradient of `norm`.
+template <class S> void norm_backward(Int n, Int d, const S* dz, const S* x, const S* mean, const S* rstd, S* g) {
+  for (Int b = 0; b < n; b++, dz += d, x += d, g += d) {
+    const S mu = mean[b], r = rstd[b];
+    S sum = 0, along = 0;
+#pragma omp simd reduction(+ : sum, along)
+    for (Int i = 0; i < d; i++) sum += dz[i], along += dz[i] * (x[i] - mu) * r;
+    sum /= d, along /= d;
+#pragma omp simd
+    for (Int i = 0; i < d; i++) g[i] += r * (dz[i] - sum - (x[i] - mu) * r * along);
+  }
+}
+
+// exp, in a form that compilers turn into vector code: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2].
+inline float exponential(float x) {
+  x = x < -87.0f ? -87.0f : x;
+  const float n = std::nearbyint(x * 1.44269504f), r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  float y = 1.98756915e-4f;
+  for (float c : {1.39819995e-3f, 8.33345190e-3f, 4.16657959e-2f, 1.66666655e-1f, 0.5f}) y = y * r + c;
+  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+  return (y * r * r + r + 1) * power;
+}
+inline double exponential(double x) { return std::exp(x); }
+
+// Phi, the cumulative normal distribution, and its density; relu and gelu from them.
+template <class S> inline S phi(S a) { return S(0.5) * (1 + std::erf(a * S(0.70710678118654752))); }
+template <class S> inline S density(S a) { return S(0.39894228040143268) * std::exp(S(-0.5) * a * a); }
+
+template <class S> void activate(bool gelu, Int n, const S* a, S* out) {
+  if (gelu)
+    for (Int i = 0; i < n; i++) out[i] = a[i] * phi(a[i]);
+  else
+    for (Int i = 0; i < n; i++) out[i] = a[i] > 0 ? a[i] : a[i] * 0;  // * 0, so that NaN stays NaN
+}
+
+template <class S> void activate_backward(bool gelu, Int n, const S* a, S* g) {
+  if (gelu)
+    for (Int i = 0; i < n; i++) g[i] *= phi(a[i]) + a[i] * density(a[i]);
+  else
+    for (Int i = 0; i < n; i++) g[i] = a[i] > 0 ? g[i] : 0;
+}
+
+template <class S> void multiply(Int n, const S* factor, S* x) {
+  if (factor)
+    for (Int i = 0; i < n; i++) x[i] *= factor[i];
+}
+
+template <class S> void add(Int n, S scale, const S* x, S* y) {
+  for (Int i = 0; i < n; i++) y[i] += scale * x[i];
+}
+
+// 64 bytes of numbers at any address.
+template <class S> struct Vector {
+  typedef S type __attribute__((vector_size(64), aligned(sizeof(S)), may_alias));
+  static constexpr Int size = 64 / sizeof(S);
+};
+
+// out[j] = start[j] + sum_c q[c] K[c, j] for j < n: one query against the keys [D, n], rows `ld` apart.
+template <class S> void against_columns(Int D, Int n, const S* q, const S* K, Int ld, const S* start, S* out) {
+  using V = typename Vector<S>::type;
+  constexpr Int W = Vector<S>::size;
+  auto block = [&](Int j, auto count) {
+    constexpr Int N = decltype(count)::value;
+    V sum[N];
+    for (Int i = 0; i < N; i++) sum[i] = *reinterpret_cast<const V*>(start + j + i * W);
+    for (Int c = 0; c < D; c++)
+      for (Int i = 0; i < N; i++) sum[i] += q[c] * *reinterpret_cast<const V*>(K + c * ld + j + i * W);
+    for (Int i = 0; i < N; i++) *reinterpret_cast<V*>(out + j + i * W) = sum[i];
+  };
+  Int j = 0;
+  for (; j + 4 * W <= n; j += 4 * W) block(j, std::integral_constant<Int, 4>());
+  for (; j + W <= n; j += W) block(j, std::integral_constant<Int, 1>());
+  if (j == n) return;
+  if (n >= W) {
+    block(n - W, std::integral_constant<Int, 1>());  // overlaps the block before it, to the same numbers
+  } else {
+    for (j = 0; j < n; j++) out[j] = start[j];
+    for (Int c = 0; c < D; c++)
+      for (j = 0; j < n; j++) out[j] += q[c] * K[c * ld + j];
+  }
+}
+
+// out[c] = sum_j p[j * step] V[j, c] for j < n, with D = N vectors: weights times values [n, D].
+template <class S, Int N> void mix_vectors(Int n, const S* p, Int step, const S* values, S* out) {
+  using V = typename Vector<S>::type;
+  constexpr Int W = Vector<S>::size, U = N <= 2 ? 4 : 2;  // several sums at once hide the latency of an addition
+  V sum[U][N] = {};
+  Int j = 0;
+  for (; j + U <= n; j += U)
+    for (Int k = 0; k < U; k++)
+      for (Int i = 0; i < N; i++)
+        sum[k][i] += p[(j + k) * step] * reinterpret_cast<const V*>(values)[(j + k) * N + i];
+  for (; j < n; j++)
+    for (Int i = 0; i < N; i++) sum[0][i] += p[j * step] * reinterpret_cast<const V*>(values)[j * N + i];
+  for (Int k = 1; k < U; k++)
+    for (Int i = 0; i < N; i++) sum[0][i] += sum[k][i];
+  for (Int i = 0; i < N; i++) reinterpret_cast<V*>(out)[i] = sum[0][i];
+  (void)W;
+}
+
+template <class S> void mix_rows(Int D, Int n, const S* p, Int step, const S* values, S* out) {
+  constexpr Int W = Vector<S>::size;
+  if (D == W) return mix_vectors<S, 1>(n, p, step, values, out);
+  if (D == 2 * W) return mix_vectors<S, 2>(n, p, step, values, out);
+  if (D == 4 * W) return mix_vectors<S, 4>(n, p, step, values, out);
+  if (D == 8 * W) return mix_vectors<S, 8>(n, p, step, values, out);
+  std::fill(out, out + D, S(0));
+  for (Int j = 0; j < n; j++)
+    for (Int c = 0; c < D; c++) out[c] += p[j * step] * values[j * D + c];
+}
+
+template <class S> void softmax(Int n, S* s) {
+  S top = s[0], sum = 0;
+#pragma omp simd reduction(max : top)
+  for (Int j = 0; j < n; j++) top = s[j] > top ? s[j] : top;
+#pragma omp simd
+  for (Int j = 0; j < n; j++) s[j] = exponential(s[j] - top);
+#pragma omp simd reduction(+ : sum)
+  for (Int j = 0; j < n; j++) sum += s[j];
+  const S scale = 1 / sum;
+#pragma omp simd
+  for (Int j = 0; j < n; j++) s[j] *= scale;
+}
+
+// Forward -------------------------------------------------------------------------------------------------------------
+
+// Step t, layer l of the sequences b0 to b0 + n: attention weights and attended values.
+template <class S> void attend(const Sizes& z, const Forward<S>& f, Int t, Int l, Int b0, Int n, S* position) {
+  const Int d = z.d(), i = t - z.first, low = z.oldest(t), count = z.past + t - low;
+  const Int rows = z.steps() * z.L, row = i * z.L + l;
+  const S* q = f.chunk.q + ((l * z.steps() + i) * z.B + b0) * d;
+  S* o = f.chunk.o + ((l * z.steps() + i) * z.B + b0) * d;
+  std::vector<S> with_u(z.D), dropped(f.chunk.noise ? count : 0);
+  for (Int h = 0; h < z.H; h++) {
+    const S *bias = f.w.s + (l * z.H + h) * z.R + z.R - count, *u = f.w.u + (l * z.H + h) * z.D;
+    for (Int b = 0; b < n; b++) std::memcpy(position + b * count, bias, count * sizeof(S));
+    product(n, count, z.D, q + h * z.D, d, f.w.table + (l * z.H + h) * z.D * z.R + z.R - count, z.R, S(1), position, count);
+    for (Int b = 0; b < n; b++) {
+      const Int hb = h * z.B + b0 + b;
+      S* p = f.chunk.p + (hb * rows + row) * z.width + low - z.low;
+      for (Int c = 0; c < z.D; c++) with_u[c] = q[b * d + h * z.D + c] + u[c];
+      against_columns(z.D, count, with_u.data(), f.keys_t + hb * z.D * z.room + low, z.room, position + b * count, p);
+      softmax(count, p);
+      const S* used = p;
+      if (f.chunk.noise) {
+        const S* noise = f.chunk.noise + (hb * rows + row) * z.width + low - z.low;
+        for (Int j = 0; j < count; j++) dropped[j] = p[j] * noise[j];
+        used = dropped.data();
+      }
+      mix_rows(z.D, count, used, 1, f.values + (hb * z.room + low) * z.D, o + b * d + h * z.D);
+    }
+  }
+}
+
+template <class S> void forward_group(const Sizes& z, const Forward<S>& f, Int b0, Int n) {
+  const Int d = z.d(), m = z.steps(), wide = std::max(2 * d, z.F);
+  std::vector<S> normed(n * d), inner(n * wide), position(n * std::max<Int>(1, std::min(z.span, z.past + z.stop)));
+  for (Int t = z.first; t < z.stop; t++) {
+    const Int i = t - z.first;
+    const bool reads = z.past + t > 0;  // the first step of all has nothing to read
+    for (Int l = 0; l < z.L; l++) {
+      const Int at = (l * m + i) * z.B + b0;
+      S *x = f.x + ((l * z.T + t) * z.B + b0) * d, *out = x + z.T * z.B * d, *y = f.chunk.y + at * d, *stats = f.chunk.stats + at;
+      const Int next = z.L * m * z.B;  // from one of the four statistics to the next
+      if (l > 0) {
+        norm(n, d, x, normed.data(), stats, stats + next);
+        affine(n, d, d, normed.data(), f.w.w_q + l * d * d, f.w.b_q + l * d, f.chunk.q + at * d);
+      }
+      if (reads) {
+        attend(z, f, t, l, b0, n, position.data());
+        affine(n, d, d, f.chunk.o + at * d, f.w.w_o + l * d * d, f.w.b_o + l * d, y);
+        multiply(n * d, f.chunk.drops ? f.chunk.drops + at * d : nullptr, y);
+        add(n * d, S(1), x, y);
+      } else {
+        std::memcpy(y, x, n * d * sizeof(S));
+        std::fill(f.chunk.o + at * d, f.chunk.o + (at + n) * d, S(0));
+      }
+      norm(n, d, y, normed.data(), stats + 2 * next, stats + 3 * next);
+      affine(n, d, z.F, normed.data(), f.w.w_1 + l * d * z.F, f.w.b_1 + l * z.F, f.chunk.a + at * z.F);
+      activate(z.gelu, n * z.F, f.chunk.a + at * z.F, inner.data());
+      affine(n, z.F, d, inner.data(), f.w.w_2 + l * z.F * d, f.w.b_2 + l * d, out);
+      multiply(n * d, f.chunk.drops ? f.chunk.drops + (next + at) * d : nullptr, out);
+      add(n * d, S(1), y, out);
+    }
+    S *memory = f.m + (t * z.B + b0) * d, *key_value = inner.data();
+    std::fill(memory, memory + n * d, S(0));
+    for (Int l = 0; l <= z.L; l++) add(n * d, f.w.mix[l], f.x + ((l * z.T + t) * z.B + b0) * d, memory);
+    if (z.norm_memory) {
+      S* stats = f.m_stats + t * z.B + b0;
+      norm(n, d, memory, normed.data(), stats, stats + z.T * z.B);
+      memory = normed.data();
+    }
+    affine(n, d, 2 * d, memory, f.w.w_kv, f.w.b_kv, key_value);
+    for (Int b = 0; b < n; b++)
+      for (Int h = 0; h < z.H; h++) {
+        const Int hb = h * z.B + b0 + b, now = z.past + t;
+        const S *key = key_value + b * 2 * d + h * z.D, *value = key + d;
+        for (Int c = 0; c < z.D; c++) f.keys_t[(hb * z.D + c) * z.room + now] = key[c];
+        std::memcpy(f.values + (hb * z.room + now) * z.D, value, z.D * sizeof(S));
+      }
+  }
+}
+
+// Backward ------------------------------------------------------------------------------------------------------------
+
+// From the gradient of the attention's output of step t, layer l to those of its scores, query and tables.
+template <class S>
+void attend_backward(const Sizes& z, const Backward<S>& f, Int t, Int l, Int b0, Int n, const S* d_o, S* scores) {
+  const Int d = z.d(), i = t - z.first, low = z.oldest(t), count = z.past + t - low;
+  const Int rows = z.steps() * z.L, row = i * z.L + l, at = (l * z.steps() + i) * z.B + b0;
+  const S* q = f.chunk.q + at * d;
+  S* dq = f.grads.q + at * d;
+  const std::vector<S> zero(count, S(0));
+  for (Int h = 0; h < z.H; h++) {
+    const Int lh = l * z.H + h;
+    for (Int b = 0; b < n; b++) {
+      const Int hb = h * z.B + b0 + b, place = (hb * rows + row) * z.width + low - z.low;
+      const S *given = d_o + b * d + h * z.D, *p = f.chunk.p + place;
+      S* ds = scores + b * count;
+      std::memcpy(f.grads.attended + (hb * rows + row) * z.D, given, z.D * sizeof(S));
+      against_columns(z.D, count, given, f.values_t + hb * z.D * z.room + low, z.room, zero.data(), ds);
+      if (f.chunk.noise) multiply(count, f.chunk.noise + place, ds);
+      S along = 0;
+#pragma omp simd reduction(+ : along)
+      for (Int j = 0; j < count; j++) along += p[j] * ds[j];
+#pragma omp simd
+      for (Int j = 0; j < count; j++) ds[j] = p[j] * (ds[j] - along);
+      std::memcpy(f.grads.scores + place, ds, count * sizeof(S));
+      mix_rows(z.D, count, ds, 1, f.keys + (hb * z.room + low) * z.D, dq + b * d + h * z.D);
+    }
+    product(n, z.D, count, scores, count, f.w.table + (lh * z.R + z.R - count) * z.D, z.D, S(1), dq + h * z.D, d);
+    if (!f.d_table) continue;
+    const Int share = (omp_get_thread_num() * z.L * z.H + lh) * z.R + z.R - count;
+    add_transposed(count, z.D, n, scores, count, q + h * z.D, d, f.d_table + share * z.D, z.D);
+    for (Int b = 0; b < n; b++) add(count, S(1), scores + b * count, f.d_s + share);
+  }
+}
+
+template <class S> void backward_group(const Sizes& z, const Backward<S>& f, Int b0, Int n) {
+  const Int d = z.d(), m = z.steps(), rows = m * z.L, next = z.L * m * z.B;
+  std::vector<S> g(n * d), through(n * d), scores(n * std::max<Int>(1, std::min(z.span, z.past + z.stop)));
+  for (Int t = z.stop - 1; t >= z.first; t--) {
+    const Int i = t - z.first, now = z.past + t, later = (i + 1) * z.L;
+    const bool reads = now > 0;
+    S *d_kv = f.d_kv + (t * z.B + b0) * 2 * d, *dm = f.d_m + (t * z.B + b0) * d;
+    for (Int b = 0; b < n; b++)
+      for (Int h = 0; h < z.H; h++) {  // later steps of this chunk read this key too
+        const Int hb = h * z.B + b0 + b, place = (hb * rows + later) * z.width + now - z.low;
+        S *key = d_kv + b * 2 * d + h * z.D, *value = key + d;
+        const Int from = (hb * rows + later) * z.D;
+        mix_rows(z.D, rows - later, f.grads.scores + place, z.width, f.grads.with_u + from, key);
+        mix_rows(z.D, rows - later, f.grads.p + place, z.width, f.grads.attended + from, value);
+        add(z.D, S(1), f.d_keys + (hb * z.room + now) * z.D, key);
+        add(z.D, S(1), f.d_values + (hb * z.room + now) * z.D, value);
+      }
+    product(n, d, 2 * d, d_kv, 2 * d, f.w.w_kv, d, S(0), dm, d);
+    if (z.norm_memory) {
+      const S* stats = f.m_stats + t * z.B + b0;
+      std::memcpy(through.data(), dm, n * d * sizeof(S));
+      std::fill(dm, dm + n * d, S(0));
+      norm_backward(n, d, through.data(), f.m + (t * z.B + b0) * d, stats, stats + z.T * z.B, dm);
+    }
+    std::memcpy(g.data(), f.d_top + (t * z.B + b0) * d, n * d * sizeof(S));
+    add(n * d, f.w.mix[z.L], dm, g.data());
+    for (Int l = z.L - 1; l >= 0; l--) {
+      const Int at = (l * m + i) * z.B + b0;
+      const S* stats = f.chunk.stats + at;
+      S *df = f.grads.f + at * d, *da = f.grads.a + at * z.F, *dy = f.grads.y + at * d;
+      std::memcpy(df, g.data(), n * d * sizeof(S));
+      multiply(n * d, f.chunk.drops ? f.chunk.drops + (next + at) * d : nullptr, df);
+      product(n, z.F, d, df, d, f.w.w_2 + l * z.F * d, z.F, S(0), da, z.F);
+      activate_backward(z.gelu, n * z.F, f.chunk.a + at * z.F, da);
+      product(n, d, z.F, da, z.F, f.w.w_1 + l * z.F * d, d, S(0), through.data(), d);
+      norm_backward(n, d, through.data(), f.chunk.y + at * d, stats + 2 * next, stats + 3 * next, g.data());
+      if (reads) {
+        std::memcpy(dy, g.data(), n * d * sizeof(S));
+        multiply(n * d, f.chunk.drops ? f.chunk.drops + at * d : nullptr, dy);
+        product(n, d, d, dy, d, f.w.w_o + l * d * d, d, S(0), through.data(), d);
+        attend_backward(z, f, t, l, b0, n, through.data(), scores.data());
+        product(n, d, d, f.grads.q + at * d, d, f.w.w_q + l * d * d, d, S(0), through.data(), d);
+        norm_backward(n, d, through.data(), f.x + ((l * z.T + t) * z.B + b0) * d, stats, stats + next, g.data());
+      }
+      add(n * d, f.w.mix[l], dm, g.data());
+    }
+    std::memcpy(f.d_x + (t * z.B + b0) * d, g.data(), n * d * sizeof(S));
+  }
+  const Int earlier = z.past + z.first - z.low;  // what the chunk owes to keys before it
+  if (earlier)
+    for (Int h = 0; h < z.H; h++)
+      for (Int hb = h * z.B + b0; hb < h * z.B + b0 + n; hb++) {
+        const Int into = (hb * z.room + z.low) * z.D, from = hb * rows * z.D, place = hb * rows * z.width;
+        add_transposed(earlier, z.D, rows, f.grads.scores + place, z.width, f.grads.with_u + from, z.D, f.d_keys + into, z.D);
+        add_transposed(earlier, z.D, rows, f.grads.p + place, z.width, f.grads.attended + from, z.D, f.d_values + into, z.D);
+      }
+}
+
+// Threads -------------------------------------------------------------------------------------------------------------
+
+template <class F> void over_groups(const Sizes& z, F work) {
+  const Int groups = (z.B + z.group - 1) / z.group;
+#pragma omp parallel for schedule(dynamic) num_threads(z.threads) if (z.threads > 1)
+  for (Int g = 0; g < groups; g++) work(g * z.group, std::min(z.group, z.B - g * z.group));
+}
+
+template <class S> void forward(const Sizes* z, const Forward<S>* f) {
+  over_groups(*z, [&](Int b0, Int n) { forward_group(*z, *f, b0, n); });
+}
+
+template <class S> void backward(const Sizes* z, const Backward<S>* f) {
+  over_groups(*z, [&](Int b0, Int n) { backward_group(*z, *f, b0, n); });
+}
+
+}  // namespace
+
+extern "C" {
+void forward_float32(const Sizes* sizes, const Forward<float>* tensors) { forward(sizes, tensors); }
+void forward_float64(const Sizes* sizes, const Forward<double>* tensors) { forward(sizes, tensors); }
+void backward_float32(const Sizes* sizes, const Backward<float>* tensors) { backward(sizes, tensors); }
+void backward_float64(const Sizes* sizes, const Backward<double>* tensors) { backward(sizes, tensors); }
+}
