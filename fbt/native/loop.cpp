@@ -12,6 +12,8 @@
 #include <cstdint>
 #include <cstring>
 #include <omp.h>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 extern "C" {
@@ -54,13 +56,13 @@ template <class S> struct ChunkGradients {
 
 template <class S> struct Forward {
   Weights<S> w;
-  S *x, *m, *m_stats, *keys_t, *values;  // keys_t [HB, D, room], values [HB, room, D]
+  S *x, *m, *m_stats, *keys, *values;  // keys and values [HB, room, D]
   Chunk<S> chunk;
 };
 
 template <class S> struct Backward {
   Weights<S> w;
-  const S *x, *m, *m_stats, *keys, *values_t;  // keys [HB, room, D], values_t [HB, D, room]
+  const S *x, *m, *m_stats, *keys, *values;
   Chunk<S> chunk;
   ChunkGradients<S> grads;
   const S* d_top;
@@ -167,55 +169,96 @@ template <class S> void add(Int n, S scale, const S* x, S* y) {
   for (Int i = 0; i < n; i++) y[i] += scale * x[i];
 }
 
-// 64 bytes of numbers at any address.
+// As many numbers as a register of the processor holds, at any address.
 template <class S> struct Vector {
-  typedef S type __attribute__((vector_size(64), aligned(sizeof(S)), may_alias));
-  static constexpr Int size = 64 / sizeof(S);
+#ifdef __AVX512F__
+  static constexpr Int bytes = 64;
+#else
+  static constexpr Int bytes = 32;
+#endif
+  static constexpr Int size = bytes / sizeof(S);
+  typedef S type __attribute__((vector_size(bytes), aligned(sizeof(S)), may_alias));
+  typedef std::conditional_t<sizeof(S) == 4, int32_t, int64_t> Index __attribute__((vector_size(bytes)));
 };
 
-// out[j] = start[j] + sum_c q[c] K[c, j] for j < n: one query against the keys [D, n], rows `ld` apart.
-template <class S> void against_columns(Int D, Int n, const S* q, const S* K, Int ld, const S* start, S* out) {
-  using V = typename Vector<S>::type;
+// Of a and b, in which every row of a matrix has N lanes: the rows of both in turn, each folded to N / 2 lanes.
+template <class S, Int N, size_t... K>
+typename Vector<S>::type fold_pair(typename Vector<S>::type a, typename Vector<S>::type b, std::index_sequence<K...>) {
   constexpr Int W = Vector<S>::size;
-  auto block = [&](Int j, auto count) {
-    constexpr Int N = decltype(count)::value;
-    V sum[N];
-    for (Int i = 0; i < N; i++) sum[i] = *reinterpret_cast<const V*>(start + j + i * W);
-    for (Int c = 0; c < D; c++)
-      for (Int i = 0; i < N; i++) sum[i] += q[c] * *reinterpret_cast<const V*>(K + c * ld + j + i * W);
-    for (Int i = 0; i < N; i++) *reinterpret_cast<V*>(out + j + i * W) = sum[i];
-  };
-  Int j = 0;
-  for (; j + 4 * W <= n; j += 4 * W) block(j, std::integral_constant<Int, 4>());
-  for (; j + W <= n; j += W) block(j, std::integral_constant<Int, 1>());
-  if (j == n) return;
-  if (n >= W) {
-    block(n - W, std::integral_constant<Int, 1>());  // overlaps the block before it, to the same numbers
+  constexpr auto lane = [](Int k) { return k / (N / 2) % 2 * W + k / N * N + k % (N / 2); };
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, lane(K)...) + __builtin_shufflevector(a, b, lane(K) + N / 2 ...);
+#else
+  using Index = typename Vector<S>::Index;
+  return __builtin_shuffle(a, b, Index{lane(K)...}) + __builtin_shuffle(a, b, Index{lane(K) + N / 2 ...});
+#endif
+}
+
+// Lane k of the result is the sum over the lanes of rows[k].
+template <class S, Int N = Vector<S>::size> typename Vector<S>::type fold(typename Vector<S>::type* rows) {
+  if constexpr (N == 1) {
+    return rows[0];
   } else {
-    for (j = 0; j < n; j++) out[j] = start[j];
-    for (Int c = 0; c < D; c++)
-      for (j = 0; j < n; j++) out[j] += q[c] * K[c * ld + j];
+    for (Int i = 0; i < N / 2; i++)
+      rows[i] = fold_pair<S, N>(rows[i], rows[i + N / 2], std::make_index_sequence<Vector<S>::size>());
+    return fold<S, N / 2>(rows);
   }
 }
 
-// out[c] = sum_j p[j * step] V[j, c] for j < n, with D = N vectors: weights times values [n, D].
+// out[j] = start[j] + q . keys[j] for j < n, with D = N vectors: one query against keys [n, D].
+template <class S, Int N> void dot_vectors(Int n, const S* q, const S* keys, const S* start, S* out) {
+  using V = typename Vector<S>::type;
+  constexpr Int W = Vector<S>::size;
+  const V *query = reinterpret_cast<const V*>(q), *key = reinterpret_cast<const V*>(keys);
+  for (Int j = 0; j < n; j += W) {
+    const Int m = std::min(W, n - j);
+    V rows[W] = {};
+    auto row = [&](Int k) {
+      for (Int i = 0; i < N; i++) rows[k] += query[i] * key[(j + k) * N + i];
+    };
+    if (m == W) {
+      for (Int k = 0; k < W; k++) row(k);
+      *reinterpret_cast<V*>(out + j) = *reinterpret_cast<const V*>(start + j) + fold<S>(rows);
+    } else {
+      for (Int k = 0; k < m; k++) row(k);
+      const V sums = fold<S>(rows);
+      for (Int k = 0; k < m; k++) out[j + k] = start[j + k] + sums[k];
+    }
+  }
+}
+
+// out[c] = sum_j p[j * step] values[j, c] for j < n, with D = N vectors: weights times values [n, D].
 template <class S, Int N> void mix_vectors(Int n, const S* p, Int step, const S* values, S* out) {
   using V = typename Vector<S>::type;
-  constexpr Int W = Vector<S>::size, U = N <= 2 ? 4 : 2;  // several sums at once hide the latency of an addition
+  constexpr Int U = N <= 2 ? 4 : 2;  // several sums at once hide the latency of an addition
+  const V* value = reinterpret_cast<const V*>(values);
   V sum[U][N] = {};
   Int j = 0;
   for (; j + U <= n; j += U)
     for (Int k = 0; k < U; k++)
-      for (Int i = 0; i < N; i++)
-        sum[k][i] += p[(j + k) * step] * reinterpret_cast<const V*>(values)[(j + k) * N + i];
+      for (Int i = 0; i < N; i++) sum[k][i] += p[(j + k) * step] * value[(j + k) * N + i];
   for (; j < n; j++)
-    for (Int i = 0; i < N; i++) sum[0][i] += p[j * step] * reinterpret_cast<const V*>(values)[j * N + i];
+    for (Int i = 0; i < N; i++) sum[0][i] += p[j * step] * value[j * N + i];
   for (Int k = 1; k < U; k++)
     for (Int i = 0; i < N; i++) sum[0][i] += sum[k][i];
   for (Int i = 0; i < N; i++) reinterpret_cast<V*>(out)[i] = sum[0][i];
-  (void)W;
 }
 
+// `dot_vectors` for any D.
+template <class S> void dot_rows(Int D, Int n, const S* q, const S* keys, const S* start, S* out) {
+  constexpr Int W = Vector<S>::size;
+  if (D == W) return dot_vectors<S, 1>(n, q, keys, start, out);
+  if (D == 2 * W) return dot_vectors<S, 2>(n, q, keys, start, out);
+  if (D == 4 * W) return dot_vectors<S, 4>(n, q, keys, start, out);
+  if (D == 8 * W) return dot_vectors<S, 8>(n, q, keys, start, out);
+  for (Int j = 0; j < n; j++) {
+    S sum = start[j];
+    for (Int c = 0; c < D; c++) sum += q[c] * keys[j * D + c];
+    out[j] = sum;
+  }
+}
+
+// `mix_vectors` for any D.
 template <class S> void mix_rows(Int D, Int n, const S* p, Int step, const S* values, S* out) {
   constexpr Int W = Vector<S>::size;
   if (D == W) return mix_vectors<S, 1>(n, p, step, values, out);
@@ -257,7 +300,7 @@ template <class S> void attend(const Sizes& z, const Forward<S>& f, Int t, Int l
       const Int hb = h * z.B + b0 + b;
       S* p = f.chunk.p + (hb * rows + row) * z.width + low - z.low;
       for (Int c = 0; c < z.D; c++) with_u[c] = q[b * d + h * z.D + c] + u[c];
-      against_columns(z.D, count, with_u.data(), f.keys_t + hb * z.D * z.room + low, z.room, position + b * count, p);
+      dot_rows(z.D, count, with_u.data(), f.keys + (hb * z.room + low) * z.D, position + b * count, p);
       softmax(count, p);
       const S* used = p;
       if (f.chunk.noise) {
@@ -313,7 +356,7 @@ template <class S> void forward_group(const Sizes& z, const Forward<S>& f, Int b
       for (Int h = 0; h < z.H; h++) {
         const Int hb = h * z.B + b0 + b, now = z.past + t;
         const S *key = key_value + b * 2 * d + h * z.D, *value = key + d;
-        for (Int c = 0; c < z.D; c++) f.keys_t[(hb * z.D + c) * z.room + now] = key[c];
+        std::memcpy(f.keys + (hb * z.room + now) * z.D, key, z.D * sizeof(S));
         std::memcpy(f.values + (hb * z.room + now) * z.D, value, z.D * sizeof(S));
       }
   }
@@ -336,7 +379,7 @@ void attend_backward(const Sizes& z, const Backward<S>& f, Int t, Int l, Int b0,
       const S *given = d_o + b * d + h * z.D, *p = f.chunk.p + place;
       S* ds = scores + b * count;
       std::memcpy(f.grads.attended + (hb * rows + row) * z.D, given, z.D * sizeof(S));
-      against_columns(z.D, count, given, f.values_t + hb * z.D * z.room + low, z.room, zero.data(), ds);
+      dot_rows(z.D, count, given, f.values + (hb * z.room + low) * z.D, zero.data(), ds);
       if (f.chunk.noise) multiply(count, f.chunk.noise + place, ds);
       S along = 0;
 #pragma omp simd reduction(+ : along)

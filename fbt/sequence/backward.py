@@ -33,7 +33,7 @@ class Backward(Loop):
         super().__init__(sizes, weights, self.x.shape[1], self.x.shape[2])
         self.kept, self.want = chunks, want
         self.new = self.x.new_empty
-        self.keys, self.values_t = keys_t.mT.contiguous(), values.mT.contiguous()
+        self.keys, self.values_t = keys_t.mT.contiguous(), self.turn(values)
         self.d_keys, self.d_values = torch.zeros_like(self.keys), torch.zeros_like(self.keys)
         self.d_kv = self.new(self.T, self.B, 2, self.H, self.D)
         self.d_m, self.d_x = self.new(self.T, self.B, self.d), self.new(self.T, self.B, self.d)

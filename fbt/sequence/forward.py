@@ -16,8 +16,8 @@ class Forward(Loop):
         self.x = self.new(self.L + 1, self.T, self.B, self.d)
         self.x[0] = x
         self.m, self.m_stats = self.new(self.T, self.B, self.d), self.new(2, self.T, self.B, 1)
-        self.keys_t = self.new(self.H * self.B, self.D, total)  # a step multiplies by the keys' transpose
         self.values = self.new(self.H * self.B, total, self.D)
+        self.keys_t = self.turn(torch.empty_like(self.values))  # a step multiplies by the keys' transpose
         self.keys_t[:, :, : sizes.past], self.values[:, : sizes.past] = keys.mT, values
         # A product with few rows is up to twice as fast where the matrix lies as [in, out].
         turned = ("w_q", "table", "w_o", "w_1", "w_2", "w_kv")

@@ -3,6 +3,7 @@ chunk's end.
 """
 
 import torch
+from torch import Tensor
 
 from fbt import native
 from fbt.sequence.backward import Backward, ChunkGradients
@@ -12,43 +13,50 @@ from fbt.sequence.parts import Chunk, Loop
 GROUP = 32  # sequences a thread takes through a chunk at once
 
 
-def sizes_of(loop: Loop, first: int, stop: int, room: int, width: int) -> list[int]:
-    """The struct `Sizes` of loop.cpp."""
-    sizes, threads = loop.sizes, torch.get_num_threads()
-    inner, rows = loop.w.b_1.shape[1], loop.w.s.shape[2]
-    shape = [loop.T, loop.B, loop.H, loop.D, loop.L, inner, rows, room, sizes.past, sizes.span]
-    options = [int(sizes.norm_memory), int(sizes.gelu)]
-    group = min(GROUP, -(-loop.B // threads))
-    return [*shape, *options, first, stop, loop.oldest_key(first), width, group, threads]
+class NativeLoop(Loop):
+    """What the two directions share with loop.cpp."""
+
+    def turn(self, x: Tensor) -> Tensor:
+        """Transpose keys or values without a copy: loop.cpp reads both as [HB, J, D]."""
+        return x.mT
+
+    def numbers(self, first: int, stop: int, room: int, width: int) -> list[int]:
+        """The struct `Sizes` of loop.cpp: `room` for keys in the buffers, `width` of a chunk's scores."""
+        sizes, threads = self.sizes, torch.get_num_threads()
+        inner, rows = self.w.b_1.shape[1], self.w.s.shape[2]
+        shape = [self.T, self.B, self.H, self.D, self.L, inner, rows, room, sizes.past, sizes.span]
+        options = [int(sizes.norm_memory), int(sizes.gelu)]
+        group = min(GROUP, -(-self.B // threads))
+        return [*shape, *options, first, stop, self.oldest_key(first), width, group, threads]
 
 
-class NativeForward(Forward):
+class NativeForward(NativeLoop, Forward):
     """`Forward` with its steps in C++."""
 
     def steps(self, chunk: Chunk, first: int, stop: int) -> None:
         """Run the steps of a chunk, one after another."""
-        outputs = [self.x, self.m, self.m_stats, self.keys_t, self.values]
-        sizes = sizes_of(self, first, stop, self.values.shape[1], chunk.p.shape[2])
+        outputs = [self.x, self.m, self.m_stats, self.keys_t.mT, self.values]
+        sizes = self.numbers(first, stop, self.values.shape[1], chunk.p.shape[2])
         native.run("forward", self.x.dtype, sizes, [*self.turned, *outputs, *chunk])
 
 
-class NativeBackward(Backward):
+class NativeBackward(NativeLoop, Backward):
     """`Backward` with its steps in C++."""
 
     def steps(
-        self, first: int, stop: int, chunk: Chunk, grads: ChunkGradients, d_top: torch.Tensor
+        self, first: int, stop: int, chunk: Chunk, grads: ChunkGradients, d_top: Tensor
     ) -> None:
         """The steps of a chunk in reverse, then what they owe to the keys and values before the chunk."""
         shares = None
         if self.want & {"table", "s", "u"}:  # each thread adds to tables of its own
             threads = torch.get_num_threads()
             shares = [self.x.new_zeros(threads, *self.found[name].shape) for name in ("table", "s")]
-        outputs = [self.x, self.m, self.m_stats, self.keys, self.values_t]
+        outputs = [self.x, self.m, self.m_stats, self.keys, self.values_t.mT]
         into = [self.d_keys, self.d_values, self.d_kv, self.d_m, self.d_x]
         native.run(
             "backward",
             self.x.dtype,
-            sizes_of(self, first, stop, self.keys.shape[1], chunk.p.shape[2]),
+            self.numbers(first, stop, self.keys.shape[1], chunk.p.shape[2]),
             [*self.w, *outputs, *chunk, *grads, d_top.contiguous(), *into, *(shares or (None, None))],
         )
         if shares:

@@ -87,6 +87,10 @@ class Loop:
         offset = self.oldest_key(first)
         return (t - first) * self.L + l, slice(low - offset, high - offset)
 
+    def turn(self, x: Tensor) -> Tensor:
+        """Transpose keys or values [HB, J, D] into [HB, D, J], laid out as a step reads them."""
+        return x.mT.contiguous()
+
     def by_head(self, x: Tensor) -> Tensor:
         """View [B, d] as [H, B, D]."""
         return x.view(self.B, self.H, self.D).transpose(0, 1)
