@@ -199,75 +199,86 @@ template <class S, Int N = Vector<S>::size> typename Vector<S>::type fold(typena
   if constexpr (N == 1) {
     return rows[0];
   } else {
+#pragma GCC unroll 8
     for (Int i = 0; i < N / 2; i++)
       rows[i] = fold_pair<S, N>(rows[i], rows[i + N / 2], std::make_index_sequence<Vector<S>::size>());
     return fold<S, N / 2>(rows);
   }
 }
 
-// out[j] = start[j] + q . keys[j] for j < n, with D = N vectors: one query against keys [n, D].
-template <class S, Int N> void dot_vectors(Int n, const S* q, const S* keys, const S* start, S* out) {
+// One query against n keys with D = N vectors each: out[j] = q . keys[j] (+ r . table[j] + bias[j], where there is a
+// table). The tables are those of relative positions, of which the last n rows belong to the n keys.
+template <class S, Int N>
+void score_vectors(Int n, const S* q, const S* keys, const S* r, const S* table, const S* bias, S* out) {
   using V = typename Vector<S>::type;
   constexpr Int W = Vector<S>::size;
   const V *query = reinterpret_cast<const V*>(q), *key = reinterpret_cast<const V*>(keys);
-  for (Int j = 0; j < n; j += W) {
-    const Int m = std::min(W, n - j);
-    V rows[W] = {};
-    auto row = [&](Int k) {
-      for (Int i = 0; i < N; i++) rows[k] += query[i] * key[(j + k) * N + i];
-    };
-    if (m == W) {
-      for (Int k = 0; k < W; k++) row(k);
-      *reinterpret_cast<V*>(out + j) = *reinterpret_cast<const V*>(start + j) + fold<S>(rows);
-    } else {
-      for (Int k = 0; k < m; k++) row(k);
-      const V sums = fold<S>(rows);
-      for (Int k = 0; k < m; k++) out[j + k] = start[j + k] + sums[k];
-    }
+  const V *relative = reinterpret_cast<const V*>(r), *row = reinterpret_cast<const V*>(table);
+  auto dot = [&](Int j) {
+    V sum = query[0] * key[j * N];
+    for (Int i = 1; i < N; i++) sum += query[i] * key[j * N + i];
+    if (table)
+      for (Int i = 0; i < N; i++) sum += relative[i] * row[j * N + i];
+    return sum;
+  };
+  Int j = 0;
+  V sums[W];
+  for (; j + W <= n; j += W) {
+#pragma GCC unroll 16
+    for (Int k = 0; k < W; k++) sums[k] = dot(j + k);
+    const V sum = fold<S>(sums);
+    *reinterpret_cast<V*>(out + j) = table ? sum + *reinterpret_cast<const V*>(bias + j) : sum;
   }
+  if (j == n) return;
+  for (Int k = 0; k < W; k++) sums[k] = j + k < n ? dot(j + k) : V{};
+  const V sum = fold<S>(sums);
+  for (Int k = 0; j + k < n; k++) out[j + k] = table ? sum[k] + bias[j + k] : sum[k];
 }
 
-// out[c] = sum_j p[j * step] values[j, c] for j < n, with D = N vectors: weights times values [n, D].
-template <class S, Int N> void mix_vectors(Int n, const S* p, Int step, const S* values, S* out) {
+// out = sum_j p[j * step] (values[j] (+ table[j], where there is one)) over n rows with D = N vectors each.
+template <class S, Int N>
+void mix_vectors(Int n, const S* p, Int step, const S* values, const S* table, S* out) {
   using V = typename Vector<S>::type;
   constexpr Int U = N <= 2 ? 4 : 2;  // several sums at once hide the latency of an addition
-  const V* value = reinterpret_cast<const V*>(values);
+  const V *value = reinterpret_cast<const V*>(values), *row = reinterpret_cast<const V*>(table);
   V sum[U][N] = {};
+  auto add = [&](Int k, Int j) {
+    for (Int i = 0; i < N; i++) sum[k][i] += p[j * step] * (table ? value[j * N + i] + row[j * N + i] : value[j * N + i]);
+  };
   Int j = 0;
   for (; j + U <= n; j += U)
-    for (Int k = 0; k < U; k++)
-      for (Int i = 0; i < N; i++) sum[k][i] += p[(j + k) * step] * value[(j + k) * N + i];
-  for (; j < n; j++)
-    for (Int i = 0; i < N; i++) sum[0][i] += p[j * step] * value[j * N + i];
+    for (Int k = 0; k < U; k++) add(k, j + k);
+  for (; j < n; j++) add(0, j);
   for (Int k = 1; k < U; k++)
     for (Int i = 0; i < N; i++) sum[0][i] += sum[k][i];
   for (Int i = 0; i < N; i++) reinterpret_cast<V*>(out)[i] = sum[0][i];
 }
 
-// `dot_vectors` for any D.
-template <class S> void dot_rows(Int D, Int n, const S* q, const S* keys, const S* start, S* out) {
+// `score_vectors` for any D.
+template <class S>
+void score(Int D, Int n, const S* q, const S* keys, const S* r, const S* table, const S* bias, S* out) {
   constexpr Int W = Vector<S>::size;
-  if (D == W) return dot_vectors<S, 1>(n, q, keys, start, out);
-  if (D == 2 * W) return dot_vectors<S, 2>(n, q, keys, start, out);
-  if (D == 4 * W) return dot_vectors<S, 4>(n, q, keys, start, out);
-  if (D == 8 * W) return dot_vectors<S, 8>(n, q, keys, start, out);
+  if (D == W) return score_vectors<S, 1>(n, q, keys, r, table, bias, out);
+  if (D == 2 * W) return score_vectors<S, 2>(n, q, keys, r, table, bias, out);
+  if (D == 4 * W) return score_vectors<S, 4>(n, q, keys, r, table, bias, out);
+  if (D == 8 * W) return score_vectors<S, 8>(n, q, keys, r, table, bias, out);
   for (Int j = 0; j < n; j++) {
-    S sum = start[j];
-    for (Int c = 0; c < D; c++) sum += q[c] * keys[j * D + c];
+    S sum = table ? bias[j] : 0;
+    for (Int c = 0; c < D; c++) sum += q[c] * keys[j * D + c] + (table ? r[c] * table[j * D + c] : 0);
     out[j] = sum;
   }
 }
 
 // `mix_vectors` for any D.
-template <class S> void mix_rows(Int D, Int n, const S* p, Int step, const S* values, S* out) {
+template <class S> void mix(Int D, Int n, const S* p, Int step, const S* values, const S* table, S* out) {
   constexpr Int W = Vector<S>::size;
-  if (D == W) return mix_vectors<S, 1>(n, p, step, values, out);
-  if (D == 2 * W) return mix_vectors<S, 2>(n, p, step, values, out);
-  if (D == 4 * W) return mix_vectors<S, 4>(n, p, step, values, out);
-  if (D == 8 * W) return mix_vectors<S, 8>(n, p, step, values, out);
+  if (D == W) return mix_vectors<S, 1>(n, p, step, values, table, out);
+  if (D == 2 * W) return mix_vectors<S, 2>(n, p, step, values, table, out);
+  if (D == 4 * W) return mix_vectors<S, 4>(n, p, step, values, table, out);
+  if (D == 8 * W) return mix_vectors<S, 8>(n, p, step, values, table, out);
   std::fill(out, out + D, S(0));
   for (Int j = 0; j < n; j++)
-    for (Int c = 0; c < D; c++) out[c] += p[j * step] * values[j * D + c];
+    for (Int c = 0; c < D; c++) out[c] += p[j * step] * (values[j * D + c] + (table ? table[j * D + c] : 0));
 }
 
 template <class S> void softmax(Int n, S* s) {
@@ -286,36 +297,32 @@ template <class S> void softmax(Int n, S* s) {
 // Forward -------------------------------------------------------------------------------------------------------------
 
 // Step t, layer l of the sequences b0 to b0 + n: attention weights and attended values.
-template <class S> void attend(const Sizes& z, const Forward<S>& f, Int t, Int l, Int b0, Int n, S* position) {
+template <class S> void attend(const Sizes& z, const Forward<S>& f, Int t, Int l, Int b0, Int n) {
   const Int d = z.d(), i = t - z.first, low = z.oldest(t), count = z.past + t - low;
-  const Int rows = z.steps() * z.L, row = i * z.L + l;
-  const S* q = f.chunk.q + ((l * z.steps() + i) * z.B + b0) * d;
-  S* o = f.chunk.o + ((l * z.steps() + i) * z.B + b0) * d;
+  const Int rows = z.steps() * z.L, row = i * z.L + l, at = (l * z.steps() + i) * z.B + b0;
   std::vector<S> with_u(z.D), dropped(f.chunk.noise ? count : 0);
   for (Int h = 0; h < z.H; h++) {
-    const S *bias = f.w.s + (l * z.H + h) * z.R + z.R - count, *u = f.w.u + (l * z.H + h) * z.D;
-    for (Int b = 0; b < n; b++) std::memcpy(position + b * count, bias, count * sizeof(S));
-    product(n, count, z.D, q + h * z.D, d, f.w.table + (l * z.H + h) * z.D * z.R + z.R - count, z.R, S(1), position, count);
+    const Int lh = l * z.H + h, newest = lh * z.R + z.R - count;
     for (Int b = 0; b < n; b++) {
-      const Int hb = h * z.B + b0 + b;
-      S* p = f.chunk.p + (hb * rows + row) * z.width + low - z.low;
-      for (Int c = 0; c < z.D; c++) with_u[c] = q[b * d + h * z.D + c] + u[c];
-      dot_rows(z.D, count, with_u.data(), f.keys + (hb * z.room + low) * z.D, position + b * count, p);
+      const Int hb = h * z.B + b0 + b, place = (hb * rows + row) * z.width + low - z.low;
+      const S *q = f.chunk.q + (at + b) * d + h * z.D, *keys = f.keys + (hb * z.room + low) * z.D;
+      S* p = f.chunk.p + place;
+      for (Int c = 0; c < z.D; c++) with_u[c] = q[c] + f.w.u[lh * z.D + c];
+      score(z.D, count, with_u.data(), keys, q, f.w.table + newest * z.D, f.w.s + newest, p);
       softmax(count, p);
-      const S* used = p;
       if (f.chunk.noise) {
-        const S* noise = f.chunk.noise + (hb * rows + row) * z.width + low - z.low;
-        for (Int j = 0; j < count; j++) dropped[j] = p[j] * noise[j];
-        used = dropped.data();
+        for (Int j = 0; j < count; j++) dropped[j] = p[j] * f.chunk.noise[place + j];
+        p = dropped.data();
       }
-      mix_rows(z.D, count, used, 1, f.values + (hb * z.room + low) * z.D, o + b * d + h * z.D);
+      const S *values = f.values + (hb * z.room + low) * z.D, *none = nullptr;
+      mix(z.D, count, p, 1, values, none, f.chunk.o + (at + b) * d + h * z.D);
     }
   }
 }
 
 template <class S> void forward_group(const Sizes& z, const Forward<S>& f, Int b0, Int n) {
   const Int d = z.d(), m = z.steps(), wide = std::max(2 * d, z.F);
-  std::vector<S> normed(n * d), inner(n * wide), position(n * std::max<Int>(1, std::min(z.span, z.past + z.stop)));
+  std::vector<S> normed(n * d), inner(n * wide);
   for (Int t = z.first; t < z.stop; t++) {
     const Int i = t - z.first;
     const bool reads = z.past + t > 0;  // the first step of all has nothing to read
@@ -328,7 +335,7 @@ template <class S> void forward_group(const Sizes& z, const Forward<S>& f, Int b
         affine(n, d, d, normed.data(), f.w.w_q + l * d * d, f.w.b_q + l * d, f.chunk.q + at * d);
       }
       if (reads) {
-        attend(z, f, t, l, b0, n, position.data());
+        attend(z, f, t, l, b0, n);
         affine(n, d, d, f.chunk.o + at * d, f.w.w_o + l * d * d, f.w.b_o + l * d, y);
         multiply(n * d, f.chunk.drops ? f.chunk.drops + at * d : nullptr, y);
         add(n * d, S(1), x, y);
@@ -369,30 +376,26 @@ template <class S>
 void attend_backward(const Sizes& z, const Backward<S>& f, Int t, Int l, Int b0, Int n, const S* d_o, S* scores) {
   const Int d = z.d(), i = t - z.first, low = z.oldest(t), count = z.past + t - low;
   const Int rows = z.steps() * z.L, row = i * z.L + l, at = (l * z.steps() + i) * z.B + b0;
-  const S* q = f.chunk.q + at * d;
-  S* dq = f.grads.q + at * d;
-  const std::vector<S> zero(count, S(0));
   for (Int h = 0; h < z.H; h++) {
-    const Int lh = l * z.H + h;
+    const Int lh = l * z.H + h, newest = lh * z.R + z.R - count;
     for (Int b = 0; b < n; b++) {
       const Int hb = h * z.B + b0 + b, place = (hb * rows + row) * z.width + low - z.low;
-      const S *given = d_o + b * d + h * z.D, *p = f.chunk.p + place;
-      S* ds = scores + b * count;
+      const Int memory = (hb * z.room + low) * z.D;
+      const S *given = d_o + b * d + h * z.D, *p = f.chunk.p + place, *none = nullptr;
+      S *ds = scores + b * count, along = 0;
       std::memcpy(f.grads.attended + (hb * rows + row) * z.D, given, z.D * sizeof(S));
-      dot_rows(z.D, count, given, f.values + (hb * z.room + low) * z.D, zero.data(), ds);
+      score(z.D, count, given, f.values + memory, none, none, none, ds);
       if (f.chunk.noise) multiply(count, f.chunk.noise + place, ds);
-      S along = 0;
 #pragma omp simd reduction(+ : along)
       for (Int j = 0; j < count; j++) along += p[j] * ds[j];
 #pragma omp simd
       for (Int j = 0; j < count; j++) ds[j] = p[j] * (ds[j] - along);
       std::memcpy(f.grads.scores + place, ds, count * sizeof(S));
-      mix_rows(z.D, count, ds, 1, f.keys + (hb * z.room + low) * z.D, dq + b * d + h * z.D);
+      mix(z.D, count, ds, 1, f.keys + memory, f.w.table + newest * z.D, f.grads.q + (at + b) * d + h * z.D);
     }
-    product(n, z.D, count, scores, count, f.w.table + (lh * z.R + z.R - count) * z.D, z.D, S(1), dq + h * z.D, d);
     if (!f.d_table) continue;
-    const Int share = (omp_get_thread_num() * z.L * z.H + lh) * z.R + z.R - count;
-    add_transposed(count, z.D, n, scores, count, q + h * z.D, d, f.d_table + share * z.D, z.D);
+    const Int share = omp_get_thread_num() * z.L * z.H * z.R + newest;
+    add_transposed(count, z.D, n, scores, count, f.chunk.q + at * d + h * z.D, d, f.d_table + share * z.D, z.D);
     for (Int b = 0; b < n; b++) add(count, S(1), scores + b * count, f.d_s + share);
   }
 }
@@ -409,8 +412,9 @@ template <class S> void backward_group(const Sizes& z, const Backward<S>& f, Int
         const Int hb = h * z.B + b0 + b, place = (hb * rows + later) * z.width + now - z.low;
         S *key = d_kv + b * 2 * d + h * z.D, *value = key + d;
         const Int from = (hb * rows + later) * z.D;
-        mix_rows(z.D, rows - later, f.grads.scores + place, z.width, f.grads.with_u + from, key);
-        mix_rows(z.D, rows - later, f.grads.p + place, z.width, f.grads.attended + from, value);
+        const S* none = nullptr;
+        mix(z.D, rows - later, f.grads.scores + place, z.width, f.grads.with_u + from, none, key);
+        mix(z.D, rows - later, f.grads.p + place, z.width, f.grads.attended + from, none, value);
         add(z.D, S(1), f.d_keys + (hb * z.room + now) * z.D, key);
         add(z.D, S(1), f.d_values + (hb * z.room + now) * z.D, value);
       }

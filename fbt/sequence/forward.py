@@ -20,8 +20,9 @@ class Forward(Loop):
         self.keys_t = self.turn(torch.empty_like(self.values))  # a step multiplies by the keys' transpose
         self.keys_t[:, :, : sizes.past], self.values[:, : sizes.past] = keys.mT, values
         # A product with few rows is up to twice as fast where the matrix lies as [in, out].
-        turned = ("w_q", "table", "w_o", "w_1", "w_2", "w_kv")
-        self.turned = weights._replace(**{name: getattr(weights, name).mT.contiguous() for name in turned})
+        turned = ("w_q", "w_o", "w_1", "w_2", "w_kv")
+        self.turned = self.w._replace(**{name: getattr(weights, name).mT.contiguous() for name in turned})
+        self.table_t = weights.table.mT
         self.with_u = self.new(self.H, self.B, self.D)
 
     def run(self) -> list[Chunk]:
@@ -105,7 +106,7 @@ class Forward(Loop):
         count = high - low
         q = self.by_head(chunk.q[l, t - first])
         torch.add(q, self.w.u[l][:, None], out=self.with_u)
-        scores = torch.baddbmm(self.w.s[l][:, None, -count:], q, self.turned.table[l][:, :, -count:])
+        scores = torch.baddbmm(self.w.s[l][:, None, -count:], q, self.table_t[l][:, :, -count:])
         scores = scores.view(self.H * self.B, 1, count)
         p = scores.baddbmm_(self.with_u.view(-1, 1, self.D), self.keys_t[:, :, low:high]).softmax(-1)
         row, window = self.place(first, t, l)
