@@ -65,6 +65,7 @@ template <class S> struct Backward {
   const S *x, *m, *m_stats, *keys, *values;
   Chunk<S> chunk;
   ChunkGradients<S> grads;
+  S *in_2, *in_1, *in_q;  // what W_2, W_1 and W_q multiplied in the chunk
   const S* d_top;
   S *d_keys, *d_values, *d_kv, *d_m, *d_x;
   S *d_table, *d_s;  // [threads, L, H, R, D] and [threads, L, H, R], or null where nobody wants them
@@ -116,16 +117,16 @@ template <class S> void norm(Int n, Int d, const S* x, S* z, S* mean, S* rstd) {
   }
 }
 
-// g += N(dz; x), the gradient of `norm`.
-template <class S> void norm_backward(Int n, Int d, const S* dz, const S* x, const S* mean, const S* rstd, S* g) {
-  for (Int b = 0; b < n; b++, dz += d, x += d, g += d) {
+// g += N(dz; x), the gradient of `norm`; also z, its result.
+template <class S> void norm_backward(Int n, Int d, const S* dz, const S* x, const S* mean, const S* rstd, S* g, S* z) {
+  for (Int b = 0; b < n; b++, dz += d, x += d, g += d, z += d) {
     const S mu = mean[b], r = rstd[b];
     S sum = 0, along = 0;
 #pragma omp simd reduction(+ : sum, along)
-    for (Int i = 0; i < d; i++) sum += dz[i], along += dz[i] * (x[i] - mu) * r;
+    for (Int i = 0; i < d; i++) z[i] = (x[i] - mu) * r, sum += dz[i], along += dz[i] * z[i];
     sum /= d, along /= d;
 #pragma omp simd
-    for (Int i = 0; i < d; i++) g[i] += r * (dz[i] - sum - (x[i] - mu) * r * along);
+    for (Int i = 0; i < d; i++) g[i] += r * (dz[i] - sum - z[i] * along);
   }
 }
 
@@ -153,11 +154,12 @@ template <class S> void activate(bool gelu, Int n, const S* a, S* out) {
     for (Int i = 0; i < n; i++) out[i] = a[i] > 0 ? a[i] : a[i] * 0;  // * 0, so that NaN stays NaN
 }
 
-template <class S> void activate_backward(bool gelu, Int n, const S* a, S* g) {
+// g *= act'(a); also out = act(a).
+template <class S> void activate_backward(bool gelu, Int n, const S* a, S* g, S* out) {
   if (gelu)
-    for (Int i = 0; i < n; i++) g[i] *= phi(a[i]) + a[i] * density(a[i]);
+    for (Int i = 0; i < n; i++) out[i] = a[i] * phi(a[i]), g[i] *= phi(a[i]) + a[i] * density(a[i]);
   else
-    for (Int i = 0; i < n; i++) g[i] = a[i] > 0 ? g[i] : 0;
+    for (Int i = 0; i < n; i++) out[i] = a[i] > 0 ? a[i] : a[i] * 0, g[i] = a[i] > 0 ? g[i] : 0;
 }
 
 template <class S> void multiply(Int n, const S* factor, S* x) {
@@ -402,7 +404,7 @@ void attend_backward(const Sizes& z, const Backward<S>& f, Int t, Int l, Int b0,
 
 template <class S> void backward_group(const Sizes& z, const Backward<S>& f, Int b0, Int n) {
   const Int d = z.d(), m = z.steps(), rows = m * z.L, next = z.L * m * z.B;
-  std::vector<S> g(n * d), through(n * d), scores(n * std::max<Int>(1, std::min(z.span, z.past + z.stop)));
+  std::vector<S> g(n * d), through(n * d), scratch(n * d), scores(n * std::max<Int>(1, std::min(z.span, z.past + z.stop)));
   for (Int t = z.stop - 1; t >= z.first; t--) {
     const Int i = t - z.first, now = z.past + t, later = (i + 1) * z.L;
     const bool reads = now > 0;
@@ -423,7 +425,7 @@ template <class S> void backward_group(const Sizes& z, const Backward<S>& f, Int
       const S* stats = f.m_stats + t * z.B + b0;
       std::memcpy(through.data(), dm, n * d * sizeof(S));
       std::fill(dm, dm + n * d, S(0));
-      norm_backward(n, d, through.data(), f.m + (t * z.B + b0) * d, stats, stats + z.T * z.B, dm);
+      norm_backward(n, d, through.data(), f.m + (t * z.B + b0) * d, stats, stats + z.T * z.B, dm, scratch.data());
     }
     std::memcpy(g.data(), f.d_top + (t * z.B + b0) * d, n * d * sizeof(S));
     add(n * d, f.w.mix[z.L], dm, g.data());
@@ -434,16 +436,19 @@ template <class S> void backward_group(const Sizes& z, const Backward<S>& f, Int
       std::memcpy(df, g.data(), n * d * sizeof(S));
       multiply(n * d, f.chunk.drops ? f.chunk.drops + (next + at) * d : nullptr, df);
       product(n, z.F, d, df, d, f.w.w_2 + l * z.F * d, z.F, S(0), da, z.F);
-      activate_backward(z.gelu, n * z.F, f.chunk.a + at * z.F, da);
+      activate_backward(z.gelu, n * z.F, f.chunk.a + at * z.F, da, f.in_2 + at * z.F);
       product(n, d, z.F, da, z.F, f.w.w_1 + l * z.F * d, d, S(0), through.data(), d);
-      norm_backward(n, d, through.data(), f.chunk.y + at * d, stats + 2 * next, stats + 3 * next, g.data());
+      norm_backward(n, d, through.data(), f.chunk.y + at * d, stats + 2 * next, stats + 3 * next, g.data(), f.in_1 + at * d);
       if (reads) {
         std::memcpy(dy, g.data(), n * d * sizeof(S));
         multiply(n * d, f.chunk.drops ? f.chunk.drops + at * d : nullptr, dy);
         product(n, d, d, dy, d, f.w.w_o + l * d * d, d, S(0), through.data(), d);
         attend_backward(z, f, t, l, b0, n, through.data(), scores.data());
         product(n, d, d, f.grads.q + at * d, d, f.w.w_q + l * d * d, d, S(0), through.data(), d);
-        norm_backward(n, d, through.data(), f.x + ((l * z.T + t) * z.B + b0) * d, stats, stats + next, g.data());
+        const S* x = f.x + ((l * z.T + t) * z.B + b0) * d;
+        norm_backward(n, d, through.data(), x, stats, stats + next, g.data(), f.in_q + at * d);
+      } else {
+        std::fill(f.in_q + at * d, f.in_q + (at + n) * d, S(0));  // times a gradient that is zero
       }
       add(n * d, f.w.mix[l], dm, g.data());
     }

@@ -1,6 +1,6 @@
 """The whole-sequence loop in reverse: gradients of activations step by step, of weights chunk by chunk."""
 
-from collections.abc import Callable
+import math
 from typing import NamedTuple
 
 import torch
@@ -33,6 +33,7 @@ class Backward(Loop):
         super().__init__(sizes, weights, self.x.shape[1], self.x.shape[2])
         self.kept, self.want = chunks, want
         self.new = self.x.new_empty
+        self.work: dict[str, Tensor] = {}
         self.keys, self.values_t = keys_t.mT.contiguous(), self.turn(values)
         self.d_keys, self.d_values = torch.zeros_like(self.keys), torch.zeros_like(self.keys)
         self.d_kv = self.new(self.T, self.B, 2, self.H, self.D)
@@ -70,15 +71,25 @@ class Backward(Loop):
         grads = ChunkGradients(
             p=p,
             with_u=with_u.permute(3, 2, 1, 0, 4).reshape(p.shape[0], -1, self.D).contiguous(),
-            scores=torch.zeros_like(p),
-            attended=self.new(p.shape[0], m * self.L, self.D).zero_(),
-            f=torch.empty_like(chunk.y),
-            y=torch.zeros_like(chunk.y),
-            q=torch.zeros_like(chunk.y),
-            a=torch.empty_like(chunk.a),
+            scores=self.room("scores", *p.shape).zero_(),
+            attended=self.room("attended", p.shape[0], m * self.L, self.D),
+            f=self.room("f", *chunk.y.shape),
+            y=self.room("y", *chunk.y.shape),
+            q=self.room("q", *chunk.y.shape),
+            a=self.room("a", *chunk.a.shape),
         )
+        if self.sizes.past + first == 0:  # the first step of all has no attention to have a gradient
+            for gradient in (grads.y[:, 0], grads.q[:, 0], grads.attended[:, : self.L]):
+                gradient.zero_()
         self.steps(first, stop, chunk, grads, d_top)
         self.weights(first, stop, chunk, grads)
+
+    def room(self, name: str, *shape: int) -> Tensor:
+        """A buffer for one chunk, in memory that the chunk before (never a shorter one) has used."""
+        count = math.prod(shape)
+        if name not in self.work or self.work[name].numel() < count:
+            self.work[name] = self.new(count)
+        return self.work[name][:count].view(shape)
 
     def steps(self, first: int, stop: int, chunk: Chunk, grads: ChunkGradients, d_top: Tensor) -> None:
         """The steps of a chunk in reverse, then what they owe to the keys and values before the chunk."""
@@ -159,22 +170,22 @@ class Backward(Loop):
     def weights(self, first: int, stop: int, chunk: Chunk, grads: ChunkGradients) -> None:
         """Add the chunk's share of every weight gradient: one product a weight, over all its steps."""
 
-        def rows(x: Tensor) -> Tensor:
-            return x.reshape(self.L, -1, x.shape[-1])
+        inputs = {"w_o": chunk.o} | self.inputs(first, stop, chunk)
+        gradients = {"w_2": grads.f, "w_1": grads.a, "w_o": grads.y, "w_q": grads.q}
+        for name, gradient in gradients.items():
+            rows = gradient.view(self.L, -1, gradient.shape[-1])
+            if name in self.want:
+                self.found[name].baddbmm_(rows.mT, inputs[name].reshape(self.L, rows.shape[1], -1))
+            self.found[name.replace("w", "b")] += rows.sum(1)
 
-        def normed(x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-            return (x - mean) * rstd
-
-        def add(weight: str, bias: str, gradient: Tensor, inputs: Callable[[], Tensor]) -> None:
-            if weight in self.want:
-                self.found[weight].baddbmm_(rows(gradient).mT, rows(inputs()))
-            self.found[bias] += rows(gradient).sum(1)
-
+    def inputs(self, first: int, stop: int, chunk: Chunk) -> dict[str, Tensor]:
+        """What the weights of a chunk multiplied, where it was not kept."""
         mean1, rstd1, mean2, rstd2 = chunk.stats
-        add("w_2", "b_2", grads.f, lambda: self.activate(chunk.a))
-        add("w_1", "b_1", grads.a, lambda: normed(chunk.y, mean2, rstd2))
-        add("w_o", "b_o", grads.y, lambda: chunk.o)
-        add("w_q", "b_q", grads.q, lambda: normed(self.x[: self.L, first:stop], mean1, rstd1))
+        return {
+            "w_2": self.activate(chunk.a),
+            "w_1": (chunk.y - mean2) * rstd2,
+            "w_q": (self.x[: self.L, first:stop] - mean1) * rstd1,
+        }
 
     def recompute(self, first: int, stop: int, kept: Chunk) -> Chunk:
         """What `Forward` computed for a chunk, from the layers' outputs: all steps of a layer at once."""

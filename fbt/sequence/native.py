@@ -48,6 +48,11 @@ class NativeBackward(NativeLoop, Backward):
     ) -> None:
         """The steps of a chunk in reverse, then what they owe to the keys and values before the chunk."""
         shares = None
+        self.filled = {
+            "w_2": self.room("w_2", *chunk.a.shape),
+            "w_1": self.room("w_1", *chunk.y.shape),
+            "w_q": self.room("w_q", *chunk.y.shape),
+        }
         if self.want & {"table", "s", "u"}:  # each thread adds to tables of its own
             threads = torch.get_num_threads()
             shares = [self.x.new_zeros(threads, *self.found[name].shape) for name in ("table", "s")]
@@ -57,8 +62,12 @@ class NativeBackward(NativeLoop, Backward):
             "backward",
             self.x.dtype,
             self.numbers(first, stop, self.keys.shape[1], chunk.p.shape[2]),
-            [*self.w, *outputs, *chunk, *grads, d_top.contiguous(), *into, *(shares or (None, None))],
+            [*self.w, *outputs, *chunk, *grads, *self.filled.values(), d_top.contiguous(), *into, *(shares or (None, None))],
         )
         if shares:
             for name, share in zip(("table", "s"), shares, strict=True):
                 self.found[name] += share.sum(0)
+
+    def inputs(self, first: int, stop: int, chunk: Chunk) -> dict[str, Tensor]:
+        """What the weights of a chunk multiplied: the steps have filled it in on their way."""
+        return self.filled
