@@ -9,7 +9,7 @@ STRIP := .venv/bin/nbstripout --keep-id --extra-keys "$(SAVED:%=metadata.languag
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help environment notebooks book test test-colab lab lint format vendor repository screenshots clean
+.PHONY: help environment notebooks book test test-colab bench lab lint format vendor repository screenshots clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ test: book ## run the tests, on the runs and the pages that `make book` made
 
 test-colab: environment ## run every chapter with the versions Google Colab has
 	@$(RUN) tools/colab.py
+
+bench: environment ## measure speed, memory, growth and decoding (20 minutes; QUICK=1: about three)
+	@$(RUN) benchmarks/run.py $(if $(QUICK),--quick)
 
 lab: environment ## open the chapters in JupyterLab
 	@.venv/bin/jupyter lab --notebook-dir=book

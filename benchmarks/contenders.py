@@ -1,0 +1,170 @@
+"""Who is measured: our bodies with every backend, the yardstick, and the other implementations as published.
+
+Each is built by name for a size and is then a module and a function from embeddings [B, T, d] to the top
+layer's outputs [B, T, d], dropout 0.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from sdpa import Transformer
+from torch import Tensor, nn
+
+import fbt
+from fbt.native import build_native
+from fbt.parallel import ParallelBody
+from fbt.shared_kv import SharedKVBody
+
+YARDSTICK = "parallel (SDPA)"
+PARALLEL = "parallel body"
+OURS = ("reference", "stack", "sequence", "sequence, recompute", "native", "native, recompute")
+PEERS = ("labml shared KV", "labml plain", "feedback-transformer-pytorch")
+EVERYONE = (YARDSTICK, PARALLEL, *OURS, *PEERS)
+
+# Where a contender computes something else than ours, or has other parameters; the record counts them.
+DIFFERENCES = {
+    YARDSTICK: "no relative terms; biases in every projection",
+    PARALLEL: "chapter 1's body: relative terms, keys and values of every layer",
+    "labml shared KV": "labml-nn 0.5.1, FeedbackTransformerKV: relative tables of 4096 rows at any span, "
+    "no normalisation of the memory, a norm after the top layer; at most 512 steps",
+    "labml plain": "labml-nn 0.5.1, FeedbackTransformer: the same with keys and values of every layer, "
+    "projected anew from all memories at every step",
+    "feedback-transformer-pytorch": "version 0.0.11, one token per step: a gated feed-forward block (GEGLU), "
+    "which has half as many parameters again, one learned bias per head in place of relative terms",
+}
+
+
+class Size(NamedTuple):
+    """Sizes of a measurement; the span is T."""
+
+    d: int
+    H: int
+    F: int
+    L: int
+    T: int
+    B: int
+
+
+class Unavailable(Exception):
+    """Why a contender cannot be measured here."""
+
+
+class Contender(NamedTuple):
+    """A module, and how to call it."""
+
+    module: nn.Module
+    run: Callable[[Tensor], Tensor]
+
+
+def build(name: str, size: Size) -> Contender:
+    """Make a contender.
+
+    Args:
+        name: one of `EVERYONE`.
+        size: its sizes.
+
+    Returns:
+        The module and its function from [B, T, d] to [B, T, d].
+
+    Raises:
+        Unavailable: it cannot run here, or not at this size; says why.
+    """
+    if name == YARDSTICK:
+        model = Transformer(size.d, size.H, size.F, size.L)
+        return Contender(model, model)
+    if name.startswith("labml"):
+        return labml(size, shared=name == "labml shared KV")
+    if name in PEERS:
+        return lucidrains(size)
+    backend, _, recompute = name.partition(", ")
+    body = our_body(size, parallel=name == PARALLEL)
+    if isinstance(body, ParallelBody):
+        return Contender(body, lambda x: body(x)[0])
+    if backend == "native":
+        compiled()
+    body.recompute = bool(recompute)
+    return Contender(body, lambda x: body(x, backend=backend)[0])
+
+
+def our_body(size: Size, parallel: bool = False) -> ParallelBody | SharedKVBody:
+    """A body of the package, with span T."""
+    config = fbt.Config(1, d_model=size.d, n_heads=size.H, d_ff=size.F, n_layers=size.L, span=size.T)
+    return ParallelBody(config) if parallel else SharedKVBody(config)
+
+
+def compiled() -> None:
+    """Compile the C++ loop, or load it where that was done before.
+
+    Raises:
+        Unavailable: there is no compiler.
+    """
+    try:
+        build_native()
+    except (OSError, RuntimeError) as error:
+        raise Unavailable(f"the native loop could not be built: {error}") from error
+
+
+def labml(size: Size, shared: bool) -> Contender:
+    """The model of labml-nn, with the cached keys and values or without."""
+    try:
+        from labml_nn.transformers.feed_forward import FeedForward
+        from labml_nn.transformers.feedback import (
+            FeedbackAttention,
+            FeedbackTransformer,
+            FeedbackTransformerKV,
+            FeedbackTransformerLayer,
+        )
+    except ImportError as error:
+        raise Unavailable(f"labml-nn is not installed: {error}") from error
+    if shared and size.T > 512:
+        raise Unavailable("labml's stacks hold at most 512 steps")
+    layer = FeedbackTransformerLayer(
+        d_model=size.d,
+        attn=FeedbackAttention(size.H, size.d, 0.0, is_kv_precomputed=shared),
+        feed_forward=FeedForward(size.d, size.F, 0.0),
+        dropout_prob=0.0,
+    )
+    model: nn.Module
+    if shared:
+        model = FeedbackTransformerKV(layer, size.L, size.d, size.H)
+    else:
+        model = FeedbackTransformer(layer, size.L)
+    return Contender(model, lambda x: model(x.transpose(0, 1)).transpose(0, 1))
+
+
+class Given(nn.Module):
+    """In the place of an embedding: the embeddings it was given, whatever the tokens."""
+
+    embeddings: Tensor
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, T] -> [B, T, d]."""
+        return self.embeddings
+
+
+def lucidrains(size: Size) -> Contender:
+    """The model of feedback-transformer-pytorch, from embeddings to the top layer's outputs."""
+    try:
+        from feedback_transformer_pytorch import FeedbackTransformer
+    except ImportError as error:
+        raise Unavailable(f"feedback-transformer-pytorch is not installed: {error}") from error
+    if 4 * size.d != size.F:
+        raise Unavailable("its feed-forward width is four times the model's")
+    model = FeedbackTransformer(
+        num_tokens=1,
+        dim=size.d,
+        depth=size.L,
+        mem_len=size.T,
+        seq_len=1,
+        heads=size.H,
+        dim_head=size.d // size.H,
+    )
+    model.token_emb = given = Given()
+    model.to_logits = nn.Identity()
+
+    def run(x: Tensor) -> Tensor:
+        given.embeddings = x
+        return model(torch.zeros(x.shape[:2], dtype=torch.long))
+
+    return Contender(model, run)

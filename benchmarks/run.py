@@ -1,0 +1,272 @@
+"""`make bench`: speed, memory, growth and decoding beside a parallel transformer and other implementations.
+
+    .venv/bin/python benchmarks/run.py [--quick] [--into FOLDER] [speed] [memory] [growth] [decoding]
+
+Each part becomes a JSON file in fbt/measurements, written whole (--quick: in _build/benchmarks/quick), and a
+table. A part is a list of jobs, each in a process of its own; a run that was broken off goes on with the jobs
+it lacks, unless code has changed. All of it takes about 20 minutes on two quiet cores, --quick about three.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+import venv
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from contenders import DIFFERENCES, EVERYONE, PARALLEL, PEERS, YARDSTICK, Size
+from report import judged, report
+
+import fbt
+from fbt._files import write_whole
+
+ROOT = Path(__file__).resolve().parents[1]
+WORK = ROOT / "_build" / "benchmarks"
+MEASUREMENTS = ROOT / "fbt" / "measurements"
+PARTS = ("speed", "memory", "growth", "decoding")
+Job = dict[str, Any]
+Row = dict[str, Any]
+
+M = Size(d=128, H=4, F=512, L=4, T=128, B=64)
+LARGE = Size(d=512, H=8, F=2048, L=6, T=128, B=64)  # labml's published sizes
+LONG = M._replace(T=512)
+NATIVE = ("native", "native, recompute")
+CORE = (YARDSTICK, "sequence", "native")
+FAST = (YARDSTICK, PARALLEL, "sequence", "sequence, recompute", *NATIVE)
+LEFT_OUT = "left out to keep the whole run short"
+
+SETTINGS = {
+    "dtype": "float32",
+    "dropout": 0.0,
+    "activation": "relu",
+    "span": "T",
+    "step": "forward, loss, backward of a body on random embeddings [B, T, d], which need a gradient too; "
+    "the loss is the sum of the outputs times fixed random numbers",
+    "clock": "one thread: CPU time of the process; two threads: wall time",
+    "seconds": "median of the samples without the first, where there are more; low and high are their range",
+    "ratio": "to the yardstick: median of the ratios within a round, contenders taking turns in one process",
+    "memory_mb": "peak resident memory of one step, in 10^6 bytes, above what was resident before it (model, "
+    "embeddings, libraries after a tiny step), each contender in a process that did nothing else",
+    "yardstick": YARDSTICK,
+    "differences": DIFFERENCES,
+}
+
+# The peers' own requirements would bring a second torch; what they import of the rest, .venv has.
+PINS = (
+    "labml-nn==0.5.1",
+    "labml==0.5.3",
+    "labml-helpers==0.4.89",
+    "feedback-transformer-pytorch==0.0.11",
+    "einops==0.8.2",
+    "gitpython==3.2.1",
+    "gitdb==4.0.12",
+    "smmap==5.0.3",
+)
+
+
+def speed(quick: bool) -> list[Job]:
+    """Training steps at three sizes, on one thread and on two."""
+    if quick:
+        return [step("M", M, 1, EVERYONE, 3, 3.0), step("L", LARGE, 1, CORE, 2, 30.0)]
+    long = (*FAST, "stack", "labml shared KV")
+    return [
+        step("M", M, 1, EVERYONE, 6, 9.0),
+        step("M", M, 2, EVERYONE, 6, 9.0),
+        step("M, T = 512", LONG, 1, long, 4, 12.0),
+        step("M, T = 512", LONG, 2, CORE, 4, 12.0),
+        step("L", LARGE, 1, CORE, 3, 20.0),
+        step("L", LARGE, 2, EVERYONE, 4, 16.0),
+    ]
+
+
+def step(label: str, size: Size, threads: int, names: tuple[str, ...], rounds: int, patience: float) -> Job:
+    """Training steps of some contenders; the others are listed as left out."""
+    return {
+        "what": "steps",
+        "label": label,
+        "size": size._asdict(),
+        "threads": threads,
+        "names": names,
+        "rounds": rounds,
+        "patience": patience,
+    }
+
+
+def memory(quick: bool) -> list[Job]:
+    """One step of each contender in a process of its own."""
+    if quick:
+        return [peaks("M", [(M, EVERYONE)], 1)]
+    return [peaks("M", [(M, EVERYONE)], 2), peaks("L", [(LARGE, (*FAST, "stack", "labml shared KV"))], 2)]
+
+
+def peaks(label: str, points: list[tuple[Size, tuple[str, ...]]], threads: int) -> Job:
+    """Peak memory at some sizes, each with its contenders."""
+    listed = [{"size": size._asdict(), "names": names} for size, names in points]
+    return {"what": "memory", "label": label, "threads": threads, "points": listed}
+
+
+def growth(quick: bool) -> list[Job]:
+    """Around M, one size at a time: steps, the floor, and memory; the peers where a step takes seconds."""
+    axes = {
+        "T": [M._replace(T=T) for T in (32, 64, 128, 256, 512, 1024)],
+        "B": [M._replace(B=B) for B in (1, 4, 16, 256)],
+        "L": [M._replace(L=L) for L in (1, 2, 8)],
+        "d": [M._replace(d=d, F=4 * d) for d in (32, 64, 256, 512)],
+    }
+    if quick:
+        axes = {"T": axes["T"][:4], "B": axes["B"][:3]}
+    jobs = []
+    for axis, sizes in axes.items():
+        points = []
+        for size in sizes:
+            names = [YARDSTICK, "sequence", "sequence, recompute", *NATIVE]
+            if not quick and size.T <= 256 and size.d <= 256 and size.B <= M.B:
+                names.append("labml shared KV")
+                names += PEERS[1:] if size.T <= M.T and size.d <= M.d and size.L <= M.L else ()
+            points.append((size, tuple(names)))
+        job = peaks(axis, points, 1)
+        jobs.append(job | {"what": "grow", "rounds": 4, "patience": 2.0 if quick else 5.0})
+        if not quick:
+            ours = [(size, tuple(name for name in names if name not in PEERS[1:])) for size, names in points]
+            jobs.append(peaks(axis, ours, 2) | {"what": "grow", "rounds": 4, "patience": 4.0})
+        jobs.append(job)
+    return jobs
+
+
+def decoding(quick: bool) -> list[Job]:
+    """Single steps at a context of 512, and a prompt of 512 tokens, by two models and two batches."""
+    jobs = []
+    for label, model in (("d = 128", M), ("d = 512", LARGE))[: 1 if quick else 2]:
+        for batch in (1, 64):
+            for threads in (1,) if quick else (1, 2):
+                size = model._replace(T=512, B=batch)
+                about = {"label": label, "size": size._asdict(), "threads": threads}
+                about |= {"rounds": 4 if quick else 8, "patience": 3.0 if quick else 6.0}
+                jobs.append(about | {"what": "decode", "steps": 32})
+                jobs.append(about | {"what": "ingest", "names": CORE})
+    return jobs
+
+
+def run(job: Job, python: str, store: Path, title: str) -> list[Row]:
+    """The rows of a job, from the store if an earlier run got so far."""
+    if store.exists():
+        print(f"{title}: measured before", flush=True)
+        return json.loads(store.read_text())
+    started = time.monotonic()
+    print(title, flush=True)
+    asked = {key: value for key, value in job.items() if key != "label"}
+    paths = [str(ROOT / ".venv" / "bin"), os.environ.get("PATH", "")]  # ninja is there, for fbt.build_native
+    result = subprocess.run(
+        [python, str(ROOT / "benchmarks" / "measure.py"), json.dumps(asked)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": str(job["threads"]), "PATH": os.pathsep.join(paths)},
+    )
+    if result.returncode != 0:
+        sys.exit(f"{title}: failed, see above. The same command goes on from here.")
+    rows = [{"what": job["what"], "label": job["label"]} | row for row in json.loads(result.stdout)]
+    points = job.get("points", [job] if job["what"] == "steps" else [])
+    several = len(points) > 1
+    wanted = dict.fromkeys(name for point in points for name in point["names"]) if several else EVERYONE
+    for point in points:
+        about = {"what": rows[0]["what"], "label": job["label"], "threads": job["threads"], **point["size"]}
+        left_out = [name for name in wanted if name not in point["names"]]
+        rows += [about | {"name": name, "not_run": LEFT_OUT} for name in left_out]
+    write_whole(store, json.dumps(rows).encode())
+    print(f"    done in {time.monotonic() - started:.0f} s", flush=True)
+    return rows
+
+
+def stored(job: Job) -> Path:
+    """Where a job's rows are kept until the run is complete: by the job, the code and the versions."""
+    code = [*sorted((ROOT / "fbt").rglob("*.py")), *sorted((ROOT / "fbt").rglob("*.cpp"))]
+    code += sorted((ROOT / "benchmarks").glob("*.py"))
+    digest = hashlib.sha256(json.dumps([job, torch.__version__, sys.version]).encode())
+    for path in code:
+        digest.update(path.read_bytes())
+    return WORK / "jobs" / f"{digest.hexdigest()[:24]}.json"
+
+
+def peers_python() -> str:
+    """The Python of an environment that has the peers, beside everything .venv has; ours if it fails."""
+    home = WORK / "peers"
+    python, stamp = home / "bin" / "python", home / "stamp"
+    if not (stamp.exists() and stamp.read_text() == repr((PINS, sys.prefix))):
+        print(f"Installing the peers into {home.relative_to(ROOT)}: {' '.join(PINS)}", flush=True)
+        venv.create(home, clear=True, with_pip=True)
+        packages = next(home.glob("lib/python*/site-packages"))
+        ours = Path(torch.__file__).parents[1]
+        (packages / "book.pth").write_text(f"import site; site.addsitedir({str(ours)!r})\n")
+        pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet", "install"]
+        if subprocess.run([*pip, "--no-deps", *PINS]).returncode != 0:
+            print("The peers could not be installed, see above: measuring without them", flush=True)
+            return sys.executable
+        write_whole(stamp, repr((PINS, sys.prefix)).encode())
+    return str(python)
+
+
+def machine() -> dict[str, Any]:
+    """What it was measured on."""
+    cpu, flags = platform.processor() or platform.machine(), set()
+    if Path("/proc/cpuinfo").exists():
+        lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+        about = {key.strip(): value.strip() for key, _, value in lines}
+        cpu, flags = about.get("model name", cpu), set(about.get("flags", "").split())
+    known = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile")
+    caches = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
+        caches[f"L{level} {kind.lower()}"] = size
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "flags": [flag for flag in known if flag in flags],
+        "caches": caches,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "fbt": fbt.__version__,
+    }
+
+
+def main() -> None:
+    """Run the parts asked for, write and print each when its jobs are done."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {PARTS}; all of them if none is named")
+    parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds")
+    parser.add_argument("--into", type=Path, help="the folder for the JSON files")
+    given = parser.parse_args()
+    if unknown := set(given.parts) - set(PARTS):
+        parser.error(f"part must be one of {PARTS}, got {sorted(unknown)}")
+    into = given.into or (WORK / "quick" if given.quick else MEASUREMENTS)
+    python, stores, reports = peers_python(), [], []
+    plans = {"speed": speed, "memory": memory, "growth": growth, "decoding": decoding}
+    for part in given.parts or PARTS:
+        started, rows = time.monotonic(), []
+        jobs = plans[part](given.quick)
+        for i, job in enumerate(jobs, start=1):
+            threads = f"{job['threads']} thread{'s' if job['threads'] > 1 else ''}"
+            title = f"[{part} {i}/{len(jobs)}] {job['what']} {job['label']}, {threads}"
+            stores.append(stored(job))
+            rows += run(job, python, stores[-1], title)
+        record = {"part": part, "quick": given.quick, "date": f"{datetime.now(UTC):%Y-%m-%d}"}
+        record |= {"machine": machine(), "settings": SETTINGS, "rows": rows, "targets": judged(part, rows)}
+        write_whole(into / f"{part}.json", (json.dumps(record, indent=1) + "\n").encode())
+        reports.append(report(record))
+        print(f"\n{reports[-1]}\n\n{into / part}.json: {time.monotonic() - started:.0f} s\n", flush=True)
+    for store in stores:
+        store.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""`make bench`: its numbers are right and its records whole. How fast anything is, no test asks."""
+
+import json
+from pathlib import Path
+
+import contenders
+import measure
+import pytest
+import report
+import run
+import sdpa
+import torch
+from contenders import EVERYONE, OURS, PARALLEL, YARDSTICK, Size, Unavailable
+
+SMALL = Size(d=10, H=2, F=14, L=3, T=7, B=5)
+RECORDS = {part: run.MEASUREMENTS / f"{part}.json" for part in run.PARTS}
+
+
+def record(part: str) -> dict:
+    return json.loads(RECORDS[part].read_text(encoding="utf-8"))
+
+
+# The yardstick
+
+
+def test_the_yardstick_step_by_step_is_the_yardstick_at_once():
+    torch.manual_seed(0)
+    model = sdpa.Transformer(SMALL.d, SMALL.H, SMALL.F, SMALL.L)
+    x = torch.randn(SMALL.B, SMALL.T, SMALL.d)
+    whole = model(x).detach()
+    for prompt in (0, 1, 4):
+        decoder = sdpa.Decoder(model, SMALL.B, SMALL.T)
+        parts = [decoder.extend(x[:, :prompt])] if prompt else []
+        parts += [decoder.extend(x[:, t : t + 1]) for t in range(prompt, SMALL.T)]
+        torch.testing.assert_close(torch.cat(parts, dim=1), whole)
+
+
+def test_the_yardstick_is_causal():
+    torch.manual_seed(0)
+    model = sdpa.Transformer(SMALL.d, SMALL.H, SMALL.F, SMALL.L)
+    x = torch.randn(SMALL.B, SMALL.T, SMALL.d, requires_grad=True)
+    (seen,) = torch.autograd.grad(model(x)[:, 3].sum(), x)
+    reached = seen.abs().amax((0, 2)) > 0
+    assert reached.tolist() == [t <= 3 for t in range(SMALL.T)]
+
+
+# Contenders
+
+
+def test_our_contenders_compute_the_same():
+    x, outputs = torch.randn(SMALL.B, SMALL.T, SMALL.d), {}
+    for name in OURS:
+        torch.manual_seed(0)
+        try:
+            outputs[name] = contenders.build(name, SMALL).run(x).detach()
+        except Unavailable:
+            assert name.startswith("native")
+    for name, found in outputs.items():
+        torch.testing.assert_close(found, outputs["reference"], msg=name)
+
+
+@pytest.mark.parametrize("name", EVERYONE)
+def test_a_contender_gives_gradients_to_all_it_should_or_says_why_not(name):
+    x = torch.randn(SMALL.B, SMALL.T, SMALL.d, requires_grad=True)
+    try:
+        contender = contenders.build(name, SMALL)
+    except Unavailable as reason:
+        assert "not" in str(reason) or "times" in str(reason)
+        return
+    contender.run(x).square().sum().backward()
+    assert x.grad is not None
+    assert all(p.grad is not None for p in contender.module.parameters())
+
+
+# What is measured
+
+
+def test_every_kind_of_job_gives_whole_rows(monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    names = [YARDSTICK, "sequence"]
+    limits = {"threads": 1, "rounds": 2, "patience": 1.0}
+    found = {
+        "steps": measure.steps(SMALL, names=names, **limits),
+        "grow": measure.grow([{"size": SMALL._asdict(), "names": names}], **limits),
+        "decode": measure.decode(SMALL, steps=3, **limits),
+        "ingest": measure.ingest(SMALL, names=names, **limits),
+    }
+    for what, rows in found.items():
+        for row in rows:
+            assert row.items() >= SMALL._asdict().items(), what
+            assert row["name"] and row["threads"] == 1
+            assert "gemm" in row or row["low"] <= row["seconds"] <= row["high"]
+    cache = {row["name"]: row["cache_bytes_per_token"] for row in found["decode"]}
+    assert cache[YARDSTICK] == SMALL.L * cache["state"] == SMALL.L * 2 * SMALL.d * 4
+
+
+def test_a_ratio_is_taken_within_a_round():
+    assert measure.ratio([9.0, 2.0, 6.0, 4.0], [1.0, 1.0, 2.0, 4.0]) == 2.0
+    assert measure.ratio([6.0], [9.0, 1.0, 2.0, 3.0]) == 3.0
+    assert measure.ratio([6.0], [3.0]) == 2.0
+
+
+# Tables and targets
+
+
+def fake(part: str, label: str, seconds: dict[str, float]) -> dict:
+    about = SMALL._asdict() | {"what": "steps", "label": label, "threads": 1}
+    rows = [
+        about | {"name": name, "seconds": s, "low": s, "high": s, "ratio": s / 2, "parameters": 1234}
+        for name, s in seconds.items()
+    ]
+    rows.append(about | {"name": "native", "not_run": "no compiler"})
+    machine = {"cpu": "A processor", "cores": 2, "capability": "AVX2", "torch": "2.13.0"}
+    targets = report.judged(part, rows)
+    return {"part": part, "quick": False, "date": "a day", "machine": machine} | {
+        "rows": rows,
+        "targets": targets,
+    }
+
+
+def test_targets_are_judged_from_the_rows():
+    verdicts = {
+        (t["top"], t["bottom"]): (t["value"], t["met"])
+        for t in fake("speed", "M", {YARDSTICK: 2.0, "sequence": 5.0, "labml shared KV": 15.0})["targets"]
+        if t["where"] == {"label": "M", "threads": 1}
+    }
+    assert verdicts == {
+        ("sequence", YARDSTICK): (2.5, False),
+        ("native", YARDSTICK): (None, None),
+        ("labml shared KV", "sequence"): (3.0, True),
+        ("labml shared KV", "native"): (None, None),
+    }
+
+
+def test_a_record_is_printed_as_tables():
+    text = report.report(fake("speed", "M", {YARDSTICK: 2.0, "sequence": 5.0}))
+    lines = text.splitlines()
+    assert lines[0] == "speed: A processor, 2 cores, AVX2, torch 2.13.0, a day"
+    assert "steps M: d10 H2 F14 L3 T7 B5, 1 thread, CPU time" in lines
+    assert ["sequence", "5", "5", "5", "2.50", "1,234"] in [line.split() for line in lines]
+    assert "not run, no compiler: native" in lines
+    assert any("NOT MET" in line and "sequence / parallel (SDPA)" in line for line in lines)
+    grown = report.report(fake("growth", "T", {YARDSTICK: 2.0}))
+    cells = [line.split() for line in grown.splitlines()[-2:]]
+    assert cells == [["T", "parallel", "(SDPA)", "native"], ["7", "2", "-"]]
+
+
+# The plan
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_plan_names_who_there_is_and_compares_each_with_the_yardstick(quick):
+    plans = (run.speed, run.memory, run.growth, run.decoding)
+    for job in (job for plan in plans for job in plan(quick)):
+        assert callable(getattr(measure, job["what"]))
+        for point in job.get("points", [job]):
+            Size(**point["size"])
+            names = point.get("names", [YARDSTICK])
+            assert names[0] == YARDSTICK
+            assert set(names) <= set(EVERYONE)
+        json.dumps(job)
+
+
+def test_a_job_goes_into_the_store_whole_and_is_not_measured_again(tmp_path):
+    job = run.step("M", SMALL, 1, (YARDSTICK,), 1, 0.0)
+    store = tmp_path / "job.json"
+    store.write_text('[{"name": "measured before"}]', encoding="utf-8")
+    assert run.run(job, "no such python", store, "a job") == [{"name": "measured before"}]
+
+
+# The records in the package
+
+
+@pytest.mark.parametrize("part", run.PARTS)
+def test_a_record_says_where_and_how_it_was_measured(part):
+    found = record(part)
+    assert found["part"] == part
+    assert found["machine"]["cpu"] and found["machine"]["cores"] and found["machine"]["torch"]
+    assert found["settings"]["yardstick"] == YARDSTICK
+    assert set(found["settings"]["differences"]) <= set(EVERYONE)
+    assert [t["where"] for t in found["targets"]] == [t.where for t in report.TARGETS if t.part == part]
+    for row in found["rows"]:
+        assert {"what", "label", "name", "threads", *Size._fields} <= set(row)
+        assert {"not_run", "seconds", "memory_mb", "gemm"} & set(row)
+    assert report.report(found)
+
+
+def test_the_records_hold_what_the_book_draws():
+    def names(part: str, **where: object) -> set[str]:
+        return {
+            row["name"]
+            for row in record(part)["rows"]
+            if row.items() >= where.items() and "not_run" not in row
+        }
+
+    ours = set(OURS) | {YARDSTICK, PARALLEL}
+    assert names("speed", label="M", threads=1) == set(EVERYONE)
+    assert names("speed", label="L") >= {YARDSTICK, "sequence", "native"}
+    assert names("memory", label="M") >= ours
+    for axis in ("T", "B"):
+        points = [row for row in record("growth")["rows"] if row["label"] == axis]
+        assert len({row[axis] for row in points}) >= 3
+        assert {row["what"] for row in points} == {"steps", "floor", "memory"}
+    assert names("decoding", what="decode", B=1) >= {YARDSTICK, "state"}
+    assert names("decoding", what="ingest", B=64) >= {YARDSTICK, "sequence", "native"}
+
+
+def test_the_records_are_in_the_wheel():
+    configured = (run.ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert '"measurements/*.json"' in configured
+    assert {path.suffix for path in Path(run.MEASUREMENTS).iterdir()} == {".json"}
