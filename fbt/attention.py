@@ -40,24 +40,37 @@ class RelativeTerms(nn.Module):
         self.query_bias = nn.Parameter(torch.zeros(heads, width))  # u
 
 
-def skew(by_distance: Tensor) -> Tensor:
+def distance_scores(query: Tensor, table: Tensor) -> Tensor:
+    """Each query times each row of a table, q . E_r: [B, H, T, D] and [H, n, D] -> [B, H, T, n]."""
+    by_head = query.transpose(0, 1).flatten(1, 2)  # [H, B T, D]: one matrix product for each head
+    return (by_head @ table.transpose(-1, -2)).unflatten(1, (-1, query.shape[-2])).transpose(0, 1)
+
+
+def skew(by_distance: Tensor, keys: int | None = None) -> Tensor:
     """Turn scores indexed by distance into scores indexed by key; what falls outside the span is -inf.
 
     Query t sees keys t..t+n-1 of the result, the oldest first: entry [t, t + c] is `by_distance[t, c]`.
     Padding each row with T entries of -inf and reading the same numbers in rows one shorter does just
     that, because every row then starts one place further to the left. The padding is the mask.
 
+    With fewer columns the padding is shorter and the reading starts later. What falls off the left of a row
+    then turns up right of the newest key that the query above it sees. The caller has to mask it.
+
     Args:
         by_distance: [..., T, n], one column per distance, the largest distance first.
+        keys: how many columns to return, the last ones, at least n - 1; None for all n + T - 1.
 
     Returns:
-        [..., T, n + T - 1].
+        [..., T, keys].
     """
     *_, length, n = by_distance.shape
-    if length == 1:
-        return by_distance
-    padded = F.pad(by_distance, (0, length), value=-torch.inf).flatten(-2)
-    return padded[..., : length * (n + length - 1)].unflatten(-1, (length, n + length - 1))
+    keys = n + length - 1 if keys is None else keys
+    padding, start = keys + 1 - n, n + length - 1 - keys
+    if padding:
+        by_distance = F.pad(by_distance, (0, padding), value=-torch.inf)
+    # Split, since the backward of a slice would first fill a tensor of this size with zeros.
+    _, rows, _ = by_distance.flatten(-2).split((start, length * keys, padding), dim=-1)
+    return rows.unflatten(-1, (length, keys))
 
 
 def attend(
@@ -78,11 +91,20 @@ def attend(
     Returns:
         The attended values [B, H, T, D] and the attention weights [B, H, T, J] before dropout.
     """
-    count = keys.shape[-2]
-    content = (query + relative.query_bias[:, None]) @ keys.transpose(-1, -2)
-    position = torch.einsum("bhtd,hrd->bhtr", query, relative.key_embedding[:, -count:])
-    position = skew(position + relative.key_bias[:, None, -count:])[..., -count:]
-    weights = torch.softmax((content + position) * query.shape[-1] ** -0.5, dim=-1)
+    length, count, scale = query.shape[-2], keys.shape[-2], query.shape[-1] ** -0.5
+    query = query * scale
+    s = scale * relative.key_bias[:, None, -count:]
+    if length == 1:  # the distances are the keys
+        position = distance_scores(query, relative.key_embedding[:, -count:])
+    else:
+        # The skew to J keys takes J + 1 rows: the last ones of E, zeros before them where E has fewer.
+        E = F.pad(relative.key_embedding, (0, 0, count + 1 - relative.key_embedding.shape[1], 0))
+        position = skew(distance_scores(query, E), count)
+        s = skew(s.expand(-1, length, -1))[..., -count:]  # by itself small: skewed in full, it is the mask
+    scores = (query + scale * relative.query_bias[:, None]) @ keys.transpose(-1, -2)
+    scores += position  # in place, since memory of this size costs more than the sum
+    scores += s
+    weights = torch.softmax(scores, dim=-1)
     return F.dropout(weights, dropout, training=dropout > 0) @ values, weights
 
 

@@ -5,6 +5,7 @@ import math
 import plain
 import pytest
 import torch
+import torch.nn.functional as F
 from exact import assert_same, config, gradients, normal, perturbed
 
 from fbt.attention import (
@@ -13,6 +14,7 @@ from fbt.attention import (
     KeyValue,
     RelativeTerms,
     attend,
+    distance_scores,
     merge_heads,
     skew,
     split_heads,
@@ -30,6 +32,40 @@ def test_skew_turns_distances_into_keys(length, n):
         for c in range(n):
             expected[:, t, t + c] = by_distance[:, t, c]
     assert torch.equal(by_key, expected)
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 11])
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_a_skew_to_fewer_keys_is_the_end_of_the_whole_one_up_to_what_is_masked(length, n):
+    by_distance = normal(3, length, n)
+    whole = skew(by_distance)
+    for keys in range(max(1, n - 1, length), n + length):
+        expected, future = whole[..., -keys:], torch.ones(length, keys).triu(keys - length + 1).bool()
+        by_key = skew(by_distance, keys)
+        assert by_key.shape == expected.shape
+        assert torch.equal(by_key.masked_fill(future, 0), expected.masked_fill(future, 0))
+
+
+@pytest.mark.parametrize("length", [1, 2, 11])
+def test_distance_scores_equal_einsum(length):
+    query, table = normal(5, 2, length, 7), normal(2, 3, 7, seed=4)
+    expected = torch.einsum("bhtd,hrd->bhtr", query, table)
+    named = {"query": query, "table": table}
+    assert_same(distance_scores(query, table), expected)
+    assert_same(gradients([distance_scores(query, table)], named), gradients([expected], named))
+
+
+@pytest.mark.parametrize("queries, length", [(1, 9), (9, 9), (9, 13)])
+def test_dropout_draws_its_masks_in_the_order_of_batch_head_query_key(queries, length):
+    """Whatever the layout of the products behind them, so that a seed means the same everywhere."""
+    relative = perturbed(RelativeTerms(config("feedback"), range(1, 14)))
+    q, k, v = (normal(5, 2, n, 7, seed=i) for i, n in enumerate((queries, length, length)))
+    torch.manual_seed(0)
+    dropped, weights = attend(q, k, v, relative, dropout=0.3)
+    assert weights.is_contiguous()
+    torch.manual_seed(0)
+    noise = F.dropout(torch.ones(5, 2, queries, length, dtype=torch.float64), 0.3)
+    assert_same(dropped, (weights * noise) @ v)
 
 
 @pytest.mark.parametrize("queries, keys", [(1, 1), (1, 6), (1, 7), (2, 2), (5, 5), (5, 11), (11, 17)])
