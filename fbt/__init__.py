@@ -12,6 +12,7 @@ from fbt.config import Config
 from fbt.data import CharTokenizer, load_tiny_shakespeare
 from fbt.feedback import FeedbackBody
 from fbt.language_model import LanguageModel
+from fbt.native import build_native
 from fbt.parallel import ParallelBody
 from fbt.shared_kv import SharedKVBody
 from fbt.stack import MemoryStack, TorchStack
@@ -32,6 +33,7 @@ __all__ = [
     "SharedKVBody",
     "State",
     "TorchStack",
+    "build_native",
     "load_tiny_shakespeare",
     "show",
     "train",

@@ -251,7 +251,8 @@ MODELS = {
     "unknown backend": (
         ValueError,
         lambda: setattr(SHARED, "backend", "fast"),
-        "backend of a 'shared-kv' model must be one of 'auto', 'reference', 'stack', 'sequence', got 'fast'",
+        "backend of a 'shared-kv' model must be one of 'auto', 'reference', 'stack', 'sequence', "
+        "'native', got 'fast'",
     ),
     "embeddings of no steps": (
         ValueError,

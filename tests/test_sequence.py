@@ -1,4 +1,4 @@
-"""`backend="sequence"`: one Function for the whole loop, against the equations and the other backends."""
+"""One Function for the whole loop, in Python and in C++, against the equations and the other backends."""
 
 import copy
 from itertools import product
@@ -25,12 +25,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from fbt.native import build_native
 from fbt.sequence.parts import CHUNK
 
 VARIANT = "shared-kv"
+both = pytest.mark.parametrize("backend", ("sequence", "native"))
 
 
-def check(length, state=None, batch=BATCH, **changes):
+@pytest.fixture(scope="module", autouse=True)
+def native():
+    build_native()
+
+
+def check(backend, length, state=None, batch=BATCH, **changes):
     """Outputs, state and every gradient against the plain loop over steps, layers and heads."""
     c = config(VARIANT, **changes)
     module, x = body(VARIANT, **changes), normal(batch, length, c.d_model)
@@ -38,36 +45,41 @@ def check(length, state=None, batch=BATCH, **changes):
     past = None if state is None else (state.keys, state.values)
     plain_y, (keys, values), _ = plain.feedback(dict(module.named_parameters()), c, x, past)
     expected = [plain_y, *keys, *values]
-    y, after, _ = module(x, state, backend="sequence")
+    y, after, _ = module(x, state, backend=backend)
     assert_same(everything(y, after), expected)
     assert_same(gradients(everything(y, after), named), gradients(expected, named))
 
 
+@both
 @pytest.mark.parametrize("length", LENGTHS)
-def test_equals_a_loop_over_steps(length):
-    check(length)
+def test_equals_a_loop_over_steps(backend, length):
+    check(backend, length)
 
 
+@both
 @pytest.mark.parametrize("changes", OPTIONS, ids=str)
-def test_every_option_equals_a_loop_over_steps(changes):
-    check(9, **changes)
+def test_every_option_equals_a_loop_over_steps(backend, changes):
+    check(backend, 9, **changes)
 
 
+@both
 @pytest.mark.parametrize("length, carried", [(1, 1), (1, 13), (2, 6), (9, 6), (17, 13)])
-def test_a_carried_state_equals_a_loop_over_steps(length, carried):
-    check(length, some_state(config(VARIANT), carried))
+def test_a_carried_state_equals_a_loop_over_steps(backend, length, carried):
+    check(backend, length, some_state(config(VARIANT), carried))
 
 
+@both
 @pytest.mark.parametrize("length", [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3])
 @pytest.mark.parametrize("span", [3, CHUNK, 2 * CHUNK + 1, 89])
-def test_chunks_and_spans_of_every_relation_agree(length, span):
+def test_chunks_and_spans_of_every_relation_agree(backend, length, span):
     module, x = body(VARIANT, span=span), normal(2, length, 14)
     named = leaves(module, x)
-    results = [everything(*module(x, backend=name)[:2]) for name in ("stack", "sequence")]
+    results = [everything(*module(x, backend=name)[:2]) for name in ("stack", backend)]
     assert_same(results[1], results[0])
     assert_same(gradients(results[1], named), gradients(results[0], named))
 
 
+@both
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(
     length=st.integers(1, 2 * CHUNK + 2),
@@ -83,7 +95,9 @@ def test_chunks_and_spans_of_every_relation_agree(length, span):
     memory_norm=st.booleans(),
     relative=st.sampled_from(["per-layer", "shared"]),
 )
-def test_random_configurations_agree(length, span, carried, batch, heads, width, layers, inner, **options):
+def test_random_configurations_agree(
+    backend, length, span, carried, batch, heads, width, layers, inner, **options
+):
     changes = {
         "span": span,
         "n_heads": heads,
@@ -96,101 +110,109 @@ def test_random_configurations_agree(length, span, carried, batch, heads, width,
     state = some_state(c, carried, batch) if carried else None
     module, x = body(VARIANT, **changes, **options), normal(batch, length, c.d_model)
     named = leaves(module, x, state)
-    results = [everything(*module(x, state, backend=name)[:2]) for name in ("stack", "sequence")]
+    results = [everything(*module(x, state, backend=name)[:2]) for name in ("stack", backend)]
     assert_same(results[1], results[0], rtol=1e-8, atol=1e-9)
     assert_same(gradients(results[1], named), gradients(results[0], named), rtol=1e-7, atol=1e-8)
 
 
+@both
 @pytest.mark.parametrize("carried", [0, 6])
-def test_dropout_draws_what_the_loop_draws(carried):
+def test_dropout_draws_what_the_loop_draws(backend, carried):
     state = some_state(config(VARIANT), carried) if carried else None
     module, x = body(VARIANT, dropout=0.3).train(), normal(BATCH, 19, 14)
     named, results = leaves(module, x, state), []
-    for name in ("reference", "sequence"):
+    for name in ("reference", backend):
         torch.manual_seed(4)
         results.append(everything(*module(x, state, backend=name)[:2]))
     assert_same(results[1], results[0])
     assert_same(gradients(results[1], named), gradients(results[0], named))
 
 
+@both
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_memory_that_nobody_wrote_is_never_read(monkeypatch, dropout, recompute):
+def test_memory_that_nobody_wrote_is_never_read(monkeypatch, backend, dropout, recompute):
     module, x = body(VARIANT, span=5, dropout=dropout).train(), normal(BATCH, 19, 14)
     module.recompute = recompute
     named = leaves(module, x)
     torch.manual_seed(4)
-    clean = everything(*module(x, backend="sequence")[:2])
+    clean = everything(*module(x, backend=backend)[:2])
     clean_gradients = gradients(clean, named)
     new_empty = torch.Tensor.new_empty
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: new_empty(*a, **k).fill_(torch.nan))
     empty_like = torch.empty_like
     monkeypatch.setattr(torch, "empty_like", lambda *a, **k: empty_like(*a, **k).fill_(torch.nan))
     torch.manual_seed(4)
-    poisoned = everything(*module(x, backend="sequence")[:2])
+    poisoned = everything(*module(x, backend=backend)[:2])
     assert_same(poisoned, clean)
     assert_same(gradients(poisoned, named), clean_gradients)
 
 
-def test_input_of_any_strides():
+@both
+def test_input_of_any_strides(backend):
     module = body(VARIANT)
     x = normal(14, 9, BATCH).transpose(0, 2)
     assert not x.is_contiguous()
-    assert_same(module(x, backend="sequence")[0], module(x.contiguous(), backend="sequence")[0])
+    assert_same(module(x, backend=backend)[0], module(x.contiguous(), backend=backend)[0])
 
 
-def test_frozen_parameters_get_no_gradient_and_the_others_the_same():
+@both
+def test_frozen_parameters_get_no_gradient_and_the_others_the_same(backend):
     module, x = body(VARIANT), normal(BATCH, 19, 14)
     everyone = leaves(module, x)
-    expected = gradients(module(x, backend="sequence")[:1], everyone)
+    expected = gradients(module(x, backend=backend)[:1], everyone)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_("query" in name or "layer_logits" in name)
     wanted = {name: tensor for name, tensor in everyone.items() if tensor.requires_grad}
     assert 0 < len(wanted) < len(everyone)
-    found = gradients(module(x, backend="sequence")[:1], wanted)
+    found = gradients(module(x, backend=backend)[:1], wanted)
     assert_same(found, {name: expected[name] for name in wanted})
 
 
+@both
 @pytest.mark.parametrize("part", ["y", "keys", "values"])
-def test_gradients_of_a_part_of_the_results(part):
+def test_gradients_of_a_part_of_the_results(backend, part):
     module, x, state = body(VARIANT), normal(BATCH, 19, 14), some_state(config(VARIANT), 6)
     named, results = leaves(module, x, state), []
-    for name in ("stack", "sequence"):
+    for name in ("stack", backend):
         y, after, _ = module(x, state, backend=name)
         results.append(gradients([{"y": y, "keys": after.keys[0], "values": after.values[0]}[part]], named))
     assert_same(results[1], results[0])
 
 
-def test_nothing_is_kept_between_calls():
+@both
+def test_nothing_is_kept_between_calls(backend):
     """Two models, two forwards before a backward, an evaluation in between, a second backward, a copy."""
     one, two = body(VARIANT), body(VARIANT, n_layers=2)
     x = normal(BATCH, 19, 14)
     expected = [gradients(m(x, backend="stack")[:1], leaves(m, x)) for m in (one, two)]
-    y1, y2 = one(x, backend="sequence")[0], two(x, backend="sequence")[0]
+    y1, y2 = one(x, backend=backend)[0], two(x, backend=backend)[0]
     with torch.no_grad():
-        one(normal(2, 3, 14, seed=8), backend="sequence")
+        one(normal(2, 3, 14, seed=8), backend=backend)
     for _ in range(2):
         assert_same(gradients([y1], leaves(one, x), retain=True), expected[0])
     assert_same(gradients([y2], leaves(two, x)), expected[1])
     twin = copy.deepcopy(one)
-    assert_same(gradients(twin(x, backend="sequence")[:1], leaves(twin, x)), expected[0])
-    single = one.float()(x.float(), backend="sequence")[0]
+    assert_same(gradients(twin(x, backend=backend)[:1], leaves(twin, x)), expected[0])
+    single = one.float()(x.float(), backend=backend)[0]
     assert_same(single.double(), y1, rtol=1e-4, atol=1e-4)
 
 
-def test_a_second_derivative_is_refused():
+@both
+def test_a_second_derivative_is_refused(backend):
     module, x = body(VARIANT), normal(2, 5, 14)
-    y = module(x, backend="sequence")[0]
+    y = module(x, backend=backend)[0]
     with pytest.raises(RuntimeError, match='no second derivative; set backend="reference"'):
         torch.autograd.grad(y.sum(), x, create_graph=True)
 
 
-def test_under_autocast_it_computes_in_the_dtype_of_the_weights():
+@both
+def test_under_autocast_it_computes_in_the_dtype_of_the_weights(backend):
     module, x = body(VARIANT).float(), normal(2, 5, 14).float().detach().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        y, state, _ = module(x, backend="sequence")
+        y, state, _ = module(x, backend=backend)
     assert y.dtype == state.keys[0].dtype == torch.float32
-    assert_same(y, module(x, backend="sequence")[0], rtol=0, atol=0)
+    assert_same(y, module(x, backend=backend)[0], rtol=0, atol=0)
 
 
 def test_no_shape_depends_on_a_value():
@@ -205,17 +227,19 @@ def test_no_shape_depends_on_a_value():
         assert isinstance(gradient, FakeTensor) and gradient.shape == (BATCH, 19, 14)
 
 
-def test_the_attention_weights_come_from_the_loop():
+@both
+def test_the_attention_weights_come_from_the_loop(backend):
     module, x = body(VARIANT), normal(BATCH, 9, 14)
     y, state, weights = module(x, backend="sequence", need_weights=True)
     expected_y, expected_state, expected_weights = module(x, backend="stack", need_weights=True)
     assert_same([*everything(y, state), weights], [*everything(expected_y, expected_state), expected_weights])
 
 
-def test_a_language_model_computes_the_same_by_it():
+@both
+def test_a_language_model_computes_the_same_by_it(backend):
     by_stack, tokens = model(VARIANT), some_tokens(3, 19)
     by_sequence = copy.deepcopy(by_stack)
-    by_sequence.backend = "sequence"
+    by_sequence.backend = backend
     results = [gradients([m(tokens)], dict(m.named_parameters())) for m in (by_stack, by_sequence)]
     assert_same(results[1], results[0])
     assert_same(by_sequence.attention(tokens), by_stack.attention(tokens))
@@ -226,15 +250,16 @@ def test_a_language_model_computes_the_same_by_it():
     assert_same(torch.stack(steps, dim=1), by_stack(tokens))
 
 
+@both
 @pytest.mark.parametrize("carried, dropout, span", [(0, 0.0, 13), (6, 0.0, 13), (0, 0.3, 5), (3, 0.3, 40)])
-def test_recomputing_changes_what_is_kept_and_no_number(carried, dropout, span):
+def test_recomputing_changes_what_is_kept_and_no_number(backend, carried, dropout, span):
     state = some_state(config(VARIANT, span=span), carried) if carried else None
     module, x = body(VARIANT, dropout=dropout, span=span).train(), normal(BATCH, 2 * CHUNK + 3, 14)
     named, results, kept = leaves(module, x, state), [], []
     for recompute in (False, True):
         module.recompute = recompute
         torch.manual_seed(4)
-        results.append(everything(*module(x, state, backend="sequence")[:2]))
+        results.append(everything(*module(x, state, backend=backend)[:2]))
         kept.append(
             sum(tensor.nbytes for tensor in results[-1][0].grad_fn.next_functions[0][0].saved_tensors)
         )

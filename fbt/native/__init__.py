@@ -1,4 +1,4 @@
-"""The loop of `fbt.sequence` in C++: built once by whoever wants it, and kept for this machine and this torch.
+"""The loop of `fbt.sequence` in C++: built once by whoever wants it, kept for this machine and this torch.
 
 `loop.cpp` knows nothing of Python or torch: it takes sizes and addresses, and calls the matrix product that
 torch brings along. So a build takes seconds, and needs a compiler but no headers.
@@ -63,7 +63,7 @@ def run(direction: str, dtype: torch.dtype, sizes: Iterable[int], tensors: Itera
         direction: "forward" or "backward".
         dtype: float32 or float64, that of all tensors.
         sizes: the fields of `Sizes` in loop.cpp.
-        tensors: those of `Forward` or `Backward` in loop.cpp, contiguous; None or no elements is a null pointer.
+        tensors: those of `Forward` or `Backward` in loop.cpp, contiguous; None is a null pointer.
 
     Raises:
         RuntimeError: there is no library; the message names `build_native`.
@@ -112,7 +112,17 @@ def _compile() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "loop.so"
         libraries = [option for path in cpp_extension.library_paths() for option in ("-L", path)]
-        command = [compiler, *FLAGS, "-shared", "-fPIC", str(SOURCE), "-o", str(made), *libraries, "-ltorch_cpu"]
+        command = [
+            compiler,
+            *FLAGS,
+            "-shared",
+            "-fPIC",
+            str(SOURCE),
+            "-o",
+            str(made),
+            *libraries,
+            "-ltorch_cpu",
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(

@@ -39,9 +39,7 @@ if TYPE_CHECKING:
     from fbt.shared_kv import SharedKVBody
 
 
-def run_sequence(
-    body: "SharedKVBody", x: Tensor, state: State | None, native: bool
-) -> tuple[Tensor, State]:
+def run_sequence(body: "SharedKVBody", x: Tensor, state: State | None, native: bool) -> tuple[Tensor, State]:
     """Run a SharedKVBody over x [B, T, d], with the steps in C++ if `native`; the same numbers as its loop.
 
     Returns:
@@ -94,7 +92,7 @@ class WholeSequence(torch.autograd.Function):
         """Run the loop in reverse; a graph of it is refused."""
         if torch.is_grad_enabled():
             raise RuntimeError(
-                'the "sequence" and "native" backends have no second derivative; set backend="reference" for that'
+                'backends "sequence" and "native" have no second derivative; set backend="reference" for that'
             )
         saved = iter(ctx.saved_tensors)
         outputs = list(islice(saved, 5))

@@ -85,7 +85,7 @@ class Backward(Loop):
         self.weights(first, stop, chunk, grads)
 
     def room(self, name: str, *shape: int) -> Tensor:
-        """A buffer for one chunk, in memory that the chunk before (never a shorter one) has used."""
+        """A buffer for one chunk, in the memory of the chunk before if it is large enough."""
         count = math.prod(shape)
         if name not in self.work or self.work[name].numel() < count:
             self.work[name] = self.new(count)
@@ -169,7 +169,6 @@ class Backward(Loop):
 
     def weights(self, first: int, stop: int, chunk: Chunk, grads: ChunkGradients) -> None:
         """Add the chunk's share of every weight gradient: one product a weight, over all its steps."""
-
         inputs = {"w_o": chunk.o} | self.inputs(first, stop, chunk)
         gradients = {"w_2": grads.f, "w_1": grads.a, "w_o": grads.y, "w_q": grads.q}
         for name, gradient in gradients.items():

@@ -1,6 +1,4 @@
-"""Both directions of the loop with their steps in C++ (`fbt.native`): the same buffers, the same products at a
-chunk's end.
-"""
+"""Both directions of the loop with their steps in C++ (`fbt.native`)."""
 
 import torch
 from torch import Tensor
@@ -10,7 +8,7 @@ from fbt.sequence.backward import Backward, ChunkGradients
 from fbt.sequence.forward import Forward
 from fbt.sequence.parts import Chunk, Loop
 
-GROUP = 32  # sequences a thread takes through a chunk at once
+GROUP = 64  # sequences a thread takes through a chunk at once
 
 
 class NativeLoop(Loop):
@@ -43,9 +41,7 @@ class NativeForward(NativeLoop, Forward):
 class NativeBackward(NativeLoop, Backward):
     """`Backward` with its steps in C++."""
 
-    def steps(
-        self, first: int, stop: int, chunk: Chunk, grads: ChunkGradients, d_top: Tensor
-    ) -> None:
+    def steps(self, first: int, stop: int, chunk: Chunk, grads: ChunkGradients, d_top: Tensor) -> None:
         """The steps of a chunk in reverse, then what they owe to the keys and values before the chunk."""
         shares = None
         self.filled = {
@@ -62,7 +58,16 @@ class NativeBackward(NativeLoop, Backward):
             "backward",
             self.x.dtype,
             self.numbers(first, stop, self.keys.shape[1], chunk.p.shape[2]),
-            [*self.w, *outputs, *chunk, *grads, *self.filled.values(), d_top.contiguous(), *into, *(shares or (None, None))],
+            [
+                *self.w,
+                *outputs,
+                *chunk,
+                *grads,
+                *self.filled.values(),
+                d_top.contiguous(),
+                *into,
+                *(shares or (None, None)),
+            ],
         )
         if shares:
             for name, share in zip(("table", "s"), shares, strict=True):
