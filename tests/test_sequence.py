@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fbt.native import build_native
+from fbt.sequence.forward import Forward
 from fbt.sequence.parts import CHUNK
 
 VARIANT = "shared-kv"
@@ -196,6 +197,17 @@ def test_nothing_is_kept_between_calls(backend):
     assert_same(gradients(twin(x, backend=backend)[:1], leaves(twin, x)), expected[0])
     single = one.float()(x.float(), backend=backend)[0]
     assert_same(single.double(), y1, rtol=1e-4, atol=1e-4)
+
+
+@both
+def test_without_gradients_no_chunk_is_kept(backend, monkeypatch):
+    module, x, kept = body(VARIANT), normal(BATCH, 2 * CHUNK + 3, 14), []
+    run = Forward.run
+    monkeypatch.setattr(Forward, "run", lambda loop: kept.append(run(loop)) or kept[-1])
+    expected = module(x, backend=backend)[0]
+    with torch.no_grad():
+        assert_same(module(x, backend=backend)[0], expected, rtol=0, atol=0)
+    assert [len(chunks) for chunks in kept] == [3, 0]
 
 
 @both

@@ -57,6 +57,7 @@ def run_sequence(body: "SharedKVBody", x: Tensor, state: State | None, native: b
         dropout=layer.dropout.p if body.training else 0.0,
         recompute=body.recompute,
         native=native,
+        keep=torch.is_grad_enabled(),
     )
     if state is None:
         keys = values = x.new_empty(heads * batch, 0, width // heads)

@@ -26,7 +26,7 @@ class Forward(Loop):
         self.with_u = self.new(self.H, self.B, self.D)
 
     def run(self) -> list[Chunk]:
-        """Run all steps; return what backward needs, chunk by chunk."""
+        """Run all steps; return what backward needs, chunk by chunk, if there may be one."""
         kept = []
         for first, stop in self.chunks:
             chunk = self.room(first, stop)
@@ -41,7 +41,8 @@ class Forward(Loop):
             if self.sizes.recompute:
                 empty = self.new(0)
                 chunk = chunk._replace(q=empty, o=empty, y=empty, a=empty, stats=empty, p=empty)
-            kept.append(chunk)
+            if self.sizes.keep:
+                kept.append(chunk)
         return kept
 
     def room(self, first: int, stop: int) -> Chunk:

@@ -25,6 +25,7 @@ class Sizes(NamedTuple):
     dropout: float
     recompute: bool
     native: bool
+    keep: bool  # whether a backward may follow
 
 
 class Weights(NamedTuple):
