@@ -1,6 +1,6 @@
 """Sampling token by token: the loop behind `LanguageModel.generate` and `stream`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fbt._checks import check_int, check_real
+from fbt.shared_kv import SharedKVBody
+from fbt.state import State
 
 if TYPE_CHECKING:
     from fbt.language_model import LanguageModel
@@ -57,11 +59,15 @@ def sample(
     first = torch.Generator().seed() % 2**62 if seed is None else seed
     generators = [torch.Generator().manual_seed(first + i) for i in range(len(prompts))]
     tokens = torch.stack([prompt[:shortest] for prompt in prompts])
-    state = None
+    step: Callable[[Tensor], Tensor] | None = None
     for t in range(shortest, longest + max_new_tokens):
         with torch.no_grad(), evaluating(model):
-            logits, state = model(tokens.to(device), state, return_state=True)
-        rows = probabilities(logits[:, -1].cpu(), temperature, top_k)
+            if step is None:
+                logits, state = model(tokens.to(device), return_state=True)
+                logits, step = logits[:, -1], stepper(model, state)
+            else:
+                logits = step(tokens[:, 0].to(device))
+        rows = probabilities(logits.cpu(), temperature, top_k)
         drawn: list[int | None] = [
             int(torch.multinomial(row, 1, generator=generator))
             if len(p) <= t < len(p) + max_new_tokens
@@ -71,6 +77,30 @@ def sample(
         yield drawn
         read = [int(p[min(t, len(p) - 1)]) for p in prompts]
         tokens = torch.tensor([[r if d is None else d] for r, d in zip(read, drawn, strict=True)])
+
+
+def stepper(model: "LanguageModel", state: State) -> Callable[[Tensor], Tensor]:
+    """A function that reads one token more per sequence [B] and returns the logits [B, V], from a state on.
+
+    It keeps what it has read: in a cache written in place where the body has a decoder, else as a state.
+    """
+    body, weight = model.body, model.token_embedding.weight
+    if (
+        isinstance(body, SharedKVBody)
+        and model.backend in body.decoders
+        and state.keys[0].dtype == weight.dtype
+    ):
+        decoder = body.decoder(state, model.backend)
+        return lambda tokens: model.head(
+            model.norm(decoder.step(model.token_embedding(tokens[:, None])[:, 0]))
+        )
+
+    def step(tokens: Tensor) -> Tensor:
+        nonlocal state
+        logits, state = model.step(tokens, state)
+        return logits
+
+    return step
 
 
 def probabilities(logits: Tensor, temperature: float, top_k: int | None) -> Tensor:

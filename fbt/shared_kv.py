@@ -6,12 +6,14 @@ All layers read the same memory vector, so they can also read the same projectio
 decoder is then L times smaller, and a step projects its memory once.
 """
 
+import torch
 from torch import Tensor
 
-from fbt._checks import check_embeddings
+from fbt._checks import check_choice, check_embeddings
 from fbt.config import Config
 from fbt.feedback import FeedbackBody
-from fbt.sequence import run_sequence
+from fbt.native import is_built
+from fbt.sequence import Decoder, run_sequence
 from fbt.state import State
 
 
@@ -24,6 +26,7 @@ class SharedKVBody(FeedbackBody):
     """
 
     backends = (*FeedbackBody.backends, "sequence", "native")
+    decoders = ("auto", "sequence", "native")
 
     def __init__(self, config: Config) -> None:
         super().__init__(config, n_caches=1)
@@ -43,3 +46,18 @@ class SharedKVBody(FeedbackBody):
             return super().forward(x, state, backend="stack", need_weights=True)
         check_embeddings(x, self.d_model)
         return *run_sequence(self, x, state, native=backend == "native"), None
+
+    def decoder(self, state: State, backend: str = "auto") -> Decoder:
+        """Go on from a state one step at a time, without gradients; its `step` maps x [B, d] to [B, d].
+
+        Args:
+            state: what a forward pass returned.
+            backend: "native", "sequence", or "auto" for the first of these that this machine offers.
+
+        Raises:
+            ValueError: there is no such backend.
+        """
+        check_choice("backend of a decoder", backend, self.decoders)
+        able = state.keys[0].device.type == "cpu" and state.keys[0].dtype in (torch.float32, torch.float64)
+        native = backend == "native" or (backend == "auto" and able and is_built())
+        return Decoder(self, state, native)

@@ -278,3 +278,24 @@ def test_recomputing_changes_what_is_kept_and_no_number(backend, carried, dropou
     assert kept[1] < 0.7 * kept[0] if not dropout else kept[1] < kept[0]
     assert_same(results[1], results[0])
     assert_same(gradients(results[1], named), gradients(results[0], named))
+
+
+@both
+@pytest.mark.parametrize("carried", [1, 4, 5])
+def test_a_decoder_goes_on_from_a_state(backend, carried):
+    """Past the span, and past the room for twice the span; the state stays as it is."""
+    module, x = body(VARIANT, span=5, dropout=0.3).eval(), normal(BATCH, 40, 14).detach()
+    expected = module(x)[0].detach()
+    state = module(x[:, :carried])[1].detach()
+    before = state.keys[0].clone(), state.values[0].clone()
+    decoder = module.decoder(state, backend)
+    steps = [decoder.step(x[:, t]) for t in range(carried, 40)]
+    assert_same(torch.stack(steps, dim=1), expected[:, carried:])
+    assert_same([state.keys[0], state.values[0]], before, rtol=0, atol=0)
+
+
+def test_a_decoder_of_an_unknown_backend_is_refused():
+    module = body(VARIANT)
+    state = module(normal(BATCH, 3, 14))[1].detach()
+    with pytest.raises(ValueError, match="backend of a decoder must be one of 'auto', 'sequence', 'native'"):
+        module.decoder(state, "stack")

@@ -45,29 +45,75 @@ def run_sequence(body: "SharedKVBody", x: Tensor, state: State | None, native: b
     Returns:
         The top layer's outputs [B, T, d] and the state for the next block.
     """
-    batch, length, width = x.shape
+    batch, length, _ = x.shape
+    past = 0 if state is None else state.length
+    sizes = sizes_of(body, past, native, dropout=body.layers[0].dropout.p if body.training else 0.0)
+    keys, values = carried(state, x.new_empty(sizes.heads * batch, 0, body.d_model // sizes.heads))
+    with torch.autocast(x.device.type, enabled=False):  # the buffers of the loop have one dtype
+        weights = fold(body, min(body.span, past + length - 1))
+        top, keys, values = WholeSequence.apply(sizes, x.transpose(0, 1).contiguous(), keys, values, *weights)
+    after = (kept.unflatten(0, (sizes.heads, batch)).transpose(0, 1).contiguous() for kept in (keys, values))
+    return top.transpose(0, 1), State(*((kept,) for kept in after))
+
+
+class Decoder:
+    """Steps of a SharedKVBody one at a time, without gradients or dropout.
+
+    The weights are folded once, and keys and values are written in place, into room for twice the span: a
+    step copies nothing, and once per span the newest keys move to the front.
+
+    Args:
+        body: a SharedKVBody; later changes of its weights are not seen.
+        state: what a forward pass returned; it stays as it is.
+        native: run the steps in C++.
+    """
+
+    def __init__(self, body: "SharedKVBody", state: State, native: bool) -> None:
+        sizes = sizes_of(body, state.length, native, dropout=0.0)._replace(keep=False)
+        keys, values = carried(state, state.keys[0])
+        x = keys.new_empty(1, state.batch_size, body.d_model)
+        kind = NativeForward if native else Forward
+        with torch.no_grad():
+            self.loop = kind(sizes, fold(body, body.span), x, keys, values, room=2 * body.span)
+
+    @torch.no_grad()
+    def step(self, x: Tensor) -> Tensor:
+        """The top layer's output [B, d] for one more embedding x [B, d] per sequence."""
+        loop, span = self.loop, self.loop.sizes.span
+        loop.x[0, 0] = x
+        with torch.autocast(x.device.type, enabled=False):
+            loop.run()
+        past = loop.sizes.past + 1
+        if past == loop.values.shape[1]:
+            loop.keys_t[:, :, :span] = loop.keys_t[:, :, span:].clone()
+            loop.values[:, :span] = loop.values[:, span:].clone()
+            past = span
+        loop.sizes = loop.sizes._replace(past=past)
+        return loop.x[-1, 0].clone()
+
+
+def carried(state: State | None, nothing: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of a state as [HB, P, D], or twice `nothing`."""
+    if state is None:
+        return nothing, nothing
+    keys, values = (kept[0].transpose(0, 1).flatten(0, 1) for kept in (state.keys, state.values))
+    return keys, values
+
+
+def sizes_of(body: "SharedKVBody", past: int, native: bool, dropout: float) -> Sizes:
+    """What the loop needs to know of a body."""
     layer = body.layers[0]
-    heads, past = layer.attention.n_heads, 0 if state is None else state.length
-    sizes = Sizes(
-        heads=heads,
+    return Sizes(
+        heads=layer.attention.n_heads,
         span=body.span,
         past=past,
         norm_memory=isinstance(body.memory.norm, torch.nn.LayerNorm),
         gelu=layer.feed_forward.activation is F.gelu,
-        dropout=layer.dropout.p if body.training else 0.0,
+        dropout=dropout,
         recompute=body.recompute,
         native=native,
         keep=torch.is_grad_enabled(),
     )
-    if state is None:
-        keys = values = x.new_empty(heads * batch, 0, width // heads)
-    else:
-        keys, values = (carried[0].transpose(0, 1).flatten(0, 1) for carried in (state.keys, state.values))
-    with torch.autocast(x.device.type, enabled=False):  # the buffers of the loop have one dtype
-        weights = fold(body, min(body.span, past + length - 1))
-        top, keys, values = WholeSequence.apply(sizes, x.transpose(0, 1).contiguous(), keys, values, *weights)
-    after = (kept.unflatten(0, (heads, batch)).transpose(0, 1).contiguous() for kept in (keys, values))
-    return top.transpose(0, 1), State(*((kept,) for kept in after))
 
 
 class WholeSequence(torch.autograd.Function):

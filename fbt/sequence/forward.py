@@ -9,10 +9,12 @@ from fbt.sequence.parts import Chunk, Loop, Sizes, Weights, noise_, plain_norm
 class Forward(Loop):
     """The loop forward; its buffers belong to one call."""
 
-    def __init__(self, sizes: Sizes, weights: Weights, x: Tensor, keys: Tensor, values: Tensor) -> None:
+    def __init__(
+        self, sizes: Sizes, weights: Weights, x: Tensor, keys: Tensor, values: Tensor, room: int = 0
+    ) -> None:
         super().__init__(sizes, weights, x.shape[0], x.shape[1])
         self.new = x.new_empty
-        total = sizes.past + self.T
+        total = max(room, sizes.past + self.T)
         self.x = self.new(self.L + 1, self.T, self.B, self.d)
         self.x[0] = x
         self.m, self.m_stats = self.new(self.T, self.B, self.d), self.new(2, self.T, self.B, 1)
