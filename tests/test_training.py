@@ -366,6 +366,7 @@ def test_a_run_stopped_before_its_first_evaluation_says_so(monkeypatch: pytest.M
 
 
 def test_a_second_interrupt_stops_at_once() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may ignore it
     with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt:
         signal.raise_signal(signal.SIGINT)
         assert interrupt.asked
