@@ -6,13 +6,12 @@ All layers read the same memory vector, so they can also read the same projectio
 decoder is then L times smaller, and a step projects its memory once.
 """
 
-import torch
 from torch import Tensor
 
 from fbt._checks import check_choice, check_embeddings
 from fbt.config import Config
 from fbt.feedback import FeedbackBody
-from fbt.native import is_built
+from fbt.native import DTYPES, is_built
 from fbt.sequence import Decoder, run_sequence
 from fbt.state import State
 
@@ -58,6 +57,6 @@ class SharedKVBody(FeedbackBody):
             ValueError: there is no such backend.
         """
         check_choice("backend of a decoder", backend, self.decoders)
-        able = state.keys[0].device.type == "cpu" and state.keys[0].dtype in (torch.float32, torch.float64)
+        able = state.keys[0].device.type == "cpu" and state.keys[0].dtype in DTYPES
         native = backend == "native" or (backend == "auto" and able and is_built())
         return Decoder(self, state, native)

@@ -4,8 +4,7 @@
 // the structs below are pointers in the order in which fbt/sequence/native.py passes them.
 //
 // The batch is cut into groups of sequences. A thread takes a group through all steps and layers of the chunk: groups
-// share nothing but weights, so threads meet only at the end, and the keys and values of a group stay in the cache while
-// all its layers read them. Matrix products go to the BLAS inside torch, everything else is in this file.
+// share nothing but weights, so threads meet only at the chunk's end. Matrix products go to the BLAS inside torch, everything else is in this file.
 
 #include <algorithm>
 #include <cmath>

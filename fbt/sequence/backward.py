@@ -169,22 +169,23 @@ class Backward(Loop):
 
     def weights(self, first: int, stop: int, chunk: Chunk, grads: ChunkGradients) -> None:
         """Add the chunk's share of every weight gradient: one product a weight, over all its steps."""
-        inputs = {"w_o": chunk.o} | self.inputs(first, stop, chunk)
         gradients = {"w_2": grads.f, "w_1": grads.a, "w_o": grads.y, "w_q": grads.q}
         for name, gradient in gradients.items():
             rows = gradient.view(self.L, -1, gradient.shape[-1])
             if name in self.want:
-                self.found[name].baddbmm_(rows.mT, inputs[name].reshape(self.L, rows.shape[1], -1))
+                self.found[name].baddbmm_(
+                    rows.mT, self.input(name, first, stop, chunk).reshape(self.L, rows.shape[1], -1)
+                )
             self.found[name.replace("w", "b")] += rows.sum(1)
 
-    def inputs(self, first: int, stop: int, chunk: Chunk) -> dict[str, Tensor]:
-        """What the weights of a chunk multiplied, where it was not kept."""
+    def input(self, name: str, first: int, stop: int, chunk: Chunk) -> Tensor:
+        """What a weight of each layer multiplied in a chunk."""
+        if name == "w_o":
+            return chunk.o
+        if name == "w_2":
+            return self.activate(chunk.a)
         mean1, rstd1, mean2, rstd2 = chunk.stats
-        return {
-            "w_2": self.activate(chunk.a),
-            "w_1": (chunk.y - mean2) * rstd2,
-            "w_q": (self.x[: self.L, first:stop] - mean1) * rstd1,
-        }
+        return (chunk.y - mean2) * rstd2 if name == "w_1" else (self.x[: self.L, first:stop] - mean1) * rstd1
 
     def recompute(self, first: int, stop: int, kept: Chunk) -> Chunk:
         """What `Forward` computed for a chunk, from the layers' outputs: all steps of a layer at once."""

@@ -73,6 +73,6 @@ class NativeBackward(NativeLoop, Backward):
             for name, share in zip(("table", "s"), shares, strict=True):
                 self.found[name] += share.sum(0)
 
-    def inputs(self, first: int, stop: int, chunk: Chunk) -> dict[str, Tensor]:
-        """What the weights of a chunk multiplied: the steps have filled it in on their way."""
-        return self.filled
+    def input(self, name: str, first: int, stop: int, chunk: Chunk) -> Tensor:
+        """What a weight of each layer multiplied in a chunk: the steps have filled it in on their way."""
+        return chunk.o if name == "w_o" else self.filled[name]
