@@ -77,20 +77,20 @@ def build(name: str, size: Size) -> Contender:
         return labml(size, shared=name == "labml shared KV")
     if name in PEERS:
         return lucidrains(size)
+    if name == PARALLEL:
+        parallel = ParallelBody(our_config(size))
+        return Contender(parallel, lambda x: parallel(x)[0])
     backend, _, recompute = name.partition(", ")
-    body = our_body(size, parallel=name == PARALLEL)
-    if isinstance(body, ParallelBody):
-        return Contender(body, lambda x: body(x)[0])
     if backend == "native":
         compiled()
+    body = SharedKVBody(our_config(size))
     body.recompute = bool(recompute)
     return Contender(body, lambda x: body(x, backend=backend)[0])
 
 
-def our_body(size: Size, parallel: bool = False) -> ParallelBody | SharedKVBody:
-    """A body of the package, with span T."""
-    config = fbt.Config(1, d_model=size.d, n_heads=size.H, d_ff=size.F, n_layers=size.L, span=size.T)
-    return ParallelBody(config) if parallel else SharedKVBody(config)
+def our_config(size: Size) -> fbt.Config:
+    """The configuration of a body of the package, with span T."""
+    return fbt.Config(1, d_model=size.d, n_heads=size.H, d_ff=size.F, n_layers=size.L, span=size.T)
 
 
 def compiled() -> None:

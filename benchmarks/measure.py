@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,10 +19,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from contenders import YARDSTICK, Contender, Size, Unavailable, build, our_body
+from contenders import YARDSTICK, Contender, Size, Unavailable, build, compiled, our_config
 from sdpa import Decoder, Transformer
 from torch import Tensor
 
+from fbt.shared_kv import SharedKVBody
 from fbt.state import State
 
 Row = dict[str, Any]
@@ -173,11 +175,13 @@ def products(x: Tensor, weight: Tensor, threads: int) -> list[float]:
 @torch.no_grad()
 def decode(size: Size, threads: int, steps: int, rounds: int, patience: float) -> list[Row]:
     """Decoding: `steps` steps that end at a context of T, keys and values of the steps before them given."""
+    with suppress(Unavailable):  # the decoder's steps are in C++ where they can be
+        compiled()
     torch.manual_seed(0)
     x = torch.randn(steps, size.B, size.d)
     past = size.T - steps
     transformer = Transformer(size.d, size.H, size.F, size.L)
-    body: Any = our_body(size)
+    body = SharedKVBody(our_config(size))
     state = State(*((torch.randn(size.B, size.H, past, size.d // size.H),) for _ in range(2)))
     cached = Decoder(transformer, size.B, size.T)
     for part in (part for pair in cached.cache for part in pair):
@@ -196,12 +200,14 @@ def decode(size: Size, threads: int, steps: int, rounds: int, patience: float) -
         ours = body.decoder(state)
         return lambda: [ours.step(now) for now in x]
 
-    runs: dict[str, Prepare] = {YARDSTICK: yardstick, "state": lambda: through_states}
-    if hasattr(body, "decoder"):
-        runs["decoder"] = decoder
+    runs: dict[str, Prepare] = {YARDSTICK: yardstick, "state": lambda: through_states, "decoder": decoder}
     per_layer = 2 * size.d * 4
     rows: list[Row] = [
-        {"name": name, "cache_bytes_per_token": per_layer * (size.L if name == YARDSTICK else 1)}
+        {
+            "name": name,
+            "steps": steps,
+            "cache_bytes_per_token": per_layer * (size.L if name == YARDSTICK else 1),
+        }
         for name in runs
     ]
     timed(rows, runs, size, threads, rounds, patience)

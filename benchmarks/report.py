@@ -82,11 +82,11 @@ def report(record: Row) -> str:
     machine = record["machine"]
     about = f"{machine['cpu']}, {machine['cores']} cores, {machine['capability']}, torch {machine['torch']}"
     blocks = [f"{record['part']}: {about}, {record['date']}{', quick' if record['quick'] else ''}"]
-    grown = record["part"] == "growth"
+    layout = {"growth": _by_size, "decoding": _by_place}.get(record["part"], _by_name)
     groups: dict[str, list[Row]] = {}
     for row in record["rows"]:
-        groups.setdefault(_group(row, grown), []).append(row)
-    blocks += [f"{head}\n{_grid((_by_size if grown else _by_name)(rows))}" for head, rows in groups.items()]
+        groups.setdefault(_group(row, record["part"]), []).append(row)
+    blocks += [f"{head}\n{_grid(layout(rows))}" for head, rows in groups.items()]
     if record["targets"]:
         lines: list[tuple[str, ...]] = [("target", "", "wanted", "measured", "")]
         for t in record["targets"]:
@@ -99,12 +99,16 @@ def report(record: Row) -> str:
     return "\n\n".join(blocks)
 
 
-def _group(row: Row, grown: bool) -> str:
-    """What the rows of one table share: all sizes, or all but the one that grows."""
+def _group(row: Row, part: str) -> str:
+    """What the rows of one table share: all sizes, all but the one that grows, or what is done."""
+    if part == "decoding":
+        return f"{row['what']}, T = {row['T']}; 1 thread: CPU time, 2: wall time"
     sizes = " ".join(f"{key}{row[key]}" for key in ("d", "H", "F", "L", "T", "B"))
     clock = "1 thread, CPU time" if row["threads"] == 1 else f"{row['threads']} threads, wall time"
     what = "steps" if row["what"] == "floor" else row["what"]
-    return f"{what} over {row['label']}, {clock}" if grown else f"{what} {row['label']}: {sizes}, {clock}"
+    if part == "growth":
+        return f"{what} over {row['label']}, {clock}"
+    return f"{what} {row['label']}: {sizes}, {clock}"
 
 
 def _by_size(rows: list[Row]) -> list[tuple[str, ...]]:
@@ -118,7 +122,9 @@ def _by_size(rows: list[Row]) -> list[tuple[str, ...]]:
     return [(axis, *names), *((str(n), *(cells.get((name, n), "") for name in names)) for n in sizes)]
 
 
+PLACE = ("d", "H", "F", "L", "threads", "B")
 COLUMNS = {
+    "steps": ("steps", "{}"),
     "seconds": ("seconds", "{:.4g}"),
     "low": ("lowest", "{:.4g}"),
     "high": ("highest", "{:.4g}"),
@@ -130,16 +136,22 @@ COLUMNS = {
 }
 
 
-def _by_name(rows: list[Row]) -> list[tuple[str, ...]]:
-    """A heading and a line for each row, with the columns that some row has."""
+def _by_place(rows: list[Row]) -> list[tuple[str, ...]]:
+    """As `_by_name`, for rows of several sizes, threads and batches: each line begins with its own."""
+    return _by_name(rows, PLACE)
+
+
+def _by_name(rows: list[Row], place: Sequence[str] = ()) -> list[tuple[str, ...]]:
+    """A heading and a line for each row, with the fields of `place` and the columns that some row has."""
     columns = {key: about for key, about in COLUMNS.items() if any(row.get(key) is not None for row in rows)}
-    lines = [("", *(title for title, _ in columns.values()))]
+    lines = [("", *place, *(title for title, _ in columns.values()))]
     for row in (row for row in rows if "not_run" not in row):
         numbers = [(row.get(key), form) for key, (_, form) in columns.items()]
-        lines.append((row["name"], *("" if n is None else form.format(n) for n, form in numbers)))
-    reasons: dict[str, list[str]] = {}
+        cells = ["" if n is None else form.format(n) for n, form in numbers]
+        lines.append((row["name"], *(str(row[key]) for key in place), *cells))
+    reasons: dict[str, dict[str, None]] = {}  # a name once, however many places it is missing in
     for row in (row for row in rows if "not_run" in row):
-        reasons.setdefault(row["not_run"], []).append(row["name"])
+        reasons.setdefault(row["not_run"], {})[row["name"]] = None
     return lines + [(f"not run, {reason}: {'; '.join(names)}",) for reason, names in reasons.items()]
 
 

@@ -95,7 +95,7 @@ def gradients(
 
     A tensor that plays no part has gradient zero.
     """
-    loss = sum((o * normal(*o.shape, seed=i).detach()).sum() for i, o in enumerate(outputs))
+    loss = sum((o * normal(*o.shape, seed=i).detach().to(o.device)).sum() for i, o in enumerate(outputs))
     found = torch.autograd.grad(
         loss, list(named.values()), allow_unused=True, materialize_grads=True, retain_graph=retain
     )

@@ -90,6 +90,10 @@ def test_every_kind_of_job_gives_whole_rows(monkeypatch):
             assert row.items() >= SMALL._asdict().items(), what
             assert row["name"] and row["threads"] == 1
             assert "gemm" in row or row["low"] <= row["seconds"] <= row["high"]
+    assert {row["name"] for row in found["decode"]} == {YARDSTICK, "state", "decoder"}
+    assert all(
+        row["tokens_per_second"] == row["B"] * row["steps"] / row["seconds"] for row in found["decode"]
+    )
     cache = {row["name"]: row["cache_bytes_per_token"] for row in found["decode"]}
     assert cache[YARDSTICK] == SMALL.L * cache["state"] == SMALL.L * 2 * SMALL.d * 4
 
@@ -145,6 +149,24 @@ def test_a_record_is_printed_as_tables():
     assert cells == [["T", "parallel", "(SDPA)", "native"], ["7", "2", "-"]]
 
 
+def test_decoding_is_one_table_of_all_sizes_threads_and_batches():
+    places = [(threads, batch) for threads in (1, 2) for batch in (1, 64)]
+    found = fake("decoding", "d = 10", {})
+    found["rows"] = [
+        row | {"what": "decode", "threads": threads, "B": batch, "steps": 3, "tokens_per_second": 5.0}
+        for threads, batch in places
+        for row in fake("decoding", "d = 10", {YARDSTICK: 2.0, "decoder": 1.0})["rows"]
+    ]
+    lines = report.report(found).splitlines()
+    first = lines.index("decode, T = 7; 1 thread: CPU time, 2: wall time") + 1
+    assert lines[first].split()[:7] == ["d", "H", "F", "L", "threads", "B", "steps"]
+    ours = [line.split() for line in lines[first + 1 :] if line.startswith("decoder")]
+    assert [cells[1:8] for cells in ours] == [
+        ["10", "2", "14", "3", str(threads), str(batch), "3"] for threads, batch in places
+    ]
+    assert lines.count("not run, no compiler: native") == 1
+
+
 # The plan
 
 
@@ -159,6 +181,13 @@ def test_the_plan_names_who_there_is_and_compares_each_with_the_yardstick(quick)
             assert names[0] == YARDSTICK
             assert set(names) <= set(EVERYONE)
         json.dumps(job)
+
+
+def test_every_target_is_measured_by_a_full_run():
+    plans = {"speed": run.speed, "memory": run.memory, "growth": run.growth, "decoding": run.decoding}
+    for target in report.TARGETS:
+        jobs = [{**job.get("size", {}), **job} for job in plans[target.part](False)]
+        assert any(job.items() >= target.where.items() for job in jobs), target
 
 
 def test_a_job_goes_into_the_store_whole_and_is_not_measured_again(tmp_path):
@@ -201,8 +230,10 @@ def test_the_records_hold_what_the_book_draws():
         points = [row for row in record("growth")["rows"] if row["label"] == axis]
         assert len({row[axis] for row in points}) >= 3
         assert {row["what"] for row in points} == {"steps", "floor", "memory"}
-    assert names("decoding", what="decode", B=1) >= {YARDSTICK, "state"}
-    assert names("decoding", what="ingest", B=64) >= {YARDSTICK, "sequence", "native"}
+    for batch in (1, 64):
+        where = {"d": 128, "threads": 1, "B": batch}
+        assert names("decoding", what="decode", **where) == {YARDSTICK, "state", "decoder"}
+        assert names("decoding", what="ingest", **where) >= {YARDSTICK, "sequence", "native"}
 
 
 def test_the_records_are_in_the_wheel():

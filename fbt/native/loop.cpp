@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <omp.h>
 #include <type_traits>
 #include <utility>
@@ -39,6 +40,8 @@ struct Sizes {
   Int d() const { return H * D; }
   Int steps() const { return stop - first; }
   Int oldest(Int t) const { return std::max<Int>(0, past + t - span); }
+  Int at(Int t, Int l, Int b) const { return (l * steps() + t - first) * B + b; }      // in [L, m, B]
+  Int row(Int hb, Int t, Int l) const { return (hb * steps() + t - first) * L + l; }   // in [HB, m L]
 };
 
 template <class S> struct Weights {  // matrices lie as [in, out] in forward, as [out, in] in backward
@@ -282,53 +285,93 @@ template <class S> void mix(Int D, Int n, const S* p, Int step, const S* values,
     for (Int c = 0; c < D; c++) out[c] += p[j * step] * (values[j * D + c] + (table ? table[j * D + c] : 0));
 }
 
-template <class S> void softmax(Int n, S* s) {
-  S top = s[0], sum = 0;
+template <class S> S dot(Int n, const S* x, const S* y) {
+  S sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (Int i = 0; i < n; i++) sum += x[i] * y[i];
+  return sum;
+}
+
+// A softmax over some of the keys: where their scores s stood stands e^(s - top), and `sum` is the sum of these.
+template <class S> struct Part {
+  S top = -std::numeric_limits<S>::infinity(), sum = 0;
+};
+
+template <class S> Part<S> exponentials(Int n, S* s) {
+  S top = Part<S>().top, sum = 0;
 #pragma omp simd reduction(max : top)
   for (Int j = 0; j < n; j++) top = s[j] > top ? s[j] : top;
 #pragma omp simd
   for (Int j = 0; j < n; j++) s[j] = exponential(s[j] - top);
 #pragma omp simd reduction(+ : sum)
   for (Int j = 0; j < n; j++) sum += s[j];
-  const S scale = 1 / sum;
-#pragma omp simd
-  for (Int j = 0; j < n; j++) s[j] *= scale;
+  return {top, sum};
 }
 
 // Forward -------------------------------------------------------------------------------------------------------------
 
-// Step t, layer l of the sequences b0 to b0 + n: attention weights and attended values.
-template <class S> void attend(const Sizes& z, const Forward<S>& f, Int t, Int l, Int b0, Int n) {
-  const Int d = z.d(), i = t - z.first, low = z.oldest(t), count = z.past + t - low;
-  const Int rows = z.steps() * z.L, row = i * z.L + l, at = (l * z.steps() + i) * z.B + b0;
-  std::vector<S> with_u(z.D), dropped(f.chunk.noise ? count : 0);
-  for (Int h = 0; h < z.H; h++) {
-    const Int lh = l * z.H + h, newest = lh * z.R + z.R - count;
-    for (Int b = 0; b < n; b++) {
-      const Int hb = h * z.B + b0 + b, place = (hb * rows + row) * z.width + low - z.low;
-      const S *q = f.chunk.q + (at + b) * d + h * z.D, *keys = f.keys + (hb * z.room + low) * z.D;
-      S* p = f.chunk.p + place;
-      for (Int c = 0; c < z.D; c++) with_u[c] = q[c] + f.w.u[lh * z.D + c];
-      score(z.D, count, with_u.data(), keys, q, f.w.table + newest * z.D, f.w.s + newest, p);
-      softmax(count, p);
-      if (f.chunk.noise) {
-        for (Int j = 0; j < count; j++) dropped[j] = p[j] * f.chunk.noise[place + j];
-        p = dropped.data();
-      }
-      const S *values = f.values + (hb * z.room + low) * z.D, *none = nullptr;
-      mix(z.D, count, p, 1, values, none, f.chunk.o + (at + b) * d + h * z.D);
-    }
+// Head h of sequence b at step t, layer l, and its keys [from, to): the exponentials of their scores, in the place of the
+// attention weights, and o, the values mixed by them. `scratch` has room for D + to - from numbers.
+template <class S>
+Part<S> read(const Sizes& z, const Forward<S>& f, Int t, Int l, Int h, Int b, Int from, Int to, S* o, S* scratch) {
+  const Int count = to - from, lh = l * z.H + h, hb = h * z.B + b, newest = lh * z.R + z.R - (z.past + t - from);
+  const Int place = z.row(hb, t, l) * z.width + from - z.low, memory = (hb * z.room + from) * z.D;
+  const S *q = f.chunk.q + z.at(t, l, b) * z.d() + h * z.D, *none = nullptr;
+  S *p = f.chunk.p + place, *with_u = scratch, *dropped = scratch + z.D;
+  for (Int c = 0; c < z.D; c++) with_u[c] = q[c] + f.w.u[lh * z.D + c];
+  score(z.D, count, with_u, f.keys + memory, q, f.w.table + newest * z.D, f.w.s + newest, p);
+  const Part<S> part = exponentials(count, p);
+  if (f.chunk.noise) {
+    for (Int j = 0; j < count; j++) dropped[j] = p[j] * f.chunk.noise[place + j];
+    p = dropped;
   }
+  mix(z.D, count, p, 1, f.values + memory, none, o);
+  return part;
+}
+
+// The first layer's queries are known before the steps: all steps of the chunk read each key older than the chunk at once.
+template <class S> void read_ahead(const Sizes& z, const Forward<S>& f, Int b0, Int n, Part<S>* ahead, S* scratch) {
+  for (Int h = 0; h < z.H; h++)
+    for (Int b = b0; b < b0 + n; b++)
+      for (Int t = z.first; t < z.stop; t++) {
+        const Int to = z.past + z.first, from = std::min(z.oldest(t), to);
+        S* o = f.chunk.o + z.at(t, 0, b) * z.d() + h * z.D;
+        *ahead++ = read(z, f, t, 0, h, b, from, to, o, scratch);
+      }
+}
+
+// Step t, layer l of the sequences b0 to b0 + n: attention weights and attended values.
+template <class S>
+void attend(const Sizes& z, const Forward<S>& f, Int t, Int l, Int b0, Int n, const Part<S>* ahead, S* scratch) {
+  const Int low = z.oldest(t), to = z.past + t, from = l ? low : std::max(low, z.past + z.first);
+  for (Int h = 0; h < z.H; h++)
+    for (Int b = 0; b < n; b++) {
+      S *p = f.chunk.p + z.row(h * z.B + b0 + b, t, l) * z.width - z.low, *o = f.chunk.o + z.at(t, l, b0 + b) * z.d() + h * z.D;
+      S* now = l ? o : scratch;
+      const Part<S> part = read(z, f, t, l, h, b0 + b, from, to, now, scratch + z.D);
+      S old = 0, fresh = 1 / part.sum;
+      if (l == 0) {
+        const Part<S> before = ahead[(h * n + b) * z.steps() + t - z.first];
+        const S top = std::max(before.top, part.top);
+        old = exponential(before.top - top), fresh = exponential(part.top - top);
+        const S scale = 1 / (old * before.sum + fresh * part.sum);
+        old *= scale, fresh *= scale;
+        for (Int j = low; j < from; j++) p[j] *= old;
+      }
+      for (Int j = from; j < to; j++) p[j] *= fresh;
+      for (Int c = 0; c < z.D; c++) o[c] = (l ? 0 : old * o[c]) + fresh * now[c];
+    }
 }
 
 template <class S> void forward_group(const Sizes& z, const Forward<S>& f, Int b0, Int n) {
   const Int d = z.d(), m = z.steps(), wide = std::max(2 * d, z.F);
-  std::vector<S> normed(n * d), inner(n * wide);
+  std::vector<S> normed(n * d), inner(n * wide), scratch(2 * z.D + z.width);
+  std::vector<Part<S>> ahead(z.H * n * m);
+  read_ahead(z, f, b0, n, ahead.data(), scratch.data());
   for (Int t = z.first; t < z.stop; t++) {
-    const Int i = t - z.first;
     const bool reads = z.past + t > 0;  // the first step of all has nothing to read
     for (Int l = 0; l < z.L; l++) {
-      const Int at = (l * m + i) * z.B + b0;
+      const Int at = z.at(t, l, b0);
       S *x = f.x + ((l * z.T + t) * z.B + b0) * d, *out = x + z.T * z.B * d, *y = f.chunk.y + at * d, *stats = f.chunk.stats + at;
       const Int next = z.L * m * z.B;  // from one of the four statistics to the next
       if (l > 0) {
@@ -336,7 +379,7 @@ template <class S> void forward_group(const Sizes& z, const Forward<S>& f, Int b
         affine(n, d, d, normed.data(), f.w.w_q + l * d * d, f.w.b_q + l * d, f.chunk.q + at * d);
       }
       if (reads) {
-        attend(z, f, t, l, b0, n);
+        attend(z, f, t, l, b0, n, ahead.data(), scratch.data());
         affine(n, d, d, f.chunk.o + at * d, f.w.w_o + l * d * d, f.w.b_o + l * d, y);
         multiply(n * d, f.chunk.drops ? f.chunk.drops + at * d : nullptr, y);
         add(n * d, S(1), x, y);
@@ -372,52 +415,82 @@ template <class S> void forward_group(const Sizes& z, const Forward<S>& f, Int b
 
 // Backward ------------------------------------------------------------------------------------------------------------
 
-// From the gradient of the attention's output of step t, layer l to those of its scores, query and tables.
+// Head h of sequence b at step t, layer l, and its keys [from, to): from `given`, the gradient of the attended values, those
+// of the scores, and dq, what they add to the query's.
 template <class S>
-void attend_backward(const Sizes& z, const Backward<S>& f, Int t, Int l, Int b0, Int n, const S* d_o, S* scores) {
-  const Int d = z.d(), i = t - z.first, low = z.oldest(t), count = z.past + t - low;
-  const Int rows = z.steps() * z.L, row = i * z.L + l, at = (l * z.steps() + i) * z.B + b0;
+void answer(const Sizes& z, const Backward<S>& f, Int t, Int l, Int h, Int b, Int from, Int to, const S* given, S* dq) {
+  const Int count = to - from, hb = h * z.B + b, newest = (l * z.H + h) * z.R + z.R - (z.past + t - from);
+  const Int place = z.row(hb, t, l) * z.width + from - z.low, memory = (hb * z.room + from) * z.D;
+  const S *p = f.chunk.p + place, *none = nullptr;
+  const S along = dot(z.D, given, f.chunk.o + z.at(t, l, b) * z.d() + h * z.D);  // sum_j p_j dp_j
+  S* ds = f.grads.scores + place;
+  score(z.D, count, given, f.values + memory, none, none, none, ds);
+  if (f.chunk.noise) multiply(count, f.chunk.noise + place, ds);
+  for (Int j = 0; j < count; j++) ds[j] = p[j] * (ds[j] - along);
+  mix(z.D, count, ds, 1, f.keys + memory, f.w.table + newest * z.D, dq);
+}
+
+// What step t, layer l, head h of the sequences b0 to b0 + n add to the gradients of the tables by their keys [from, to).
+template <class S> void tables(const Sizes& z, const Backward<S>& f, Int t, Int l, Int h, Int b0, Int n, Int from, Int to) {
+  if (!f.d_table) return;
+  const Int newest = ((omp_get_thread_num() * z.L + l) * z.H + h) * z.R + z.R - (z.past + t - from), next = z.row(1, t, l) - z.row(0, t, l);
+  const S *ds = f.grads.scores + z.row(h * z.B + b0, t, l) * z.width + from - z.low, *q = f.chunk.q + z.at(t, l, b0) * z.d() + h * z.D;
+  add_transposed(to - from, z.D, n, ds, next * z.width, q, z.d(), f.d_table + newest * z.D, z.D);
+  for (Int b = 0; b < n; b++) add(to - from, S(1), ds + b * next * z.width, f.d_s + newest);
+}
+
+// From d_o, the gradient of the attention's output of step t, layer l, to those of its scores, query and tables. The first layer leaves older keys to `answer_behind`.
+template <class S> void attend_backward(const Sizes& z, const Backward<S>& f, Int t, Int l, Int b0, Int n, const S* d_o) {
+  const Int low = z.oldest(t), from = l ? low : std::max(low, z.past + z.first), to = z.past + t;
   for (Int h = 0; h < z.H; h++) {
-    const Int lh = l * z.H + h, newest = lh * z.R + z.R - count;
     for (Int b = 0; b < n; b++) {
-      const Int hb = h * z.B + b0 + b, place = (hb * rows + row) * z.width + low - z.low;
-      const Int memory = (hb * z.room + low) * z.D;
-      const S *given = d_o + b * d + h * z.D, *p = f.chunk.p + place, *none = nullptr;
-      S *ds = scores + b * count, along = 0;
-      std::memcpy(f.grads.attended + (hb * rows + row) * z.D, given, z.D * sizeof(S));
-      score(z.D, count, given, f.values + memory, none, none, none, ds);
-      if (f.chunk.noise) multiply(count, f.chunk.noise + place, ds);
-#pragma omp simd reduction(+ : along)
-      for (Int j = 0; j < count; j++) along += p[j] * ds[j];
-#pragma omp simd
-      for (Int j = 0; j < count; j++) ds[j] = p[j] * (ds[j] - along);
-      std::memcpy(f.grads.scores + place, ds, count * sizeof(S));
-      mix(z.D, count, ds, 1, f.keys + memory, f.w.table + newest * z.D, f.grads.q + (at + b) * d + h * z.D);
+      const Int row = z.row(h * z.B + b0 + b, t, l);
+      const S* given = d_o + b * z.d() + h * z.D;
+      std::memcpy(f.grads.attended + row * z.D, given, z.D * sizeof(S));
+      answer(z, f, t, l, h, b0 + b, from, to, given, f.grads.q + z.at(t, l, b0 + b) * z.d() + h * z.D);
     }
-    if (!f.d_table) continue;
-    const Int share = omp_get_thread_num() * z.L * z.H * z.R + newest;
-    add_transposed(count, z.D, n, scores, count, f.chunk.q + at * d + h * z.D, d, f.d_table + share * z.D, z.D);
-    for (Int b = 0; b < n; b++) add(count, S(1), scores + b * count, f.d_s + share);
+    tables(z, f, t, l, h, b0, n, from, to);
   }
+}
+
+// What `attend_backward` left out: nothing in the loop waits for the gradient of the first layer's queries.
+template <class S> void answer_behind(const Sizes& z, const Backward<S>& f, Int b0, Int n, S* dq) {
+  const Int to = z.past + z.first;
+  for (Int h = 0; h < z.H; h++) {
+    for (Int b = b0; b < b0 + n; b++)
+      for (Int t = z.first; t < z.stop && z.oldest(t) < to; t++) {
+        answer(z, f, t, 0, h, b, z.oldest(t), to, f.grads.attended + z.row(h * z.B + b, t, 0) * z.D, dq);
+        add(z.D, S(1), dq, f.grads.q + z.at(t, 0, b) * z.d() + h * z.D);
+      }
+    for (Int t = z.first; t < z.stop && z.oldest(t) < to; t++) tables(z, f, t, 0, h, b0, n, z.oldest(t), to);
+  }
+}
+
+// The gradient of the inputs of layer l at step t, from that of its queries, added to g.
+template <class S> void query_backward(const Sizes& z, const Backward<S>& f, Int t, Int l, Int b0, Int n, S* g, S* through) {
+  const Int d = z.d(), at = z.at(t, l, b0);
+  const S *x = f.x + ((l * z.T + t) * z.B + b0) * d, *stats = f.chunk.stats + at;
+  product(n, d, d, f.grads.q + at * d, d, f.w.w_q + l * d * d, d, S(0), through, d);
+  norm_backward(n, d, through, x, stats, stats + z.L * z.steps() * z.B, g, f.in_q + at * d);
 }
 
 template <class S> void backward_group(const Sizes& z, const Backward<S>& f, Int b0, Int n) {
   const Int d = z.d(), m = z.steps(), rows = m * z.L, next = z.L * m * z.B;
-  std::vector<S> g(n * d), through(n * d), scratch(n * d), scores(n * std::max<Int>(1, std::min(z.span, z.past + z.stop)));
+  std::vector<S> g(n * d), through(n * d), scratch(n * d);
   for (Int t = z.stop - 1; t >= z.first; t--) {
-    const Int i = t - z.first, now = z.past + t, later = (i + 1) * z.L;
+    const Int now = z.past + t;
     const bool reads = now > 0;
     S *d_kv = f.d_kv + (t * z.B + b0) * 2 * d, *dm = f.d_m + (t * z.B + b0) * d;
     for (Int b = 0; b < n; b++)
       for (Int h = 0; h < z.H; h++) {  // later steps of this chunk read this key too
-        const Int hb = h * z.B + b0 + b, place = (hb * rows + later) * z.width + now - z.low;
+        const Int hb = h * z.B + b0 + b, from = z.row(hb, t + 1, 0), place = from * z.width + now - z.low;
+        const Int count = (z.stop - 1 - t) * z.L, owed = (hb * z.room + now) * z.D;
         S *key = d_kv + b * 2 * d + h * z.D, *value = key + d;
-        const Int from = (hb * rows + later) * z.D;
         const S* none = nullptr;
-        mix(z.D, rows - later, f.grads.scores + place, z.width, f.grads.with_u + from, none, key);
-        mix(z.D, rows - later, f.grads.p + place, z.width, f.grads.attended + from, none, value);
-        add(z.D, S(1), f.d_keys + (hb * z.room + now) * z.D, key);
-        add(z.D, S(1), f.d_values + (hb * z.room + now) * z.D, value);
+        mix(z.D, count, f.grads.scores + place, z.width, f.grads.with_u + from * z.D, none, key);
+        mix(z.D, count, f.grads.p + place, z.width, f.grads.attended + from * z.D, none, value);
+        add(z.D, S(1), f.d_keys + owed, key);
+        add(z.D, S(1), f.d_values + owed, value);
       }
     product(n, d, 2 * d, d_kv, 2 * d, f.w.w_kv, d, S(0), dm, d);
     if (z.norm_memory) {
@@ -429,7 +502,7 @@ template <class S> void backward_group(const Sizes& z, const Backward<S>& f, Int
     std::memcpy(g.data(), f.d_top + (t * z.B + b0) * d, n * d * sizeof(S));
     add(n * d, f.w.mix[z.L], dm, g.data());
     for (Int l = z.L - 1; l >= 0; l--) {
-      const Int at = (l * m + i) * z.B + b0;
+      const Int at = z.at(t, l, b0);
       const S* stats = f.chunk.stats + at;
       S *df = f.grads.f + at * d, *da = f.grads.a + at * z.F, *dy = f.grads.y + at * d;
       std::memcpy(df, g.data(), n * d * sizeof(S));
@@ -442,10 +515,8 @@ template <class S> void backward_group(const Sizes& z, const Backward<S>& f, Int
         std::memcpy(dy, g.data(), n * d * sizeof(S));
         multiply(n * d, f.chunk.drops ? f.chunk.drops + at * d : nullptr, dy);
         product(n, d, d, dy, d, f.w.w_o + l * d * d, d, S(0), through.data(), d);
-        attend_backward(z, f, t, l, b0, n, through.data(), scores.data());
-        product(n, d, d, f.grads.q + at * d, d, f.w.w_q + l * d * d, d, S(0), through.data(), d);
-        const S* x = f.x + ((l * z.T + t) * z.B + b0) * d;
-        norm_backward(n, d, through.data(), x, stats, stats + next, g.data(), f.in_q + at * d);
+        attend_backward(z, f, t, l, b0, n, through.data());
+        if (l) query_backward(z, f, t, l, b0, n, g.data(), through.data());
       } else {
         std::fill(f.in_q + at * d, f.in_q + (at + n) * d, S(0));  // times a gradient that is zero
       }
@@ -453,6 +524,9 @@ template <class S> void backward_group(const Sizes& z, const Backward<S>& f, Int
     }
     std::memcpy(f.d_x + (t * z.B + b0) * d, g.data(), n * d * sizeof(S));
   }
+  answer_behind(z, f, b0, n, scratch.data());
+  for (Int t = z.first; t < z.stop; t++)
+    if (z.past + t > 0) query_backward(z, f, t, 0, b0, n, f.d_x + (t * z.B + b0) * d, through.data());
   const Int earlier = z.past + z.first - z.low;  // what the chunk owes to keys before it
   if (earlier)
     for (Int h = 0; h < z.H; h++)

@@ -51,9 +51,8 @@ def run_sequence(body: "SharedKVBody", x: Tensor, state: State | None, native: b
     keys, values = carried(state, x.new_empty(sizes.heads * batch, 0, body.d_model // sizes.heads))
     with torch.autocast(x.device.type, enabled=False):  # the buffers of the loop have one dtype
         weights = fold(body, min(body.span, past + length - 1))
-        top, keys, values = WholeSequence.apply(sizes, x.transpose(0, 1).contiguous(), keys, values, *weights)
-    after = (kept.unflatten(0, (sizes.heads, batch)).transpose(0, 1).contiguous() for kept in (keys, values))
-    return top.transpose(0, 1), State(*((kept,) for kept in after))
+        top, keys, values = WholeSequence.apply(sizes, x.transpose(0, 1), keys, values, *weights)
+    return top.transpose(0, 1), State((keys,), (values,))
 
 
 class Decoder:
@@ -130,9 +129,10 @@ class WholeSequence(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         kept = (tensor for chunk in chunks for tensor in chunk)
         ctx.save_for_backward(loop.x, loop.m, loop.m_stats, loop.keys_t, loop.values, *rest, *kept)
-        first = max(0, loop.values.shape[1] - sizes.span)
-        keys = loop.keys_t[:, :, first:].mT.clone(memory_format=torch.contiguous_format)
-        return loop.x[-1].clone(), keys, loop.values[:, first:].clone()
+        state = [kept[:, -sizes.span :] for kept in (loop.keys_t.mT, loop.values)]
+        state = [kept.unflatten(0, (sizes.heads, -1)).transpose(0, 1) for kept in state]
+        keys, values = (kept.clone(memory_format=torch.contiguous_format) for kept in state)
+        return loop.x[-1].clone(), keys, values
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:

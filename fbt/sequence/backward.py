@@ -1,6 +1,5 @@
 """The whole-sequence loop in reverse: gradients of activations step by step, of weights chunk by chunk."""
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -32,8 +31,6 @@ class Backward(Loop):
         self.x, self.m, self.m_stats, keys_t, values = outputs
         super().__init__(sizes, weights, self.x.shape[1], self.x.shape[2])
         self.kept, self.want = chunks, want
-        self.new = self.x.new_empty
-        self.work: dict[str, Tensor] = {}
         self.keys, self.values_t = keys_t.mT.contiguous(), self.turn(values)
         self.d_keys, self.d_values = torch.zeros_like(self.keys), torch.zeros_like(self.keys)
         self.d_kv = self.new(self.T, self.B, 2, self.H, self.D)
@@ -41,11 +38,11 @@ class Backward(Loop):
         self.found = {name: torch.zeros_like(tensor) for name, tensor in weights._asdict().items()}
 
     def run(self, d_top: Tensor | None, d_keys: Tensor | None, d_values: Tensor | None) -> dict[str, Tensor]:
-        """All gradients by name, from those of the top outputs [T, B, d] and of the state [HB, J, D]."""
+        """All gradients by name, from those of the top outputs [T, B, d] and of the state [B, H, J, D]."""
         for total, given in ((self.d_keys, d_keys), (self.d_values, d_values)):
             if given is not None:
-                total[:, -given.shape[1] :] = given
-        d_top = torch.zeros_like(self.d_x) if d_top is None else d_top
+                total[:, -given.shape[2] :] = given.transpose(0, 1).flatten(0, 1)
+        d_top = torch.zeros_like(self.d_x) if d_top is None else d_top.contiguous()
         for (first, stop), chunk in zip(reversed(self.chunks), reversed(self.kept), strict=True):
             self.chunk(
                 first, stop, self.recompute(first, stop, chunk) if self.sizes.recompute else chunk, d_top
@@ -71,25 +68,20 @@ class Backward(Loop):
         grads = ChunkGradients(
             p=p,
             with_u=with_u.permute(3, 2, 1, 0, 4).reshape(p.shape[0], -1, self.D).contiguous(),
-            scores=self.room("scores", *p.shape).zero_(),
-            attended=self.room("attended", p.shape[0], m * self.L, self.D),
-            f=self.room("f", *chunk.y.shape),
-            y=self.room("y", *chunk.y.shape),
-            q=self.room("q", *chunk.y.shape),
-            a=self.room("a", *chunk.a.shape),
+            scores=self.buffer("scores", *p.shape),
+            attended=self.buffer("attended", p.shape[0], m * self.L, self.D),
+            f=self.buffer("f", *chunk.y.shape),
+            y=self.buffer("y", *chunk.y.shape),
+            q=self.buffer("q", *chunk.y.shape),
+            a=self.buffer("a", *chunk.a.shape),
         )
+        if self.slides(first, stop):
+            grads.scores.zero_()
         if self.sizes.past + first == 0:  # the first step of all has no attention to have a gradient
             for gradient in (grads.y[:, 0], grads.q[:, 0], grads.attended[:, : self.L]):
                 gradient.zero_()
         self.steps(first, stop, chunk, grads, d_top)
         self.weights(first, stop, chunk, grads)
-
-    def room(self, name: str, *shape: int) -> Tensor:
-        """A buffer for one chunk, in the memory of the chunk before if it is large enough."""
-        count = math.prod(shape)
-        if name not in self.work or self.work[name].numel() < count:
-            self.work[name] = self.new(count)
-        return self.work[name][:count].view(shape)
 
     def steps(self, first: int, stop: int, chunk: Chunk, grads: ChunkGradients, d_top: Tensor) -> None:
         """The steps of a chunk in reverse, then what they owe to the keys and values before the chunk."""
@@ -189,37 +181,37 @@ class Backward(Loop):
 
     def recompute(self, first: int, stop: int, kept: Chunk) -> Chunk:
         """What `Forward` computed for a chunk, from the layers' outputs: all steps of a layer at once."""
-        w, m, (low, high) = self.w, stop - first, self.keys_of_chunk(first, stop)
-        rows = m * self.B
-        p_all = self.new(self.H, self.B, m, self.L, high - low)
-        parts: dict[str, list[Tensor]] = {name: [] for name in ("q", "o", "y", "a", "stats")}
+        w, m, rows, (low, high) = (
+            self.w,
+            stop - first,
+            (stop - first) * self.B,
+            self.keys_of_chunk(first, stop),
+        )
+        chunk = self.room(first, stop, again=True)._replace(noise=kept.noise, drops=kept.drops)
+        keys = self.keys[:, low:high].view(self.H, self.B, high - low, self.D)
+        values = self.values_t[:, :, low:high].mT.view(keys.shape)
+        by_row = (self.H, self.B, m, self.L, high - low)
         for l in range(self.L):
-            h = self.x[l, first:stop]
-            z, mean1, rstd1 = plain_norm(h)
-            q = torch.addmm(w.b_q[l], z.view(rows, self.d), w.w_q[l].t())
+            q, o, y, a = (kept[l].view(rows, -1) for kept in (chunk.q, chunk.o, chunk.y, chunk.a))
+            z, chunk.stats[0, l], chunk.stats[1, l] = plain_norm(self.x[l, first:stop])
+            torch.addmm(w.b_q[l], z.view(rows, self.d), w.w_q[l].t(), out=q)
             by_head = q.view(m, self.B, self.H, self.D).permute(2, 1, 0, 3)  # [H, B, m, D]
-            position = torch.einsum("hbmd,hrd->hbmr", by_head, w.table[l]) + w.s[l][:, None, None]
-            keys = self.keys[:, low:high].view(self.H, self.B, high - low, self.D)
-            scores = (by_head + w.u[l][:, None, None]) @ keys.mT + skew(position)[..., low - high :]
+            position = torch.baddbmm(w.s[l][:, None], by_head.flatten(1, 2), w.table[l].mT)
+            scores = (by_head + w.u[l][:, None, None]) @ keys.mT
+            scores += skew(position.unflatten(1, (self.B, m)))[..., low - high :]
             p = scores.softmax(-1)
             if self.sizes.past + first == 0:
                 p[:, :, 0] = 0  # the first step of all reads nothing
-            p_all[:, :, :, l] = p
+            chunk.p.view(by_row)[:, :, :, l] = p
             if self.sizes.dropout:
-                p = p * kept.noise.view_as(p_all)[:, :, :, l]
-            o = p @ self.values_t[:, :, low:high].view(self.H, self.B, self.D, -1).mT
-            o = o.permute(2, 1, 0, 3).reshape(rows, self.d)
-            attended = torch.addmm(w.b_o[l], o, w.w_o[l].t()).view(h.shape)
+                p *= chunk.noise.view(by_row)[:, :, :, l]
+            o.view(m, self.B, self.H, self.D).copy_((p @ values).permute(2, 1, 0, 3))
+            torch.addmm(w.b_o[l], o, w.w_o[l].t(), out=y)
             if self.sizes.dropout:
-                attended = attended * kept.drops[0, l]
+                chunk.y[l] *= chunk.drops[0, l]
             if self.sizes.past + first == 0:
-                attended[0] = 0  # nor was a mask ever drawn for it
-            y = h + attended
-            z, mean2, rstd2 = plain_norm(y)
-            a = torch.addmm(w.b_1[l], z.view(rows, self.d), w.w_1[l].t()).view(m, self.B, -1)
-            stats = torch.stack([mean1, rstd1, mean2, rstd2])
-            for name, value in zip(parts, (q.view(h.shape), o.view(h.shape), y, a, stats), strict=True):
-                parts[name].append(value)
-        q, o, y, a = (torch.stack(parts[name]) for name in ("q", "o", "y", "a"))
-        p = p_all.view(self.H * self.B, m * self.L, -1)
-        return kept._replace(q=q, o=o, y=y, a=a, stats=torch.stack(parts["stats"], 1), p=p)
+                chunk.y[l, 0] = 0  # nor was a mask ever drawn for it
+            chunk.y[l] += self.x[l, first:stop]
+            z, chunk.stats[2, l], chunk.stats[3, l] = plain_norm(chunk.y[l])
+            torch.addmm(w.b_1[l], z.view(rows, self.d), w.w_1[l].t(), out=a)
+        return chunk

@@ -13,7 +13,6 @@ class Forward(Loop):
         self, sizes: Sizes, weights: Weights, x: Tensor, keys: Tensor, values: Tensor, room: int = 0
     ) -> None:
         super().__init__(sizes, weights, x.shape[0], x.shape[1])
-        self.new = x.new_empty
         total = max(room, sizes.past + self.T)
         self.x = self.new(self.L + 1, self.T, self.B, self.d)
         self.x[0] = x
@@ -31,14 +30,15 @@ class Forward(Loop):
         """Run all steps; return what backward needs, chunk by chunk, if there may be one."""
         kept = []
         for first, stop in self.chunks:
-            chunk = self.room(first, stop)
+            # The next chunk may write over one that no backward will see.
+            chunk = self.room(first, stop, again=self.sizes.recompute or not self.sizes.keep)
             z, chunk.stats[0, 0], chunk.stats[1, 0] = plain_norm(self.x[0, first:stop])
             rows = (stop - first) * self.B  # the first layer's queries need no loop
             torch.addmm(
                 self.w.b_q[0], z.view(rows, self.d), self.turned.w_q[0], out=chunk.q[0].view(rows, self.d)
             )
             if self.sizes.dropout:
-                self.draw(chunk, first, stop)
+                chunk = self.draw(chunk, first, stop)
             self.steps(chunk, first, stop)
             if self.sizes.recompute:
                 empty = self.new(0)
@@ -47,25 +47,9 @@ class Forward(Loop):
                 kept.append(chunk)
         return kept
 
-    def room(self, first: int, stop: int) -> Chunk:
-        """Buffers for the steps of a chunk."""
-        m, (low, high) = stop - first, self.keys_of_chunk(first, stop)
-        one = (self.L, m, self.B, self.d)
-        p = self.new(self.H * self.B, m * self.L, high - low).zero_()
-        dropout = self.sizes.dropout > 0
-        return Chunk(
-            q=self.new(one),
-            o=self.new(one),
-            y=self.new(one),
-            a=self.new(*one[:3], self.w.b_1.shape[1]),
-            stats=self.new(4, *one[:3], 1),
-            p=p,
-            noise=torch.zeros_like(p) if dropout else self.new(0),
-            drops=self.new(2, *one) if dropout else self.new(0),
-        )
-
-    def draw(self, chunk: Chunk, first: int, stop: int) -> None:
+    def draw(self, chunk: Chunk, first: int, stop: int) -> Chunk:
         """Draw all masks of a chunk, in the order of the plain loop: step by step, layer by layer."""
+        chunk = chunk._replace(noise=torch.zeros_like(chunk.p), drops=self.new(2, *chunk.y.shape))
         for t in range(first, stop):
             low, high = self.keys_of_step(t)
             for l in range(self.L):
@@ -76,6 +60,7 @@ class Forward(Loop):
                     chunk.noise[:, row, window] = noise
                     noise_(chunk.drops[0, l, t - first], self.sizes.dropout)
                 noise_(chunk.drops[1, l, t - first], self.sizes.dropout)
+        return chunk
 
     def steps(self, chunk: Chunk, first: int, stop: int) -> None:
         """Run the steps of a chunk, one after another."""

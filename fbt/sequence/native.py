@@ -45,9 +45,9 @@ class NativeBackward(NativeLoop, Backward):
         """The steps of a chunk in reverse, then what they owe to the keys and values before the chunk."""
         shares = None
         self.filled = {
-            "w_2": self.room("w_2", *chunk.a.shape),
-            "w_1": self.room("w_1", *chunk.y.shape),
-            "w_q": self.room("w_q", *chunk.y.shape),
+            "w_2": self.buffer("w_2", *chunk.a.shape),
+            "w_1": self.buffer("w_1", *chunk.y.shape),
+            "w_q": self.buffer("w_q", *chunk.y.shape),
         }
         if self.want & {"table", "s", "u"}:  # each thread adds to tables of its own
             threads = torch.get_num_threads()
@@ -64,7 +64,7 @@ class NativeBackward(NativeLoop, Backward):
                 *chunk,
                 *grads,
                 *self.filled.values(),
-                d_top.contiguous(),
+                d_top,
                 *into,
                 *(shares or (None, None)),
             ],

@@ -1,5 +1,6 @@
 """What both directions of the loop are made of: folded weights, saved chunks, the plain norm."""
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from fbt.attention import Attention, FeedForward, KeyValue, RelativeTerms
 if TYPE_CHECKING:
     from fbt.shared_kv import SharedKVBody
 
-CHUNK = 16  # steps; 4 to 64 measure the same
+CHUNK = 8  # steps; 4 is as fast, 16 and more leave the cache and take longer
 
 
 class Sizes(NamedTuple):
@@ -55,7 +56,7 @@ class Chunk(NamedTuple):
     y: Tensor  # [L, m, B, d], after attention
     a: Tensor  # [L, m, B, F], before the activation
     stats: Tensor  # [4, L, m, B, 1], mean and 1 / standard deviation of the two norms of a layer
-    p: Tensor  # [HB, m L, J], attention weights to the chunk's keys, zero out of the span
+    p: Tensor  # [HB, m L, J], attention weights to the chunk's keys; zero beyond the span, unset ahead
     noise: Tensor  # like p, what dropout multiplied the weights by; empty without dropout
     drops: Tensor  # [2, L, m, B, d], what dropout multiplied a layer's two outputs by; empty without dropout
 
@@ -69,6 +70,14 @@ class Loop:
         self.L, self.d = weights.b_q.shape
         self.D = self.d // self.H
         self.chunks = [(first, min(steps, first + CHUNK)) for first in range(0, steps, CHUNK)]
+        self.new, self.work = weights.b_q.new_empty, dict[str, Tensor]()
+
+    def buffer(self, name: str, *shape: int) -> Tensor:
+        """Uninitialised numbers for one chunk, in the memory of the chunk before if that is large enough."""
+        count = math.prod(shape)
+        if name not in self.work or self.work[name].numel() < count:
+            self.work[name] = self.new(count)
+        return self.work[name][:count].view(shape)
 
     def oldest_key(self, t: int) -> int:
         """The first key that step t sees."""
@@ -81,6 +90,31 @@ class Loop:
     def keys_of_chunk(self, first: int, stop: int) -> tuple[int, int]:
         """The keys [from, to) that some step of a chunk sees."""
         return self.oldest_key(first), self.sizes.past + stop - 1
+
+    def room(self, first: int, stop: int, again: bool) -> Chunk:
+        """Memory for what is saved of a chunk, without dropout's masks: that of another chunk if `again`."""
+        m, (low, high) = stop - first, self.keys_of_chunk(first, stop)
+
+        def new(name: str, *shape: int) -> Tensor:
+            return self.buffer(f"chunk {name}", *shape) if again else self.new(shape)
+
+        chunk = Chunk(
+            q=new("q", self.L, m, self.B, self.d),
+            o=new("o", self.L, m, self.B, self.d),
+            y=new("y", self.L, m, self.B, self.d),
+            a=new("a", self.L, m, self.B, self.w.b_1.shape[1]),
+            stats=new("stats", 4, self.L, m, self.B, 1),
+            p=new("p", self.H * self.B, m * self.L, high - low),
+            noise=self.new(0),
+            drops=self.new(0),
+        )
+        if self.slides(first, stop):
+            chunk.p.zero_()
+        return chunk
+
+    def slides(self, first: int, stop: int) -> bool:
+        """Whether some step of a chunk no longer sees a key that the first one saw."""
+        return self.oldest_key(first) < self.oldest_key(stop - 1)
 
     def place(self, first: int, t: int, l: int) -> tuple[int, slice]:
         """Where the chunk that begins at `first` keeps the scores of step t, layer l: row and columns."""
