@@ -6,6 +6,7 @@ All layers read the same memory vector, so they can also read the same projectio
 decoder is then L times smaller, and a step projects its memory once.
 """
 
+import torch
 from torch import Tensor
 
 from fbt._checks import check_choice, check_embeddings
@@ -20,8 +21,8 @@ class SharedKVBody(FeedbackBody):
     """A `FeedbackBody` with a single cache that every layer attends to.
 
     Attributes:
-        recompute: let the "sequence" backend keep only the outputs of the layers, the keys and the values,
-            and compute the rest again in backward: less memory, a little more time.
+        recompute: let the backends "sequence" and "native" keep only the outputs of the layers, the keys and
+            the values, and compute the rest again in backward: about half the memory, a little more time.
     """
 
     backends = (*FeedbackBody.backends, "sequence", "native")
@@ -30,19 +31,25 @@ class SharedKVBody(FeedbackBody):
     def __init__(self, config: Config) -> None:
         super().__init__(config, n_caches=1)
         self.recompute = False
+        self._kinds = [type(part) for part in self.modules()]
 
     def forward(
         self, x: Tensor, state: State | None = None, *, backend: str = "auto", need_weights: bool = False
     ) -> tuple[Tensor, State, Tensor | None]:
-        """As `FeedbackBody.forward`, with one more backend.
+        """As `FeedbackBody.forward`, with two more backends: "auto" is the faster one that is here.
 
-        "sequence" runs all steps and layers in one autograd Function (see `fbt.sequence`): faster to train,
-        no second derivative. Attention weights always come from the loop.
+        "sequence" runs all steps and layers in one autograd Function (see `fbt.sequence`), "native" the same
+        with its steps in C++ (see `fbt.native`): faster to train, no second derivative. They read the weights
+        of the layers without calling them, so where a part has hooks, or another module is in its place, and
+        under `torch.compile`, "auto" stays with the loop. Attention weights always come from the loop, and
+        single steps by default.
         """
-        if backend not in ("sequence", "native"):
-            return super().forward(x, state, backend=backend, need_weights=need_weights)
-        if need_weights:
-            return super().forward(x, state, backend="stack", need_weights=True)
+        check_choice("backend", backend, ("auto", *self.backends))
+        if backend == "auto" and x.shape[1:2] != (1,) and self._is_as_made():
+            backend = "native" if self._native_works(x) else "sequence"
+        if need_weights or backend not in ("sequence", "native"):
+            loop = backend if backend in FeedbackBody.backends else "auto"
+            return super().forward(x, state, backend=loop, need_weights=need_weights)
         check_embeddings(x, self.d_model)
         return *run_sequence(self, x, state, native=backend == "native"), None
 
@@ -57,6 +64,20 @@ class SharedKVBody(FeedbackBody):
             ValueError: there is no such backend.
         """
         check_choice("backend of a decoder", backend, self.decoders)
-        able = state.keys[0].device.type == "cpu" and state.keys[0].dtype in DTYPES
-        native = backend == "native" or (backend == "auto" and able and is_built())
+        native = backend == "native" or (backend == "auto" and self._native_works(state.keys[0]))
         return Decoder(self, state, native)
+
+    def _is_as_made(self) -> bool:
+        """Whether the loop does nothing that folded weights leave out."""
+        parts = list(self.modules())
+        hooked = any(
+            part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+            for part in parts[1:]
+        )
+        kinds = [type(part) for part in parts]
+        return not hooked and kinds == self._kinds and not torch.compiler.is_compiling()
+
+    @staticmethod
+    def _native_works(x: Tensor) -> bool:
+        """Whether `build_native` has run here, and is of use for a tensor like this."""
+        return x.device.type == "cpu" and x.dtype in DTYPES and is_built()

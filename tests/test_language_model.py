@@ -176,7 +176,7 @@ def test_the_backend_reaches_the_body(variant, backend):
 
 
 @pytest.mark.parametrize("variant", FEEDBACK)
-def test_auto_is_the_stack(variant, monkeypatch):
+def test_a_loop_keeps_its_memory_in_the_stack_of_its_backend(variant, monkeypatch):
     made = []
     for kind in (fbt.MemoryStack, fbt.TorchStack):
         init = kind.__init__
@@ -190,7 +190,7 @@ def test_auto_is_the_stack(variant, monkeypatch):
         "reference": fbt.TorchStack,
     }.items():
         made.clear()
-        with_backend(variant, backend)(some_tokens(BATCH, 2))
+        with_backend(variant, backend).attention(some_tokens(BATCH, 2))
         assert made == [kind] * caches
 
 

@@ -1,11 +1,13 @@
 """Building the native backend, and what is said where it cannot be built. Its numbers: test_sequence.py."""
 
+import copy
+
 import pytest
 import torch
 from exact import assert_same, body, everything, gradients, leaves, normal
 
 import fbt
-from fbt import native
+from fbt import native, shared_kv
 
 
 @pytest.fixture
@@ -90,3 +92,70 @@ def test_every_width_of_a_head_agrees_in_single_precision():
             )
             results.append([y, *found])
         assert_same(results[1], results[0], rtol=1e-3, atol=1e-4)
+
+
+def test_gelu_in_single_precision_is_torchs():
+    """The exponential and the error function of loop.cpp are its own."""
+    fbt.build_native()
+    module = body(
+        "shared-kv", n_heads=1, d_model=16, n_layers=1, d_ff=4001, activation="gelu", span=5
+    ).float()
+    feed_forward = module.layers[0].feed_forward
+    with torch.no_grad():
+        feed_forward.inner.weight.zero_()
+        feed_forward.inner.bias.copy_(torch.linspace(-12, 12, 4001))  # what the activation gets to see
+    x, named, results = normal(2, 3, 16).float(), leaves(module), []
+    for backend in ("stack", "native"):
+        y = module(x, backend=backend)[0]
+        results.append(
+            [
+                y,
+                *torch.autograd.grad(
+                    y.sum(), list(named.values()), materialize_grads=True, allow_unused=True
+                ),
+            ]
+        )
+    assert_same(results[1], results[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_it_cannot_compute_in_is_named(dtype):
+    module, x = body("shared-kv").to(dtype), normal(2, 9, 14).to(dtype)
+    with pytest.raises(TypeError, match=rf'"native" computes in float32 or float64, got {dtype}'):
+        module(x, backend="native")
+
+
+@pytest.mark.parametrize("built", [False, True])
+def test_auto_takes_the_fastest_that_is_here(built, monkeypatch):
+    fbt.build_native()
+    monkeypatch.setattr(shared_kv, "is_built", lambda: built)
+    module, x, used = body("shared-kv"), normal(2, 9, 14), []
+    run = shared_kv.run_sequence
+
+    def noted(*args, native):
+        used.append("native" if native else "sequence")
+        return run(*args, native=native)
+
+    monkeypatch.setattr(shared_kv, "run_sequence", noted)
+    assert_same(everything(*module(x)[:2]), everything(*module(x, backend="reference")[:2]))
+    module(x, need_weights=True)
+    module(x[:, :1])
+    module.bfloat16()(x.bfloat16())
+    assert used == ["native" if built else "sequence", "sequence"]
+
+
+def test_auto_runs_hooks_and_modules_put_in_place_of_others():
+    plain, x = body("shared-kv"), normal(2, 9, 14)
+    hooked, changed, calls = copy.deepcopy(plain), copy.deepcopy(plain), []
+    hooked.layers[1].attention.query.register_forward_hook(lambda *_: calls.append(1))
+    assert_same(hooked(x)[0], plain(x)[0])
+    assert len(calls) == 8  # the first step of all has nothing to ask
+
+    class Doubled(torch.nn.Linear):
+        def forward(self, z):
+            return 2 * super().forward(z)
+
+    changed.layers[1].attention.query = Doubled(14, 14, bias=False).double()
+    changed.load_state_dict(plain.state_dict())
+    plain.layers[1].attention.query.weight.data *= 2
+    assert_same(changed(x)[0], plain(x)[0])

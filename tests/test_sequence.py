@@ -223,8 +223,10 @@ def test_under_autocast_it_computes_in_the_dtype_of_the_weights(backend):
     module, x = body(VARIANT).float(), normal(2, 5, 14).float().detach().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         y, state, _ = module(x, backend=backend)
-    assert y.dtype == state.keys[0].dtype == torch.float32
+        rounded = module(x.bfloat16(), module(x, backend="stack")[1], backend=backend)[0]
+    assert y.dtype == state.keys[0].dtype == rounded.dtype == torch.float32
     assert_same(y, module(x, backend=backend)[0], rtol=0, atol=0)
+    assert_same(rounded, module(x, state, backend=backend)[0], rtol=0, atol=0.1)
 
 
 def test_no_shape_depends_on_a_value():

@@ -79,6 +79,6 @@ def test_the_state_is_one_cache_instead_of_one_per_layer():
 def test_a_step_projects_its_memory_once():
     shared, calls = body("shared-kv"), []
     shared.key_values[0].register_forward_hook(lambda *_: calls.append(1))
-    everything(*shared(normal(BATCH, 9, 14))[:2])
+    everything(*shared(normal(BATCH, 9, 14), backend="stack")[:2])
     assert len(shared.key_values) == 1
     assert len(calls) == 9

@@ -66,7 +66,11 @@ def run(direction: str, dtype: torch.dtype, sizes: Iterable[int], tensors: Itera
 
     Raises:
         RuntimeError: there is no library; the message names `build_native`.
+        TypeError: there is nothing for this dtype.
     """
+    if dtype not in DTYPES:
+        allowed = " or ".join(DTYPES.values())
+        raise TypeError(f'backend="native" computes in {allowed}, got {dtype}. {INSTEAD}')
     numbers = list(sizes)
     addresses = [None if t is None else _address(t) for t in tensors]
     function = getattr(_open(library_path()), f"{direction}_{DTYPES[dtype]}")

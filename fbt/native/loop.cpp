@@ -1,10 +1,12 @@
 // The steps of one chunk in C++: `Forward.steps` and `Backward.steps` of fbt/sequence, without a call per operation.
 //
-// Symbols and layouts are those of fbt/sequence/parts.py; the equations stand in fbt/sequence/__init__.py. The fields of
-// the structs below are pointers in the order in which fbt/sequence/native.py passes them.
+// Symbols and layouts are those of fbt/sequence/parts.py; the equations stand in fbt/sequence/__init__.py. The fields
+// of the structs below are pointers in the order in which fbt/sequence/native.py passes them.
 //
 // The batch is cut into groups of sequences. A thread takes a group through all steps and layers of the chunk: groups
-// share nothing but weights, so threads meet only at the chunk's end. Matrix products go to the BLAS inside torch, everything else is in this file.
+// share nothing but weights, so threads meet only at the chunk's end. Matrix products go to the BLAS inside torch,
+// everything else is in this file. What limits it where d is small is not arithmetic: each layer of each step reads
+// all keys and values, which no cache near a core holds.
 
 #include <algorithm>
 #include <cmath>
@@ -40,8 +42,8 @@ struct Sizes {
   Int d() const { return H * D; }
   Int steps() const { return stop - first; }
   Int oldest(Int t) const { return std::max<Int>(0, past + t - span); }
-  Int at(Int t, Int l, Int b) const { return (l * steps() + t - first) * B + b; }      // in [L, m, B]
-  Int row(Int hb, Int t, Int l) const { return (hb * steps() + t - first) * L + l; }   // in [HB, m L]
+  Int at(Int t, Int l, Int b) const { return (l * steps() + t - first) * B + b; }     // in [L, m, B]
+  Int row(Int hb, Int t, Int l) const { return (hb * steps() + t - first) * L + l; }  // in [HB, m L]
 };
 
 template <class S> struct Weights {  // matrices lie as [in, out] in forward, as [out, in] in backward
@@ -49,7 +51,7 @@ template <class S> struct Weights {  // matrices lie as [in, out] in forward, as
 };
 
 template <class S> struct Chunk {
-  S *q, *o, *y, *a, *stats, *p, *noise, *drops;
+  S *q, *o, *y, *a, *p, *noise, *drops;
 };
 
 template <class S> struct ChunkGradients {
@@ -58,13 +60,13 @@ template <class S> struct ChunkGradients {
 
 template <class S> struct Forward {
   Weights<S> w;
-  S *x, *m, *m_stats, *keys, *values;  // keys and values [HB, room, D]
+  S *x, *m, *keys, *values;  // keys and values [HB, room, D]
   Chunk<S> chunk;
 };
 
 template <class S> struct Backward {
   Weights<S> w;
-  const S *x, *m, *m_stats, *keys, *values;
+  const S *x, *m, *keys, *values;
   Chunk<S> chunk;
   ChunkGradients<S> grads;
   S *in_2, *in_1, *in_q;  // what W_2, W_1 and W_q multiplied in the chunk
@@ -103,32 +105,34 @@ template <class S> void affine(Int n, Int K, Int N, const S* in, const S* w, con
   product(n, N, K, in, K, w, N, S(1), out, N);
 }
 
-// z = (x - mean) * rstd over rows of d numbers.
-template <class S> void norm(Int n, Int d, const S* x, S* z, S* mean, S* rstd) {
-  for (Int b = 0; b < n; b++, x += d, z += d) {
-    S sum = 0, square = 0;
+// z = N(x) = (x - mean) / (standard deviation) over rows of d numbers.
+template <class S> S norm_row(Int d, const S* x, S* z) {
+  S sum = 0, square = 0;
 #pragma omp simd reduction(+ : sum)
-    for (Int i = 0; i < d; i++) sum += x[i];
-    const S mu = sum / d;
+  for (Int i = 0; i < d; i++) sum += x[i];
+  const S mean = sum / d;
 #pragma omp simd reduction(+ : square)
-    for (Int i = 0; i < d; i++) square += (x[i] - mu) * (x[i] - mu);
-    const S r = 1 / std::sqrt(square / d + S(1e-5));
+  for (Int i = 0; i < d; i++) square += (x[i] - mean) * (x[i] - mean);
+  const S rstd = 1 / std::sqrt(square / d + S(1e-5));
 #pragma omp simd
-    for (Int i = 0; i < d; i++) z[i] = (x[i] - mu) * r;
-    mean[b] = mu, rstd[b] = r;
-  }
+  for (Int i = 0; i < d; i++) z[i] = (x[i] - mean) * rstd;
+  return rstd;
 }
 
-// g += N(dz; x), the gradient of `norm`; also z, its result.
-template <class S> void norm_backward(Int n, Int d, const S* dz, const S* x, const S* mean, const S* rstd, S* g, S* z) {
+template <class S> void norm(Int n, Int d, const S* x, S* z) {
+  for (Int b = 0; b < n; b++) norm_row(d, x + b * d, z + b * d);
+}
+
+// g += the gradient of x, from dz, that of z = N(x); also z.
+template <class S> void norm_backward(Int n, Int d, const S* dz, const S* x, S* g, S* z) {
   for (Int b = 0; b < n; b++, dz += d, x += d, g += d, z += d) {
-    const S mu = mean[b], r = rstd[b];
+    const S rstd = norm_row(d, x, z);
     S sum = 0, along = 0;
 #pragma omp simd reduction(+ : sum, along)
-    for (Int i = 0; i < d; i++) z[i] = (x[i] - mu) * r, sum += dz[i], along += dz[i] * z[i];
+    for (Int i = 0; i < d; i++) sum += dz[i], along += dz[i] * z[i];
     sum /= d, along /= d;
 #pragma omp simd
-    for (Int i = 0; i < d; i++) g[i] += r * (dz[i] - sum - z[i] * along);
+    for (Int i = 0; i < d; i++) g[i] += rstd * (dz[i] - sum - z[i] * along);
   }
 }
 
@@ -145,13 +149,21 @@ inline float exponential(float x) {
 }
 inline double exponential(double x) { return std::exp(x); }
 
-// Phi, the cumulative normal distribution, and its density; relu and gelu from them.
-template <class S> inline S phi(S a) { return S(0.5) * (1 + std::erf(a * S(0.70710678118654752))); }
-template <class S> inline S density(S a) { return S(0.39894228040143268) * std::exp(S(-0.5) * a * a); }
+// The normal distribution: Phi(a) from bell = e^(-a^2 / 2). For float by 7.1.26 of Abramowitz and Stegun, to 1e-7.
+inline float cumulative(float a, float bell) {
+  const float t = 1 / (1 + 0.3275911f * 0.70710678f * std::fabs(a));
+  float y = 1.061405429f;
+  for (float c : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f}) y = y * t + c;
+  const float tail = 0.5f * y * t * bell;
+  return a > 0 ? 1 - tail : tail;
+}
+inline double cumulative(double a, double) { return 0.5 * std::erfc(-a * 0.70710678118654752); }
 
+// out = act(a).
 template <class S> void activate(bool gelu, Int n, const S* a, S* out) {
   if (gelu)
-    for (Int i = 0; i < n; i++) out[i] = a[i] * phi(a[i]);
+#pragma omp simd
+    for (Int i = 0; i < n; i++) out[i] = a[i] * cumulative(a[i], exponential(S(-0.5) * a[i] * a[i]));
   else
     for (Int i = 0; i < n; i++) out[i] = a[i] > 0 ? a[i] : a[i] * 0;  // * 0, so that NaN stays NaN
 }
@@ -159,7 +171,11 @@ template <class S> void activate(bool gelu, Int n, const S* a, S* out) {
 // g *= act'(a); also out = act(a).
 template <class S> void activate_backward(bool gelu, Int n, const S* a, S* g, S* out) {
   if (gelu)
-    for (Int i = 0; i < n; i++) out[i] = a[i] * phi(a[i]), g[i] *= phi(a[i]) + a[i] * density(a[i]);
+#pragma omp simd
+    for (Int i = 0; i < n; i++) {
+      const S bell = exponential(S(-0.5) * a[i] * a[i]), phi = cumulative(a[i], bell);
+      out[i] = a[i] * phi, g[i] *= phi + a[i] * bell * S(0.39894228040143268);
+    }
   else
     for (Int i = 0; i < n; i++) out[i] = a[i] > 0 ? a[i] : a[i] * 0, g[i] = a[i] > 0 ? g[i] : 0;
 }
@@ -247,7 +263,8 @@ void mix_vectors(Int n, const S* p, Int step, const S* values, const S* table, S
   const V *value = reinterpret_cast<const V*>(values), *row = reinterpret_cast<const V*>(table);
   V sum[U][N] = {};
   auto add = [&](Int k, Int j) {
-    for (Int i = 0; i < N; i++) sum[k][i] += p[j * step] * (table ? value[j * N + i] + row[j * N + i] : value[j * N + i]);
+    const S scale = p[j * step];
+    for (Int i = 0; i < N; i++) sum[k][i] += scale * (table ? value[j * N + i] + row[j * N + i] : value[j * N + i]);
   };
   Int j = 0;
   for (; j + U <= n; j += U)
@@ -310,8 +327,8 @@ template <class S> Part<S> exponentials(Int n, S* s) {
 
 // Forward -------------------------------------------------------------------------------------------------------------
 
-// Head h of sequence b at step t, layer l, and its keys [from, to): the exponentials of their scores, in the place of the
-// attention weights, and o, the values mixed by them. `scratch` has room for D + to - from numbers.
+// Head h of sequence b at step t, layer l, and its keys [from, to): the exponentials of their scores, in the place of
+// the attention weights, and o, the values mixed by them. `scratch` has room for D + to - from numbers.
 template <class S>
 Part<S> read(const Sizes& z, const Forward<S>& f, Int t, Int l, Int h, Int b, Int from, Int to, S* o, S* scratch) {
   const Int count = to - from, lh = l * z.H + h, hb = h * z.B + b, newest = lh * z.R + z.R - (z.past + t - from);
@@ -329,7 +346,7 @@ Part<S> read(const Sizes& z, const Forward<S>& f, Int t, Int l, Int h, Int b, In
   return part;
 }
 
-// The first layer's queries are known before the steps: all steps of the chunk read each key older than the chunk at once.
+// The first layer's queries are known before the steps: a key older than the chunk is read for all its steps at once.
 template <class S> void read_ahead(const Sizes& z, const Forward<S>& f, Int b0, Int n, Part<S>* ahead, S* scratch) {
   for (Int h = 0; h < z.H; h++)
     for (Int b = b0; b < b0 + n; b++)
@@ -346,11 +363,11 @@ void attend(const Sizes& z, const Forward<S>& f, Int t, Int l, Int b0, Int n, co
   const Int low = z.oldest(t), to = z.past + t, from = l ? low : std::max(low, z.past + z.first);
   for (Int h = 0; h < z.H; h++)
     for (Int b = 0; b < n; b++) {
-      S *p = f.chunk.p + z.row(h * z.B + b0 + b, t, l) * z.width - z.low, *o = f.chunk.o + z.at(t, l, b0 + b) * z.d() + h * z.D;
-      S* now = l ? o : scratch;
+      S *p = f.chunk.p + z.row(h * z.B + b0 + b, t, l) * z.width - z.low;
+      S *o = f.chunk.o + z.at(t, l, b0 + b) * z.d() + h * z.D, *now = l ? o : scratch;
       const Part<S> part = read(z, f, t, l, h, b0 + b, from, to, now, scratch + z.D);
       S old = 0, fresh = 1 / part.sum;
-      if (l == 0) {
+      if (l == 0) {  // one softmax from its two parts
         const Part<S> before = ahead[(h * n + b) * z.steps() + t - z.first];
         const S top = std::max(before.top, part.top);
         old = exponential(before.top - top), fresh = exponential(part.top - top);
@@ -372,10 +389,10 @@ template <class S> void forward_group(const Sizes& z, const Forward<S>& f, Int b
     const bool reads = z.past + t > 0;  // the first step of all has nothing to read
     for (Int l = 0; l < z.L; l++) {
       const Int at = z.at(t, l, b0);
-      S *x = f.x + ((l * z.T + t) * z.B + b0) * d, *out = x + z.T * z.B * d, *y = f.chunk.y + at * d, *stats = f.chunk.stats + at;
-      const Int next = z.L * m * z.B;  // from one of the four statistics to the next
+      S *x = f.x + ((l * z.T + t) * z.B + b0) * d, *out = x + z.T * z.B * d, *y = f.chunk.y + at * d;
+      const Int next = z.L * m * z.B;  // from one of a layer's two outputs to the other
       if (l > 0) {
-        norm(n, d, x, normed.data(), stats, stats + next);
+        norm(n, d, x, normed.data());
         affine(n, d, d, normed.data(), f.w.w_q + l * d * d, f.w.b_q + l * d, f.chunk.q + at * d);
       }
       if (reads) {
@@ -387,7 +404,7 @@ template <class S> void forward_group(const Sizes& z, const Forward<S>& f, Int b
         std::memcpy(y, x, n * d * sizeof(S));
         std::fill(f.chunk.o + at * d, f.chunk.o + (at + n) * d, S(0));
       }
-      norm(n, d, y, normed.data(), stats + 2 * next, stats + 3 * next);
+      norm(n, d, y, normed.data());
       affine(n, d, z.F, normed.data(), f.w.w_1 + l * d * z.F, f.w.b_1 + l * z.F, f.chunk.a + at * z.F);
       activate(z.gelu, n * z.F, f.chunk.a + at * z.F, inner.data());
       affine(n, z.F, d, inner.data(), f.w.w_2 + l * z.F * d, f.w.b_2 + l * d, out);
@@ -398,8 +415,7 @@ template <class S> void forward_group(const Sizes& z, const Forward<S>& f, Int b
     std::fill(memory, memory + n * d, S(0));
     for (Int l = 0; l <= z.L; l++) add(n * d, f.w.mix[l], f.x + ((l * z.T + t) * z.B + b0) * d, memory);
     if (z.norm_memory) {
-      S* stats = f.m_stats + t * z.B + b0;
-      norm(n, d, memory, normed.data(), stats, stats + z.T * z.B);
+      norm(n, d, memory, normed.data());
       memory = normed.data();
     }
     affine(n, d, 2 * d, memory, f.w.w_kv, f.w.b_kv, key_value);
@@ -415,8 +431,8 @@ template <class S> void forward_group(const Sizes& z, const Forward<S>& f, Int b
 
 // Backward ------------------------------------------------------------------------------------------------------------
 
-// Head h of sequence b at step t, layer l, and its keys [from, to): from `given`, the gradient of the attended values, those
-// of the scores, and dq, what they add to the query's.
+// Head h of sequence b at step t, layer l, and its keys [from, to): from `given`, the gradient of the attended values,
+// those of the scores, and dq, what they add to the query's.
 template <class S>
 void answer(const Sizes& z, const Backward<S>& f, Int t, Int l, Int h, Int b, Int from, Int to, const S* given, S* dq) {
   const Int count = to - from, hb = h * z.B + b, newest = (l * z.H + h) * z.R + z.R - (z.past + t - from);
@@ -430,17 +446,22 @@ void answer(const Sizes& z, const Backward<S>& f, Int t, Int l, Int h, Int b, In
   mix(z.D, count, ds, 1, f.keys + memory, f.w.table + newest * z.D, dq);
 }
 
-// What step t, layer l, head h of the sequences b0 to b0 + n add to the gradients of the tables by their keys [from, to).
-template <class S> void tables(const Sizes& z, const Backward<S>& f, Int t, Int l, Int h, Int b0, Int n, Int from, Int to) {
+// What step t, layer l, head h of the sequences b0 to b0 + n add to the tables' gradients by their keys [from, to).
+template <class S>
+void tables(const Sizes& z, const Backward<S>& f, Int t, Int l, Int h, Int b0, Int n, Int from, Int to) {
   if (!f.d_table) return;
-  const Int newest = ((omp_get_thread_num() * z.L + l) * z.H + h) * z.R + z.R - (z.past + t - from), next = z.row(1, t, l) - z.row(0, t, l);
-  const S *ds = f.grads.scores + z.row(h * z.B + b0, t, l) * z.width + from - z.low, *q = f.chunk.q + z.at(t, l, b0) * z.d() + h * z.D;
-  add_transposed(to - from, z.D, n, ds, next * z.width, q, z.d(), f.d_table + newest * z.D, z.D);
-  for (Int b = 0; b < n; b++) add(to - from, S(1), ds + b * next * z.width, f.d_s + newest);
+  const Int next = z.steps() * z.L * z.width, share = (omp_get_thread_num() * z.L + l) * z.H + h;
+  const Int newest = share * z.R + z.R - (z.past + t - from);
+  const S* ds = f.grads.scores + z.row(h * z.B + b0, t, l) * z.width + from - z.low;
+  const S* q = f.chunk.q + z.at(t, l, b0) * z.d() + h * z.D;
+  add_transposed(to - from, z.D, n, ds, next, q, z.d(), f.d_table + newest * z.D, z.D);
+  for (Int b = 0; b < n; b++) add(to - from, S(1), ds + b * next, f.d_s + newest);
 }
 
-// From d_o, the gradient of the attention's output of step t, layer l, to those of its scores, query and tables. The first layer leaves older keys to `answer_behind`.
-template <class S> void attend_backward(const Sizes& z, const Backward<S>& f, Int t, Int l, Int b0, Int n, const S* d_o) {
+// From d_o, the gradient of the attention's output of step t, layer l, to those of its scores, query and tables. The
+// first layer leaves older keys to `answer_behind`.
+template <class S>
+void attend_backward(const Sizes& z, const Backward<S>& f, Int t, Int l, Int b0, Int n, const S* d_o) {
   const Int low = z.oldest(t), from = l ? low : std::max(low, z.past + z.first), to = z.past + t;
   for (Int h = 0; h < z.H; h++) {
     for (Int b = 0; b < n; b++) {
@@ -467,11 +488,12 @@ template <class S> void answer_behind(const Sizes& z, const Backward<S>& f, Int 
 }
 
 // The gradient of the inputs of layer l at step t, from that of its queries, added to g.
-template <class S> void query_backward(const Sizes& z, const Backward<S>& f, Int t, Int l, Int b0, Int n, S* g, S* through) {
+template <class S>
+void query_backward(const Sizes& z, const Backward<S>& f, Int t, Int l, Int b0, Int n, S* g, S* through) {
   const Int d = z.d(), at = z.at(t, l, b0);
-  const S *x = f.x + ((l * z.T + t) * z.B + b0) * d, *stats = f.chunk.stats + at;
+  const S* x = f.x + ((l * z.T + t) * z.B + b0) * d;
   product(n, d, d, f.grads.q + at * d, d, f.w.w_q + l * d * d, d, S(0), through, d);
-  norm_backward(n, d, through, x, stats, stats + z.L * z.steps() * z.B, g, f.in_q + at * d);
+  norm_backward(n, d, through, x, g, f.in_q + at * d);
 }
 
 template <class S> void backward_group(const Sizes& z, const Backward<S>& f, Int b0, Int n) {
@@ -494,23 +516,21 @@ template <class S> void backward_group(const Sizes& z, const Backward<S>& f, Int
       }
     product(n, d, 2 * d, d_kv, 2 * d, f.w.w_kv, d, S(0), dm, d);
     if (z.norm_memory) {
-      const S* stats = f.m_stats + t * z.B + b0;
       std::memcpy(through.data(), dm, n * d * sizeof(S));
       std::fill(dm, dm + n * d, S(0));
-      norm_backward(n, d, through.data(), f.m + (t * z.B + b0) * d, stats, stats + z.T * z.B, dm, scratch.data());
+      norm_backward(n, d, through.data(), f.m + (t * z.B + b0) * d, dm, scratch.data());
     }
     std::memcpy(g.data(), f.d_top + (t * z.B + b0) * d, n * d * sizeof(S));
     add(n * d, f.w.mix[z.L], dm, g.data());
     for (Int l = z.L - 1; l >= 0; l--) {
       const Int at = z.at(t, l, b0);
-      const S* stats = f.chunk.stats + at;
       S *df = f.grads.f + at * d, *da = f.grads.a + at * z.F, *dy = f.grads.y + at * d;
       std::memcpy(df, g.data(), n * d * sizeof(S));
       multiply(n * d, f.chunk.drops ? f.chunk.drops + (next + at) * d : nullptr, df);
       product(n, z.F, d, df, d, f.w.w_2 + l * z.F * d, z.F, S(0), da, z.F);
       activate_backward(z.gelu, n * z.F, f.chunk.a + at * z.F, da, f.in_2 + at * z.F);
       product(n, d, z.F, da, z.F, f.w.w_1 + l * z.F * d, d, S(0), through.data(), d);
-      norm_backward(n, d, through.data(), f.chunk.y + at * d, stats + 2 * next, stats + 3 * next, g.data(), f.in_1 + at * d);
+      norm_backward(n, d, through.data(), f.chunk.y + at * d, g.data(), f.in_1 + at * d);
       if (reads) {
         std::memcpy(dy, g.data(), n * d * sizeof(S));
         multiply(n * d, f.chunk.drops ? f.chunk.drops + at * d : nullptr, dy);
@@ -528,13 +548,13 @@ template <class S> void backward_group(const Sizes& z, const Backward<S>& f, Int
   for (Int t = z.first; t < z.stop; t++)
     if (z.past + t > 0) query_backward(z, f, t, 0, b0, n, f.d_x + (t * z.B + b0) * d, through.data());
   const Int earlier = z.past + z.first - z.low;  // what the chunk owes to keys before it
-  if (earlier)
-    for (Int h = 0; h < z.H; h++)
-      for (Int hb = h * z.B + b0; hb < h * z.B + b0 + n; hb++) {
-        const Int into = (hb * z.room + z.low) * z.D, from = hb * rows * z.D, place = hb * rows * z.width;
-        add_transposed(earlier, z.D, rows, f.grads.scores + place, z.width, f.grads.with_u + from, z.D, f.d_keys + into, z.D);
-        add_transposed(earlier, z.D, rows, f.grads.p + place, z.width, f.grads.attended + from, z.D, f.d_values + into, z.D);
-      }
+  for (Int h = 0; earlier && h < z.H; h++)
+    for (Int hb = h * z.B + b0; hb < h * z.B + b0 + n; hb++) {
+      const Int into = (hb * z.room + z.low) * z.D, from = hb * rows * z.D, place = hb * rows * z.width;
+      const S *ds = f.grads.scores + place, *p = f.grads.p + place;
+      add_transposed(earlier, z.D, rows, ds, z.width, f.grads.with_u + from, z.D, f.d_keys + into, z.D);
+      add_transposed(earlier, z.D, rows, p, z.width, f.grads.attended + from, z.D, f.d_values + into, z.D);
+    }
 }
 
 // Threads -------------------------------------------------------------------------------------------------------------

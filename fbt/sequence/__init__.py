@@ -49,9 +49,13 @@ def run_sequence(body: "SharedKVBody", x: Tensor, state: State | None, native: b
     past = 0 if state is None else state.length
     sizes = sizes_of(body, past, native, dropout=body.layers[0].dropout.p if body.training else 0.0)
     keys, values = carried(state, x.new_empty(sizes.heads * batch, 0, body.d_model // sizes.heads))
+    autocast = torch.is_autocast_enabled(x.device.type)
     with torch.autocast(x.device.type, enabled=False):  # the buffers of the loop have one dtype
         weights = fold(body, min(body.span, past + length - 1))
-        top, keys, values = WholeSequence.apply(sizes, x.transpose(0, 1), keys, values, *weights)
+        given = [x.transpose(0, 1), keys, values]
+        if autocast:
+            given = [tensor.to(weights.b_q.dtype) for tensor in given]
+        top, keys, values = WholeSequence.apply(sizes, *given, *weights)
     return top.transpose(0, 1), State((keys,), (values,))
 
 
@@ -128,7 +132,7 @@ class WholeSequence(torch.autograd.Function):
         ctx.sizes, ctx.chunks = sizes, len(chunks)
         ctx.set_materialize_grads(False)
         kept = (tensor for chunk in chunks for tensor in chunk)
-        ctx.save_for_backward(loop.x, loop.m, loop.m_stats, loop.keys_t, loop.values, *rest, *kept)
+        ctx.save_for_backward(loop.x, loop.m, loop.keys_t, loop.values, *rest, *kept)
         state = [kept[:, -sizes.span :] for kept in (loop.keys_t.mT, loop.values)]
         state = [kept.unflatten(0, (sizes.heads, -1)).transpose(0, 1) for kept in state]
         keys, values = (kept.clone(memory_format=torch.contiguous_format) for kept in state)
@@ -142,7 +146,7 @@ class WholeSequence(torch.autograd.Function):
                 'backends "sequence" and "native" have no second derivative; set backend="reference" for that'
             )
         saved = iter(ctx.saved_tensors)
-        outputs = list(islice(saved, 5))
+        outputs = list(islice(saved, 4))
         weights = Weights(*islice(saved, len(Weights._fields)))
         chunks = [Chunk(*islice(saved, len(Chunk._fields))) for _ in range(ctx.chunks)]
         names = ("x", "keys", "values", *Weights._fields)

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from fbt.attention import skew
-from fbt.sequence.parts import Chunk, Loop, Sizes, Weights, plain_norm, plain_norm_backward
+from fbt.sequence.parts import Chunk, Loop, Sizes, Weights, of_layers, plain_norm, plain_norm_backward
+
+Views = tuple[Tensor, ...]
 
 
 class ChunkGradients(NamedTuple):
@@ -22,15 +24,38 @@ class ChunkGradients(NamedTuple):
     a: Tensor  # [L, m, B, F]
 
 
+class Step(NamedTuple):
+    """What a step reads and writes, layer by layer: views made at once, since each one costs like a sum."""
+
+    x: Views  # [B, d]
+    norm_x: tuple[Views, Views]  # [B, 1], mean and 1 / standard deviation
+    y: Views  # [B, d]
+    norm_y: tuple[Views, Views]
+    a: Views  # [B, F]
+    p: Views  # [HB, 1, keys]
+    noise: Views  # like p, with dropout
+    drops: tuple[Views, ...]  # [B, d] of both outputs of a layer, with dropout
+    table: Views  # [H, keys, D]
+    keys: Tensor  # [HB, keys, D]
+    values: Tensor  # [HB, D, keys]
+    d_scores: Views  # [HB, 1, keys]
+    d_attended: Views  # [HB, 1, D]
+    d_f: Views  # [B, d]
+    d_y: Views  # [B, d]
+    d_q: Views  # [B, d]
+    d_a: Views  # [B, F]
+
+
 class Backward(Loop):
     """The loop in reverse; its buffers belong to one call."""
 
     def __init__(
         self, sizes: Sizes, weights: Weights, outputs: list[Tensor], chunks: list[Chunk], want: set[str]
     ) -> None:
-        self.x, self.m, self.m_stats, keys_t, values = outputs
+        self.x, self.m, keys_t, values = outputs
         super().__init__(sizes, weights, self.x.shape[1], self.x.shape[2])
-        self.kept, self.want = chunks, want
+        self.kept, self.want, self.layers = chunks, want, of_layers(self.w)
+        self.norm_m = plain_norm(self.m) if sizes.norm_memory else None
         self.keys, self.values_t = keys_t.mT.contiguous(), self.turn(values)
         self.d_keys, self.d_values = torch.zeros_like(self.keys), torch.zeros_like(self.keys)
         self.d_kv = self.new(self.T, self.B, 2, self.H, self.D)
@@ -48,7 +73,7 @@ class Backward(Loop):
                 first, stop, self.recompute(first, stop, chunk) if self.sizes.recompute else chunk, d_top
             )
         d_kv = self.d_kv.view(self.T * self.B, 2 * self.d)
-        normed = (self.m - self.m_stats[0]) * self.m_stats[1] if self.sizes.norm_memory else self.m
+        normed = self.norm_m[0] if self.norm_m else self.m
         through_table = torch.einsum("lhr,lhrd->lhd", self.found["s"], self.w.table)
         return self.found | {
             "x": self.d_x,
@@ -85,16 +110,22 @@ class Backward(Loop):
 
     def steps(self, first: int, stop: int, chunk: Chunk, grads: ChunkGradients, d_top: Tensor) -> None:
         """The steps of a chunk in reverse, then what they owe to the keys and values before the chunk."""
+        self.norm_x, self.norm_y = plain_norm(self.x[: self.L, first:stop]), plain_norm(chunk.y)
         for t in reversed(range(first, stop)):
-            self.step(first, t, chunk, grads, d_top[t])
+            dm = self.remembered(first, t, grads)
+            step, g = self.step(first, t, chunk, grads), torch.addcmul(d_top[t], self.w.mix[self.L], dm)
+            for l in reversed(range(self.L)):
+                g = torch.addcmul(self.layer(step, l, g), self.w.mix[l], dm)
+            self.d_x[t] = g
+            self.tables(first, t, chunk, grads)
         low = self.oldest_key(first)
         earlier = self.sizes.past + first - low
         if earlier:
             self.d_keys[:, low : low + earlier] += torch.bmm(grads.scores[:, :, :earlier].mT, grads.with_u)
             self.d_values[:, low : low + earlier] += torch.bmm(grads.p[:, :, :earlier].mT, grads.attended)
 
-    def step(self, first: int, t: int, chunk: Chunk, grads: ChunkGradients, g: Tensor) -> None:
-        """Step t: from the gradients of its key and value to that of its memory, then down the layers."""
+    def remembered(self, first: int, t: int, grads: ChunkGradients) -> Tensor:
+        """The gradient of the memory of step t, from those of its key and value."""
         now = self.sizes.past + t
         column_of_key, later = now - self.oldest_key(first), (t - first + 1) * self.L
         d_key, d_value = self.d_keys[:, now], self.d_values[:, now]
@@ -106,54 +137,69 @@ class Backward(Loop):
         for i, gradient in enumerate((d_key, d_value)):
             self.d_kv[t, :, i] = gradient.view(self.H, self.B, self.D).transpose(0, 1)
         dm = torch.mm(self.d_kv[t].view(self.B, 2 * self.d), self.w.w_kv)
-        if self.sizes.norm_memory:
-            dm = plain_norm_backward(dm, self.m[t], self.m_stats[0, t], self.m_stats[1, t])
+        if self.norm_m:
+            dm = plain_norm_backward(dm, self.m[t], self.norm_m[1][t], self.norm_m[2][t])
         self.d_m[t] = dm
-        g = torch.addcmul(g, self.w.mix[self.L], dm)
-        for l in reversed(range(self.L)):
-            g = torch.addcmul(self.layer(first, t, l, chunk, grads, g), self.w.mix[l], dm)
-        self.d_x[t] = g
-        self.tables(first, t, chunk, grads)
+        return dm
 
-    def layer(self, first: int, t: int, l: int, chunk: Chunk, grads: ChunkGradients, g: Tensor) -> Tensor:
-        """From the gradient of layer l's output at step t to that of its input."""
-        w, i, stats = self.w, t - first, chunk.stats[:, l, t - first]
-        grads.f[l, i] = g * chunk.drops[1, l, i] if self.sizes.dropout else g
-        through = torch.mm(grads.f[l, i], w.w_2[l])
-        grads.a[l, i] = self.activate_backward(through, chunk.a[l, i])
-        g = g + plain_norm_backward(torch.mm(grads.a[l, i], w.w_1[l]), chunk.y[l, i], stats[2], stats[3])
-        low, high = self.keys_of_step(t)
-        if low == high:
+    def step(self, first: int, t: int, chunk: Chunk, grads: ChunkGradients) -> Step:
+        """Views of what step t reads and writes."""
+        i, (low, high), dropout = t - first, self.keys_of_step(t), self.sizes.dropout > 0
+        attended = grads.attended.unflatten(1, (-1, self.L, 1))
+        return Step(
+            x=self.x[: self.L, t].unbind(),
+            norm_x=(self.norm_x[1][:, i].unbind(), self.norm_x[2][:, i].unbind()),
+            y=chunk.y[:, i].unbind(),
+            norm_y=(self.norm_y[1][:, i].unbind(), self.norm_y[2][:, i].unbind()),
+            a=chunk.a[:, i].unbind(),
+            p=self.step_of_scores(chunk.p, first, t),
+            noise=self.step_of_scores(chunk.noise, first, t) if dropout else (),
+            drops=tuple(drops.unbind() for drops in chunk.drops[:, :, i].unbind()) if dropout else (),
+            table=self.w.table[:, :, self.w.s.shape[2] + low - high :].unbind(),
+            keys=self.keys[:, low:high],
+            values=self.values_t[:, :, low:high],
+            d_scores=self.step_of_scores(grads.scores, first, t),
+            d_attended=attended[:, i].unbind(1),
+            d_f=grads.f[:, i].unbind(),
+            d_y=grads.y[:, i].unbind(),
+            d_q=grads.q[:, i].unbind(),
+            d_a=grads.a[:, i].unbind(),
+        )
+
+    def layer(self, step: Step, l: int, g: Tensor) -> Tensor:
+        """From the gradient of layer l's output to that of its input."""
+        w = self.layers[l]
+        df = step.d_f[l].copy_(g * step.drops[1][l] if step.drops else g)
+        self.activate_backward(torch.mm(df, w.w_2), step.a[l], out=step.d_a[l])
+        mean, rstd = step.norm_y
+        g = g + plain_norm_backward(torch.mm(step.d_a[l], w.w_1), step.y[l], mean[l], rstd[l])
+        if not step.keys.shape[1]:
             return g
-        grads.y[l, i] = g * chunk.drops[0, l, i] if self.sizes.dropout else g
-        self.attend(first, t, l, chunk, grads)
-        return g + plain_norm_backward(torch.mm(grads.q[l, i], w.w_q[l]), self.x[l, t], stats[0], stats[1])
+        step.d_y[l].copy_(g * step.drops[0][l] if step.drops else g)
+        self.attend(step, l)
+        mean, rstd = step.norm_x
+        return g + plain_norm_backward(torch.mm(step.d_q[l], w.w_q), step.x[l], mean[l], rstd[l])
 
-    def attend(self, first: int, t: int, l: int, chunk: Chunk, grads: ChunkGradients) -> None:
+    def attend(self, step: Step, l: int) -> None:
         """From the gradient of the attention's output to those of its scores and of its query."""
-        low, high = self.keys_of_step(t)
-        i, (row, window) = t - first, self.place(first, t, l)
-        attended = grads.attended.view(self.H, self.B, -1, self.D)
-        attended[:, :, row] = self.by_head(torch.mm(grads.y[l, i], self.w.w_o[l]))
-        dp = torch.bmm(grads.attended[:, row : row + 1], self.values_t[:, :, low:high])
-        if self.sizes.dropout:
-            dp = dp * chunk.noise[:, row : row + 1, window]
-        p = chunk.p[:, row : row + 1, window].contiguous()
-        ds = torch.ops.aten._softmax_backward_data(dp, p, -1, dp.dtype)
-        grads.scores[:, row : row + 1, window] = ds
-        dq = torch.bmm(ds, self.keys[:, low:high]).view(self.H, self.B, self.D)
-        table = self.w.table[l][:, low - high :]
-        self.by_head(grads.q[l, i]).copy_(torch.baddbmm(dq, ds.view(self.H, self.B, -1), table))
+        d_o = self.by_head(torch.mm(step.d_y[l], self.layers[l].w_o))
+        step.d_attended[l].view(self.H, self.B, self.D).copy_(d_o)
+        dp = torch.bmm(step.d_attended[l], step.values)
+        if step.noise:
+            dp = dp * step.noise[l]
+        ds = torch.ops.aten._softmax_backward_data(dp, step.p[l], -1, dp.dtype)
+        step.d_scores[l].copy_(ds)
+        dq = torch.bmm(ds, step.keys).view(self.H, self.B, self.D)
+        dq = torch.baddbmm(dq, ds.view(self.H, self.B, -1), step.table[l])
+        self.by_head(step.d_q[l]).copy_(dq)
 
     def tables(self, first: int, t: int, chunk: Chunk, grads: ChunkGradients) -> None:
         """What step t adds to the gradients of the relative tables; that of u is made from them."""
         low, high = self.keys_of_step(t)
         if low == high or not self.want & {"table", "s", "u"}:
             return
-        count, (_, window) = high - low, self.place(first, t, 0)
-        ds = grads.scores.view(self.H, self.B, -1, self.L, grads.scores.shape[-1])
-        ds = ds[:, :, t - first, :, window].permute(2, 0, 1, 3)
-        ds = ds.reshape(self.L * self.H, self.B, count)
+        count = high - low
+        ds = torch.stack(self.step_of_scores(grads.scores, first, t)).view(self.L * self.H, self.B, count)
         q = chunk.q[:, t - first].view(self.L, self.B, self.H, self.D).transpose(1, 2)
         product = torch.bmm(ds.mT, q.reshape(self.L * self.H, self.B, self.D))
         self.found["table"][:, :, -count:] += product.view(self.L, self.H, count, self.D)
@@ -176,8 +222,7 @@ class Backward(Loop):
             return chunk.o
         if name == "w_2":
             return self.activate(chunk.a)
-        mean1, rstd1, mean2, rstd2 = chunk.stats
-        return (chunk.y - mean2) * rstd2 if name == "w_1" else (self.x[: self.L, first:stop] - mean1) * rstd1
+        return self.norm_y[0] if name == "w_1" else self.norm_x[0]
 
     def recompute(self, first: int, stop: int, kept: Chunk) -> Chunk:
         """What `Forward` computed for a chunk, from the layers' outputs: all steps of a layer at once."""
@@ -193,7 +238,7 @@ class Backward(Loop):
         by_row = (self.H, self.B, m, self.L, high - low)
         for l in range(self.L):
             q, o, y, a = (kept[l].view(rows, -1) for kept in (chunk.q, chunk.o, chunk.y, chunk.a))
-            z, chunk.stats[0, l], chunk.stats[1, l] = plain_norm(self.x[l, first:stop])
+            z = plain_norm(self.x[l, first:stop])[0]
             torch.addmm(w.b_q[l], z.view(rows, self.d), w.w_q[l].t(), out=q)
             by_head = q.view(m, self.B, self.H, self.D).permute(2, 1, 0, 3)  # [H, B, m, D]
             position = torch.baddbmm(w.s[l][:, None], by_head.flatten(1, 2), w.table[l].mT)
@@ -212,6 +257,6 @@ class Backward(Loop):
             if self.sizes.past + first == 0:
                 chunk.y[l, 0] = 0  # nor was a mask ever drawn for it
             chunk.y[l] += self.x[l, first:stop]
-            z, chunk.stats[2, l], chunk.stats[3, l] = plain_norm(chunk.y[l])
+            z = plain_norm(chunk.y[l])[0]
             torch.addmm(w.b_1[l], z.view(rows, self.d), w.w_1[l].t(), out=a)
         return chunk

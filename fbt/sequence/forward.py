@@ -1,9 +1,32 @@
 """The whole-sequence loop forward, unrecorded: it keeps what `Backward` needs, chunk by chunk."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from fbt.sequence.parts import Chunk, Loop, Sizes, Weights, noise_, plain_norm
+from fbt.sequence.parts import Chunk, Loop, Sizes, Weights, noise_, of_layers, plain_norm
+
+Views = tuple[Tensor, ...]
+
+
+class Step(NamedTuple):
+    """What a step reads and writes, layer by layer: views made at once, since each one costs like a sum."""
+
+    x: Views  # L + 1 times [B, d], the inputs of the layers and the top
+    q: Views  # [B, d]
+    q_heads: Views  # the same as [H, B, D]
+    o: Views  # [B, d]
+    o_heads: Views  # [H, B, D]
+    y: Views  # [B, d]
+    a: Views  # [B, F]
+    p: Views  # [HB, 1, keys]
+    noise: Views  # like p, with dropout
+    drops: tuple[Views, ...]  # [B, d] of both outputs of a layer, with dropout
+    s: Views  # [H, 1, keys], the terms of the relative distances
+    table: Views  # [H, D, keys]
+    keys: Tensor  # [HB, D, keys]
+    values: Tensor  # [HB, keys, D]
 
 
 class Forward(Loop):
@@ -16,14 +39,14 @@ class Forward(Loop):
         total = max(room, sizes.past + self.T)
         self.x = self.new(self.L + 1, self.T, self.B, self.d)
         self.x[0] = x
-        self.m, self.m_stats = self.new(self.T, self.B, self.d), self.new(2, self.T, self.B, 1)
+        self.m = self.new(self.T, self.B, self.d)
         self.values = self.new(self.H * self.B, total, self.D)
         self.keys_t = self.turn(torch.empty_like(self.values))  # a step multiplies by the keys' transpose
         self.keys_t[:, :, : sizes.past], self.values[:, : sizes.past] = keys.mT, values
         # A product with few rows is up to twice as fast where the matrix lies as [in, out].
         turned = ("w_q", "w_o", "w_1", "w_2", "w_kv")
         self.turned = self.w._replace(**{name: getattr(weights, name).mT.contiguous() for name in turned})
-        self.table_t = weights.table.mT
+        self.layers = of_layers(self.turned)
         self.with_u = self.new(self.H, self.B, self.D)
 
     def run(self) -> list[Chunk]:
@@ -32,17 +55,15 @@ class Forward(Loop):
         for first, stop in self.chunks:
             # The next chunk may write over one that no backward will see.
             chunk = self.room(first, stop, again=self.sizes.recompute or not self.sizes.keep)
-            z, chunk.stats[0, 0], chunk.stats[1, 0] = plain_norm(self.x[0, first:stop])
-            rows = (stop - first) * self.B  # the first layer's queries need no loop
-            torch.addmm(
-                self.w.b_q[0], z.view(rows, self.d), self.turned.w_q[0], out=chunk.q[0].view(rows, self.d)
-            )
+            rows = ((stop - first) * self.B, self.d)  # the first layer's queries need no loop
+            z = plain_norm(self.x[0, first:stop])[0]
+            torch.addmm(self.w.b_q[0], z.view(rows), self.turned.w_q[0], out=chunk.q[0].view(rows))
             if self.sizes.dropout:
                 chunk = self.draw(chunk, first, stop)
             self.steps(chunk, first, stop)
             if self.sizes.recompute:
                 empty = self.new(0)
-                chunk = chunk._replace(q=empty, o=empty, y=empty, a=empty, stats=empty, p=empty)
+                chunk = chunk._replace(q=empty, o=empty, y=empty, a=empty, p=empty)
             if self.sizes.keep:
                 kept.append(chunk)
         return kept
@@ -51,13 +72,10 @@ class Forward(Loop):
         """Draw all masks of a chunk, in the order of the plain loop: step by step, layer by layer."""
         chunk = chunk._replace(noise=torch.zeros_like(chunk.p), drops=self.new(2, *chunk.y.shape))
         for t in range(first, stop):
-            low, high = self.keys_of_step(t)
-            for l in range(self.L):
-                if low < high:
-                    row, window = self.place(first, t, l)
-                    noise = self.new(self.B, self.H, high - low)
-                    noise = noise_(noise, self.sizes.dropout).transpose(0, 1).flatten(0, 1)
-                    chunk.noise[:, row, window] = noise
+            for l, noise in enumerate(self.step_of_scores(chunk.noise, first, t)):
+                if noise.shape[2]:
+                    drawn = noise_(self.new(self.B, self.H, 1, noise.shape[2]), self.sizes.dropout)
+                    noise.copy_(drawn.transpose(0, 1).flatten(0, 1))
                     noise_(chunk.drops[0, l, t - first], self.sizes.dropout)
                 noise_(chunk.drops[1, l, t - first], self.sizes.dropout)
         return chunk
@@ -65,56 +83,66 @@ class Forward(Loop):
     def steps(self, chunk: Chunk, first: int, stop: int) -> None:
         """Run the steps of a chunk, one after another."""
         for t in range(first, stop):
+            step = self.step(chunk, first, t)
             for l in range(self.L):
-                self.layer(chunk, first, t, l)
+                self.layer(step, l)
             self.remember(t)
 
-    def layer(self, chunk: Chunk, first: int, t: int, l: int) -> None:
-        """Layer l of step t: attention to the keys of earlier steps, then the feed-forward block."""
-        w, i, h, y = self.turned, t - first, self.x[l, t], chunk.y[l, t - first]
+    def step(self, chunk: Chunk, first: int, t: int) -> Step:
+        """Views of what step t reads and writes."""
+        i, (low, high) = t - first, self.keys_of_step(t)
+        newest = self.w.s.shape[2] + low - high
+        q, o = (x[:, i] for x in (chunk.q, chunk.o))
+        by_head = (self.L, self.B, self.H, self.D)
+        dropout = self.sizes.dropout > 0
+        return Step(
+            x=self.x[:, t].unbind(),
+            q=q.unbind(),
+            q_heads=q.view(by_head).transpose(1, 2).unbind(),
+            o=o.unbind(),
+            o_heads=o.view(by_head).transpose(1, 2).unbind(),
+            y=chunk.y[:, i].unbind(),
+            a=chunk.a[:, i].unbind(),
+            p=self.step_of_scores(chunk.p, first, t),
+            noise=self.step_of_scores(chunk.noise, first, t) if dropout else (),
+            drops=tuple(drops.unbind() for drops in chunk.drops[:, :, i].unbind()) if dropout else (),
+            s=self.w.s[:, :, None, newest:].unbind(),
+            table=self.w.table[:, :, newest:].mT.unbind(),
+            keys=self.keys_t[:, :, low:high],
+            values=self.values[:, low:high],
+        )
+
+    def layer(self, step: Step, l: int) -> None:
+        """Layer l: attention to the keys of earlier steps, then the feed-forward block."""
+        w, x, y = self.layers[l], step.x[l], step.y[l]
         if l:
-            z, chunk.stats[0, l, i], chunk.stats[1, l, i] = plain_norm(h)
-            torch.addmm(w.b_q[l], z, w.w_q[l], out=chunk.q[l, i])
-        low, high = self.keys_of_step(t)
-        if low < high:
-            self.attend(chunk, first, t, l)
-            attended = torch.addmm(w.b_o[l], chunk.o[l, i], w.w_o[l])
-            torch.add(self.drop(attended, chunk, 0, l, i), h, out=y)
+            torch.addmm(w.b_q, plain_norm(x)[0], w.w_q, out=step.q[l])
+        if step.keys.shape[2]:
+            self.attend(step, l)
+            attended = torch.addmm(w.b_o, step.o[l], w.w_o)
+            torch.add(attended * step.drops[0][l] if step.drops else attended, x, out=y)
         else:  # the first step of all has nothing to read
-            y.copy_(h)
-            chunk.o[l, i].zero_()
-        z, chunk.stats[2, l, i], chunk.stats[3, l, i] = plain_norm(y)
-        torch.addmm(w.b_1[l], z, w.w_1[l], out=chunk.a[l, i])
-        f = torch.addmm(w.b_2[l], self.activate(chunk.a[l, i]), w.w_2[l])
-        torch.add(self.drop(f, chunk, 1, l, i), y, out=self.x[l + 1, t])
+            y.copy_(x)
+            step.o[l].zero_()
+        torch.addmm(w.b_1, plain_norm(y)[0], w.w_1, out=step.a[l])
+        f = torch.addmm(w.b_2, self.activate(step.a[l]), w.w_2)
+        torch.add(f * step.drops[1][l] if step.drops else f, y, out=step.x[l + 1])
 
-    def attend(self, chunk: Chunk, first: int, t: int, l: int) -> None:
-        """Write weights and attended values of step t, layer l."""
-        low, high = self.keys_of_step(t)
-        count = high - low
-        q = self.by_head(chunk.q[l, t - first])
-        torch.add(q, self.w.u[l][:, None], out=self.with_u)
-        scores = torch.baddbmm(self.w.s[l][:, None, -count:], q, self.table_t[l][:, :, -count:])
-        scores = scores.view(self.H * self.B, 1, count)
-        p = scores.baddbmm_(self.with_u.view(-1, 1, self.D), self.keys_t[:, :, low:high]).softmax(-1)
-        row, window = self.place(first, t, l)
-        chunk.p[:, row : row + 1, window] = p
-        if self.sizes.dropout:
-            p = p * chunk.noise[:, row : row + 1, window]
-        o = torch.bmm(p, self.values[:, low:high])
-        self.by_head(chunk.o[l, t - first]).copy_(o.view(self.H, self.B, self.D))
-
-    def drop(self, x: Tensor, chunk: Chunk, which: int, l: int, i: int) -> Tensor:
-        """Dropout on the attention's (0) or the feed-forward block's (1) output."""
-        return x * chunk.drops[which, l, i] if self.sizes.dropout else x
+    def attend(self, step: Step, l: int) -> None:
+        """Write weights and attended values of layer l."""
+        torch.add(step.q_heads[l], self.layers[l].u[:, None], out=self.with_u)
+        scores = torch.baddbmm(step.s[l], step.q_heads[l], step.table[l]).view(step.p[l].shape)
+        p = scores.baddbmm_(self.with_u.view(-1, 1, self.D), step.keys).softmax(-1)
+        step.p[l].copy_(p)
+        o = torch.bmm(p * step.noise[l] if step.noise else p, step.values)
+        step.o_heads[l].copy_(o.view(self.H, self.B, self.D))
 
     def remember(self, t: int) -> None:
         """The memory of step t, its key and its value."""
         m = torch.mv(self.x[:, t].reshape(self.L + 1, -1).t(), self.w.mix).view(self.B, self.d)
         self.m[t] = m
         if self.sizes.norm_memory:
-            m, self.m_stats[0, t], self.m_stats[1, t] = plain_norm(m)
-        key, value = torch.addmm(self.w.b_kv, m, self.turned.w_kv).chunk(2, dim=1)
+            m = plain_norm(m)[0]
+        both = torch.addmm(self.w.b_kv, m, self.turned.w_kv).view(self.B, 2, self.H, self.D)
         now = self.sizes.past + t
-        self.keys_t.view(self.H, self.B, self.D, -1)[..., now] = self.by_head(key.contiguous())
-        self.values.view(self.H, self.B, -1, self.D)[:, :, now] = self.by_head(value.contiguous())
+        self.keys_t[:, :, now], self.values[:, now] = both.permute(1, 2, 0, 3).flatten(1, 2)

@@ -33,7 +33,7 @@ class NativeForward(NativeLoop, Forward):
 
     def steps(self, chunk: Chunk, first: int, stop: int) -> None:
         """Run the steps of a chunk, one after another."""
-        outputs = [self.x, self.m, self.m_stats, self.keys_t.mT, self.values]
+        outputs = [self.x, self.m, self.keys_t.mT, self.values]
         sizes = self.numbers(first, stop, self.values.shape[1], chunk.p.shape[2])
         native.run("forward", self.x.dtype, sizes, [*self.turned, *outputs, *chunk])
 
@@ -52,7 +52,7 @@ class NativeBackward(NativeLoop, Backward):
         if self.want & {"table", "s", "u"}:  # each thread adds to tables of its own
             threads = torch.get_num_threads()
             shares = [self.x.new_zeros(threads, *self.found[name].shape) for name in ("table", "s")]
-        outputs = [self.x, self.m, self.m_stats, self.keys, self.values_t.mT]
+        outputs = [self.x, self.m, self.keys, self.values_t.mT]
         into = [self.d_keys, self.d_values, self.d_kv, self.d_m, self.d_x]
         native.run(
             "backward",

@@ -55,7 +55,6 @@ class Chunk(NamedTuple):
     o: Tensor  # [L, m, B, d], attended values
     y: Tensor  # [L, m, B, d], after attention
     a: Tensor  # [L, m, B, F], before the activation
-    stats: Tensor  # [4, L, m, B, 1], mean and 1 / standard deviation of the two norms of a layer
     p: Tensor  # [HB, m L, J], attention weights to the chunk's keys; zero beyond the span, unset ahead
     noise: Tensor  # like p, what dropout multiplied the weights by; empty without dropout
     drops: Tensor  # [2, L, m, B, d], what dropout multiplied a layer's two outputs by; empty without dropout
@@ -103,7 +102,6 @@ class Loop:
             o=new("o", self.L, m, self.B, self.d),
             y=new("y", self.L, m, self.B, self.d),
             a=new("a", self.L, m, self.B, self.w.b_1.shape[1]),
-            stats=new("stats", 4, self.L, m, self.B, 1),
             p=new("p", self.H * self.B, m * self.L, high - low),
             noise=self.new(0),
             drops=self.new(0),
@@ -116,11 +114,11 @@ class Loop:
         """Whether some step of a chunk no longer sees a key that the first one saw."""
         return self.oldest_key(first) < self.oldest_key(stop - 1)
 
-    def place(self, first: int, t: int, l: int) -> tuple[int, slice]:
-        """Where the chunk that begins at `first` keeps the scores of step t, layer l: row and columns."""
+    def step_of_scores(self, scores: Tensor, first: int, t: int) -> tuple[Tensor, ...]:
+        """What a chunk's tensor [HB, m L, J] holds of step t, by layer: L views [HB, 1, keys of the step]."""
         low, high = self.keys_of_step(t)
-        offset = self.oldest_key(first)
-        return (t - first) * self.L + l, slice(low - offset, high - offset)
+        oldest, rows = self.oldest_key(first), scores.unflatten(1, (-1, self.L, 1))
+        return rows[:, t - first, :, :, low - oldest : high - oldest].unbind(1)
 
     def turn(self, x: Tensor) -> Tensor:
         """Transpose keys or values [HB, J, D] into [HB, D, J], laid out as a step reads them."""
@@ -134,11 +132,19 @@ class Loop:
         """ReLU or GELU."""
         return F.gelu(a) if self.sizes.gelu else a.relu()
 
-    def activate_backward(self, grad: Tensor, a: Tensor) -> Tensor:
-        """Gradient with respect to a of `activate`."""
-        ops = torch.ops.aten
-        result: Tensor = ops.gelu_backward(grad, a) if self.sizes.gelu else ops.threshold_backward(grad, a, 0)
-        return result
+    def activate_backward(self, grad: Tensor, a: Tensor, out: Tensor) -> None:
+        """Gradient with respect to a of `activate`, into `out`."""
+        if self.sizes.gelu:
+            torch.ops.aten.gelu_backward.grad_input(grad, a, grad_input=out)
+        else:
+            torch.ops.aten.threshold_backward.grad_input(grad, a, 0, grad_input=out)
+
+
+def of_layers(weights: Weights) -> list[Weights]:
+    """The weights of each layer, beside those that all layers share."""
+    *stacked, mix, w_kv, b_kv = weights
+    layers = zip(*(weight.unbind() for weight in stacked), strict=True)
+    return [Weights._make([*own, mix, w_kv, b_kv]) for own in layers]
 
 
 def plain_norm(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
