@@ -23,6 +23,7 @@ from contenders import YARDSTICK, Contender, Size, Unavailable, build, compiled,
 from sdpa import Decoder, Transformer
 from torch import Tensor
 
+from fbt.sequence.parts import CHUNK
 from fbt.shared_kv import SharedKVBody
 from fbt.state import State
 
@@ -141,8 +142,8 @@ def floor(size: Size, threads: int) -> list[Row]:
 
     The products are those of projections and feed-forward blocks, all T B rows at once, in the three forms
     of a training step: forward, gradient of the input, gradient of the weight. Every layer of every step
-    reads the keys and values of all earlier steps, forward and backward, at the speed with which one product
-    with a vector reads as much memory as the average step does.
+    reads the keys and values of all earlier steps, forward and backward (the first layer once a chunk), at
+    the speed with which one product with a vector reads as much memory as the average step does.
     """
     torch.manual_seed(0)
     torch.set_num_threads(threads)
@@ -157,7 +158,8 @@ def floor(size: Size, threads: int) -> list[Row]:
     buffer = torch.ones(max(1, size.T // 2) * step_bytes // 4 // size.d, size.d)
     vector = torch.ones(size.d)
     speed = buffer.numel() * 4 / best(lambda: torch.mv(buffer, vector), threads)
-    traffic = 2 * size.L * sum(range(size.T)) * step_bytes
+    passes = size.L - 1 + 1 / CHUNK  # the first layer reads once a chunk
+    traffic = 2 * passes * sum(range(size.T)) * step_bytes
     row = size._asdict() | {"threads": threads, "bytes_per_second": speed, "traffic_bytes": traffic}
     return [
         row | {"name": "floor, feedback", "gemm": block * size.L + key_values, "traffic": traffic / speed},

@@ -88,6 +88,7 @@ def stepper(model: "LanguageModel", state: State) -> Callable[[Tensor], Tensor]:
     if (
         isinstance(body, SharedKVBody)
         and model.backend in body.decoders
+        and (model.backend != "auto" or body.is_as_made())
         and state.keys[0].dtype == weight.dtype
     ):
         decoder = body.decoder(state, model.backend)

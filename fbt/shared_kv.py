@@ -45,7 +45,7 @@ class SharedKVBody(FeedbackBody):
         single steps by default.
         """
         check_choice("backend", backend, ("auto", *self.backends))
-        if backend == "auto" and x.shape[1:2] != (1,) and self._is_as_made():
+        if backend == "auto" and x.shape[1:2] != (1,) and self.is_as_made():
             backend = "native" if self._native_works(x) else "sequence"
         if need_weights or backend not in ("sequence", "native"):
             loop = backend if backend in FeedbackBody.backends else "auto"
@@ -67,8 +67,8 @@ class SharedKVBody(FeedbackBody):
         native = backend == "native" or (backend == "auto" and self._native_works(state.keys[0]))
         return Decoder(self, state, native)
 
-    def _is_as_made(self) -> bool:
-        """Whether the loop does nothing that folded weights leave out."""
+    def is_as_made(self) -> bool:
+        """Whether the folded weights say all: no part is hooked, replaced or being compiled."""
         parts = list(self.modules())
         hooked = any(
             part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks

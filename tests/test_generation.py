@@ -161,3 +161,11 @@ def test_characters_come_with_the_frequencies_of_the_model():
     drawn = "".join(text[1] for text in lm.generate(["a"] * 2000, 1, seed=0))
     counts = torch.bincount(TOKENIZER.encode(drawn), minlength=19)
     assert ((counts - expected) ** 2 / expected).sum() < 50.0  # 18 degrees of freedom
+
+
+def test_a_hook_on_a_part_of_the_body_reaches_the_text():
+    lm = model("shared-kv", TOKENIZER)
+    before = lm.generate("abc", 20, temperature=0)
+    lm.body.layers[0].feed_forward.outer.register_forward_hook(lambda _, __, out: -9 * out)
+    after = lm.generate("abc", 20, temperature=0)
+    assert before != after == greedy_without_cache(lm, "abc", 20)

@@ -105,7 +105,7 @@ template <class S> void affine(Int n, Int K, Int N, const S* in, const S* w, con
   product(n, N, K, in, K, w, N, S(1), out, N);
 }
 
-// z = N(x) = (x - mean) / (standard deviation) over rows of d numbers.
+// z = n(x), a row of d numbers less their mean, over their standard deviation; returns 1 / the latter.
 template <class S> S norm_row(Int d, const S* x, S* z) {
   S sum = 0, square = 0;
 #pragma omp simd reduction(+ : sum)
@@ -123,7 +123,7 @@ template <class S> void norm(Int n, Int d, const S* x, S* z) {
   for (Int b = 0; b < n; b++) norm_row(d, x + b * d, z + b * d);
 }
 
-// g += the gradient of x, from dz, that of z = N(x); also z.
+// g += N(dz; x), the gradient of z = n(x), over rows of d numbers; also z.
 template <class S> void norm_backward(Int n, Int d, const S* dz, const S* x, S* g, S* z) {
   for (Int b = 0; b < n; b++, dz += d, x += d, g += d, z += d) {
     const S rstd = norm_row(d, x, z);
