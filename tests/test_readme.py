@@ -12,6 +12,7 @@ from fbt._repository import BRANCH, URL
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUNS = ROOT / "fbt" / "weights" / "tiny-shakespeare" / "runs.json"
+SPEED = ROOT / "fbt" / "measurements" / "speed.json"
 COLAB = f"https://colab.research.google.com/github/{URL.removeprefix('https://github.com/')}/blob/{BRANCH}/"
 
 
@@ -65,3 +66,22 @@ def test_the_losses_are_those_of_the_recorded_runs():
     assert f"torch {record['machine']['torch'].split('+')[0]}" in README
     assert {run["recipe"]["steps"] for run in record["runs"]} == {2000}
     assert "2000 steps" in README
+
+
+def expected_speed(record: dict[str, Any]) -> str:
+    """The README's table of training steps, from the record of `make bench`."""
+    columns = [("M", 1), ("M", 2), ("L", 1), ("L", 2)]
+    titles = [f"{size}, {threads} thread{'s' * (threads > 1)}" for size, threads in columns]
+    lines = [f"| a training step | {' | '.join(titles)} |", "|---|" + "---|" * len(columns)]
+    rows = {(row["name"], row["label"], row["threads"]): row for row in record["rows"]}
+    for name in ("native", "sequence", "stack", "labml shared KV", "feedback-transformer-pytorch"):
+        ratios = [rows.get((name, *column), {}).get("ratio") for column in columns]
+        lines.append(f"| {name} | {' | '.join('' if r is None else f'{r:.1f}' for r in ratios)} |")
+    return "\n".join(lines)
+
+
+def test_the_speeds_are_those_of_the_benchmark():
+    record = json.loads(SPEED.read_text(encoding="utf-8"))
+    assert not record["quick"]
+    assert expected_speed(record) in README, f"README.md should say:\n{expected_speed(record)}"
+    assert record["machine"]["cpu"] in README

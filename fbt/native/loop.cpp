@@ -69,9 +69,10 @@ template <class S> struct Backward {
   const S *x, *m, *keys, *values;
   Chunk<S> chunk;
   ChunkGradients<S> grads;
-  S *in_2, *in_1, *in_q;  // what W_2, W_1 and W_q multiplied in the chunk
+  S *in_2, *in_1, *in_q;  // what W_2, W_1 and W_q multiplied in the chunk; with a ReLU in_2 is a
   const S* d_top;
   S *d_keys, *d_values, *d_kv, *d_m, *d_x;
+  S *d_b_2, *d_b_1, *d_b_o, *d_b_q;  // [threads, L, d], that of b_1 [threads, L, F]
   S *d_table, *d_s;  // [threads, L, H, R, D] and [threads, L, H, R], or null where nobody wants them
 };
 
@@ -159,25 +160,26 @@ inline float cumulative(float a, float bell) {
 }
 inline double cumulative(double a, double) { return 0.5 * std::erfc(-a * 0.70710678118654752); }
 
-// out = act(a).
-template <class S> void activate(bool gelu, Int n, const S* a, S* out) {
-  if (gelu)
+template <class S> void gelu(Int n, const S* a, S* out) {
 #pragma omp simd
-    for (Int i = 0; i < n; i++) out[i] = a[i] * cumulative(a[i], exponential(S(-0.5) * a[i] * a[i]));
-  else
-    for (Int i = 0; i < n; i++) out[i] = a[i] > 0 ? a[i] : a[i] * 0;  // * 0, so that NaN stays NaN
+  for (Int i = 0; i < n; i++) out[i] = a[i] * cumulative(a[i], exponential(S(-0.5) * a[i] * a[i]));
 }
 
-// g *= act'(a); also out = act(a).
-template <class S> void activate_backward(bool gelu, Int n, const S* a, S* g, S* out) {
-  if (gelu)
+// g *= gelu'(a); also out = gelu(a).
+template <class S> void gelu_backward(Int n, const S* a, S* g, S* out) {
 #pragma omp simd
-    for (Int i = 0; i < n; i++) {
-      const S bell = exponential(S(-0.5) * a[i] * a[i]), phi = cumulative(a[i], bell);
-      out[i] = a[i] * phi, g[i] *= phi + a[i] * bell * S(0.39894228040143268);
-    }
-  else
-    for (Int i = 0; i < n; i++) out[i] = a[i] > 0 ? a[i] : a[i] * 0, g[i] = a[i] > 0 ? g[i] : 0;
+  for (Int i = 0; i < n; i++) {
+    const S bell = exponential(S(-0.5) * a[i] * a[i]), phi = cumulative(a[i], bell);
+    out[i] = a[i] * phi, g[i] *= phi + a[i] * bell * S(0.39894228040143268);
+  }
+}
+
+template <class S> void relu(Int n, S* a) {
+  for (Int i = 0; i < n; i++) a[i] = a[i] > 0 ? a[i] : a[i] * 0;  // * 0, so that NaN stays NaN
+}
+
+template <class S> void relu_backward(Int n, const S* a, S* g) {
+  for (Int i = 0; i < n; i++) g[i] = a[i] > 0 ? g[i] : 0;
 }
 
 template <class S> void multiply(Int n, const S* factor, S* x) {
@@ -187,6 +189,11 @@ template <class S> void multiply(Int n, const S* factor, S* x) {
 
 template <class S> void add(Int n, S scale, const S* x, S* y) {
   for (Int i = 0; i < n; i++) y[i] += scale * x[i];
+}
+
+// y += the sum of n rows of x.
+template <class S> void add_rows(Int n, Int d, const S* x, S* y) {
+  for (Int b = 0; b < n; b++) add(d, S(1), x + b * d, y);
 }
 
 // As many numbers as a register of the processor holds, at any address.
@@ -390,6 +397,7 @@ template <class S> void forward_group(const Sizes& z, const Forward<S>& f, Int b
     for (Int l = 0; l < z.L; l++) {
       const Int at = z.at(t, l, b0);
       S *x = f.x + ((l * z.T + t) * z.B + b0) * d, *out = x + z.T * z.B * d, *y = f.chunk.y + at * d;
+      S* a = f.chunk.a + at * z.F;
       const Int next = z.L * m * z.B;  // from one of a layer's two outputs to the other
       if (l > 0) {
         norm(n, d, x, normed.data());
@@ -405,9 +413,9 @@ template <class S> void forward_group(const Sizes& z, const Forward<S>& f, Int b
         std::fill(f.chunk.o + at * d, f.chunk.o + (at + n) * d, S(0));
       }
       norm(n, d, y, normed.data());
-      affine(n, d, z.F, normed.data(), f.w.w_1 + l * d * z.F, f.w.b_1 + l * z.F, f.chunk.a + at * z.F);
-      activate(z.gelu, n * z.F, f.chunk.a + at * z.F, inner.data());
-      affine(n, z.F, d, inner.data(), f.w.w_2 + l * z.F * d, f.w.b_2 + l * d, out);
+      affine(n, d, z.F, normed.data(), f.w.w_1 + l * d * z.F, f.w.b_1 + l * z.F, a);
+      z.gelu ? gelu(n * z.F, a, inner.data()) : relu(n * z.F, a);
+      affine(n, z.F, d, z.gelu ? inner.data() : a, f.w.w_2 + l * z.F * d, f.w.b_2 + l * d, out);
       multiply(n * d, f.chunk.drops ? f.chunk.drops + (next + at) * d : nullptr, out);
       add(n * d, S(1), y, out);
     }
@@ -465,10 +473,11 @@ void attend_backward(const Sizes& z, const Backward<S>& f, Int t, Int l, Int b0,
   const Int low = z.oldest(t), from = l ? low : std::max(low, z.past + z.first), to = z.past + t;
   for (Int h = 0; h < z.H; h++) {
     for (Int b = 0; b < n; b++) {
-      const Int row = z.row(h * z.B + b0 + b, t, l);
-      const S* given = d_o + b * z.d() + h * z.D;
-      std::memcpy(f.grads.attended + row * z.D, given, z.D * sizeof(S));
-      answer(z, f, t, l, h, b0 + b, from, to, given, f.grads.q + z.at(t, l, b0 + b) * z.d() + h * z.D);
+      const Int row = z.row(h * z.B + b0 + b, t, l), at = z.at(t, l, b0 + b) * z.d() + h * z.D;
+      const S *given = d_o + b * z.d() + h * z.D, *q = f.chunk.q + at, *u = f.w.u + (l * z.H + h) * z.D;
+      S *with_u = f.grads.with_u + row * z.D, *attended = f.grads.attended + row * z.D;
+      for (Int c = 0; c < z.D; c++) with_u[c] = q[c] + u[c], attended[c] = given[c];
+      answer(z, f, t, l, h, b0 + b, from, to, given, f.grads.q + at);
     }
     tables(z, f, t, l, h, b0, n, from, to);
   }
@@ -492,6 +501,7 @@ template <class S>
 void query_backward(const Sizes& z, const Backward<S>& f, Int t, Int l, Int b0, Int n, S* g, S* through) {
   const Int d = z.d(), at = z.at(t, l, b0);
   const S* x = f.x + ((l * z.T + t) * z.B + b0) * d;
+  add_rows(n, d, f.grads.q + at * d, f.d_b_q + (omp_get_thread_num() * z.L + l) * d);
   product(n, d, d, f.grads.q + at * d, d, f.w.w_q + l * d * d, d, S(0), through, d);
   norm_backward(n, d, through, x, g, f.in_q + at * d);
 }
@@ -523,17 +533,21 @@ template <class S> void backward_group(const Sizes& z, const Backward<S>& f, Int
     std::memcpy(g.data(), f.d_top + (t * z.B + b0) * d, n * d * sizeof(S));
     add(n * d, f.w.mix[z.L], dm, g.data());
     for (Int l = z.L - 1; l >= 0; l--) {
-      const Int at = z.at(t, l, b0);
+      const Int at = z.at(t, l, b0), share = omp_get_thread_num() * z.L + l;
       S *df = f.grads.f + at * d, *da = f.grads.a + at * z.F, *dy = f.grads.y + at * d;
       std::memcpy(df, g.data(), n * d * sizeof(S));
       multiply(n * d, f.chunk.drops ? f.chunk.drops + (next + at) * d : nullptr, df);
+      add_rows(n, d, df, f.d_b_2 + share * d);
       product(n, z.F, d, df, d, f.w.w_2 + l * z.F * d, z.F, S(0), da, z.F);
-      activate_backward(z.gelu, n * z.F, f.chunk.a + at * z.F, da, f.in_2 + at * z.F);
+      const S* a = f.chunk.a + at * z.F;
+      z.gelu ? gelu_backward(n * z.F, a, da, f.in_2 + at * z.F) : relu_backward(n * z.F, a, da);
+      add_rows(n, z.F, da, f.d_b_1 + share * z.F);
       product(n, d, z.F, da, z.F, f.w.w_1 + l * z.F * d, d, S(0), through.data(), d);
       norm_backward(n, d, through.data(), f.chunk.y + at * d, g.data(), f.in_1 + at * d);
       if (reads) {
         std::memcpy(dy, g.data(), n * d * sizeof(S));
         multiply(n * d, f.chunk.drops ? f.chunk.drops + at * d : nullptr, dy);
+        add_rows(n, d, dy, f.d_b_o + share * d);
         product(n, d, d, dy, d, f.w.w_o + l * d * d, d, S(0), through.data(), d);
         attend_backward(z, f, t, l, b0, n, through.data());
         if (l) query_backward(z, f, t, l, b0, n, g.data(), through.data());

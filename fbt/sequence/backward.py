@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fbt.attention import skew
@@ -89,10 +90,9 @@ class Backward(Loop):
         """One chunk: its steps in reverse, then what they owe to earlier keys and to the weights."""
         m = stop - first
         p = chunk.p * chunk.noise if self.sizes.dropout else chunk.p
-        with_u = chunk.q.view(self.L, m, self.B, self.H, self.D) + self.w.u[:, None, None]
         grads = ChunkGradients(
             p=p,
-            with_u=with_u.permute(3, 2, 1, 0, 4).reshape(p.shape[0], -1, self.D).contiguous(),
+            with_u=self.queries(chunk),
             scores=self.buffer("scores", *p.shape),
             attended=self.buffer("attended", p.shape[0], m * self.L, self.D),
             f=self.buffer("f", *chunk.y.shape),
@@ -107,6 +107,11 @@ class Backward(Loop):
                 gradient.zero_()
         self.steps(first, stop, chunk, grads, d_top)
         self.weights(first, stop, chunk, grads)
+
+    def queries(self, chunk: Chunk) -> Tensor:
+        """What met the keys in a chunk: q + u, [HB, m L, D]."""
+        with_u = chunk.q.unflatten(-1, (self.H, self.D)) + self.w.u[:, None, None]
+        return with_u.permute(3, 2, 1, 0, 4).flatten(2, 3).flatten(0, 1).contiguous()
 
     def steps(self, first: int, stop: int, chunk: Chunk, grads: ChunkGradients, d_top: Tensor) -> None:
         """The steps of a chunk in reverse, then what they owe to the keys and values before the chunk."""
@@ -187,7 +192,7 @@ class Backward(Loop):
         dp = torch.bmm(step.d_attended[l], step.values)
         if step.noise:
             dp = dp * step.noise[l]
-        ds = torch.ops.aten._softmax_backward_data(dp, step.p[l], -1, dp.dtype)
+        ds = torch.ops.aten._softmax_backward_data.default(dp, step.p[l], -1, dp.dtype)
         step.d_scores[l].copy_(ds)
         dq = torch.bmm(ds, step.keys).view(self.H, self.B, self.D)
         dq = torch.baddbmm(dq, ds.view(self.H, self.B, -1), step.table[l])
@@ -214,14 +219,20 @@ class Backward(Loop):
                 self.found[name].baddbmm_(
                     rows.mT, self.input(name, first, stop, chunk).reshape(self.L, rows.shape[1], -1)
                 )
-            self.found[name.replace("w", "b")] += rows.sum(1)
+
+        self.biases(gradients)
+
+    def biases(self, gradients: dict[str, Tensor]) -> None:
+        """Add the chunk's share of the gradients of biases."""
+        for name, gradient in gradients.items():
+            self.found[name.replace("w", "b")] += gradient.sum((1, 2))
 
     def input(self, name: str, first: int, stop: int, chunk: Chunk) -> Tensor:
         """What a weight of each layer multiplied in a chunk."""
         if name == "w_o":
             return chunk.o
         if name == "w_2":
-            return self.activate(chunk.a)
+            return F.gelu(chunk.a) if self.sizes.gelu else chunk.a
         return self.norm_y[0] if name == "w_1" else self.norm_x[0]
 
     def recompute(self, first: int, stop: int, kept: Chunk) -> Chunk:
@@ -259,4 +270,6 @@ class Backward(Loop):
             chunk.y[l] += self.x[l, first:stop]
             z = plain_norm(chunk.y[l])[0]
             torch.addmm(w.b_1[l], z.view(rows, self.d), w.w_1[l].t(), out=a)
+            if not self.sizes.gelu:
+                self.activate(a)
         return chunk

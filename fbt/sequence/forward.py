@@ -47,7 +47,9 @@ class Forward(Loop):
         turned = ("w_q", "w_o", "w_1", "w_2", "w_kv")
         self.turned = self.w._replace(**{name: getattr(weights, name).mT.contiguous() for name in turned})
         self.layers = of_layers(self.turned)
+        self.u = self.w.u[:, :, None].unbind()  # [H, 1, D]
         self.with_u = self.new(self.H, self.B, self.D)
+        self.with_u_rows = self.with_u.view(-1, 1, self.D)
 
     def run(self) -> list[Chunk]:
         """Run all steps; return what backward needs, chunk by chunk, if there may be one."""
@@ -130,9 +132,9 @@ class Forward(Loop):
 
     def attend(self, step: Step, l: int) -> None:
         """Write weights and attended values of layer l."""
-        torch.add(step.q_heads[l], self.layers[l].u[:, None], out=self.with_u)
+        torch.add(step.q_heads[l], self.u[l], out=self.with_u)
         scores = torch.baddbmm(step.s[l], step.q_heads[l], step.table[l]).view(step.p[l].shape)
-        p = scores.baddbmm_(self.with_u.view(-1, 1, self.D), step.keys).softmax(-1)
+        p = scores.baddbmm_(self.with_u_rows, step.keys).softmax(-1)
         step.p[l].copy_(p)
         o = torch.bmm(p * step.noise[l] if step.noise else p, step.values)
         step.o_heads[l].copy_(o.view(self.H, self.B, self.D))

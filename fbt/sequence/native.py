@@ -43,35 +43,36 @@ class NativeBackward(NativeLoop, Backward):
 
     def steps(self, first: int, stop: int, chunk: Chunk, grads: ChunkGradients, d_top: Tensor) -> None:
         """The steps of a chunk in reverse, then what they owe to the keys and values before the chunk."""
-        shares = None
         self.filled = {
-            "w_2": self.buffer("w_2", *chunk.a.shape),
+            "w_2": self.buffer("w_2", *chunk.a.shape) if self.sizes.gelu else chunk.a,
             "w_1": self.buffer("w_1", *chunk.y.shape),
             "w_q": self.buffer("w_q", *chunk.y.shape),
         }
-        if self.want & {"table", "s", "u"}:  # each thread adds to tables of its own
-            threads = torch.get_num_threads()
-            shares = [self.x.new_zeros(threads, *self.found[name].shape) for name in ("table", "s")]
+        tables = ("table", "s") if self.want & {"table", "s", "u"} else ()
+        threads = torch.get_num_threads()  # each adds to sums of its own
+        shares = {
+            name: self.x.new_zeros(threads, *self.found[name].shape)
+            for name in ("b_2", "b_1", "b_o", "b_q", *tables)
+        }
         outputs = [self.x, self.m, self.keys, self.values_t.mT]
         into = [self.d_keys, self.d_values, self.d_kv, self.d_m, self.d_x]
+        sums = list(shares.values()) if tables else [*shares.values(), None, None]
         native.run(
             "backward",
             self.x.dtype,
             self.numbers(first, stop, self.keys.shape[1], chunk.p.shape[2]),
-            [
-                *self.w,
-                *outputs,
-                *chunk,
-                *grads,
-                *self.filled.values(),
-                d_top,
-                *into,
-                *(shares or (None, None)),
-            ],
+            [*self.w, *outputs, *chunk, *grads, *self.filled.values(), d_top, *into, *sums],
         )
-        if shares:
-            for name, share in zip(("table", "s"), shares, strict=True):
-                self.found[name] += share.sum(0)
+        for name, share in shares.items():
+            self.found[name] += share.sum(0)
+
+    def queries(self, chunk: Chunk) -> Tensor:
+        """Room for q + u, which the steps fill in on their way."""
+        heads = self.H * self.B
+        return self.buffer("with_u", heads, chunk.q.numel() // heads // self.D, self.D)
+
+    def biases(self, gradients: dict[str, Tensor]) -> None:
+        """Nothing is left to add: the steps have."""
 
     def input(self, name: str, first: int, stop: int, chunk: Chunk) -> Tensor:
         """What a weight of each layer multiplied in a chunk: the steps have filled it in on their way."""

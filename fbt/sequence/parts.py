@@ -54,7 +54,7 @@ class Chunk(NamedTuple):
     q: Tensor  # [L, m, B, d], queries
     o: Tensor  # [L, m, B, d], attended values
     y: Tensor  # [L, m, B, d], after attention
-    a: Tensor  # [L, m, B, F], before the activation
+    a: Tensor  # [L, m, B, F], before a GELU, but after a ReLU, whose backward needs no more
     p: Tensor  # [HB, m L, J], attention weights to the chunk's keys; zero beyond the span, unset ahead
     noise: Tensor  # like p, what dropout multiplied the weights by; empty without dropout
     drops: Tensor  # [2, L, m, B, d], what dropout multiplied a layer's two outputs by; empty without dropout
@@ -129,8 +129,8 @@ class Loop:
         return x.view(self.B, self.H, self.D).transpose(0, 1)
 
     def activate(self, a: Tensor) -> Tensor:
-        """ReLU or GELU."""
-        return F.gelu(a) if self.sizes.gelu else a.relu()
+        """GELU, or ReLU in place."""
+        return F.gelu(a) if self.sizes.gelu else a.relu_()
 
     def activate_backward(self, grad: Tensor, a: Tensor, out: Tensor) -> None:
         """Gradient with respect to a of `activate`, into `out`."""
@@ -155,7 +155,7 @@ def plain_norm(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def plain_norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
     """Gradient with respect to x of `plain_norm`."""
     only_x = [True, False, False]
-    result: Tensor = torch.ops.aten.native_layer_norm_backward(
+    result: Tensor = torch.ops.aten.native_layer_norm_backward.default(
         grad, x, (x.shape[-1],), mean, rstd, None, None, only_x
     )[0]
     return result
