@@ -21,6 +21,7 @@ PARALLEL = "parallel body"
 OURS = ("reference", "stack", "sequence", "sequence, recompute", "native", "native, recompute")
 PEERS = ("labml shared KV", "labml plain", "feedback-transformer-pytorch")
 EVERYONE = (YARDSTICK, PARALLEL, *OURS, *PEERS)
+SLOW = ("reference", "stack", *PEERS)  # those that record every operation of every step
 
 # Where a contender computes something else than ours, or has other parameters; the record counts them.
 DIFFERENCES = {

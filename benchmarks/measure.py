@@ -1,6 +1,6 @@
-"""What is measured, in one process: `python benchmarks/measure.py '{"what": "steps", ...}'` prints JSON.
+"""What a job of run.py measures: `python benchmarks/measure.py '{"what": "steps", ...}'` prints JSON.
 
-A process measures with one number of threads. One thread is measured by the CPU time of the process, which
+A job has one number of threads. One thread is measured by the CPU time of the process, which
 others on the machine disturb least; several threads by wall time. Contenders take turns, so that whatever
 slows the machine slows all of them, and a ratio is taken within each round.
 """
@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from contenders import YARDSTICK, Contender, Size, Unavailable, build, compiled, our_config
+from contenders import SLOW, YARDSTICK, Contender, Size, Unavailable, build, compiled, our_config
 from sdpa import Decoder, Transformer
 from torch import Tensor
 
@@ -35,6 +35,9 @@ RESET_PEAK = Path("/proc/self/clear_refs")
 def steps(size: Size, threads: int, names: list[str], rounds: int, patience: float) -> list[Row]:
     """Training steps of a body on random embeddings: forward, loss, backward.
 
+    The slow ones have a process of their own, with the yardstick again: what autograd leaves of thousands of
+    small tensors is a heap in pieces, and whoever takes turns with them is up to a sixth slower than alone.
+
     Args:
         size: the sizes.
         threads: how many threads torch uses.
@@ -45,6 +48,22 @@ def steps(size: Size, threads: int, names: list[str], rounds: int, patience: flo
     Returns:
         A row for each name: its parameters and times, or why it was not run.
     """
+    fast = [name for name in names if name not in SLOW]
+    slow = [name for name in names if name in SLOW]
+    rows = in_a_fork(turns, size, threads, fast, rounds, patience)
+    if slow:
+        rows += in_a_fork(turns, size, threads, [YARDSTICK, *slow], rounds, patience)[1:]
+    return rows
+
+
+def in_a_fork(work: Callable[..., list[Row]], *given: object) -> list[Row]:
+    """What `work` returns in a process that has done nothing else; a fork need not import torch again."""
+    with get_context("fork").Pool(1) as fresh:
+        return fresh.apply(work, given)
+
+
+def turns(size: Size, threads: int, names: list[str], rounds: int, patience: float) -> list[Row]:
+    """Training steps of contenders that take turns in this process."""
     rows, runs = training(size, threads, names)
     return timed(rows, runs, size, threads, rounds, patience)
 
@@ -89,23 +108,23 @@ def memory(points: list[Row], threads: int) -> list[Row]:
     Returns:
         A row for each size and name.
     """
-    with get_context("fork").Pool(1, maxtasksperchild=1) as fresh:  # a fork need not import torch again
-        return [
-            fresh.apply(peak, (Size(**point["size"]), threads, name))
-            for point in points
-            for name in point["names"]
-        ]
+    return [
+        row
+        for point in points
+        for name in point["names"]
+        for row in in_a_fork(peak, Size(**point["size"]), threads, name)
+    ]
 
 
-def peak(size: Size, threads: int, name: str) -> Row:
-    """A row with memory_mb: how far one training step raises the resident memory above what it was before.
+def peak(size: Size, threads: int, name: str) -> list[Row]:
+    """One row with memory_mb: how far one training step raises the resident memory above what it was before.
 
     What was before is the model and the embeddings, after a tiny step; memory freed since is given back. The
     gradients of parameters and embeddings belong to the step.
     """
     (row,), runs = training(size, threads, [name])
     if not RESET_PEAK.exists():
-        return row | {"not_run": "only Linux tells the peak of a single step"}
+        return [row | {"not_run": "only Linux tells the peak of a single step"}]
     for prepare in runs.values():
         run = prepare()
         gc.collect()
@@ -115,7 +134,7 @@ def peak(size: Size, threads: int, name: str) -> Row:
         run()
         row["memory_mb"] = (resident("VmHWM") - before) / 1e6
         print(f"    {name:<30} {row['memory_mb']:8.0f} MB", file=sys.stderr, flush=True)
-    return row
+    return [row]
 
 
 def resident(name: str) -> float:
@@ -133,7 +152,7 @@ def grow(points: list[Row], threads: int, rounds: int, patience: float) -> list[
         size = Size(**point["size"])
         print(f"  {size}", file=sys.stderr, flush=True)
         rows += [{"what": "steps"} | row for row in steps(size, threads, point["names"], rounds, patience)]
-        rows += [{"what": "floor"} | row for row in floor(size, threads)]
+        rows += [{"what": "floor"} | row for row in in_a_fork(floor, size, threads)]
     return rows
 
 

@@ -59,17 +59,16 @@ TARGETS = _targets()
 def judged(part: str, rows: Sequence[Row]) -> list[Row]:
     """The targets of a part with the values that its rows give; value and met are None where one is missing.
 
-    A step's ratio to the yardstick is the one taken round by round; any other is a ratio of two rows.
+    Times of steps are compared by their ratios to the yardstick, which were taken round by round.
     """
     verdicts = []
     for target in (target for target in TARGETS if target.part == part):
         here = {row["name"]: row for row in rows if row.items() >= target.where.items()}
         top, bottom = (here.get(name, {}) for name in (target.top, target.bottom))
         value = None
-        if top.get(target.field) and bottom.get(target.field):
-            value = top[target.field] / bottom[target.field]
-            if (target.field, target.bottom) == ("seconds", YARDSTICK):
-                value = top["ratio"]
+        field = "ratio" if target.field == "seconds" else target.field
+        if top.get(field) and bottom.get(field):
+            value = top[field] / bottom[field]
         met = (
             None if value is None else value <= target.limit if target.sign == "<=" else value >= target.limit
         )
