@@ -1,8 +1,8 @@
 """What a job of run.py measures: `python benchmarks/measure.py '{"what": "steps", ...}'` prints JSON.
 
-A job has one number of threads. One thread is measured by the CPU time of the process, which
-others on the machine disturb least; several threads by wall time. Contenders take turns, so that whatever
-slows the machine slows all of them, and a ratio is taken within each round.
+A job has one number of threads. One thread is measured by the CPU time of the process, which others on the
+machine disturb least; several threads by wall time. Contenders take turns, so that whatever slows the machine
+slows all of them, and a ratio is taken within each round.
 """
 
 import ctypes

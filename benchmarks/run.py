@@ -51,8 +51,8 @@ SETTINGS = {
     "the loss is the sum of the outputs times fixed random numbers",
     "clock": "one thread: CPU time of the process; two threads: wall time",
     "seconds": "median of the samples without the first, where there are more; low and high are their range",
-    "ratio": "to the yardstick: median of the ratios within a round; contenders take turns in one process, slow "
-    "ones in another, where the yardstick takes turns too",
+    "ratio": "to the yardstick: median of the ratios within a round; contenders take turns in one process, "
+    "slow ones in another, where the yardstick takes turns too",
     "memory_mb": "peak resident memory of one step, in 10^6 bytes, above what was resident before it (model, "
     "embeddings, libraries after a tiny step), each contender in a process that did nothing else",
     "decode": "keys and values of T - steps tokens are given; the seconds are those of the next `steps` ones",
