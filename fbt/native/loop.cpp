@@ -55,7 +55,7 @@ template <class S> struct Chunk {
 };
 
 template <class S> struct ChunkGradients {
-  S *p, *with_u, *scores, *attended, *f, *y, *q, *a;
+  S *p, *with_u, *scores, *attended, *f, *y, *q, *a, *kv, *m;
 };
 
 template <class S> struct Forward {
@@ -71,7 +71,7 @@ template <class S> struct Backward {
   ChunkGradients<S> grads;
   S *in_2, *in_1, *in_q;  // what W_2, W_1 and W_q multiplied in the chunk; with a ReLU in_2 is a
   const S* d_top;
-  S *d_keys, *d_values, *d_kv, *d_m, *d_x;
+  S *d_keys, *d_values, *d_x;
   S *d_b_2, *d_b_1, *d_b_o, *d_b_q;  // [threads, L, d], that of b_1 [threads, L, F]
   S *d_table, *d_s;  // [threads, L, H, R, D] and [threads, L, H, R], or null where nobody wants them
 };
@@ -512,7 +512,8 @@ template <class S> void backward_group(const Sizes& z, const Backward<S>& f, Int
   for (Int t = z.stop - 1; t >= z.first; t--) {
     const Int now = z.past + t;
     const bool reads = now > 0;
-    S *d_kv = f.d_kv + (t * z.B + b0) * 2 * d, *dm = f.d_m + (t * z.B + b0) * d;
+    const Int here = (t - z.first) * z.B + b0;
+    S *d_kv = f.grads.kv + here * 2 * d, *dm = f.grads.m + here * d;
     for (Int b = 0; b < n; b++)
       for (Int h = 0; h < z.H; h++) {  // later steps of this chunk read this key too
         const Int hb = h * z.B + b0 + b, from = z.row(hb, t + 1, 0), place = from * z.width + now - z.low;
@@ -575,7 +576,7 @@ template <class S> void backward_group(const Sizes& z, const Backward<S>& f, Int
 
 template <class F> void over_groups(const Sizes& z, F work) {
   const Int groups = (z.B + z.group - 1) / z.group;
-#pragma omp parallel for schedule(dynamic) num_threads(z.threads) if (z.threads > 1)
+#pragma omp parallel for schedule(dynamic) num_threads(z.threads) if (groups > 1)  // else BLAS has the threads
   for (Int g = 0; g < groups; g++) work(g * z.group, std::min(z.group, z.B - g * z.group));
 }
 

@@ -23,6 +23,8 @@ class ChunkGradients(NamedTuple):
     y: Tensor  # of the attention output, [L, m, B, d]
     q: Tensor  # [L, m, B, d]
     a: Tensor  # [L, m, B, F]
+    kv: Tensor  # of keys and values, [m, B, 2 d]
+    m: Tensor  # of memories, [m, B, d]
 
 
 class Step(NamedTuple):
@@ -56,11 +58,9 @@ class Backward(Loop):
         self.x, self.m, keys_t, values = outputs
         super().__init__(sizes, weights, self.x.shape[1], self.x.shape[2])
         self.kept, self.want, self.layers = chunks, want, of_layers(self.w)
-        self.norm_m = plain_norm(self.m) if sizes.norm_memory else None
         self.keys, self.values_t = keys_t.mT.contiguous(), self.turn(values)
         self.d_keys, self.d_values = torch.zeros_like(self.keys), torch.zeros_like(self.keys)
-        self.d_kv = self.new(self.T, self.B, 2, self.H, self.D)
-        self.d_m, self.d_x = self.new(self.T, self.B, self.d), self.new(self.T, self.B, self.d)
+        self.d_x = self.new(self.T, self.B, self.d)
         self.found = {name: torch.zeros_like(tensor) for name, tensor in weights._asdict().items()}
 
     def run(self, d_top: Tensor | None, d_keys: Tensor | None, d_values: Tensor | None) -> dict[str, Tensor]:
@@ -73,23 +73,19 @@ class Backward(Loop):
             self.chunk(
                 first, stop, self.recompute(first, stop, chunk) if self.sizes.recompute else chunk, d_top
             )
-        d_kv = self.d_kv.view(self.T * self.B, 2 * self.d)
-        normed = self.norm_m[0] if self.norm_m else self.m
         through_table = torch.einsum("lhr,lhrd->lhd", self.found["s"], self.w.table)
         return self.found | {
             "x": self.d_x,
             "keys": self.d_keys[:, : self.sizes.past],
             "values": self.d_values[:, : self.sizes.past],
             "u": self.found["b_q"].view_as(self.w.u) - through_table,
-            "mix": torch.mv(self.x.view(self.L + 1, -1), self.d_m.view(-1)),
-            "w_kv": torch.mm(d_kv.t(), normed.view(-1, self.d)),
-            "b_kv": d_kv.sum(0),
         }
 
     def chunk(self, first: int, stop: int, chunk: Chunk, d_top: Tensor) -> None:
         """One chunk: its steps in reverse, then what they owe to earlier keys and to the weights."""
         m = stop - first
         p = chunk.p * chunk.noise if self.sizes.dropout else chunk.p
+        self.norm_m = plain_norm(self.m[first:stop]) if self.sizes.norm_memory else None
         grads = ChunkGradients(
             p=p,
             with_u=self.queries(chunk),
@@ -99,6 +95,8 @@ class Backward(Loop):
             y=self.buffer("y", *chunk.y.shape),
             q=self.buffer("q", *chunk.y.shape),
             a=self.buffer("a", *chunk.a.shape),
+            kv=self.buffer("kv", m, self.B, 2 * self.d),
+            m=self.buffer("m", m, self.B, self.d),
         )
         if self.slides(first, stop):
             grads.scores.zero_()
@@ -139,12 +137,12 @@ class Backward(Loop):
             d_key = d_key + torch.bmm(column, grads.with_u[:, later:])[:, 0]
             column = grads.p[:, None, later:, column_of_key].contiguous()
             d_value = d_value + torch.bmm(column, grads.attended[:, later:])[:, 0]
-        for i, gradient in enumerate((d_key, d_value)):
-            self.d_kv[t, :, i] = gradient.view(self.H, self.B, self.D).transpose(0, 1)
-        dm = torch.mm(self.d_kv[t].view(self.B, 2 * self.d), self.w.w_kv)
+        i, kv, dm = t - first, grads.kv[t - first], grads.m[t - first]
+        for half, gradient in zip(kv.chunk(2, dim=1), (d_key, d_value), strict=True):
+            self.by_head(half).copy_(gradient.view(self.H, self.B, self.D))
+        torch.mm(kv, self.w.w_kv, out=dm)
         if self.norm_m:
-            dm = plain_norm_backward(dm, self.m[t], self.norm_m[1][t], self.norm_m[2][t])
-        self.d_m[t] = dm
+            dm.copy_(plain_norm_backward(dm, self.m[t], self.norm_m[1][i], self.norm_m[2][i]))
         return dm
 
     def step(self, first: int, t: int, chunk: Chunk, grads: ChunkGradients) -> Step:
@@ -221,6 +219,10 @@ class Backward(Loop):
                 )
 
         self.biases(gradients)
+        kv, normed = grads.kv.view(-1, 2 * self.d), self.norm_m[0] if self.norm_m else self.m[first:stop]
+        self.found["w_kv"].addmm_(kv.t(), normed.view(-1, self.d))
+        self.found["b_kv"] += kv.sum(0)
+        self.found["mix"] += torch.mv(self.x[:, first:stop].flatten(1), grads.m.view(-1))
 
     def biases(self, gradients: dict[str, Tensor]) -> None:
         """Add the chunk's share of the gradients of biases."""

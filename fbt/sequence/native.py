@@ -55,7 +55,7 @@ class NativeBackward(NativeLoop, Backward):
             for name in ("b_2", "b_1", "b_o", "b_q", *tables)
         }
         outputs = [self.x, self.m, self.keys, self.values_t.mT]
-        into = [self.d_keys, self.d_values, self.d_kv, self.d_m, self.d_x]
+        into = [self.d_keys, self.d_values, self.d_x]
         sums = list(shares.values()) if tables else [*shares.values(), None, None]
         native.run(
             "backward",

@@ -1,15 +1,17 @@
 """What both directions of the loop are made of: folded weights, saved chunks, the plain norm."""
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fbt.attention import Attention, FeedForward, KeyValue, RelativeTerms
+from fbt.attention import KeyValue, RelativeTerms
 
 if TYPE_CHECKING:
+    from fbt.feedback import FeedbackLayer
     from fbt.shared_kv import SharedKVBody
 
 CHUNK = 8  # steps; 4 is as fast, 16 and more leave the cache and take longer
@@ -176,37 +178,34 @@ def fold(body: "SharedKVBody", rows: int) -> Weights:
     Returns:
         The `Weights` that the Function takes.
     """
-    layers = list(body.layers)
-    attentions: list[Attention] = [layer.attention for layer in layers]
-    blocks: list[FeedForward] = [layer.feed_forward for layer in layers]
-    tables: list[RelativeTerms] = [body.relative[l % len(body.relative)] for l in range(len(layers))]
+    tables: list[RelativeTerms] = [body.relative[l % len(body.relative)] for l in range(len(body.layers))]
     scale = tables[0].query_bias.shape[-1] ** -0.5
-    gain1 = torch.stack([layer.norm1.weight for layer in layers])[:, None]
-    gain2 = torch.stack([layer.norm2.weight for layer in layers])[:, None]
-    bias1 = torch.stack([layer.norm1.bias for layer in layers])[..., None]
-    bias2 = torch.stack([layer.norm2.bias for layer in layers])[..., None]
-    w_q = torch.stack([attention.query.weight for attention in attentions]) * scale
-    w_1 = torch.stack([block.inner.weight for block in blocks])
-    b_1 = torch.stack([block.inner.bias for block in blocks])
     first = tables[0].key_bias.shape[-1] - rows
     project: KeyValue = body.key_values[0]
     w_kv = torch.cat([project.key.weight, project.value.weight])
     b_kv = w_kv.new_zeros(w_kv.shape[0])
     if isinstance(body.memory.norm, torch.nn.LayerNorm):
         w_kv, b_kv = w_kv * body.memory.norm.weight, w_kv @ body.memory.norm.bias
+
+    def stacked(folded: Callable[["FeedbackLayer"], Tensor]) -> Tensor:
+        """Over layers, folded one by one: so what autograd keeps is the weight itself and not a copy."""
+        return torch.stack([folded(layer) for layer in body.layers])
+
     return Weights(
-        w_q * gain1,
-        (w_q @ bias1)[..., 0],
-        torch.stack([table.query_bias for table in tables]) * scale,
-        torch.stack([table.key_embedding[:, first:] for table in tables]),
-        torch.stack([table.key_bias[:, first:] for table in tables]) * scale,
-        torch.stack([attention.output.weight for attention in attentions]),
-        torch.stack([attention.output.bias for attention in attentions]),
-        w_1 * gain2,
-        b_1 + (w_1 @ bias2)[..., 0],
-        torch.stack([block.outer.weight for block in blocks]),
-        torch.stack([block.outer.bias for block in blocks]),
-        body.memory.layer_weights(),
-        w_kv,
-        b_kv,
+        w_q=stacked(lambda layer: layer.attention.query.weight * (layer.norm1.weight * scale)),
+        b_q=stacked(lambda layer: layer.attention.query.weight @ (layer.norm1.bias * scale)),
+        u=torch.stack([table.query_bias for table in tables]) * scale,
+        table=torch.stack([table.key_embedding[:, first:] for table in tables]),
+        s=torch.stack([table.key_bias[:, first:] for table in tables]) * scale,
+        w_o=stacked(lambda layer: layer.attention.output.weight),
+        b_o=stacked(lambda layer: layer.attention.output.bias),
+        w_1=stacked(lambda layer: layer.feed_forward.inner.weight * layer.norm2.weight),
+        b_1=stacked(
+            lambda layer: layer.feed_forward.inner.bias + layer.feed_forward.inner.weight @ layer.norm2.bias
+        ),
+        w_2=stacked(lambda layer: layer.feed_forward.outer.weight),
+        b_2=stacked(lambda layer: layer.feed_forward.outer.bias),
+        mix=body.memory.layer_weights(),
+        w_kv=w_kv,
+        b_kv=b_kv,
     )
