@@ -29,7 +29,7 @@ test: book ## run the tests, on the runs and the pages that `make book` made
 test-colab: environment ## run every chapter with the versions Google Colab has
 	@$(RUN) tools/colab.py
 
-bench: environment ## measure speed, memory, growth and decoding (20 minutes; QUICK=1: about three)
+bench: environment ## measure speed, memory, growth and decoding (half an hour; QUICK=1: about three minutes)
 	@$(RUN) benchmarks/run.py $(if $(QUICK),--quick)
 
 lab: environment ## open the chapters in JupyterLab
