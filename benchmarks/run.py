@@ -4,7 +4,7 @@
 
 Each part becomes a JSON file in fbt/measurements, written whole (--quick: in _build/benchmarks/quick), and a
 table. A part is a list of jobs, each in a process of its own; a run that was broken off goes on with the jobs
-it lacks, unless code has changed. All of it takes about 20 minutes on two quiet cores, --quick about three.
+it lacks, unless code has changed. All of it takes half an hour on two quiet cores, --quick about three.
 """
 
 import argparse

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fbt.sequence.parts import Chunk, Loop, Sizes, Weights, noise_, of_layers, plain_norm
+from fbt.sequence.parts import Chunk, Loop, Sizes, Weights, noise_, of_layers, plain_norm, turned
 
 Views = tuple[Tensor, ...]
 
@@ -44,8 +44,8 @@ class Forward(Loop):
         self.keys_t = self.turn(torch.empty_like(self.values))  # a step multiplies by the keys' transpose
         self.keys_t[:, :, : sizes.past], self.values[:, : sizes.past] = keys.mT, values
         # A product with few rows is up to twice as fast where the matrix lies as [in, out].
-        turned = ("w_q", "w_o", "w_1", "w_2", "w_kv")
-        self.turned = self.w._replace(**{name: getattr(weights, name).mT.contiguous() for name in turned})
+        names = ("w_q", "w_o", "w_1", "w_2", "w_kv")
+        self.turned = self.w._replace(**{name: turned(getattr(self.w, name)) for name in names})
         self.layers = of_layers(self.turned)
         self.u = self.w.u[:, :, None].unbind()  # [H, 1, D]
         self.with_u = self.new(self.H, self.B, self.D)
