@@ -150,7 +150,7 @@ def of_layers(weights: Weights) -> list[Weights]:
 
 
 def turned(weight: Tensor) -> Tensor:
-    """Matrices [..., out, in] as [..., in, out] in memory; one by one, which takes torch a fifth of the time."""
+    """Matrices [..., out, in] as [..., in, out] in memory, one by one: a fifth of the time of all at once."""
     result = weight.new_empty(weight.mT.shape)
     size = weight.shape[-2:]
     for into, matrix in zip(result.view(-1, *size[::-1]), weight.view(-1, *size), strict=True):
