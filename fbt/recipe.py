@@ -99,7 +99,7 @@ PRESETS = {
     "tiny": Preset(
         {"d_model": 64, "n_heads": 4, "n_layers": 2, "span": 32},
         {"steps": 600, "batch_size": 32, "seq_len": 32, "warmup": 50, "lr": 4e-3, "eval_every": 100},
-        "2 layers, 64 wide, 32 characters: about a minute on two cores",
+        "2 layers, 64 wide, 32 characters: half a minute on two cores",
     ),
     "small": Preset(
         {"d_model": 128, "n_heads": 4, "n_layers": 4, "span": 64},
@@ -109,6 +109,6 @@ PRESETS = {
     "base": Preset(
         {"d_model": 192, "n_heads": 6, "n_layers": 6, "span": 128, "dropout": 0.1},
         {"steps": 5000, "batch_size": 32, "seq_len": 128, "lr": 1e-3, "eval_every": 500},
-        "6 layers, 192 wide, 128 characters, 5000 steps of 32 sequences: a GPU, or a night",
+        "6 layers, 192 wide, 128 characters, 5000 steps of 32 sequences: a GPU, or an hour or two",
     ),
 }

@@ -576,7 +576,7 @@ template <class S> void backward_group(const Sizes& z, const Backward<S>& f, Int
 
 template <class F> void over_groups(const Sizes& z, F work) {
   const Int groups = (z.B + z.group - 1) / z.group;
-#pragma omp parallel for schedule(dynamic) num_threads(z.threads) if (groups > 1)  // else BLAS has the threads
+#pragma omp parallel for schedule(dynamic) num_threads(z.threads) if (z.threads > 1)
   for (Int g = 0; g < groups; g++) work(g * z.group, std::min(z.group, z.B - g * z.group));
 }
 

@@ -90,7 +90,7 @@ def train(
 
     Args:
         text: what to learn: the text itself, or the Path of a file in UTF-8; None loads Tiny Shakespeare.
-        preset: "tiny" (a minute), "small" (nanoGPT's CPU setting) or "base"; see `fbt.recipe.PRESETS`.
+        preset: "tiny" (half a minute), "small" (nanoGPT's CPU setting) or "base"; see `fbt.recipe.PRESETS`.
         variant: "parallel", "feedback" or "shared-kv".
         folder: where checkpoints, metrics, the loss curve and the final weights go; None writes nothing.
         resume: continue the run in `folder` where its last checkpoint left it, bit for bit on the same
