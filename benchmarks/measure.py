@@ -16,7 +16,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from contenders import SLOW, YARDSTICK, Contender, Size, Unavailable, build, compiled, our_config
@@ -27,6 +27,7 @@ from fbt.sequence.parts import CHUNK
 from fbt.shared_kv import SharedKVBody
 from fbt.state import State
 
+T = TypeVar("T")
 Row = dict[str, Any]
 Prepare = Callable[[], Callable[[], object]]  # what is not timed; returns what is
 RESET_PEAK = Path("/proc/self/clear_refs")
@@ -56,7 +57,7 @@ def steps(size: Size, threads: int, names: list[str], rounds: int, patience: flo
     return rows
 
 
-def in_a_fork(work: Callable[..., list[Row]], *given: object) -> list[Row]:
+def in_a_fork(work: Callable[..., T], *given: object) -> T:
     """What `work` returns in a process that has done nothing else; a fork need not import torch again."""
     with get_context("fork").Pool(1) as fresh:
         return fresh.apply(work, given)
@@ -109,22 +110,19 @@ def memory(points: list[Row], threads: int) -> list[Row]:
         A row for each size and name.
     """
     return [
-        row
-        for point in points
-        for name in point["names"]
-        for row in in_a_fork(peak, Size(**point["size"]), threads, name)
+        in_a_fork(peak, Size(**point["size"]), threads, name) for point in points for name in point["names"]
     ]
 
 
-def peak(size: Size, threads: int, name: str) -> list[Row]:
-    """One row with memory_mb: how far one training step raises the resident memory above what it was before.
+def peak(size: Size, threads: int, name: str) -> Row:
+    """A row with memory_mb: how far one training step raises the resident memory above what it was before.
 
     What was before is the model and the embeddings, after a tiny step; memory freed since is given back. The
     gradients of parameters and embeddings belong to the step.
     """
     (row,), runs = training(size, threads, [name])
     if not RESET_PEAK.exists():
-        return [row | {"not_run": "only Linux tells the peak of a single step"}]
+        return row | {"not_run": "only Linux tells the peak of a single step"}
     for prepare in runs.values():
         run = prepare()
         gc.collect()
@@ -134,7 +132,7 @@ def peak(size: Size, threads: int, name: str) -> list[Row]:
         run()
         row["memory_mb"] = (resident("VmHWM") - before) / 1e6
         print(f"    {name:<30} {row['memory_mb']:8.0f} MB", file=sys.stderr, flush=True)
-    return [row]
+    return row
 
 
 def resident(name: str) -> float:

@@ -244,7 +244,7 @@ def test_no_shape_depends_on_a_value():
 @both
 def test_the_attention_weights_come_from_the_loop(backend):
     module, x = body(VARIANT), normal(BATCH, 9, 14)
-    y, state, weights = module(x, backend="sequence", need_weights=True)
+    y, state, weights = module(x, backend=backend, need_weights=True)
     expected_y, expected_state, expected_weights = module(x, backend="stack", need_weights=True)
     assert_same([*everything(y, state), weights], [*everything(expected_y, expected_state), expected_weights])
 

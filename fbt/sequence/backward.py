@@ -220,9 +220,11 @@ class Backward(Loop):
 
         self.biases(gradients)
         kv, normed = grads.kv.view(-1, 2 * self.d), self.norm_m[0] if self.norm_m else self.m[first:stop]
-        self.found["w_kv"].addmm_(kv.t(), normed.view(-1, self.d))
+        if "w_kv" in self.want:
+            self.found["w_kv"].addmm_(kv.t(), normed.view(-1, self.d))
         self.found["b_kv"] += kv.sum(0)
-        self.found["mix"] += torch.mv(self.x[:, first:stop].flatten(1), grads.m.view(-1))
+        if "mix" in self.want:
+            self.found["mix"] += torch.mv(self.x[:, first:stop].flatten(1), grads.m.view(-1))
 
     def biases(self, gradients: dict[str, Tensor]) -> None:
         """Add the chunk's share of the gradients of biases."""
@@ -239,12 +241,8 @@ class Backward(Loop):
 
     def recompute(self, first: int, stop: int, kept: Chunk) -> Chunk:
         """What `Forward` computed for a chunk, from the layers' outputs: all steps of a layer at once."""
-        w, m, rows, (low, high) = (
-            self.w,
-            stop - first,
-            (stop - first) * self.B,
-            self.keys_of_chunk(first, stop),
-        )
+        w, m, (low, high) = self.w, stop - first, self.keys_of_chunk(first, stop)
+        rows = m * self.B
         chunk = self.room(first, stop, again=True)._replace(noise=kept.noise, drops=kept.drops)
         keys = self.keys[:, low:high].view(self.H, self.B, high - low, self.D)
         values = self.values_t[:, :, low:high].mT.view(keys.shape)
