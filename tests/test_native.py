@@ -61,10 +61,13 @@ def test_a_broken_library_is_built_again(empty_cache):
     assert native.is_built()
 
 
-@pytest.mark.parametrize("batch", [1, 5, 150])
-def test_threads_change_no_number(batch):
+@pytest.mark.parametrize(
+    ("batch", "width"),
+    [(1, 32), (5, 32), (150, 32), (1, 256), (2, 256)],  # from 256 on, idle threads share a group's products
+)
+def test_threads_change_no_number(batch, width):
     fbt.build_native()
-    module, x = body("shared-kv", d_model=32, span=9), normal(batch, 19, 32)
+    module, x = body("shared-kv", d_model=width, span=9), normal(batch, 19, width)
     named, results = leaves(module, x), []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)

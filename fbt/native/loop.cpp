@@ -4,9 +4,10 @@
 // of the structs below are pointers in the order in which fbt/sequence/native.py passes them.
 //
 // The batch is cut into groups of sequences. A thread takes a group through all steps and layers of the chunk: groups
-// share nothing but weights, so threads meet only at the chunk's end. Matrix products go to the BLAS inside torch,
-// everything else is in this file. What limits it where d is small is not arithmetic: each layer of each step reads
-// all keys and values, which no cache near a core holds.
+// share nothing but weights, so threads meet only at the chunk's end. Where a batch is smaller than the number of
+// threads, a group's forward pass shares its products and heads among several. Matrix products go to the BLAS inside
+// torch, everything else is in this file. What limits it where d is small is not arithmetic: each layer of each step
+// reads all keys and values, which no cache near a core holds.
 
 #include <algorithm>
 #include <cmath>
@@ -40,6 +41,7 @@ struct Sizes {
   Int group;                 // sequences per group
   Int threads;
   Int d() const { return H * D; }
+  Int groups() const { return (B + group - 1) / group; }
   Int steps() const { return stop - first; }
   Int oldest(Int t) const { return std::max<Int>(0, past + t - span); }
   Int at(Int t, Int l, Int b) const { return (l * steps() + t - first) * B + b; }     // in [L, m, B]
@@ -100,10 +102,13 @@ template <class S> void add_transposed(Int M, Int N, Int K, const S* A, Int lda,
   blas('N', 'T', N, M, K, B, ldb, A, lda, S(1), C, ldc);
 }
 
-// out [n, N] = bias + in [n, K] w [K, N].
-template <class S> void affine(Int n, Int K, Int N, const S* in, const S* w, const S* bias, S* out) {
+// out [n, N] = bias + in [n, K] w [K, N]. A large w is cut into as many parts as threads are there to read it.
+template <class S> void affine(Int threads, Int n, Int K, Int N, const S* in, const S* w, const S* bias, S* out) {
   for (Int b = 0; b < n; b++) std::memcpy(out + b * N, bias, N * sizeof(S));
-  product(n, N, K, in, K, w, N, S(1), out, N);
+  if (threads == 1 || K * N < 65536) return product(n, N, K, in, K, w, N, S(1), out, N);
+  const Int part = (N + threads - 1) / threads;
+#pragma omp taskloop grainsize(1)
+  for (Int i = 0; i < N; i += part) product(n, std::min(part, N - i), K, in, K, w + i, N, S(1), out + i, N);
 }
 
 // z = n(x), a row of d numbers less their mean, over their standard deviation; returns 1 / the latter.
@@ -354,44 +359,55 @@ Part<S> read(const Sizes& z, const Forward<S>& f, Int t, Int l, Int h, Int b, In
 }
 
 // The first layer's queries are known before the steps: a key older than the chunk is read for all its steps at once.
-template <class S> void read_ahead(const Sizes& z, const Forward<S>& f, Int b0, Int n, Part<S>* ahead, S* scratch) {
-  for (Int h = 0; h < z.H; h++)
-    for (Int b = b0; b < b0 + n; b++)
-      for (Int t = z.first; t < z.stop; t++) {
-        const Int to = z.past + z.first, from = std::min(z.oldest(t), to);
-        S* o = f.chunk.o + z.at(t, 0, b) * z.d() + h * z.D;
-        *ahead++ = read(z, f, t, 0, h, b, from, to, o, scratch);
-      }
+template <class S>
+void read_ahead(const Sizes& z, const Forward<S>& f, Int h, Int b0, Int n, Part<S>* ahead, S* scratch) {
+  ahead += h * n * z.steps();
+  for (Int b = b0; b < b0 + n; b++)
+    for (Int t = z.first; t < z.stop; t++) {
+      const Int to = z.past + z.first, from = std::min(z.oldest(t), to);
+      S* o = f.chunk.o + z.at(t, 0, b) * z.d() + h * z.D;
+      *ahead++ = read(z, f, t, 0, h, b, from, to, o, scratch);
+    }
 }
 
-// Step t, layer l of the sequences b0 to b0 + n: attention weights and attended values.
+// Step t, layer l, head h of the sequences b0 to b0 + n: attention weights and attended values.
 template <class S>
-void attend(const Sizes& z, const Forward<S>& f, Int t, Int l, Int b0, Int n, const Part<S>* ahead, S* scratch) {
+void attend(const Sizes& z, const Forward<S>& f, Int t, Int l, Int h, Int b0, Int n, const Part<S>* ahead, S* scratch) {
   const Int low = z.oldest(t), to = z.past + t, from = l ? low : std::max(low, z.past + z.first);
-  for (Int h = 0; h < z.H; h++)
-    for (Int b = 0; b < n; b++) {
-      S *p = f.chunk.p + z.row(h * z.B + b0 + b, t, l) * z.width - z.low;
-      S *o = f.chunk.o + z.at(t, l, b0 + b) * z.d() + h * z.D, *now = l ? o : scratch;
-      const Part<S> part = read(z, f, t, l, h, b0 + b, from, to, now, scratch + z.D);
-      S old = 0, fresh = 1 / part.sum;
-      if (l == 0) {  // one softmax from its two parts
-        const Part<S> before = ahead[(h * n + b) * z.steps() + t - z.first];
-        const S top = std::max(before.top, part.top);
-        old = exponential(before.top - top), fresh = exponential(part.top - top);
-        const S scale = 1 / (old * before.sum + fresh * part.sum);
-        old *= scale, fresh *= scale;
-        for (Int j = low; j < from; j++) p[j] *= old;
-      }
-      for (Int j = from; j < to; j++) p[j] *= fresh;
-      for (Int c = 0; c < z.D; c++) o[c] = (l ? 0 : old * o[c]) + fresh * now[c];
+  for (Int b = 0; b < n; b++) {
+    S *p = f.chunk.p + z.row(h * z.B + b0 + b, t, l) * z.width - z.low;
+    S *o = f.chunk.o + z.at(t, l, b0 + b) * z.d() + h * z.D, *now = l ? o : scratch;
+    const Part<S> part = read(z, f, t, l, h, b0 + b, from, to, now, scratch + z.D);
+    S old = 0, fresh = 1 / part.sum;
+    if (l == 0) {  // one softmax from its two parts
+      const Part<S> before = ahead[(h * n + b) * z.steps() + t - z.first];
+      const S top = std::max(before.top, part.top);
+      old = exponential(before.top - top), fresh = exponential(part.top - top);
+      const S scale = 1 / (old * before.sum + fresh * part.sum);
+      old *= scale, fresh *= scale;
+      for (Int j = low; j < from; j++) p[j] *= old;
     }
+    for (Int j = from; j < to; j++) p[j] *= fresh;
+    for (Int c = 0; c < z.D; c++) o[c] = (l ? 0 : old * o[c]) + fresh * now[c];
+  }
+}
+
+// What `work` does for every head, side by side where a group has several threads.
+template <class F> void over_heads(Int threads, Int H, F work) {
+  if (threads == 1) {
+    for (Int h = 0; h < H; h++) work(h);
+  } else {
+#pragma omp taskloop num_tasks(threads)
+    for (Int h = 0; h < H; h++) work(h);
+  }
 }
 
 template <class S> void forward_group(const Sizes& z, const Forward<S>& f, Int b0, Int n) {
   const Int d = z.d(), m = z.steps(), wide = std::max(2 * d, z.F);
-  std::vector<S> normed(n * d), inner(n * wide), scratch(2 * z.D + z.width);
+  const Int threads = std::max<Int>(1, z.threads / z.groups()), room = 2 * z.D + z.width;
+  std::vector<S> normed(n * d), inner(n * wide), scratch(z.H * room);
   std::vector<Part<S>> ahead(z.H * n * m);
-  read_ahead(z, f, b0, n, ahead.data(), scratch.data());
+  over_heads(threads, z.H, [&](Int h) { read_ahead(z, f, h, b0, n, ahead.data(), scratch.data() + h * room); });
   for (Int t = z.first; t < z.stop; t++) {
     const bool reads = z.past + t > 0;  // the first step of all has nothing to read
     for (Int l = 0; l < z.L; l++) {
@@ -401,11 +417,13 @@ template <class S> void forward_group(const Sizes& z, const Forward<S>& f, Int b
       const Int next = z.L * m * z.B;  // from one of a layer's two outputs to the other
       if (l > 0) {
         norm(n, d, x, normed.data());
-        affine(n, d, d, normed.data(), f.w.w_q + l * d * d, f.w.b_q + l * d, f.chunk.q + at * d);
+        affine(threads, n, d, d, normed.data(), f.w.w_q + l * d * d, f.w.b_q + l * d, f.chunk.q + at * d);
       }
       if (reads) {
-        attend(z, f, t, l, b0, n, ahead.data(), scratch.data());
-        affine(n, d, d, f.chunk.o + at * d, f.w.w_o + l * d * d, f.w.b_o + l * d, y);
+        over_heads(threads, z.H, [&](Int h) {
+          attend(z, f, t, l, h, b0, n, ahead.data(), scratch.data() + h * room);
+        });
+        affine(threads, n, d, d, f.chunk.o + at * d, f.w.w_o + l * d * d, f.w.b_o + l * d, y);
         multiply(n * d, f.chunk.drops ? f.chunk.drops + at * d : nullptr, y);
         add(n * d, S(1), x, y);
       } else {
@@ -413,9 +431,9 @@ template <class S> void forward_group(const Sizes& z, const Forward<S>& f, Int b
         std::fill(f.chunk.o + at * d, f.chunk.o + (at + n) * d, S(0));
       }
       norm(n, d, y, normed.data());
-      affine(n, d, z.F, normed.data(), f.w.w_1 + l * d * z.F, f.w.b_1 + l * z.F, a);
+      affine(threads, n, d, z.F, normed.data(), f.w.w_1 + l * d * z.F, f.w.b_1 + l * z.F, a);
       z.gelu ? gelu(n * z.F, a, inner.data()) : relu(n * z.F, a);
-      affine(n, z.F, d, z.gelu ? inner.data() : a, f.w.w_2 + l * z.F * d, f.w.b_2 + l * d, out);
+      affine(threads, n, z.F, d, z.gelu ? inner.data() : a, f.w.w_2 + l * z.F * d, f.w.b_2 + l * d, out);
       multiply(n * d, f.chunk.drops ? f.chunk.drops + (next + at) * d : nullptr, out);
       add(n * d, S(1), y, out);
     }
@@ -426,7 +444,7 @@ template <class S> void forward_group(const Sizes& z, const Forward<S>& f, Int b
       norm(n, d, memory, normed.data());
       memory = normed.data();
     }
-    affine(n, d, 2 * d, memory, f.w.w_kv, f.w.b_kv, key_value);
+    affine(threads, n, d, 2 * d, memory, f.w.w_kv, f.w.b_kv, key_value);
     for (Int b = 0; b < n; b++)
       for (Int h = 0; h < z.H; h++) {
         const Int hb = h * z.B + b0 + b, now = z.past + t;
@@ -574,10 +592,12 @@ template <class S> void backward_group(const Sizes& z, const Backward<S>& f, Int
 
 // Threads -------------------------------------------------------------------------------------------------------------
 
+// A thread that finds no group helps with the products of others.
 template <class F> void over_groups(const Sizes& z, F work) {
-  const Int groups = (z.B + z.group - 1) / z.group;
-#pragma omp parallel for schedule(dynamic) num_threads(z.threads) if (z.threads > 1)
-  for (Int g = 0; g < groups; g++) work(g * z.group, std::min(z.group, z.B - g * z.group));
+#pragma omp parallel num_threads(z.threads) if (z.threads > 1)
+#pragma omp single
+#pragma omp taskloop grainsize(1)
+  for (Int g = 0; g < z.groups(); g++) work(g * z.group, std::min(z.group, z.B - g * z.group));
 }
 
 template <class S> void forward(const Sizes* z, const Forward<S>* f) {
