@@ -92,7 +92,7 @@ def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, over: str = 
                 x, y = np.array(training).T
                 width = max(1, len(y) // 50)
                 smooth = np.convolve(y, np.ones(width) / width, mode="valid")
-                axes.plot(x[width - 1 :], smooth, color=colour, alpha=0.35, linewidth=1, linestyle="-")
+                axes.plot(x[width - 1 :], smooth, color=colour, alpha=0.6, linewidth=1, linestyle="-")
             if validation:
                 x, y = np.array(validation).T
                 marker = "o" if len(x) < 30 else ""
