@@ -102,13 +102,23 @@ template <class S> void add_transposed(Int M, Int N, Int K, const S* A, Int lda,
   blas('N', 'T', N, M, K, B, ldb, A, lda, S(1), C, ldc);
 }
 
-// out [n, N] = bias + in [n, K] w [K, N]. A large w is cut into as many parts as threads are there to read it.
+// work(i) for every i < count, side by side where a group has several threads.
+template <class F> void share(Int threads, Int count, F work) {
+  if (threads == 1) {
+    for (Int i = 0; i < count; i++) work(i);
+  } else {
+#pragma omp taskloop num_tasks(threads)
+    for (Int i = 0; i < count; i++) work(i);
+  }
+}
+
+// out [n, N] = bias + in [n, K] w [K, N]. Where w is worth the meeting of threads, each takes some of its columns.
 template <class S> void affine(Int threads, Int n, Int K, Int N, const S* in, const S* w, const S* bias, S* out) {
   for (Int b = 0; b < n; b++) std::memcpy(out + b * N, bias, N * sizeof(S));
-  if (threads == 1 || K * N < 65536) return product(n, N, K, in, K, w, N, S(1), out, N);
-  const Int part = (N + threads - 1) / threads;
-#pragma omp taskloop grainsize(1)
-  for (Int i = 0; i < N; i += part) product(n, std::min(part, N - i), K, in, K, w + i, N, S(1), out + i, N);
+  const Int parts = K * N < 65536 ? 1 : std::min(threads, N), part = (N + parts - 1) / parts;
+  share(parts, (N + part - 1) / part, [&](Int i) {
+    product(n, std::min(part, N - i * part), K, in, K, w + i * part, N, S(1), out + i * part, N);
+  });
 }
 
 // z = n(x), a row of d numbers less their mean, over their standard deviation; returns 1 / the latter.
@@ -392,22 +402,12 @@ void attend(const Sizes& z, const Forward<S>& f, Int t, Int l, Int h, Int b0, In
   }
 }
 
-// What `work` does for every head, side by side where a group has several threads.
-template <class F> void over_heads(Int threads, Int H, F work) {
-  if (threads == 1) {
-    for (Int h = 0; h < H; h++) work(h);
-  } else {
-#pragma omp taskloop num_tasks(threads)
-    for (Int h = 0; h < H; h++) work(h);
-  }
-}
-
 template <class S> void forward_group(const Sizes& z, const Forward<S>& f, Int b0, Int n) {
   const Int d = z.d(), m = z.steps(), wide = std::max(2 * d, z.F);
   const Int threads = std::max<Int>(1, z.threads / z.groups()), room = 2 * z.D + z.width;
   std::vector<S> normed(n * d), inner(n * wide), scratch(z.H * room);
   std::vector<Part<S>> ahead(z.H * n * m);
-  over_heads(threads, z.H, [&](Int h) { read_ahead(z, f, h, b0, n, ahead.data(), scratch.data() + h * room); });
+  share(threads, z.H, [&](Int h) { read_ahead(z, f, h, b0, n, ahead.data(), scratch.data() + h * room); });
   for (Int t = z.first; t < z.stop; t++) {
     const bool reads = z.past + t > 0;  // the first step of all has nothing to read
     for (Int l = 0; l < z.L; l++) {
@@ -420,7 +420,7 @@ template <class S> void forward_group(const Sizes& z, const Forward<S>& f, Int b
         affine(threads, n, d, d, normed.data(), f.w.w_q + l * d * d, f.w.b_q + l * d, f.chunk.q + at * d);
       }
       if (reads) {
-        over_heads(threads, z.H, [&](Int h) {
+        share(threads, z.H, [&](Int h) {
           attend(z, f, t, l, h, b0, n, ahead.data(), scratch.data() + h * room);
         });
         affine(threads, n, d, d, f.chunk.o + at * d, f.w.w_o + l * d * d, f.w.b_o + l * d, y);
