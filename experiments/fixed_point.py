@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from tiny_shakespeare import machine
+from record import machine
 from torch import Tensor
 
 import fbt

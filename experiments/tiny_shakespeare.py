@@ -10,13 +10,12 @@ the median validation loss.
 
 import argparse
 import json
-import os
-import platform
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from record import machine
 
 import fbt
 from fbt._files import write_whole
@@ -72,16 +71,6 @@ def summary(run: fbt.Run) -> dict[str, Any]:
         "recipe": asdict(recipe),
         "evaluations": [{name: m[name] for name in kept if name in m} for m in run.evaluations],
     }
-
-
-def machine() -> dict[str, str | int]:
-    """What the seconds were measured on."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "fbt": fbt.__version__}
-    return {"cpu": cpu, "cores": os.cpu_count() or 1, "threads": torch.get_num_threads(), **versions}
 
 
 if __name__ == "__main__":

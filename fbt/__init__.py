@@ -8,6 +8,7 @@
 Start at `LanguageModel` and `Config`; `fbt.show(obj)` displays the source of anything here.
 """
 
+from fbt import tasks
 from fbt.config import Config
 from fbt.data import CharTokenizer, load_tiny_shakespeare
 from fbt.feedback import FeedbackBody
@@ -36,5 +37,6 @@ __all__ = [
     "build_native",
     "load_tiny_shakespeare",
     "show",
+    "tasks",
     "train",
 ]

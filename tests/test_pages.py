@@ -80,7 +80,9 @@ def test_a_named_test_exists(name, path):
 
 
 def test_every_public_name_is_on_the_api_page():
-    listed = set(re.findall(r"^\.\. auto(?:class|function):: (?:fbt\.)?(\w+)$", text(API), re.MULTILINE))
+    listed = set(
+        re.findall(r"^\.\. auto(?:class|function|module):: (?:fbt\.)?(\w+)$", text(API), re.MULTILINE)
+    )
     assert set(fbt.__all__) <= listed
 
 

@@ -1,0 +1,98 @@
+"""What experiments share: jobs that are done once, and what a record says of the machine it was made on.
+
+A job is a dict of numbers and words, and its result depends on nothing else. Results are kept one file a
+job, so an interrupted experiment goes on with the jobs it lacks, and a changed job is a new one.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fbt
+from fbt._files import cache_folder, write_whole
+
+Job = dict[str, Any]
+Result = dict[str, Any]
+
+
+def machine() -> dict[str, str | int]:
+    """What times were measured on."""
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "fbt": fbt.__version__}
+    return {"cpu": cpu, "cores": os.cpu_count() or 1, "threads": torch.get_num_threads(), **versions}
+
+
+def commit() -> str:
+    """The commit the code is at, with a + if something differs from it; FBT_COMMIT says it of a bare copy."""
+    if "FBT_COMMIT" in os.environ:
+        return os.environ["FBT_COMMIT"]
+    root = Path(__file__).parent
+    git = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12"]
+    done = subprocess.run(git, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else "unknown"
+
+
+def done_once(name: str, jobs: list[Job], run: Callable[[Job], Result], workers: int) -> list[Result]:
+    """The results of all jobs, in their order; those not found in the cache folder are run.
+
+    Args:
+        name: of the experiment; a folder of this name keeps the results.
+        jobs: what to run.
+        run: a function of a module, that runs one of them on one thread.
+        workers: how many run side by side, each in a process of its own.
+    """
+    folder = cache_folder() / "experiments" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    places = {place_of(folder, job): job for job in jobs}
+    missing = {place: job for place, job in places.items() if not place.exists()}
+    print(f"{name}: {len(places)} jobs, {len(missing)} to run, in {folder}", flush=True)
+    start = time.perf_counter()
+    # Processes are spawned, since a fork after torch has started its threads may hang.
+    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        running = {pool.submit(run, job): place for place, job in missing.items()}
+        for number, future in enumerate(as_completed(running), start=1):
+            place = running[future]
+            result = {"job": missing[place]} | future.result()
+            write_whole(place, (json.dumps(result) + "\n").encode())
+            minutes = (time.perf_counter() - start) / 60
+            print(f"[{number}/{len(missing)}, {minutes:.1f} min] {describe(result)}", flush=True)
+    return [json.loads(place.read_text()) for place in places]
+
+
+def place_of(folder: Path, job: Job) -> Path:
+    """The file of a job's result."""
+    return folder / f"{hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:16]}.json"
+
+
+def describe(result: Result) -> str:
+    """A line about a result."""
+    words = [f"{key}={value}" for key, value in result["job"].items()]
+    return " ".join(words) + "  " + json.dumps(result.get("summary", {}))
+
+
+def write_record(path: Path, content: dict[str, Any]) -> None:
+    """Write a record whole, with the machine and the commit that made it; an item of a list is one line."""
+    record = {"machine": machine(), "commit": commit()} | content
+    parts = [f"{json.dumps(key)}: {lines(value)}" for key, value in record.items()]
+    write_whole(path, ("{\n" + ",\n".join(parts) + "\n}\n").encode())
+    print(f"wrote {path}, {path.stat().st_size / 1000:.0f} kB")
+
+
+def lines(value: Any) -> str:
+    """JSON in short, the items of a list each on a line."""
+    if not isinstance(value, list):
+        return json.dumps(value)
+    return "[\n" + ",\n".join(json.dumps(item, separators=(",", ":")) for item in value) + "\n]"
