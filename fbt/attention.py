@@ -26,6 +26,10 @@ class RelativeTerms(nn.Module):
     The tables have one row per distance, oldest first, so that the last J rows line up with the last J
     keys and a step needs a slice, not a gather.
 
+    E and u start at zero; s starts as a penalty on distance, as in ALiBi (Press et al. 2022): each step
+    further back costs a score its head's slope, from 1 in the first head to 1/64 in the last. Were it zero,
+    attention would start as a mean over the span, and a mean of many memories passes no state on.
+
     Args:
         config: gives H and D.
         distances: the distances there are rows for; row i holds distance `distances.stop - 1 - i`.
@@ -35,8 +39,10 @@ class RelativeTerms(nn.Module):
     def __init__(self, config: Config, distances: range) -> None:
         super().__init__()
         heads, width = config.n_heads, config.d_head
+        slopes = 64 ** -torch.linspace(0, 1, heads)
+        further = torch.arange(len(distances) - 1, -1, -1)  # than the newest key
         self.key_embedding = nn.Parameter(torch.zeros(heads, len(distances), width))  # E
-        self.key_bias = nn.Parameter(torch.zeros(heads, len(distances)))  # s
+        self.key_bias = nn.Parameter(-slopes[:, None] * further * width**0.5)  # s
         self.query_bias = nn.Parameter(torch.zeros(heads, width))  # u
 
 

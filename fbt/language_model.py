@@ -277,6 +277,9 @@ class LanguageModel(nn.Module):
     def from_pretrained(cls, name: str | Path) -> "LanguageModel":
         """Load a model that `save_pretrained` wrote, in evaluation mode.
 
+        Weights of half precision, float16 or bfloat16, become float32: they are stored so for their size,
+        and a CPU computes in float32. Others keep their precision.
+
         Args:
             name: a folder, or else the name of weights that ship with the package: "tiny-shakespeare". A
                 folder of yours goes first.
@@ -317,7 +320,8 @@ class LanguageModel(nn.Module):
             raise ValueError(
                 f"{path} does not fit its config: unexpected, missing or misshapen tensors {wrong[:8]}"
             )
-        model.to(weights["token_embedding.weight"].dtype).load_state_dict(weights)
+        stored = weights["token_embedding.weight"].dtype
+        model.to(torch.promote_types(stored, torch.float32)).load_state_dict(weights)
         return model.eval()
 
     @classmethod

@@ -152,4 +152,16 @@ def test_there_are_no_biases_that_would_cancel():
     c = config("feedback")
     assert [name for name, _ in KeyValue(c).named_parameters()] == ["key.weight", "value.weight"]
     assert "query.bias" not in dict(Attention(c).named_parameters())
-    assert all(not p.any() for p in RelativeTerms(c, range(1, 14)).parameters())  # no preference at first
+
+
+@pytest.mark.parametrize("distances, nearest", [(range(1, 14), 1), (range(14), 0)])
+def test_scores_start_with_a_penalty_on_distance(distances, nearest):
+    """From 1 a step in the first head to 1/64 in the last, after the division by sqrt(D)."""
+    relative = RelativeTerms(config("feedback", n_heads=4, d_model=12), distances)
+    for head, slope in enumerate((1, 1 / 4, 1 / 16, 1 / 64)):
+        expected = torch.tensor([-1.0 * slope * (13 - row - nearest) for row in range(len(distances))])
+        torch.testing.assert_close(relative.key_bias[head] / 3**0.5, expected)
+    assert not relative.key_embedding.any()
+    assert not relative.query_bias.any()
+    (one,) = RelativeTerms(config("feedback", n_heads=1), range(1, 3)).key_bias
+    assert one[0] < one[1] == 0

@@ -220,6 +220,15 @@ def test_round_trip(tmp_path, variant, dtype, tokenizer):
         assert_same(loaded.state_dict(), lm.state_dict(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+def test_half_precision_is_for_the_disk(tmp_path, stored):
+    lm = model("shared-kv").to(stored)
+    lm.save_pretrained(tmp_path)
+    loaded = fbt.LanguageModel.from_pretrained(tmp_path)
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    assert_same(loaded.state_dict(), lm.float().state_dict(), rtol=0, atol=0)
+
+
 def test_one_file_holds_weights_config_and_vocabulary(tmp_path):
     path = model("shared-kv", TOKENIZER).save_pretrained(tmp_path)
     with safe_open(path, framework="pt") as file:

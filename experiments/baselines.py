@@ -1,0 +1,97 @@
+"""What feedback is compared with, beside fbt's parallel model: other positions, and an LSTM."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+POSITIONS = ("absolute", "rotary", "none")
+
+
+class Transformer(nn.Module):
+    """A causal pre-norm transformer, positions absolute (learned), rotary or none.
+
+    Args:
+        vocab_size: tokens.
+        d_model: width d; the feed-forward block is four times as wide.
+        n_heads: heads.
+        n_layers: layers.
+        positions: one of `POSITIONS`. "none" has the causal mask alone to tell places apart.
+        longest: steps of the longest sequence. Absolute positions that no training saw stay as they began.
+    """
+
+    def __init__(
+        self, vocab_size: int, d_model: int, n_heads: int, n_layers: int, positions: str, longest: int
+    ) -> None:
+        super().__init__()
+        self.positions = positions
+        self.token_embedding = nn.Embedding(vocab_size, d_model)
+        self.layers = nn.ModuleList(
+            Layer(d_model, n_heads, positions == "rotary", n_layers) for _ in range(n_layers)
+        )
+        self.norm, self.head = nn.LayerNorm(d_model), nn.Linear(d_model, vocab_size)
+        nn.init.normal_(self.token_embedding.weight, std=0.02 if positions == "absolute" else 1.0)
+        if positions == "absolute":
+            self.position_embedding = nn.Embedding(longest, d_model)
+            nn.init.normal_(self.position_embedding.weight, std=0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits [B, T, V] of tokens [B, T]."""
+        x = self.token_embedding(tokens)
+        if self.positions == "absolute":
+            x = x + self.position_embedding.weight[: tokens.shape[1]]
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(self.norm(x))
+
+
+class Layer(nn.Module):
+    """Self-attention, then a ReLU feed-forward block; outputs start at 1 / sqrt(2 L), as in fbt."""
+
+    def __init__(self, d_model: int, n_heads: int, rotary: bool, n_layers: int) -> None:
+        super().__init__()
+        self.n_heads, self.rotary = n_heads, rotary
+        self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.query_key_value = nn.Linear(d_model, 3 * d_model)
+        self.output = nn.Linear(d_model, d_model)
+        self.inner, self.outer = nn.Linear(d_model, 4 * d_model), nn.Linear(4 * d_model, d_model)
+        with torch.no_grad():
+            for linear in (self.output, self.outer):
+                linear.weight.mul_((2 * n_layers) ** -0.5)
+                linear.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [B, T, d] to [B, T, d]."""
+        query, key, value = (
+            part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+            for part in self.query_key_value(self.norm1(x)).chunk(3, dim=-1)
+        )
+        if self.rotary:
+            query, key = rotate(query), rotate(key)
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        x = x + self.output(attended.transpose(1, 2).flatten(-2))
+        return x + self.outer(F.relu(self.inner(self.norm2(x))))
+
+
+def rotate(x: Tensor) -> Tensor:
+    """Rotary positions (Su et al. 2021): turn pairs of x [B, H, T, D] by angles that grow with the step."""
+    *_, length, width = x.shape
+    speed = 10_000.0 ** (-torch.arange(0, width, 2, device=x.device) / width)
+    angle = torch.arange(length, device=x.device)[:, None] * speed
+    one, other = x.chunk(2, dim=-1)
+    return torch.cat(
+        [one * angle.cos() - other * angle.sin(), one * angle.sin() + other * angle.cos()], dim=-1
+    )
+
+
+class LSTM(nn.Module):
+    """Embeddings, an LSTM (Hochreiter and Schmidhuber 1997), a head."""
+
+    def __init__(self, vocab_size: int, d_model: int, n_layers: int) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(vocab_size, d_model)
+        self.lstm = nn.LSTM(d_model, d_model, n_layers, batch_first=True)
+        self.head = nn.Linear(d_model, vocab_size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits [B, T, V] of tokens [B, T]."""
+        return self.head(self.lstm(self.token_embedding(tokens))[0])
