@@ -9,7 +9,7 @@ STRIP := .venv/bin/nbstripout --keep-id --extra-keys "$(SAVED:%=metadata.languag
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help environment notebooks book test test-colab bench lab lint format vendor repository screenshots clean
+.PHONY: help environment notebooks book test test-colab bench experiments lab lint format vendor repository screenshots clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,10 @@ test-colab: environment ## run every chapter with the versions Google Colab has
 
 bench: environment ## measure speed, memory, growth and decoding (half an hour; QUICK=1: about three minutes)
 	@$(RUN) benchmarks/run.py $(if $(QUICK),--quick)
+
+experiments: environment ## train what the book quotes, ten hours, resumable (QUICK=1: ten minutes, a small version)
+	@for name in tiny_shakespeare shipped fixed_point tracking code_execution language; do \
+		echo "experiments/$$name.py"; $(RUN) experiments/$$name.py $(if $(QUICK),--quick) || exit 1; done
 
 lab: environment ## open the chapters in JupyterLab
 	@.venv/bin/jupyter lab --notebook-dir=book

@@ -8,12 +8,11 @@ that was searched on one seed. Results are kept in the cache folder: run again a
 on. Writes `fbt/measurements/code_execution.json`, in two CPU hours.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import torch
-from record import Job, Result, done_once, write_record
+from record import Job, Result, arguments, done_once, write_record
 from tracking import RATES, last, longest_first, run, thinned
 
 import fbt
@@ -54,20 +53,15 @@ def main_jobs(search: list[Result]) -> list[Job]:
 
 def main() -> None:
     """Run what is missing, then write the record."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="two jobs of a minute; writes no record")
-    parser.add_argument("--workers", type=int, default=2, help="jobs side by side, a core each")
-    arguments = parser.parse_args()
+    quick, workers = arguments(__doc__, quick="two jobs of a minute; writes no record")
     torch.set_num_threads(1)  # also what the record says
     fbt.build_native()
-    if arguments.quick:
+    if quick:
         pair = [job("feedback", 1, seconds=60), job("parallel", 2, seconds=60)]
-        done_once("code-quick", pair, run, arguments.workers)
+        done_once("code-quick", pair, run, workers)
         return
-    search = done_once("code", search_jobs(), run, arguments.workers)
-    runs = done_once("code", longest_first(main_jobs(search)), run, arguments.workers)
+    search = done_once("code", search_jobs(), run, workers)
+    runs = done_once("code", longest_first(main_jobs(search)), run, workers)
     curve = ["steps", "tokens", "seconds", "accuracy"]
     content = {"curve": curve, "runs": [thinned(r) for r in runs], "search": [thinned(r) for r in search]}
     write_record(RESULTS, content)

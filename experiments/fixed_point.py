@@ -1,6 +1,6 @@
 """Parallel fixed-point iteration of the shared-KV body: how fast it converges, what it costs, how it trains.
 
-    .venv/bin/python experiments/fixed_point.py [check convergence cost training]
+    .venv/bin/python experiments/fixed_point.py [--quick] [check convergence cost training]
 
 A pass runs all steps side by side, each layer reading the memory that the pass before left (Jacobi
 iteration); the first pass reads the embeddings. After k passes the first k steps are exact, after T all are.
@@ -358,15 +358,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; none means all")
-    parts = parser.parse_args().parts or list(PARTS)
+    parser.add_argument("--quick", action="store_true", help="only check that passes end where the loop does")
+    found = parser.parse_args()
+    parts = found.parts or list(PARTS)
     if unknown := sorted(set(parts) - set(PARTS)):
         parser.error(f"part must be one of {list(PARTS)}, got {unknown}")
     torch.set_num_threads(1)
+    if found.quick:
+        print(check())
+        return
     record = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for part in parts:
         began = time.process_time()
-        found = PARTS[part]()
-        record[part] = {"machine": machine(), "cpu_seconds": round(time.process_time() - began), **found}
+        measured = PARTS[part]()
+        record[part] = {"machine": machine(), "cpu_seconds": round(time.process_time() - began), **measured}
         # A list of numbers goes on one line.
         text = re.sub(r"\[[^][{}]*\]", lambda row: " ".join(row[0].split()), json.dumps(record, indent=1))
         write_whole(RESULTS, (text + "\n").encode())

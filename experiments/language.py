@@ -8,7 +8,6 @@ shortcuts. Results are kept in the cache folder: run again after an interruption
 `fbt/measurements/language.json`, in about 2 CPU hours.
 """
 
-import argparse
 import math
 import time
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from baselines import Transformer
-from record import Job, Result, done_once, write_record
+from record import Job, Result, arguments, done_once, write_record
 from torch import Tensor, nn
 
 import fbt
@@ -147,31 +146,24 @@ def shortcut_jobs(rates: dict[str, float]) -> list[Job]:
 
 def main() -> None:
     """Run what is missing, then write the record."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="one layer, one seed; writes no record")
-    parser.add_argument("--workers", type=int, default=2, help="jobs side by side, a core each")
-    arguments = parser.parse_args()
+    quick, workers = arguments(__doc__, quick="one layer, one seed; writes no record")
     torch.set_num_threads(1)  # also what the record says
     fbt.build_native()
     fbt.load_tiny_shakespeare()  # once, before the workers
-    if arguments.quick:
-        done_once(
-            "language-quick", [job_of(model, layers=1) for model in MODELS[::2]], run, arguments.workers
-        )
+    if quick:
+        done_once("language-quick", [job_of(model, layers=1) for model in MODELS[::2]], run, workers)
         return
-    search = done_once("language", search_jobs(), run, arguments.workers)
+    search = done_once("language", search_jobs(), run, workers)
     rates = best_rates(search)
     jobs = sorted(depth_jobs(rates) + shortcut_jobs(rates), key=lambda job: -job["layers"])
-    done_once("language", jobs, run, arguments.workers)
+    done_once("language", jobs, run, workers)
     content = {
         "settings": {"model": SMALL, "recipe": vars(RECIPE), "curriculum": CURRICULUM, "warm": WARM},
         "rates": rates,
         "curve": ["tokens", "cpu_seconds", "val_loss"],
         "search": [{name: r[name] for name in r if name != "curve"} for r in search],
-        "depths": done_once("language", depth_jobs(rates), run, arguments.workers),
-        "shortcuts": done_once("language", shortcut_jobs(rates), run, arguments.workers),
+        "depths": done_once("language", depth_jobs(rates), run, workers),
+        "shortcuts": done_once("language", shortcut_jobs(rates), run, workers),
     }
     write_record(RESULTS, content)
 

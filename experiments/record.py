@@ -1,9 +1,10 @@
-"""What experiments share: jobs that are done once, and what a record says of the machine it was made on.
+"""What experiments share: their options, jobs that are done once, and what a record says of the machine.
 
 A job is a dict of numbers and words, and its result depends on nothing else. Results are kept one file a
 job, so an interrupted experiment goes on with the jobs it lacks, and a changed job is a new one.
 """
 
+import argparse
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,15 @@ from fbt._files import cache_folder, write_whole
 
 Job = dict[str, Any]
 Result = dict[str, Any]
+
+
+def arguments(about: str | None, quick: str) -> tuple[bool, int]:
+    """Read the command line: whether to do the quick version, and how many jobs to run side by side."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--workers", type=int, default=2, help="jobs side by side, a core each")
+    found = parser.parse_args()
+    return found.quick, found.workers
 
 
 def machine() -> dict[str, str | int]:
@@ -70,6 +81,30 @@ def done_once(name: str, jobs: list[Job], run: Callable[[Job], Result], workers:
             minutes = (time.perf_counter() - start) / 60
             print(f"[{number}/{len(missing)}, {minutes:.1f} min] {describe(result)}", flush=True)
     return [json.loads(place.read_text()) for place in places]
+
+
+def trained(run: fbt.Run) -> Result:
+    """What is kept of a training run.
+
+    Raises:
+        SystemExit: the run was interrupted.
+    """
+    if not run.finished:
+        raise SystemExit(f"stopped after step {run.step}; run this again to go on")
+    kept = ("step", "seconds", "val_loss", "layer_weights")
+    return {
+        "summary": {"val_loss": round(run.val_loss, 4)},
+        "parameters": run.model.num_parameters(),
+        "seconds": round(run.metrics[-1]["seconds"], 1),
+        "config": asdict(run.settings.config),
+        "recipe": asdict(run.settings.recipe),
+        "evaluations": [{name: rounded(m[name]) for name in kept if name in m} for m in run.evaluations],
+    }
+
+
+def rounded(value: Any) -> Any:
+    """A number, or each of a list, with four digits."""
+    return [rounded(v) for v in value] if isinstance(value, list) else round(value, 4)
 
 
 def place_of(folder: Path, job: Job) -> Path:

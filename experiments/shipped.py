@@ -1,54 +1,137 @@
 """The two language models that ship with fbt: a feedback model and its parallel twin, on Tiny Shakespeare.
 
-    .venv/bin/python experiments/shipped.py [--threads N] [feedback] [parallel]
+    .venv/bin/python experiments/shipped.py [--quick] [--workers N]
 
-Both have one shape and see the same tokens. Hours on a core: checkpoints are kept in the cache folder, and
-the same command goes on from the last one.
+Both have one shape and see the same characters in the same order. A search tries learning rates and another
+shape on a tenth of the steps; then each is trained once. Four hours of one core: checkpoints are kept in the
+cache folder, and the same command goes on from the last one. Writes the weights in float16 with a card beside
+each, and `fbt/measurements/shipped.json`, which has every run.
 """
 
-import argparse
+import copy
+from pathlib import Path
 from typing import Any
 
 import torch
+from record import Job, Result, arguments, done_once, machine, place_of, trained, write_record
 
 import fbt
-from fbt._files import cache_folder
+from fbt._corpus import SHA256, SIZE
+from fbt._files import cache_folder, write_whole
+from fbt.data import even_windows, split
+from fbt.training.loop import evaluate
 
-VARIANTS = {"feedback": "shared-kv", "parallel": "parallel"}
+PACKAGE = Path(fbt.__file__).parent
+RESULTS = PACKAGE / "measurements" / "shipped.json"
+NAMES = {"shared-kv": "tiny-shakespeare", "parallel": "tiny-shakespeare-parallel"}
 SETTINGS: dict[str, Any] = {
-    "preset": "base",
-    "n_layers": 4,
     "d_model": 256,
     "n_heads": 8,
+    "n_layers": 4,
     "span": 256,
     "dropout": 0.2,
-    "steps": 3000,
-    "batch_size": 32,
+    "steps": 5000,
+    "batch_size": 16,
     "seq_len": 256,
     "curriculum": 64,
-    "lr": 1.5e-3,
-    "weight_decay": 0.1,
-    "warmup": 100,
+    "min_lr_ratio": 0.0,
     "eval_every": 250,
-    "checkpoint_every": 50,
-    "sample": 200,
+    "checkpoint_every": 100,
 }
+RATES, SEARCH_STEPS = (1e-3, 2e-3, 4e-3), 500
+DEEPER = {"d_model": 192, "n_heads": 6, "n_layers": 6}
+QUICK = {"d_model": 32, "n_heads": 2, "n_layers": 1, "span": 32, "seq_len": 32, "curriculum": 16, "steps": 20}
+
+
+def train(job: Job) -> Result:
+    """Do a run, or go on with it."""
+    return trained(fbt.train(folder=folder_of(job), resume=True, progress=False, **job))
+
+
+def folder_of(job: Job) -> Path:
+    """Where a run's checkpoints and its final weights are."""
+    return place_of(cache_folder() / "experiments" / "shipped", job).with_suffix("")
+
+
+def search_jobs() -> list[Job]:
+    """Learning rates for both, and a narrower, deeper shape with feedback."""
+    changes = [{"variant": variant, "lr": rate} for variant in NAMES for rate in RATES]
+    changes += [{"variant": "shared-kv", "lr": rate} | DEEPER for rate in RATES]
+    return [SETTINGS | {"steps": SEARCH_STEPS} | change for change in changes]
+
+
+def best_jobs(search: list[Result]) -> list[Job]:
+    """Both variants in full at the rate that was best."""
+    jobs = []
+    for variant in NAMES:
+        same = [
+            r for r in search if r["job"]["variant"] == variant and r["job"]["d_model"] == SETTINGS["d_model"]
+        ]
+        best = min(same, key=lambda result: result["summary"]["val_loss"])
+        jobs.append(SETTINGS | {"variant": variant, "lr": best["job"]["lr"]})
+    return jobs
+
+
+def ship(result: Result) -> dict[str, float]:
+    """Write a model in float16 with its card; return its loss in both precisions."""
+    folder = PACKAGE / "weights" / NAMES[result["job"]["variant"]]
+    model = fbt.LanguageModel.from_pretrained(folder_of(result["job"]))
+    copy.deepcopy(model).half().save_pretrained(folder)
+    stored = fbt.LanguageModel.from_pretrained(folder)
+    encoded = fbt.CharTokenizer(fbt.load_tiny_shakespeare()).encode(fbt.load_tiny_shakespeare())
+    windows = even_windows(split(encoded)[1], length=model.config.span)
+    losses = {"float32": evaluate(model, windows), "float16": evaluate(stored, windows)}
+    write_whole(folder / "README.md", card(result, losses).encode())
+    return {name: round(loss, 5) for name, loss in losses.items()}
+
+
+def card(result: Result, losses: dict[str, float]) -> str:
+    """What there is to know about a model that ships."""
+    config, recipe, variant = result["config"], result["recipe"], result["job"]["variant"]
+    feedback = variant == "shared-kv"
+    what = "Feedback Transformer with shared keys and values" if feedback else "parallel transformer"
+    size = f"{config['n_layers']} layers, {config['d_model']} wide, {config['n_heads']} heads"
+    batch = f"{recipe['batch_size']} sequences of {recipe['seq_len']} characters"
+    rows = {
+        "model": f"{size}, span {config['span']}; {result['parameters']:,} parameters",
+        "data": f"Tiny Shakespeare (sha256 `{SHA256}`), the first nine tenths of {SIZE:,} characters",
+        "command": f"`python experiments/shipped.py`, seed {recipe['seed']}",
+        "steps": f"{recipe['steps']} of {batch}, at first more and shorter ones, from {recipe['curriculum']}",
+        "optimiser": f"AdamW at {recipe['lr']:g}, then a cosine to {recipe['min_lr_ratio']:g}; "
+        f"weight decay {recipe['weight_decay']:g}, dropout {config['dropout']:g}",
+        "cost": f"{result['seconds'] / 3600:.1f} hours of one core: {machine()['cpu']}",
+        "validation loss": f"**{losses['float16']:.4f}** nats a character, over the last tenth in windows of "
+        f"{config['span']}, each from an empty memory",
+        "precision": f"float16 on disk, float32 once loaded; the loss before was {losses['float32']:.4f}",
+    }
+    lines = [
+        f"# {NAMES[variant]}\n",
+        f"A {what} that predicts the next character of Shakespeare's plays:",
+        f'`fbt.LanguageModel.from_pretrained("{NAMES[variant]}")`. Its twin of the same shape, which saw the',
+        f"same characters, is `{NAMES['parallel' if feedback else 'shared-kv']}`.\n",
+        "| | |\n|---|---|",
+        *(f"| {name} | {value} |" for name, value in rows.items()),
+        "\nIt has seen nothing but these plays, and writes what looks like them: words, verse, speakers, no",
+        "sense. Every run that was tried is in `fbt/measurements/shipped.json`.\n",
+        "| step | validation loss |\n|---|---|",
+        *(f"| {e['step']} | {e['val_loss']:.4f} |" for e in result["evaluations"]),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Train what is asked for, or go on with it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("models", nargs="*", choices=[[], *VARIANTS], help="both if none is named")
-    parser.add_argument("--threads", type=int, default=1, help="cores for one run")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    """Train what is missing, then write weights, cards and the record."""
+    quick, workers = arguments(__doc__, quick="two tiny models; writes nothing")
+    torch.set_num_threads(1)  # also what the record says
     fbt.build_native()
-    for name in arguments.models or VARIANTS:
-        folder = cache_folder() / "experiments" / "shipped" / name
-        run = fbt.train(variant=VARIANTS[name], folder=folder, resume=True, **SETTINGS)
-        print(run)
+    fbt.load_tiny_shakespeare()  # once, before the workers
+    if quick:
+        done_once("shipped-quick", [SETTINGS | QUICK | {"variant": v} for v in NAMES], train, workers)
+        return
+    search = done_once("shipped", search_jobs(), train, workers)
+    runs = done_once("shipped", best_jobs(search), train, workers)
+    losses = {NAMES[result["job"]["variant"]]: ship(result) for result in runs}
+    write_record(RESULTS, {"losses": losses, "runs": runs, "search": search})
 
 
 if __name__ == "__main__":

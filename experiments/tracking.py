@@ -3,13 +3,12 @@
     .venv/bin/python experiments/tracking.py [--quick] [--workers N]
 
 A search for each model's settings, one seed, then all models on all tasks with what was found, parallel ones
-with up to twice the time; and the ablations of one task. A run trains on one thread until it
-is right at 99.5 % of the steps of held-out sequences of 64, five looks in a row, or until its CPU seconds are
-spent; the weights of its best look are read at up to eight times that length. Results are kept in the cache
-folder: run again after an interruption it goes on. Writes `fbt/measurements/tracking.json`, in 4 CPU hours.
+with up to twice the time; and the ablations of one task. A run trains on one thread until it is right at
+99.5 % of the steps of held-out sequences of 64, five looks in a row, or until its CPU seconds are spent; the
+weights of its best look are read at up to eight times that length. Results are kept in the cache folder: run
+again after an interruption it goes on. Writes `fbt/measurements/tracking.json`, in 4 CPU hours.
 """
 
-import argparse
 import copy
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from baselines import LSTM, Transformer
-from record import Job, Result, done_once, write_record
+from record import Job, Result, arguments, done_once, write_record
 from torch import Tensor, nn
 
 import fbt
@@ -283,23 +282,18 @@ def thinned(result: Result) -> Result:
 
 def main() -> None:
     """Run what is missing, then write the record."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="six jobs, two minutes; writes no record")
-    parser.add_argument("--workers", type=int, default=2, help="jobs side by side, a core each")
-    arguments = parser.parse_args()
+    quick, workers = arguments(__doc__, quick="six jobs, two minutes; writes no record")
     torch.set_num_threads(1)  # also what the record says
     fbt.build_native()
-    if arguments.quick:
-        done_once("tracking-quick", quick_jobs(), run, arguments.workers)
+    if quick:
+        done_once("tracking-quick", quick_jobs(), run, workers)
         return
     # Long jobs first, so that cores do not wait for the last one.
-    done_once("tracking", longest_first(search_jobs() + ablation_jobs()), run, arguments.workers)
-    search = done_once("tracking", search_jobs(), run, arguments.workers)
-    done_once("tracking", longest_first(main_jobs(search)), run, arguments.workers)
-    runs = done_once("tracking", main_jobs(search), run, arguments.workers)
-    ablations = done_once("tracking", ablation_jobs(), run, arguments.workers)
+    done_once("tracking", longest_first(search_jobs() + ablation_jobs()), run, workers)
+    search = done_once("tracking", search_jobs(), run, workers)
+    done_once("tracking", longest_first(main_jobs(search)), run, workers)
+    runs = done_once("tracking", main_jobs(search), run, workers)
+    ablations = done_once("tracking", ablation_jobs(), run, workers)
     settings: dict[str, Any] = {
         "batch": BATCH,
         "tokens": TOKENS,

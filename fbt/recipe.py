@@ -103,7 +103,7 @@ PRESETS = {
     ),
     "small": Preset(
         {"d_model": 128, "n_heads": 4, "n_layers": 4, "span": 64},
-        {},
+        {"lr": 4e-3},
         "nanoGPT's CPU setting: 4 layers, 128 wide, 64 characters, 2000 steps of 12 sequences",
     ),
     "base": Preset(

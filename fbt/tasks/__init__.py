@@ -1,5 +1,7 @@
 """Tasks whose answers need a state carried through time, and two that need none: endless, and with oracles.
 
+To train on one::
+
     task = ShellGame(cups=5)
     for tokens, labels in task.stream(batch=32, length=64, seed=0):
         loss = F.cross_entropy(model(tokens).flatten(0, 1), labels.flatten())
