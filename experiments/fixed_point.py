@@ -225,7 +225,7 @@ def take_turns(runs: Mapping[str, Callable[[], None]], repeats: int) -> dict[str
 
 
 class Arm:
-    """One training run: a language model of the small preset, trained by passes, exactly, or one then other.
+    """One training run, of a model with the small preset's shape: by passes, exactly, or one then the other.
 
     Args:
         name: as the figures call it.

@@ -27,8 +27,9 @@ class RelativeTerms(nn.Module):
     keys and a step needs a slice, not a gather.
 
     E and u start at zero; s starts as a penalty on distance, as in ALiBi (Press et al. 2022): each step
-    further back costs a score its head's slope, from 1 in the first head to 1/64 in the last. Were it zero,
-    attention would start as a mean over the span, and a mean of many memories passes no state on.
+    further back costs a score its head's slope, from 1 in the first head to 1/64 in the last, up to 32 in
+    all. The table holds sqrt(D) times that, since scores are divided by it. Were s zero, attention would
+    start as a mean over the span, and a mean of many memories passes hardly any state on.
 
     Args:
         config: gives H and D.
@@ -41,8 +42,10 @@ class RelativeTerms(nn.Module):
         heads, width = config.n_heads, config.d_head
         slopes = 64 ** -torch.linspace(0, 1, heads)
         further = torch.arange(len(distances) - 1, -1, -1)  # than the newest key
+        # A weight of e^-32 is nothing, but one below e^-87 is subnormal, and slow on a CPU.
+        penalty = (slopes[:, None] * further).clamp(max=32)
         self.key_embedding = nn.Parameter(torch.zeros(heads, len(distances), width))  # E
-        self.key_bias = nn.Parameter(-slopes[:, None] * further * width**0.5)  # s
+        self.key_bias = nn.Parameter(-penalty * width**0.5)  # s
         self.query_bias = nn.Parameter(torch.zeros(heads, width))  # u
 
 

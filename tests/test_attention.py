@@ -165,3 +165,4 @@ def test_scores_start_with_a_penalty_on_distance(distances, nearest):
     assert not relative.query_bias.any()
     (one,) = RelativeTerms(config("feedback", n_heads=1), range(1, 3)).key_bias
     assert one[0] < one[1] == 0
+    assert RelativeTerms(config("feedback", n_heads=1, d_model=4), range(1, 514)).key_bias.min() == -32 * 2

@@ -11,7 +11,7 @@ from notebooks import ROOT, chapters, read
 from fbt._repository import BRANCH, URL
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-RUNS = ROOT / "fbt" / "weights" / "tiny-shakespeare" / "runs.json"
+RUNS = ROOT / "fbt" / "measurements" / "tiny_shakespeare.json"
 SPEED = ROOT / "fbt" / "measurements" / "speed.json"
 COLAB = f"https://colab.research.google.com/github/{URL.removeprefix('https://github.com/')}/blob/{BRANCH}/"
 
@@ -48,9 +48,9 @@ def test_the_code_runs_and_is_that_of_the_start_page(capsys):
 def expected_loss(record: dict[str, Any]) -> str:
     """The README's table of losses, from the record of the runs."""
     lines = ["| variant | parameters | validation loss | seconds |", "|---|---|---|---|"]
-    for variant in dict.fromkeys(run["variant"] for run in record["runs"]):
-        runs = [run for run in record["runs"] if run["variant"] == variant]
-        losses = [run["val_loss"] for run in runs]
+    for variant in dict.fromkeys(run["job"]["variant"] for run in record["runs"]):
+        runs = [run for run in record["runs"] if run["job"]["variant"] == variant]
+        losses = [run["summary"]["val_loss"] for run in runs]
         lines.append(
             f"| {variant} | {runs[0]['parameters'] / 1e6:.2f} M "
             f"| **{mean(losses):.2f}** ({min(losses):.3f} to {max(losses):.3f}) "
