@@ -9,7 +9,7 @@ STRIP := .venv/bin/nbstripout --keep-id --extra-keys "$(SAVED:%=metadata.languag
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help environment notebooks book test test-colab bench experiments lab lint format vendor repository screenshots clean
+.PHONY: help environment notebooks book test test-slow test-colab bench experiments lab lint format vendor repository screenshots clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ book: environment ## run what has changed and build the book into _build/html
 
 test: book ## run the tests, on the runs and the pages that `make book` made
 	@$(PYTEST)
+
+test-slow: environment ## train models from scratch and check that they learn (two minutes)
+	@$(PYTEST) -m slow
 
 test-colab: environment ## run every chapter with the versions Google Colab has
 	@$(RUN) tools/colab.py
