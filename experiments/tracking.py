@@ -233,7 +233,7 @@ def last(result: Result) -> float:
 
 
 def table(results: list[Result]) -> list[dict[str, Any]]:
-    """Medians over the seeds of each model on each task.
+    """Medians over the seeds of each model on each task, and the spread of the accuracies.
 
     "at_tokens" and "at_seconds" are the accuracies on held-out sequences with what the task's feedback runs
     took in the median.
@@ -244,28 +244,28 @@ def table(results: list[Result]) -> list[dict[str, Any]]:
         groups.setdefault((job["task"], job["model"], job.get("positions", ""), job["layers"]), []).append(
             result
         )
-    rows = []
-    for (task, model, positions, layers), runs in groups.items():
-        feedback = groups[task, "feedback", "", 1]
-        rows.append(
-            {
-                "task": task,
-                "model": " ".join([positions, model]).strip(),
-                "layers": layers,
-                "seeds": len(runs),
-                "parameters": runs[0]["parameters"],
-                "seconds": median(run["seconds"] for run in runs),
-                "tokens": median(run["tokens"] for run in runs),
-                "seconds_to_95": [run["summary"]["seconds_to_95"] for run in runs],
-                "accuracy": {
-                    length: round(median(run["summary"]["accuracy"][length] for run in runs), 4)
-                    for length in runs[0]["summary"]["accuracy"]
-                },
-                "at_tokens": median(reached(run, 1, median(f["tokens"] for f in feedback)) for run in runs),
-                "at_seconds": median(reached(run, 2, median(f["seconds"] for f in feedback)) for run in runs),
-            }
-        )
-    return rows
+    return [row(runs, groups[task, "feedback", "", 1]) for (task, *_), runs in groups.items()]
+
+
+def row(runs: list[Result], feedback: list[Result]) -> dict[str, Any]:
+    """A row of the table: the runs of one model on one task, and those of feedback on the same task."""
+    job, summaries = runs[0]["job"], [run["summary"] for run in runs]
+    accuracies = {length: [s["accuracy"][length] for s in summaries] for length in summaries[0]["accuracy"]}
+    tokens, seconds = (median(run[name] for run in feedback) for name in ("tokens", "seconds"))
+    return {
+        "task": job["task"],
+        "model": f"{job.get('positions', '')} {job['model']}".strip(),
+        "layers": job["layers"],
+        "seeds": len(runs),
+        "parameters": runs[0]["parameters"],
+        "seconds": median(run["seconds"] for run in runs),
+        "tokens": median(run["tokens"] for run in runs),
+        "seconds_to_95": [summary["seconds_to_95"] for summary in summaries],
+        "accuracy": {length: round(median(values), 4) for length, values in accuracies.items()},
+        "spread": {length: [min(values), max(values)] for length, values in accuracies.items()},
+        "at_tokens": median(reached(run, 1, tokens) for run in runs),
+        "at_seconds": median(reached(run, 2, seconds) for run in runs),
+    }
 
 
 def reached(result: Result, column: int, most: float) -> float:
