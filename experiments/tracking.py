@@ -80,19 +80,21 @@ def run(job: Job) -> Result:
     """
     torch.manual_seed(job["seed"])
     task = TASKS[job["task"]]()
+    lessons = tasks.CodeExecution(ask=job["ask"]) if "ask" in job else task
     model = build(job, task)
     optimizer = torch.optim.AdamW(model.parameters(), lr=job["rate"], weight_decay=DECAY)
     generator = torch.Generator().manual_seed(1_000_000 + job["seed"])
     lengths = job["lengths"]
     held_out = {
-        length: task.sample(LOOK, length, torch.Generator().manual_seed(length)) for length in lengths
+        length: lessons.sample(LOOK, length, torch.Generator().manual_seed(length)) for length in lengths
     }
+    looked_at = task.sample(LOOK, lengths[-1], torch.Generator().manual_seed(lengths[-1]))
     curve: list[tuple[int, int, float, float]] = []  # steps, tokens, seconds, accuracy
     seconds, steps, tokens, lesson, since, streak = 0.0, 0, 0, 0, 0.0, 0
     best, weights = -1.0, model.state_dict()
     while streak < IN_A_ROW and seconds < job["seconds"]:
         length = lengths[lesson]
-        words, labels = task.sample(max(BATCH, TOKENS // length), length, generator)
+        words, labels = lessons.sample(max(BATCH, TOKENS // length), length, generator)
         start = time.process_time()
         loss = F.cross_entropy(model(words).flatten(0, 1), labels.flatten())
         optimizer.zero_grad()
@@ -103,7 +105,7 @@ def run(job: Job) -> Result:
         steps, tokens = steps + 1, tokens + words.numel()
         if steps % EVERY:
             continue
-        right = read(model, *held_out[lengths[-1]])
+        right = read(model, *looked_at)
         curve.append((steps, tokens, round(seconds, 2), right))
         streak = streak + 1 if right >= SOLVED else 0
         if right >= best:

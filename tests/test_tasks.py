@@ -31,6 +31,7 @@ TASKS = {
     "code": tasks.CodeExecution(),
     "code, one variable": tasks.CodeExecution(1),
     "code, five variables": tasks.CodeExecution(5),
+    "code, asked at statements": tasks.CodeExecution(3, ask="statements"),
 }
 each_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 
@@ -71,6 +72,11 @@ def test_the_oracle_agrees_with_what_was_drawn(task, batch, length, seed):
             tasks.CodeExecution(3),
             "x = 9 ; x ++ ; print x ; y = 2 ; if y > x : x -- ; if x > y : y ++ ; print y ; print x ; END",
             "_ _ _ _ _ _ _ _ _ 10 _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ 3 _ _ 10 _",
+        ),
+        (
+            tasks.CodeExecution(2, ask="statements"),
+            "x = 9 ; if x < 5 : y = 2 ; if x > 5 : x ++ ; print x ; END",
+            "_ _ _ 9 _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ 10 _ _ 10 _",
         ),
         (tasks.CodeExecution(1), "x = 5 ; if x < 5 : x ++ ; if x < 6 : x -- ; print x ; END", None),
     ],
@@ -169,6 +175,16 @@ def test_programs_follow_the_rules_of_the_paper(variables):
     assert (values.min(), values.max()) == (1, HIGH)
 
 
+def test_programs_are_the_same_whatever_is_asked():
+    (tokens, few), (same, many) = (
+        tasks.CodeExecution(3, ask=ask).sample(20, 30, generator()) for ask in ("prints", "statements")
+    )
+    assert torch.equal(tokens, same)
+    prints = few != IGNORE
+    assert torch.equal(few[prints], many[prints])
+    assert (many != IGNORE).sum() > 3 * prints.sum()
+
+
 def test_commonest_value_of_a_print():
     """Guessing it is right about one time in ten."""
     _, labels = tasks.CodeExecution(3).sample(500, 100, generator())
@@ -194,6 +210,7 @@ def test_accuracy_counts_asked_steps():
         (lambda: tasks.Walk(1), "size must be"),
         (lambda: tasks.Walk(3, heading=True), "heading needs facing=True, got facing=False"),
         (lambda: tasks.Copy(27), r"symbols must be an int in \[2, 26\], got 27"),
+        (lambda: tasks.CodeExecution(ask="all"), "ask must be one of 'prints', 'statements', got 'all'"),
         (lambda: tasks.CodeExecution(6), r"variables must be an int in \[1, 5\], got 6"),
         (lambda: tasks.Parity().sample(0, 3, generator()), "batch must be"),
         (lambda: tasks.Parity().sample(2, 0, generator()), "length must be"),

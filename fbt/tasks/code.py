@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fbt._checks import check_int
+from fbt._checks import check_choice, check_int
 from fbt.tasks.task import IGNORE, Task
 
 NAMES = ("x", "y", "z", "p", "r")
@@ -22,21 +22,25 @@ class CodeExecution(Task):
     as likely as another, drawn again where it is illegal: "x = 7 ;" of a variable that has no value yet,
     "x ++ ;" and "x -- ;" of one that has, within 1 to 10, "print x ;", and "if x < 3 : y ++ ;", which
     compares a variable with another one or with a number and runs the one statement after the colon, no if
-    and no print, where that is so. The answer to a print stands at its semicolon; other steps have none.
+    and no print, where that is so. The answer to a print stands at its semicolon; other steps have none. With
+    ask="statements" every semicolon has one, where its variable has a value by then: what it is after the
+    statement. So much more to learn from makes learning many times faster.
 
     `length` counts statements. A program ends with "END", and so do shorter ones until all have one length.
 
     Args:
         variables: how many there are, from 1 to 5.
-        dense: ask at every print.
+        ask: "prints", as the paper does, or "statements".
+        dense: ask at all of these, not only at the last.
 
     Raises:
-        TypeError, ValueError: `variables` is no int in this range.
+        TypeError, ValueError: `variables` is no int in this range, or `ask` is something else.
     """
 
-    def __init__(self, variables: int = 3, dense: bool = True) -> None:
+    def __init__(self, variables: int = 3, ask: str = "prints", dense: bool = True) -> None:
         check_int("variables", variables, low=1, high=len(NAMES))
-        self.variables, self.names = variables, NAMES[:variables]
+        check_choice("ask", ask, ("prints", "statements"))
+        self.variables, self.ask, self.names = variables, ask, NAMES[:variables]
         numbers = [str(i) for i in range(1, HIGH + 1)]
         super().__init__([*numbers, *self.names, *"=;<>:", "++", "--", "if", "print", "END"], dense)
 
@@ -60,21 +64,23 @@ class CodeExecution(Task):
         while length:
             statement = self._statement(state, draws)
             if statement is not None:
-                program += statement
+                words, name = statement
+                asked = words[0] == "print" or self.ask == "statements"
+                program += [(word, None) for word in words[:-1]]
+                program.append((words[-1], state.get(name) if asked else None))
                 length -= 1
         return [*program, ("END", None)]
 
-    def _statement(self, state: State, draws: random.Random) -> list[tuple[str, int | None]] | None:
-        """Draw a statement and run it on the state; None if it is illegal."""
+    def _statement(self, state: State, draws: random.Random) -> tuple[list[str], str] | None:
+        """Draw a statement and run it on the state; its words and its variable, None if it is illegal."""
         kind = draws.choice(("=", "++", "--", "if", "print"))
         if kind in ("=", "++", "--"):
-            words = self._change(kind, state, draws)
-            return [(word, None) for word in words] if words else None
+            return self._change(kind, state, draws)
         if not state:
             return None
         name = draws.choice(sorted(state))
         if kind == "print":
-            return [("print", None), (name, None), (";", state[name])]
+            return ["print", name, ";"], name
         other: str | int = draws.randint(1, HIGH)
         if draws.random() < 0.5:
             if len(state) == 1:
@@ -83,27 +89,28 @@ class CodeExecution(Task):
         sign = draws.choice("<>")
         right = state[other] if isinstance(other, str) else other
         runs = state[name] < right if sign == "<" else state[name] > right
-        words = None
-        while words is None:
-            words = self._change(draws.choice(("=", "++", "--")), state if runs else dict(state), draws)
-        return [(word, None) for word in ["if", name, sign, str(other), ":", *words]]
+        change = None
+        while change is None:
+            change = self._change(draws.choice(("=", "++", "--")), state if runs else dict(state), draws)
+        words, changed = change
+        return ["if", name, sign, str(other), ":", *words], changed
 
-    def _change(self, kind: str, state: State, draws: random.Random) -> list[str] | None:
-        """Draw an assignment or a step by one and run it; None if it is illegal."""
+    def _change(self, kind: str, state: State, draws: random.Random) -> tuple[list[str], str] | None:
+        """Draw an assignment or a step by one and run it; its words and its variable, None if illegal."""
         if kind == "=":
             free = [name for name in self.names if name not in state]
             if not free:
                 return None
             name = draws.choice(free)
             state[name] = draws.randint(1, HIGH)
-            return [name, "=", str(state[name]), ";"]
+            return [name, "=", str(state[name]), ";"], name
         if not state:
             return None
         name, step = draws.choice(sorted(state)), 1 if kind == "++" else -1
         if not 1 <= state[name] + step <= HIGH:
             return None
         state[name] += step
-        return [name, kind, ";"]
+        return [name, kind, ";"], name
 
     def answer(self, words: Sequence[str]) -> list[str | None]:
         """Translate the program to Python, statement by statement, and run that."""
@@ -114,7 +121,11 @@ class CodeExecution(Task):
                 continue
             statement.append(word)
             if word == ";":
-                answers[-1] = run_statement(" ".join(statement), state)
+                shown = run_statement(" ".join(statement), state)
+                if self.ask == "statements":
+                    name = next(word for word in reversed(statement) if word in NAMES)
+                    shown = str(state[name]) if name in state else None
+                answers[-1] = shown
                 statement = []
         return answers
 
