@@ -21,7 +21,7 @@ import fbt
 
 RESULTS = Path(fbt.__file__).parent / "measurements" / "code_execution.json"
 STATEMENTS = [4, 8, 15, 30]  # of the curriculum's programs
-SPAN = 192  # tokens; hardly a program of 30 statements has more
+BATCH, SPAN = 64, 192  # programs of a step; tokens, of which hardly a program of 30 statements has more
 PAIRS = ((1, 2), (2, 4))  # layers of feedback and of parallel models
 SECONDS = 240  # of the feedback models
 
@@ -29,7 +29,14 @@ SECONDS = 240  # of the feedback models
 def job(model: str, layers: int, **changes: Any) -> Job:
     """Train a model of so many layers."""
     seconds = SECONDS if model == "feedback" else 2 * SECONDS
-    made = {"task": "code", "model": model, "layers": layers, "rate": 1e-3, "ask": "statements"}
+    made = {
+        "task": "code",
+        "model": model,
+        "layers": layers,
+        "rate": 1e-3,
+        "ask": "statements",
+        "batch": BATCH,
+    }
     made |= {"positions": "relative"} if model == "parallel" else {}
     return made | {"lengths": STATEMENTS, "options": {"span": SPAN}, "seed": 0, "seconds": seconds} | changes
 

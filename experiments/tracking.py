@@ -86,15 +86,15 @@ def run(job: Job) -> Result:
     generator = torch.Generator().manual_seed(1_000_000 + job["seed"])
     lengths = job["lengths"]
     held_out = {
-        length: lessons.sample(LOOK, length, torch.Generator().manual_seed(length)) for length in lengths
+        length: task.sample(LOOK, length, torch.Generator().manual_seed(length)) for length in lengths
     }
-    looked_at = task.sample(LOOK, lengths[-1], torch.Generator().manual_seed(lengths[-1]))
     curve: list[tuple[int, int, float, float]] = []  # steps, tokens, seconds, accuracy
     seconds, steps, tokens, lesson, since, streak = 0.0, 0, 0, 0, 0.0, 0
     best, weights = -1.0, model.state_dict()
     while streak < IN_A_ROW and seconds < job["seconds"]:
         length = lengths[lesson]
-        words, labels = lessons.sample(max(BATCH, TOKENS // length), length, generator)
+        batch = job.get("batch", max(BATCH, TOKENS // length))
+        words, labels = lessons.sample(batch, length, generator)
         start = time.process_time()
         loss = F.cross_entropy(model(words).flatten(0, 1), labels.flatten())
         optimizer.zero_grad()
@@ -105,7 +105,7 @@ def run(job: Job) -> Result:
         steps, tokens = steps + 1, tokens + words.numel()
         if steps % EVERY:
             continue
-        right = read(model, *looked_at)
+        right = read(model, *held_out[lengths[-1]])
         curve.append((steps, tokens, round(seconds, 2), right))
         streak = streak + 1 if right >= SOLVED else 0
         if right >= best:
