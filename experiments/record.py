@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -37,13 +38,16 @@ def arguments(about: str | None, quick: str) -> tuple[bool, int]:
 
 
 def machine() -> dict[str, str | int]:
-    """What times were measured on."""
+    """What times were measured on, and the libraries that LD_PRELOAD put before others, where it did."""
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
     versions = {"python": platform.python_version(), "torch": torch.__version__, "fbt": fbt.__version__}
-    return {"cpu": cpu, "cores": os.cpu_count() or 1, "threads": torch.get_num_threads(), **versions}
+    names = [Path(place).name for place in re.split("[ :]+", os.environ.get("LD_PRELOAD", "")) if place]
+    preloaded = {"preloaded": ", ".join(names)} if names else {}
+    threads = torch.get_num_threads()
+    return {"cpu": cpu, "cores": os.cpu_count() or 1, "threads": threads, **versions, **preloaded}
 
 
 def commit() -> str:
