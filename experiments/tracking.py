@@ -3,10 +3,10 @@
     .venv/bin/python experiments/tracking.py [--quick] [--workers N]
 
 A search for each model's settings, one seed, then all models on all tasks with what was found, parallel ones
-with up to half as much time again; and the ablations of one task. A run trains on one thread until it is right at
-99.5 % of the steps of held-out sequences of 64, five looks in a row, or until its CPU seconds are spent; the
-weights of its best look are read at up to eight times that length. Results are kept in the cache folder: run
-again after an interruption it goes on. Writes `fbt/measurements/tracking.json`, in 2 CPU hours.
+with up to half as much time again; and the ablations of one task. A run trains on one thread until it is
+right at 99.5 % of the steps of held-out sequences of 64, five looks in a row, or until its CPU seconds are
+spent; the weights of its best look are read at up to eight times that length. Results are kept in the cache
+folder: run again after an interruption it goes on. Writes `fbt/measurements/tracking.json`, in 2 CPU hours.
 """
 
 import copy
@@ -146,7 +146,8 @@ def recurrent(task: str, model: str, **changes: Any) -> Job:
 def parallel(task: str, positions: str, **changes: Any) -> Job:
     """A parallel transformer's job."""
     job = {"task": task, "model": "parallel", "positions": positions, "layers": DEPTH, "rate": 1e-3}
-    return job | {"lengths": curriculum(task), "seed": 0, "seconds": min(120, 3 * SECONDS[task] // 2)} | changes
+    job |= {"lengths": curriculum(task), "seed": 0, "seconds": min(120, 3 * SECONDS[task] // 2)}
+    return job | changes
 
 
 def curriculum(task: str) -> list[int]:
