@@ -281,8 +281,8 @@ class LanguageModel(nn.Module):
         and a CPU computes in float32. Others keep their precision.
 
         Args:
-            name: a folder, or else the name of weights that ship with the package: "tiny-shakespeare". A
-                folder of yours goes first.
+            name: a folder, or else the name of weights that ship with the package: "tiny-shakespeare" or
+                its parallel twin, "tiny-shakespeare-parallel". A folder of yours goes first.
 
         Raises:
             FileNotFoundError: there is no such folder or name.

@@ -1,4 +1,11 @@
-"""What the book adds to Jupyter Book: figures that follow the theme, pages that load nothing from outside."""
+"""What the book adds to Jupyter Book: figures that follow the theme, pages that load nothing from outside.
+
+In a page, a figure that a chapter has drawn, with a caption of its own::
+
+    ```{chapter-figure} 05-training fig-attention-one
+    The caption.
+    ```
+"""
 
 from __future__ import annotations
 
@@ -8,10 +15,12 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
+import nbformat
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
 
 LOGGER = logging.getLogger(__name__)
 # The grey that figures draw their text and axes with. On a page it becomes the colour of the page's text.
@@ -39,6 +48,29 @@ class InlineFigures(SphinxPostTransform):
                 LOGGER.warning("a figure has no alt text (mystnb.image.alt in its cell)", location=image)
             markup = inline_svg(_source(self.app, uri).read_text(encoding="utf-8"), f"svg{number}", alt)
             image.replace_self(nodes.raw("", f'<div class="fbt-figure">{markup}</div>', format="html"))
+
+
+class ChapterFigure(SphinxDirective):
+    """Shows a figure of a chapter's run on another page; see the head of this module."""
+
+    required_arguments = 2
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        """Draw what the named cell of the chapter drew."""
+        chapter, name = self.arguments
+        path = Path(self.env.srcdir, "_build", "notebooks", f"{chapter}.ipynb")
+        self.env.note_dependency(str(path))
+        for cell in nbformat.read(path, as_version=4).cells:
+            about = cell.metadata.get("mystnb", {})
+            if about.get("figure", {}).get("name") == name:
+                shown = [output["data"] for output in cell.outputs if "data" in output]
+                svg = next(data["image/svg+xml"] for data in shown if "image/svg+xml" in data)
+                markup = inline_svg(svg, f"shown-{name}", about["image"]["alt"])
+                drawing = nodes.raw("", f'<div class="fbt-figure">{markup}</div>', format="html")
+                caption = nodes.caption("", "", *self.parse_inline("\n".join(self.content))[0])
+                return [nodes.figure("", drawing, caption)]
+        raise self.error(f"{chapter} has no figure {name!r}")
 
 
 def _source(app: Sphinx, uri: str) -> Path:
@@ -148,6 +180,7 @@ def _description(doctree: nodes.document, book: str) -> str:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the extension with Sphinx."""
+    app.add_directive("chapter-figure", ChapterFigure)
     app.add_post_transform(InlineFigures)
     app.connect("missing-reference", find_public_name)
     # After every extension has connected its handlers, before the first of them runs.
