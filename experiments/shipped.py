@@ -31,7 +31,7 @@ SETTINGS: dict[str, Any] = {
     "n_layers": 4,
     "span": 256,
     "dropout": 0.15,
-    "steps": 7000,
+    "steps": 6000,
     "batch_size": 8,
     "seq_len": 256,
     "curriculum": 64,
