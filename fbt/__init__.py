@@ -19,11 +19,13 @@ from fbt.shared_kv import SharedKVBody
 from fbt.stack import MemoryStack, TorchStack
 from fbt.state import State
 from fbt.training import Run, train
+from fbt.views.explorer import AttentionExplorer
 from fbt.views.source import show
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttentionExplorer",
     "CharTokenizer",
     "Config",
     "FeedbackBody",

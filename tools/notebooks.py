@@ -167,6 +167,7 @@ def execute(notebook: nbformat.NotebookNode, label: str, *, kernel: str = "pytho
             timeout=CELL_TIMEOUT_SECONDS,
             resources={"metadata": {"path": folder}},
             record_timing=False,
+            store_widget_state=False,  # a page shows the HTML of a view and has no kernel to give it more
             coalesce_streams=True,  # what a cell prints bit by bit is one output
             # At its default level ipykernel warns of a connection that never leaves this machine.
             extra_arguments=["--log-level=ERROR"],

@@ -1,0 +1,166 @@
+"""Attention over a text, to be explored with a pointer or with the keyboard, with a kernel and without.
+
+What is shown is one JavaScript file, `explorer.js`. A notebook keeps it as HTML, which needs no kernel. Where
+a kernel is live and anywidget installed, the same file is a widget, and Python can read what is looked at.
+"""
+
+import base64
+import html
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fbt._checks import check_int
+
+SCRIPT, STYLE = (Path(__file__).with_name(f"explorer.{kind}") for kind in ("js", "css"))
+
+
+class AttentionExplorer:
+    """Attention weights over a text: choose a character to see what it reads, by layer and head.
+
+    Args:
+        tokens: the T texts of the steps, characters as a rule.
+        weights: [L, H, T, T], row = query, as `LanguageModel.attention` returns for one sequence; or several
+            such tensors of equal shape by name, to be shown side by side.
+        query: the step that is chosen first; None is the last.
+        layer: the layer that is shown first, from 0; None is the mean of all.
+        head: the head that is shown first, from 0; None is the mean of all.
+
+    In a live notebook `query`, `layer` and `head` follow what its reader looks at.
+
+    Raises:
+        TypeError, ValueError: tokens and weights do not fit, weights are no shares, or a number is out of
+            range.
+    """
+
+    def __init__(
+        self,
+        tokens: Sequence[str],
+        weights: Tensor | Mapping[str, Tensor],
+        *,
+        query: int | None = None,
+        layer: int | None = None,
+        head: int | None = None,
+    ) -> None:
+        self.tokens = [str(token) for token in tokens]
+        panels = dict(weights) if isinstance(weights, Mapping) else {"": weights}
+        if not self.tokens or not panels:
+            found = f"{len(self.tokens)} tokens and {len(panels)} tensors of weights"
+            raise ValueError(f"tokens and weights must not be empty, got {found}")
+        shapes = {name: checked(name, panel, len(self.tokens)) for name, panel in panels.items()}
+        if len(set(shapes.values())) > 1:
+            raise ValueError(f"weights must have one shape, got {shapes}")
+        layers, heads = next(iter(shapes.values()))
+        chosen = {"query": (query, len(self.tokens)), "layer": (layer, layers), "head": (head, heads)}
+        for name, (value, count) in chosen.items():
+            if value is not None:
+                check_int(name, value, low=0, high=count - 1)
+        self._start = {
+            "query": len(self.tokens) - 1 if query is None else query,
+            "layer": -1 if layer is None else layer,
+            "head": -1 if head is None else head,
+        }
+        shown = {name: packed(panel) for name, panel in panels.items()}
+        size = {"layers": layers, "heads": heads}
+        self._names = [name for name in panels if name]
+        self._data = {
+            "tokens": self.tokens,
+            "panels": [{"name": name, "weights": text} | size for name, text in shown.items()],
+        }
+        self._widget: Any = None
+
+    @property
+    def query(self) -> int:
+        """The step that is chosen now."""
+        return self._now("query")
+
+    @property
+    def layer(self) -> int:
+        """The layer that is shown now, from 0; -1 is the mean of all."""
+        return self._now("layer")
+
+    @property
+    def head(self) -> int:
+        """The head that is shown now, from 0; -1 is the mean of all."""
+        return self._now("head")
+
+    def _now(self, name: str) -> int:
+        """What a live widget shows, or else what is shown first."""
+        return int(self._start[name] if self._widget is None else getattr(self._widget, name))
+
+    def __repr__(self) -> str:
+        return f"AttentionExplorer({', '.join([f'{len(self.tokens)} tokens', *self._names])})"
+
+    def to_html(self) -> str:
+        """The explorer as HTML that needs nothing else; without scripts it is the text."""
+        state = json.dumps({"data": self._data} | self._start).replace("</", "<\\/")
+        script = SCRIPT.read_text(encoding="utf-8").replace("export default", "const explorer =")
+        return (
+            f"<style>{STYLE.read_text(encoding='utf-8')}</style>"
+            f'<div class="fbt-view"><pre>{html.escape("".join(self.tokens))}</pre></div>'
+            f"<script>(() => {{\n{script}\n"
+            "const el = document.currentScript.previousElementSibling;\n"
+            f"const state = {state};\n"
+            "explorer.render({ el, model: {\n"
+            "  get: (name) => state[name],\n"
+            "  set: (name, value) => { state[name] = value; },\n"
+            "  save_changes: () => {},\n"
+            "} });\n})();</script>"
+        )
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        """HTML for pages and for Colab; where a kernel is live also the widget, which JupyterLab prefers."""
+        bundle: dict[str, Any] = {}
+        if "ipykernel" in sys.modules and "google.colab" not in sys.modules and find_spec("anywidget"):
+            self._widget = self._widget or widget(self._data, self._start)
+            found = self._widget._repr_mimebundle_()
+            bundle = dict(found[0] if isinstance(found, tuple) else found)
+        return bundle | {"text/plain": repr(self), "text/html": self.to_html()}
+
+
+def checked(name: str, weights: Tensor, length: int) -> tuple[int, int]:
+    """The layers and heads of weights [L, H, T, T] over T tokens.
+
+    Raises:
+        TypeError: they are no tensor.
+        ValueError: they have another shape, or numbers that are no shares.
+    """
+    if not isinstance(weights, Tensor):
+        raise TypeError(f"weights must be a tensor, got {type(weights).__name__} {name!r}")
+    if weights.ndim != 4 or weights.shape[2:] != (length, length) or 0 in weights.shape:
+        raise ValueError(
+            f"weights must be [L, H, {length}, {length}] for {length} tokens, got {[*weights.shape]}"
+        )
+    low, high = (v.item() for v in torch.aminmax(weights.float().nan_to_num(nan=-1.0)))
+    if low < 0 or high > 1.001:
+        raise ValueError(f"weights must be shares from 0 to 1, got numbers from {low:g} to {high:g}")
+    return weights.shape[0], weights.shape[1]
+
+
+def packed(weights: Tensor) -> str:
+    """Weights [L, H, T, T] in base64, a byte each, round(255 sqrt(w)): the lower triangle, row after row."""
+    rows, columns = torch.tril_indices(*weights.shape[2:])
+    shares = weights.detach().float().cpu().clamp(0, 1)[..., rows, columns]
+    return base64.b64encode((255 * shares.sqrt()).round().to(torch.uint8).numpy().tobytes()).decode()
+
+
+def widget(data: dict[str, Any], start: dict[str, int]) -> Any:
+    """The explorer as a widget of a live kernel, with traits for what it shows."""
+    import anywidget
+    import traitlets
+
+    class Explorer(anywidget.AnyWidget):
+        _esm = SCRIPT.read_text(encoding="utf-8")
+        _css = STYLE.read_text(encoding="utf-8")
+        data = traitlets.Dict().tag(sync=True)
+        query = traitlets.Int().tag(sync=True)
+        layer = traitlets.Int().tag(sync=True)
+        head = traitlets.Int().tag(sync=True)
+
+    return Explorer(data=data, **start)
