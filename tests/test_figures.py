@@ -80,7 +80,8 @@ def test_loss_curves_show_every_run_against_what_is_asked(over):
 def test_attention_maps_hide_what_a_query_cannot_see():
     weights = torch.rand(2, 3, 4, 4).bfloat16()  # which numpy does not know
     figure = figures.attention_maps(weights, list("ab c"))
-    assert [axes.get_title() for axes in figure.axes[:2]] == ["layer 1, head 1", "layer 1, head 2"]
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["head 1", "head 2"]
+    assert [axes.get_ylabel() for axes in figure.axes[::3]] == ["layer 1", "layer 2"]
     shown = figure.axes[4].images[0].get_array()  # layer 2, head 2
     assert (shown.mask == np.triu(np.ones((4, 4)), 1)).all()
     assert np.allclose(shown.compressed(), weights.float()[1, 1][np.tril_indices(4)])

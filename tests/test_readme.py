@@ -12,6 +12,7 @@ from fbt._repository import BRANCH, URL
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUNS = ROOT / "fbt" / "measurements" / "tiny_shakespeare.json"
+SHIPPED = ROOT / "fbt" / "measurements" / "shipped.json"
 SPEED = ROOT / "fbt" / "measurements" / "speed.json"
 COLAB = f"https://colab.research.google.com/github/{URL.removeprefix('https://github.com/')}/blob/{BRANCH}/"
 
@@ -66,6 +67,21 @@ def test_the_losses_are_those_of_the_recorded_runs():
     assert f"torch {record['machine']['torch'].split('+')[0]}" in README
     assert {run["recipe"]["steps"] for run in record["runs"]} == {2000}
     assert "2000 steps" in README
+
+
+def expected_shipped(record: dict[str, Any]) -> str:
+    """The README's table of the models that ship, from the record of their training."""
+    lines = ["| name | parameters | validation loss | hours |", "|---|---|---|---|"]
+    for (name, losses), run in zip(record["losses"].items(), record["runs"], strict=True):
+        size, hours = run["parameters"] / 1e6, run["seconds"] / 3600
+        lines.append(f"| {name} | {size:.2f} M | **{losses['float16']:.3f}** | {hours:.1f} |")
+    return "\n".join(lines)
+
+
+def test_the_shipped_models_are_as_good_as_said():
+    record = json.loads(SHIPPED.read_text(encoding="utf-8"))
+    assert expected_shipped(record) in README, f"README.md should say:\n{expected_shipped(record)}"
+    assert {run["recipe"]["seq_len"] for run in record["runs"]} == {256}
 
 
 def expected_speed(record: dict[str, Any]) -> str:

@@ -122,7 +122,10 @@ def attention_maps(weights: Tensor, tokens: Sequence[str]) -> Figure:
                 axes = grid[layer, head]
                 seen = np.ma.masked_where(unseen, weights[layer, head].float().cpu().numpy())
                 axes.imshow(seen, cmap=HEAT, vmin=0, interpolation="nearest")
-                axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=9)
+                if layer == 0:
+                    axes.set_title(f"head {head + 1}", fontsize=9)
+                if head == 0:
+                    axes.set_ylabel(f"layer {layer + 1}", fontsize=9)
                 _character_ticks(axes, tokens if size / length > CHARACTER else None)
     return figure
 
