@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import Job, Result, arguments, done_once, machine, place_of, trained, write_record
+from record import Job, Result, arguments, commit, done_once, machine, place_of, trained, write_record
 
 import fbt
 from fbt._corpus import SHA256, SIZE
@@ -136,8 +136,9 @@ def main() -> None:
         return
     search = done_once("shipped", search_jobs(), train, workers)
     runs = done_once("shipped", best_jobs(search), train, workers)
+    origin = commit()  # the weights that are written next would make the tree differ from it
     losses = {NAMES[result["job"]["variant"]]: ship(result) for result in runs}
-    write_record(RESULTS, {"losses": losses, "runs": runs, "search": search})
+    write_record(RESULTS, {"commit": origin, "losses": losses, "runs": runs, "search": search})
 
 
 if __name__ == "__main__":
