@@ -106,7 +106,8 @@ def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, over: str = 
 def attention_maps(weights: Tensor, tokens: Sequence[str]) -> Figure:
     """Attention weights over a text, a row of maps for each layer and a map for each head.
 
-    The axes show the characters where there is room for them; the space and the line end get a sign.
+    The axes show the characters where there is room for them; the space and the line end get a sign. A single
+    map has no heading.
 
     Args:
         weights: [L, H, T, T], row = query, as `LanguageModel.attention` returns for one sequence.
@@ -122,9 +123,9 @@ def attention_maps(weights: Tensor, tokens: Sequence[str]) -> Figure:
                 axes = grid[layer, head]
                 seen = np.ma.masked_where(unseen, weights[layer, head].float().cpu().numpy())
                 axes.imshow(seen, cmap=HEAT, vmin=0, interpolation="nearest")
-                if layer == 0:
+                if layer == 0 and layers * heads > 1:
                     axes.set_title(f"head {head + 1}", fontsize=9)
-                if head == 0:
+                if head == 0 and layers * heads > 1:
                     axes.set_ylabel(f"layer {layer + 1}", fontsize=9)
                 _character_ticks(axes, tokens if size / length > CHARACTER else None)
     return figure
