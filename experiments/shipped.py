@@ -4,7 +4,7 @@
 
 Both have one shape and see the same characters in the same order. A search on a twentieth of the characters
 tries learning rates, of which each model takes its best, and a few other settings with feedback, which
-decided what `SETTINGS` says; then each model is trained once. Three hours of one core: checkpoints
+decided what `SETTINGS` says; then each model is trained once. Two or three hours of one core: checkpoints
 are kept in the cache folder, and the same command goes on from the last one. Writes the weights in float16
 with a card beside each, and `fbt/measurements/shipped.json`, which has every run.
 """
