@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from statistics import median
 
 import baselines
 import language
@@ -106,12 +105,12 @@ def test_a_record_says_where_it_comes_from(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_one_layer_with_feedback_learns_parity_from_scratch():
-    """In a few CPU seconds; now and then a seed is right at its length and drifts off at eight times that."""
-    jobs = [tracking.recurrent("parity", "feedback", seed=seed, seconds=120) for seed in range(3)]
-    reached = [tracking.run(job)["summary"]["accuracy"] for job in jobs]
-    assert min(accuracy["64"] for accuracy in reached) >= tracking.SOLVED
-    assert median(accuracy["512"] for accuracy in reached) >= 0.9
+@pytest.mark.parametrize("seed", range(3))
+def test_one_layer_with_feedback_learns_parity_from_scratch(seed):
+    """In a few CPU seconds, at the rate that the search chose; two minutes are for slow machines."""
+    result = tracking.run(tracking.recurrent("parity", "feedback", rate=5e-4, seed=seed, seconds=120))
+    assert result["summary"]["accuracy"]["64"] >= tracking.SOLVED
+    assert result["summary"]["accuracy"]["512"] >= 0.9
 
 
 @pytest.mark.slow

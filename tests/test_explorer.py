@@ -85,13 +85,11 @@ def test_a_live_kernel_gets_a_widget_that_python_can_read():
 
 def test_colab_and_plain_python_get_html(monkeypatch):
     explorer = fbt.AttentionExplorer(TOKENS, shares())
-    for name, there in (("ipykernel", None), ("google.colab", sys)):
-        monkeypatch.setitem(sys.modules, "ipykernel", sys)
-        if there is None:
-            monkeypatch.delitem(sys.modules, name)
-        else:
-            monkeypatch.setitem(sys.modules, name, there)
-        assert explorer._repr_mimebundle_().keys() == {"text/plain", "text/html"}
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    assert explorer._repr_mimebundle_().keys() == {"text/plain", "text/html"}
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    monkeypatch.setitem(sys.modules, "google.colab", sys)
+    assert explorer._repr_mimebundle_().keys() == {"text/plain", "text/html"}
     assert repr(explorer) == "AttentionExplorer(7 tokens)"
 
 

@@ -82,7 +82,7 @@ function render({ model, el }) {
   // A list box for each panel: one stop of the tab key, arrow keys inside.
   views.forEach((view, number) => {
     const part = element("section", { class: "fbt-explorer-panel" });
-    if (view.name) part.append(element("h4", { id: `${id}-${number}` }, view.name));
+    if (view.name) part.append(element("h4", {}, view.name));
     view.list = element("div", { role: "listbox", tabindex: 0, class: "fbt-explorer-text" });
     view.list.setAttribute("aria-label", `${view.name ? `${view.name}: t` : "T"}he text, a character at a time`);
     let word; // lines break between words

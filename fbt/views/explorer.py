@@ -68,8 +68,7 @@ class AttentionExplorer:
         }
         shown = {name: packed(panel) for name, panel in panels.items()}
         size = {"layers": layers, "heads": heads}
-        self._names = [name for name in panels if name]
-        self._data = {
+        self._data: dict[str, Any] = {
             "tokens": self.tokens,
             "panels": [{"name": name, "weights": text} | size for name, text in shown.items()],
         }
@@ -95,7 +94,8 @@ class AttentionExplorer:
         return int(self._start[name] if self._widget is None else getattr(self._widget, name))
 
     def __repr__(self) -> str:
-        return f"AttentionExplorer({', '.join([f'{len(self.tokens)} tokens', *self._names])})"
+        names = [panel["name"] for panel in self._data["panels"] if panel["name"]]
+        return f"AttentionExplorer({', '.join([f'{len(self.tokens)} tokens', *names])})"
 
     def to_html(self) -> str:
         """The explorer as HTML that needs nothing else; without scripts it is the text."""

@@ -114,7 +114,7 @@ def attention_maps(weights: Tensor, tokens: Sequence[str]) -> Figure:
         tokens: the T characters.
     """
     layers, heads, length = weights.shape[:3]
-    size = min(4.8, 6.4 / heads)
+    size, several = min(4.8, 6.4 / heads), layers * heads > 1
     unseen = np.triu(np.ones((length, length), dtype=bool), 1)
     with mpl.rc_context(STYLE):
         figure, grid = plt.subplots(layers, heads, figsize=(size * heads, size * layers), squeeze=False)
@@ -123,9 +123,9 @@ def attention_maps(weights: Tensor, tokens: Sequence[str]) -> Figure:
                 axes = grid[layer, head]
                 seen = np.ma.masked_where(unseen, weights[layer, head].float().cpu().numpy())
                 axes.imshow(seen, cmap=HEAT, vmin=0, interpolation="nearest")
-                if layer == 0 and layers * heads > 1:
+                if layer == 0 and several:
                     axes.set_title(f"head {head + 1}", fontsize=9)
-                if head == 0 and layers * heads > 1:
+                if head == 0 and several:
                     axes.set_ylabel(f"layer {layer + 1}", fontsize=9)
                 _character_ticks(axes, tokens if size / length > CHARACTER else None)
     return figure
