@@ -1,7 +1,9 @@
 """Chapter 6's loop on a CUDA device: the numbers of the definition, and nothing a CUDA graph cannot hold."""
 
+import gpu
 import pytest
 import torch
+from contenders import Size
 from exact import (
     BATCH,
     assert_same,
@@ -86,3 +88,10 @@ def test_a_cuda_graph_replays_forward_and_backward():
     forget()
     assert_same(replayed[0], step())
     assert_same(replayed[1], {name: tensor.grad for name, tensor in named.items()})
+
+
+@pytest.mark.parametrize("name", gpu.NAMES)
+def test_the_benchmark_measures_a_step_and_its_graph(name):
+    small = Size(d=8, H=2, F=12, L=2, T=19, B=3)
+    rows = [gpu.row("small", small, name, graph) for graph in (False, True)]
+    assert all(0 < row["seconds"] <= max(row["samples"][1:]) for row in rows)
