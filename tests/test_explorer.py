@@ -14,6 +14,7 @@ import fbt
 
 L, H, T = 2, 3, 7
 TOKENS = list("ROMEO:\n")
+SVG_NAME = "http://www.w3.org/2000/svg"  # the name of a kind of element, which nothing fetches
 
 
 def shares(*, seed: int = 0) -> torch.Tensor:
@@ -68,9 +69,8 @@ def test_the_text_can_be_read_without_scripts():
 
 
 def test_a_page_fetches_nothing():
-    assert not re.search(
-        r"https?:|//[a-z]|@import|\burl\(", fbt.AttentionExplorer(TOKENS, shares()).to_html()
-    )
+    page = fbt.AttentionExplorer(TOKENS, shares()).to_html().replace(SVG_NAME, "")
+    assert not re.search(r"https?:|//[a-z]|@import|\burl\(", page)
 
 
 def test_a_live_kernel_gets_a_widget_that_python_can_read():

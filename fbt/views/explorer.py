@@ -1,27 +1,16 @@
-"""Attention over a text, to be explored with a pointer or with the keyboard, with a kernel and without.
-
-What is shown is one JavaScript file, `explorer.js`. A notebook keeps it as HTML, which needs no kernel. Where
-a kernel is live and anywidget installed, the same file is a widget, and Python can read what is looked at.
-"""
+"""Attention over a text, to be explored with a pointer or with the keyboard, with a kernel and without."""
 
 import base64
-import html
-import json
-import sys
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fbt._checks import check_int
+from fbt.views.view import View
 
-SCRIPT, STYLE = (Path(__file__).with_name(f"explorer.{kind}") for kind in ("js", "css"))
 
-
-class AttentionExplorer:
+class AttentionExplorer(View):
     """Attention weights over a text: choose a character to see what it reads, by layer and head.
 
     Args:
@@ -61,18 +50,14 @@ class AttentionExplorer:
         for name, (value, count) in chosen.items():
             if value is not None:
                 check_int(name, value, low=0, high=count - 1)
-        self._start = {
+        start = {
             "query": len(self.tokens) - 1 if query is None else query,
             "layer": -1 if layer is None else layer,
             "head": -1 if head is None else head,
         }
-        shown = {name: packed(panel) for name, panel in panels.items()}
         size = {"layers": layers, "heads": heads}
-        self._data: dict[str, Any] = {
-            "tokens": self.tokens,
-            "panels": [{"name": name, "weights": text} | size for name, text in shown.items()],
-        }
-        self._widget: Any = None
+        shown = [{"name": name, "weights": packed(panel)} | size for name, panel in panels.items()]
+        super().__init__("explorer", {"tokens": self.tokens, "panels": shown}, start, "".join(self.tokens))
 
     @property
     def query(self) -> int:
@@ -89,39 +74,9 @@ class AttentionExplorer:
         """The head that is shown now, from 0; -1 is the mean of all."""
         return self._now("head")
 
-    def _now(self, name: str) -> int:
-        """What a live widget shows, or else what is shown first."""
-        return int(self._start[name] if self._widget is None else getattr(self._widget, name))
-
     def __repr__(self) -> str:
         names = [panel["name"] for panel in self._data["panels"] if panel["name"]]
         return f"AttentionExplorer({', '.join([f'{len(self.tokens)} tokens', *names])})"
-
-    def to_html(self) -> str:
-        """The explorer as HTML that needs nothing else; without scripts it is the text."""
-        state = json.dumps({"data": self._data} | self._start).replace("</", "<\\/")
-        script = SCRIPT.read_text(encoding="utf-8").replace("export default", "const explorer =")
-        return (
-            f"<style>{STYLE.read_text(encoding='utf-8')}</style>"
-            f'<div class="fbt-view"><pre>{html.escape("".join(self.tokens))}</pre></div>'
-            f"<script>(() => {{\n{script}\n"
-            "const el = document.currentScript.previousElementSibling;\n"
-            f"const state = {state};\n"
-            "explorer.render({ el, model: {\n"
-            "  get: (name) => state[name],\n"
-            "  set: (name, value) => { state[name] = value; },\n"
-            "  save_changes: () => {},\n"
-            "} });\n})();</script>"
-        )
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        """HTML for pages and for Colab; where a kernel is live also the widget, which JupyterLab prefers."""
-        bundle: dict[str, Any] = {}
-        if "ipykernel" in sys.modules and "google.colab" not in sys.modules and find_spec("anywidget"):
-            self._widget = self._widget or widget(self._data, self._start)
-            found = self._widget._repr_mimebundle_()
-            bundle = dict(found[0] if isinstance(found, tuple) else found)
-        return bundle | {"text/plain": repr(self), "text/html": self.to_html()}
 
 
 def checked(name: str, weights: Tensor, length: int) -> tuple[int, int]:
@@ -148,19 +103,3 @@ def packed(weights: Tensor) -> str:
     rows, columns = torch.tril_indices(*weights.shape[2:])
     shares = weights.detach().float().cpu().clamp(0, 1)[..., rows, columns]
     return base64.b64encode((255 * shares.sqrt()).round().to(torch.uint8).numpy().tobytes()).decode()
-
-
-def widget(data: dict[str, Any], start: dict[str, int]) -> Any:
-    """The explorer as a widget of a live kernel, with traits for what it shows."""
-    import anywidget
-    import traitlets
-
-    class Explorer(anywidget.AnyWidget):
-        _esm = SCRIPT.read_text(encoding="utf-8")
-        _css = STYLE.read_text(encoding="utf-8")
-        data = traitlets.Dict().tag(sync=True)
-        query = traitlets.Int().tag(sync=True)
-        layer = traitlets.Int().tag(sync=True)
-        head = traitlets.Int().tag(sync=True)
-
-    return Explorer(data=data, **start)

@@ -66,13 +66,18 @@ def use_book_style() -> None:
     set_matplotlib_formats("svg")
 
 
-def save_svg(figure: Figure, path: str | Path) -> None:
-    """Write a figure as SVG, whole or not at all, and close it."""
+def svg_of(figure: Figure) -> bytes:
+    """A figure as an SVG document; closes it."""
     buffer = BytesIO()
     with mpl.rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     plt.close(figure)
-    write_whole(path, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def save_svg(figure: Figure, path: str | Path) -> None:
+    """Write a figure as SVG, whole or not at all, and close it."""
+    write_whole(path, svg_of(figure))
 
 
 def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, over: str = "step") -> Figure:

@@ -1,0 +1,56 @@
+// Results to choose: each was computed for one value of every control.
+
+// References inside a figure to its own parts; no two figures of a page may share a name.
+const NAMES = /(\bid="|url\(#|href="#)/g;
+
+function render({ model, el }) {
+  const { controls, results } = model.get("data");
+  const root = element("div", { class: "fbt-view-root fbt-choices" });
+  const bar = element("div", { class: "fbt-controls" });
+  const picture = element("div", { class: "fbt-figure" });
+  const words = element("pre", { class: "fbt-result", "aria-live": "polite", tabindex: 0 });
+  const prefix = `fbt-${Math.random().toString(36).slice(2, 10)}-`;
+
+  const inputs = controls.map(({ name, values, slider }) => {
+    const label = element("label", {}, `${name.replaceAll("_", " ")} `);
+    const input = slider
+      ? element("input", { type: "range", min: 0, max: values.length - 1, step: 1 })
+      : element("select");
+    if (!slider) values.forEach((value, i) => input.append(element("option", { value: i }, shown(String(value)))));
+    const output = element("output");
+    input.addEventListener("input", () => {
+      model.set(name, Number(input.value));
+      model.save_changes();
+      draw();
+    });
+    label.append(input, ...(slider ? [" ", output] : []));
+    bar.append(label);
+    return { name, values, input, output };
+  });
+  root.append(bar, picture, words);
+
+  function draw() {
+    let place = 0;
+    for (const { name, values, input, output } of inputs) {
+      const chosen = model.get(name);
+      place = place * values.length + chosen;
+      input.value = chosen;
+      output.textContent = values[chosen];
+      if (input.type === "range") input.setAttribute("aria-valuetext", values[chosen]);
+    }
+    const { text, figure } = results[place];
+    words.textContent = text;
+    picture.replaceChildren();
+    if (figure) {
+      const drawing = new DOMParser().parseFromString(figure.replace(NAMES, `$1${prefix}`), "image/svg+xml").documentElement;
+      drawing.setAttribute("role", "img");
+      drawing.setAttribute("aria-label", text);
+      picture.append(drawing);
+    }
+  }
+
+  el.replaceChildren(root);
+  draw();
+}
+
+export default { render };

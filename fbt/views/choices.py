@@ -1,0 +1,111 @@
+"""Results to choose with sliders and lists: computed beforehand for a page, anew where a kernel is live."""
+
+import html
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fbt.views.view import View, bundle_of, is_live
+
+Value = str | int | float
+MOST = 64  # results that a page carries
+
+
+class Choices(View):
+    """A function of a few choices and what it returns, with a control for each choice.
+
+    Args:
+        function: called by the names of the choices. It returns a text, or a matplotlib figure together with
+            what that shows in words.
+        choices: what can be chosen, by name: numbers make a slider, texts a list. The middle one comes
+            first. All combinations are computed, at most 64.
+
+    In a live notebook ipywidgets stand in their place and call the function anew: a number may then be any in
+    the range, a text any at all.
+
+    Raises:
+        ValueError: there is nothing to choose, or too much.
+    """
+
+    def __init__(self, function: Callable[..., Any], **choices: Sequence[Value]) -> None:
+        self.function, self.choices = function, {name: list(values) for name, values in choices.items()}
+        combinations = list(itertools.product(*self.choices.values()))
+        if not choices or not 1 <= len(combinations) <= MOST:
+            raise ValueError(f"choices must have 1 to {MOST} combinations, got {len(combinations)}")
+        results = [shown(self.call(values)) for values in combinations]
+        controls = [
+            {"name": name, "values": values, "slider": are_numbers(values)}
+            for name, values in self.choices.items()
+        ]
+        start = {name: len(values) // 2 for name, values in self.choices.items()}
+        first = tuple(values[start[name]] for name, values in self.choices.items())
+        text = results[combinations.index(first)]["text"]
+        super().__init__("choices", {"controls": controls, "results": results}, start, text)
+
+    def call(self, values: Sequence[Value]) -> Any:
+        """What the function returns for one value of each choice."""
+        return self.function(**dict(zip(self.choices, values, strict=True)))
+
+    def __repr__(self) -> str:
+        return f"Choices({', '.join(f'{name}: {len(values)}' for name, values in self.choices.items())})"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        """HTML for pages and for Colab; where a kernel is live also ipywidgets, which JupyterLab prefers."""
+        bundle = {"text/plain": repr(self), "text/html": self.to_html()}
+        if is_live():
+            self._widget = self._widget or self.live()
+            bundle = bundle_of(self._widget) | bundle
+        return bundle
+
+    def live(self) -> Any:
+        """The controls as ipywidgets, above what the function returns for them.
+
+        Raises:
+            ImportError: ipywidgets are not installed.
+        """
+        import ipywidgets
+
+        controls = {
+            name: control(name, values, values[self._start[name]]) for name, values in self.choices.items()
+        }
+        output = ipywidgets.HTML()
+
+        def compute(change: Any = None) -> None:
+            try:
+                found = shown(self.call([part.value for part in controls.values()]))
+            except ValueError as error:  # what a reader typed, as a rule
+                found = {"text": f"ValueError: {error}"}
+            output.value = f"{found.get('figure', '')}<pre>{html.escape(found['text'])}</pre>"
+
+        for part in controls.values():
+            part.observe(compute, "value")
+        compute()
+        return ipywidgets.VBox([*controls.values(), output])
+
+
+def are_numbers(values: Sequence[Value]) -> bool:
+    """Whether all values are numbers."""
+    return not any(isinstance(value, str) for value in values)
+
+
+def control(name: str, values: list[Any], first: Any) -> Any:
+    """An ipywidget for a choice: a slider over the range of the numbers, a field that proposes the texts."""
+    import ipywidgets
+
+    name = name.replace("_", " ")
+    if not are_numbers(values):
+        return ipywidgets.Combobox(description=name, value=first, options=values, continuous_update=False)
+    whole = all(isinstance(value, int) for value in values)
+    slider = ipywidgets.IntSlider if whole else ipywidgets.FloatSlider
+    return slider(description=name, value=first, min=min(values), max=max(values), continuous_update=False)
+
+
+def shown(found: Any) -> dict[str, str]:
+    """What a page is given of a result: its text, and the figure where there is one."""
+    if isinstance(found, str):
+        return {"text": found}
+    from fbt.views.figures import INK, svg_of
+
+    figure, text = found
+    drawing = svg_of(figure).decode().replace(INK, "currentColor")
+    return {"text": text, "figure": drawing[drawing.index("<svg") :]}

@@ -1,0 +1,72 @@
+"""What a feedback model computes while it reads a text, step by step, for views to show."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fbt.feedback import FeedbackBody
+from fbt.language_model import LanguageModel
+
+
+class Trace(NamedTuple):
+    """A text of T tokens as a model of L layers, H heads and width d has read it.
+
+    Attributes:
+        outputs: [T, L + 1, d], the embedding and the outputs of all layers.
+        memory: [T, d], the memory vectors m_t before they are normalised.
+        mixture: [L + 1], the share of each layer in them.
+        keys: [C, T, d], of each of the C caches: one, or one a layer.
+        values: [C, T, d].
+        weights: [L, H, T, T], row = query.
+    """
+
+    outputs: Tensor
+    memory: Tensor
+    mixture: Tensor
+    keys: Tensor
+    values: Tensor
+    weights: Tensor
+
+
+@torch.no_grad()
+def trace(model: LanguageModel, tokens: Tensor) -> Trace:
+    """Read tokens [T] and keep everything.
+
+    Raises:
+        TypeError: the model has no memory to look at.
+        ValueError: the text is longer than the span, so the state has lost its first steps.
+    """
+    body = model.body
+    if not isinstance(body, FeedbackBody):
+        raise TypeError(f"model must have a memory, got the variant {model.config.variant!r}")
+    if not 1 <= len(tokens) <= model.config.span:
+        raise ValueError(f"tokens must be 1 to {model.config.span} like the span, got {len(tokens)}")
+    kept: list[Tensor] = []
+    hook = body.memory.register_forward_pre_hook(lambda _, given: kept.append(torch.cat(given[0], dim=1)[0]))
+    try:
+        _, state = model(tokens[None], return_state=True)
+    finally:
+        hook.remove()
+    outputs, mixture = torch.stack(kept), body.memory.layer_weights()
+    keys, values = (
+        torch.stack([part[0].transpose(0, 1).flatten(1) for part in kind])
+        for kind in (state.keys, state.values)
+    )
+    weights = model.attention(tokens[None])[:, 0]
+    return Trace(outputs, mixture @ outputs, mixture, keys, values, weights)
+
+
+def made_of(read: Trace) -> Tensor:
+    """What each memory vector is made of: shares [T, L + 1] of the embedding and of what each layer added.
+
+    With x^l = x^(l-1) + delta^l, m = x^0 + sum_k c_k delta^k, where c_k is the sum of the shares of layer k
+    and of those above. The norm that follows drops the mean of a vector, so it is taken off first; a part's
+    share is then its projection on m, relative to m. Shares of a step sum to 1; one that points away from m
+    is negative.
+    """
+    added = torch.diff(read.outputs, dim=1, prepend=torch.zeros_like(read.outputs[:, :1]))
+    parts = read.mixture.flip(0).cumsum(0).flip(0)[:, None] * added
+    parts = parts - parts.mean(-1, keepdim=True)
+    memory = parts.sum(1, keepdim=True)
+    return (parts * memory).sum(-1) / memory.square().sum(-1)

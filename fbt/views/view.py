@@ -1,0 +1,91 @@
+"""What the views share: a script each, as HTML that needs no kernel, and as a widget where one is live.
+
+A view's script is `common.js` and its own file, its style `common.css` and its own. A page calls `render`
+with a model of plain values; where a kernel is live and anywidget installed, the same script is a widget, and
+Python can read what its reader has chosen.
+"""
+
+import html
+import json
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+class View:
+    """Something to look at and to act on, in a page, in JupyterLab and in Colab.
+
+    Args:
+        name: of its script and style, `name.js` and `name.css`.
+        data: what it shows, as JSON.
+        start: what is chosen at first; a live widget follows its reader.
+        text: what is shown where no script runs.
+    """
+
+    def __init__(self, name: str, data: dict[str, Any], start: dict[str, int], text: str) -> None:
+        self._name, self._data, self._start, self._text = name, data, start, text
+        self._widget: Any = None
+
+    def _now(self, name: str) -> int:
+        """What a live widget shows, or else what is shown first."""
+        return int(self._start[name] if self._widget is None else getattr(self._widget, name))
+
+    def to_html(self) -> str:
+        """The view as HTML that needs nothing else; without scripts it is the text."""
+        state = json.dumps({"data": self._data} | self._start).replace("</", "<\\/")
+        code = script(self._name).replace("export default", "const view =")
+        return (
+            f"<style>{style(self._name)}</style>"
+            f'<div class="fbt-view"><pre>{html.escape(self._text)}</pre></div>'
+            f"<script>(() => {{\n{code}\n"
+            "const el = document.currentScript.previousElementSibling;\n"
+            f"const state = {state};\n"
+            "view.render({ el, model: {\n"
+            "  get: (name) => state[name],\n"
+            "  set: (name, value) => { state[name] = value; },\n"
+            "  save_changes: () => {},\n"
+            "} });\n})();</script>"
+        )
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        """HTML for pages and for Colab; where a kernel is live also the widget, which JupyterLab prefers."""
+        bundle: dict[str, Any] = {}
+        if is_live() and find_spec("anywidget"):
+            self._widget = self._widget or widget(self._name, self._data, self._start)
+            bundle = bundle_of(self._widget)
+        return bundle | {"text/plain": repr(self), "text/html": self.to_html()}
+
+
+def script(name: str) -> str:
+    """The JavaScript of a view, a module whose default export has `render({ model, el })`."""
+    return "\n".join((HERE / part).read_text(encoding="utf-8") for part in ("common.js", f"{name}.js"))
+
+
+def style(name: str) -> str:
+    """The style sheet of a view."""
+    return "\n".join((HERE / part).read_text(encoding="utf-8") for part in ("common.css", f"{name}.css"))
+
+
+def is_live() -> bool:
+    """Whether a kernel runs that shows widgets of its own; Colab shows HTML instead."""
+    return "ipykernel" in sys.modules and "google.colab" not in sys.modules
+
+
+def bundle_of(live: Any) -> dict[str, Any]:
+    """The formats in which a widget shows itself."""
+    found = live._repr_mimebundle_()
+    return dict(found[0] if isinstance(found, tuple) else found)
+
+
+def widget(name: str, data: dict[str, Any], start: dict[str, int]) -> Any:
+    """The view as a widget of a live kernel, with a trait for each thing that is chosen."""
+    import anywidget
+    import traitlets
+
+    traits: dict[str, Any] = {"data": traitlets.Dict().tag(sync=True)}
+    traits |= {chosen: traitlets.Int().tag(sync=True) for chosen in start}
+    members = {"_esm": script(name), "_css": style(name)} | traits
+    return type("Live", (anywidget.AnyWidget,), members)(data=data, **start)
