@@ -30,14 +30,13 @@ def links(app: Sphinx, docname: str) -> list[tuple[str, str]]:
     theme = app.config.html_theme_options
     url, branch = theme["repository_url"], theme["repository_branch"]
     file = app.env.doc2path(docname, base=False)
-    found = [("Edit this page", f"{url}/edit/{branch}/{file}")]
+    found = []
     if file.endswith(".ipynb"):
-        colab = theme["launch_buttons"]["colab_url"]
-        copy = app.builder.get_relative_uri(docname, "_sources") + f"/{file}"
-        place = url.removeprefix(HOST)
-        found.insert(0, ("Notebook", copy.replace(".html", "")))
-        found.insert(1, ("Open in Colab", f"{colab}/github/{place}/blob/{branch}/{file}"))
-    return found
+        copy = app.builder.get_relative_uri(docname, "_sources/").removesuffix(".html")
+        found.append(("Notebook", f"{copy}{file}"))
+        place = f"{url.removeprefix(HOST)}/blob/{branch}/{file}"
+        found.append(("Open in Colab", f"{theme['launch_buttons']['colab_url']}/github/{place}"))
+    return [*found, ("Edit this page", f"{url}/edit/{branch}/{file}")]
 
 
 def add_line(app: Sphinx, doctree: nodes.document, docname: str) -> None:
@@ -46,12 +45,12 @@ def add_line(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     if app.builder.format != "html" or title is None:
         return
     reading, exercises = minutes(doctree.astext())
-    said = f"{reading} minute{'s' * (reading != 1)} to read" + f", {exercises} for the exercises" * bool(
-        exercises
-    )
+    said = f"{reading} minute{'s' * (reading != 1)} to read"
+    if exercises:
+        said += f", {exercises} for the exercises"
     line = nodes.container("", nodes.inline(said, said), classes=["fbt-about"])
     for text, address in links(app, docname):
-        line += nodes.inline("", "", nodes.reference(text, text, refuri=address, internal=False))
+        line += [nodes.Text(" "), nodes.inline("", "", nodes.reference(text, text, refuri=address))]
     title.parent.insert(title.parent.index(title) + 1, line)
 
 

@@ -1,4 +1,6 @@
-"""How to cite the book and the paper, on a page of the book, from CITATION.cff::
+"""How to cite the book and the paper, from CITATION.cff.
+
+In a page::
 
     ```{citation}
     ```

@@ -1,4 +1,6 @@
-"""How the chapters ran, on a page of the book, from the runs that the book shows::
+"""How the chapters ran, from the runs that the book shows.
+
+In a page::
 
     ```{run-status}
     ```
@@ -18,7 +20,7 @@ Runs = dict[str, dict[str, Any]]  # what tools/notebooks.py notes of each run, b
 
 
 class RunStatus(SphinxDirective):
-    """Shows each chapter's run time, and where and with what the chapters ran; see the head of this module."""
+    """Shows how long each chapter ran, where and with what; see the head of this module."""
 
     def run(self) -> list[nodes.Node]:
         """Read the runs and show them as a table and a list."""
@@ -42,16 +44,16 @@ def table(runs: Runs) -> list[str]:
 
 
 def places(runs: Runs) -> list[str]:
-    """One item of a Markdown list for each machine and set of versions that chapters ran with."""
+    """Where and with which versions chapters ran: a sentence, or a list if that was not the same for all."""
     found: dict[str, list[str]] = {}
     for name, run in runs.items():
         machine = run["machine"]
         where = f"{machine['system']}, {machine['processor']}, {machine['cores']} cores"
         versions = ", ".join(f"{package} {number}" for package, number in sorted(run["versions"].items()))
-        found.setdefault(f"{where}; {versions}", []).append(name.split("-")[0].lstrip("0"))
+        found.setdefault(f"{where}, with {versions}", []).append(name.split("-")[0].lstrip("0"))
     if len(found) == 1:
-        return [f"- All chapters: {next(iter(found))}."]
-    return [f"- Chapters {', '.join(chapters)}: {place}." for place, chapters in found.items()]
+        return [f"All chapters ran on {next(iter(found))}."]
+    return [f"- Chapters {', '.join(chapters)} ran on {place}." for place, chapters in found.items()]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
