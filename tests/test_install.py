@@ -46,8 +46,10 @@ for name in ("matplotlib", "ipywidgets", "anywidget", "IPython"):
     sys.modules[name] = None
 import torch
 import fbt
-explorer = fbt.AttentionExplorer(["a", "b"], torch.eye(2)[None, None])
-assert set(explorer._repr_mimebundle_()) == {"text/plain", "text/html"}
+from fbt.views.choices import Choices
+sys.modules["ipykernel"] = sys  # as where a kernel is live
+for view in (fbt.AttentionExplorer(["a", "b"], torch.eye(2)[None, None]), Choices(str, object=[1, 2])):
+    assert set(view._repr_mimebundle_()) == {"text/plain", "text/html"}
 assert "class MemoryStack" in repr(fbt.show(fbt.MemoryStack))
 import fbt.views.figures
 """
