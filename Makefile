@@ -9,7 +9,7 @@ STRIP := .venv/bin/nbstripout --keep-id --extra-keys "$(SAVED:%=metadata.languag
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help environment notebooks book test test-slow test-colab bench experiments lab lint format vendor repository screenshots clean
+.PHONY: help environment notebooks book pdf test test-slow test-colab bench experiments lab lint format vendor repository screenshots clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ notebooks: environment ## run the chapters that have changed
 
 book: environment ## run what has changed and build the book into _build/html
 	@$(RUN) tools/build_book.py
+
+pdf: book ## print the book as one file, _build/book.pdf (needs Chromium)
+	@$(RUN) tools/pdf.py
 
 test: book ## run the tests, on the runs and the pages that `make book` made
 	@$(PYTEST)

@@ -1,4 +1,4 @@
-"""Chapter 6's loop on a CUDA device: the numbers of the definition, and nothing a CUDA graph cannot hold."""
+"""On a CUDA device: the loop of chapter 6 has the numbers of the definition, and chapters that train run."""
 
 import gpu
 import pytest
@@ -15,6 +15,7 @@ from exact import (
     normal,
     some_state,
 )
+from notebooks import chapters, execute, read
 from torch import Tensor
 
 import fbt
@@ -95,3 +96,13 @@ def test_the_benchmark_measures_a_step_and_its_graph(name):
     small = Size(d=8, H=2, F=12, L=2, T=19, B=3)
     rows = [gpu.row("small", small, name, graph) for graph in (False, True)]
     assert all(0 < row["seconds"] <= max(row["samples"][1:]) for row in rows)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in chapters() if "fbt.train(" in path.read_text(encoding="utf-8")],
+    ids=lambda path: path.stem,
+)
+def test_a_chapter_that_trains_runs_where_there_is_a_gpu(path):
+    run = execute(read(path), path.stem)
+    assert run.error is None, run.error

@@ -1,7 +1,5 @@
 """The book's figures: what they draw, and that they can be read on light and dark pages."""
 
-import subprocess
-import sys
 from xml.etree import ElementTree
 
 import matplotlib.pyplot as plt
@@ -106,8 +104,3 @@ def test_an_svg_is_written_whole_and_twice_the_same(tmp_path):
     assert ElementTree.fromstring(one).tag.endswith("svg")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.svg", "two.svg"]
     assert not plt.get_fignums()
-
-
-def test_importing_the_package_does_not_import_matplotlib():
-    code = "import sys, fbt; sys.exit('matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

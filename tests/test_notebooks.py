@@ -26,6 +26,7 @@ import nbformat
 import notebooks
 import pytest
 import yaml
+from fbt_about import minutes
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from notebooks import ROOT, chapters, execute, executed, exercise_of, read, tags
 
@@ -40,8 +41,14 @@ NOTEBOOK_METADATA = {
 LONGEST_CELL = 30
 # Twice the budget: a busy machine passes, a chapter that has outgrown the book does not.
 SLOWEST_RUN = 2 * notebooks.BUDGET_SECONDS
+# What a first cell promises of the run, and an exercise's heading of its reader's evening.
+PROMISE = re.compile(
+    r"; running the page takes at most (one minute|two minutes|three minutes) on two cores\."
+)
+HEADING = re.compile(
+    r"^### Exercise (\d\.\d) · ([A-Z].*) \((?:(\d+) minutes|an evening), (easy|medium|hard)\)$", re.M
+)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-ALLOWED_HTML = {"details", "summary", "br", "sub", "sup", "kbd"}
 
 
 def prose(source: str) -> str:
@@ -139,19 +146,6 @@ def test_code_cells_are_short(path):
 
 
 @by_chapter
-def test_markdown_is_what_every_viewer_renders(path):
-    for source in markdown_cells(path):
-        text = prose(source)
-        # Colab and GitHub show directives, roles, targets and comments of MyST as they are written.
-        for pattern in (r"^[`:]{3,}\{", r"^:::", r"\{[\w:-]+\}`", r"^\([\w-]+\)=$", r"^%", r"^\+\+\+"):
-            assert not re.search(pattern, source, re.MULTILINE), f"{pattern} in {source[:80]!r}"
-        assert set(re.findall(r"</?([a-zA-Z]\w*)[\s/>]", text)) <= ALLOWED_HTML, source[:80]
-        # Display mathematics on lines of its own is the only form that all of them take.
-        for line in text.splitlines():
-            assert "$$" not in line.strip("$ ") or line.count("$$") == 2, line
-
-
-@by_chapter
 def test_headings_go_down_one_level_at_a_time(path):
     levels = [
         len(marks)
@@ -223,6 +217,40 @@ def test_exercises_wait_for_the_reader_and_accept_the_solution(path):
         assert before.startswith("Not yet:"), f"{number}, stub: {before!r}"
         assert "Correct:" not in before, f"{number}, stub: {before!r}"
         assert after.startswith("Correct:"), f"{number}, solution: {after!r}"
+
+
+@by_chapter
+def test_exercises_say_how_long_they_take_and_how_hard_they_are(path):
+    headings = [
+        found for source in markdown_cells(path) for found in re.findall(r"^###? Exercise .*", source, re.M)
+    ]
+    found = [HEADING.fullmatch(heading) for heading in headings]
+    assert all(found), headings
+    assert [heading[1] for heading in found] == list(exercises(path))
+    # Together they take what the first cell says, but for those of an evening.
+    stated = minutes(read(path).cells[0].source)[1]
+    assert abs(sum(int(heading[3] or 0) for heading in found) - stated) <= 4
+
+
+def test_exercises_range_from_two_minutes_to_an_evening():
+    headings = [
+        found for path in CHAPTERS for source in markdown_cells(path) for found in HEADING.findall(source)
+    ]
+    assert min(int(minutes) for *_, minutes, _ in headings if minutes) == 2
+    assert any(not minutes for *_, minutes, _ in headings)
+    assert (
+        "They range from two minutes to an evening, and are marked so."
+        in (ROOT / "book" / "index.md").read_text()
+    )
+
+
+@by_chapter
+def test_the_run_takes_no_longer_than_the_first_cell_says(path):
+    promise = PROMISE.search(read(path).cells[0].source)
+    assert promise, "the first cell must say how long the page runs"
+    promised = 60 * ["one minute", "two minutes", "three minutes"].index(promise[1]) + 60
+    # Thrice: a machine that is busy with other things keeps no promise to the second.
+    assert executed_or_fail(path).metadata.fbt_run.seconds <= 3 * promised
 
 
 def test_a_failing_cell_is_shown_with_its_traceback_and_ends_the_run():

@@ -4,9 +4,11 @@ import ast
 import importlib
 import inspect
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
+from fbt_about import minutes
 from notebooks import ROOT, chapters, read
 
 import fbt
@@ -17,7 +19,9 @@ from fbt.recipe import PRESETS
 BLOB = f"{URL}/blob/{BRANCH}/"
 PAGES = sorted((ROOT / "book").glob("*.md"))
 DOCUMENTS = sorted({*PAGES, *ROOT.glob("*.md")})
-DIFFERENCES, API, INDEX = (ROOT / "book" / f"{name}.md" for name in ("differences", "api", "index"))
+DIFFERENCES, API, INDEX, HURRY = (
+    ROOT / "book" / f"{name}.md" for name in ("differences", "api", "index", "in-a-hurry")
+)
 # How the pages name a definition, [`name`](address of its file), and a test, by its name in words.
 DEFINITION = re.compile(rf"\[`([\w.]+)`\]\({re.escape(BLOB)}(fbt/[\w/]+\.py)\)")
 TEST = re.compile(rf"\[([\w ]+)\]\({re.escape(BLOB)}(tests/\w+\.py)\)")
@@ -117,9 +121,33 @@ def test_the_start_page_lists_every_chapter_with_its_title_and_minutes():
         first = read(path).cells[0].source
         title = first.splitlines()[0].removeprefix("# ")
         assert row[0] == f"{number} · [{title}]({path.name})"
-        # "Reading takes about 40 minutes, the exercises another hour."
-        minutes = sum(map(int, re.findall(r"[Aa]bout (\d+)", first))) + 60 * first.count("another hour")
-        assert row[-1] == str(minutes), path.name
+        assert row[-1] == str(sum(minutes(first))), path.name
+
+
+# The page for people in a hurry
+
+
+def fences(path: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", text(path), re.MULTILINE | re.DOTALL)
+
+
+def test_each_row_of_the_table_for_people_in_a_hurry_has_a_section_with_code():
+    links = re.findall(r"\(#([a-z-]+)\)", " ".join(row[0] for row in table(HURRY, "you want to")))
+    sections = re.findall(r"^## (\w+)\n[^#]*?^```python$", text(HURRY), re.MULTILINE)
+    assert links == [section.lower() for section in sections]
+    assert len(links) == len(fences(HURRY))
+
+
+@pytest.mark.parametrize("code", fences(HURRY), ids=lambda code: code.splitlines()[-1])
+def test_the_code_for_people_in_a_hurry_runs(code, tmp_path, monkeypatch, capsys):
+    assert len([line for line in code.splitlines() if line]) <= 5
+    # Two steps instead of two thousand.
+    shorter = partial(fbt.train, steps=2, warmup=1, sample=0, progress=False)
+    monkeypatch.setattr(fbt, "train", shorter)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    printed = capsys.readouterr().out
+    assert printed or "print(" not in code
 
 
 # All documents

@@ -22,7 +22,6 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
 RUNS = BUILD / "notebooks"
-STATUS = BUILD / "status.json"
 # A chapter that takes longer than this on two cores has outgrown the book.
 BUDGET_SECONDS = 180.0
 CELL_TIMEOUT_SECONDS = 900
@@ -264,6 +263,11 @@ def run_all(paths: list[Path], *, force: bool = False) -> bool:
             "cell_seconds": run.cell_seconds,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "versions": versions(),
+            "machine": {
+                "system": platform.system(),
+                "processor": platform.machine(),
+                "cores": os.cpu_count(),
+            },
         }
         write(executed_path(path), nbformat.writes(notebook))
         slow = run.seconds > BUDGET_SECONDS
@@ -271,7 +275,6 @@ def run_all(paths: list[Path], *, force: bool = False) -> bool:
         print(f"{label}: {result} in {run.seconds:.1f} s", flush=True)
         rows.append((path.stem, str(len(notebook.cells)), f"{run.seconds:.1f}", result))
     print("\n" + table(rows), flush=True)
-    write_status()
     return good
 
 
@@ -279,15 +282,3 @@ def versions() -> dict[str, str]:
     """The versions that matter to a reader comparing numbers."""
     names = ("torch", "numpy", "matplotlib", "jupyter-book", "sphinx", "myst-nb", "ipykernel")
     return {"python": platform.python_version()} | {name: version(name) for name in names}
-
-
-def write_status() -> None:
-    """Record run times and versions of the chapters' last runs in _build/status.json."""
-    runs = {}
-    for path in chapters():
-        notebook = executed(path)
-        if notebook is not None:
-            runs[path.stem] = dict(notebook.metadata.fbt_run)
-    machine = {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()}
-    status = {"machine": machine, "versions": versions(), "notebooks": runs}
-    write(STATUS, json.dumps(status, indent=2, sort_keys=True) + "\n")

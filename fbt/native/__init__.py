@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils import cpp_extension
 
 from fbt._files import cache_folder, sha256, write_whole
 
@@ -106,6 +105,9 @@ def _compile() -> bytes:
     """The library as bytes."""
     if sys.platform != "linux":
         raise RuntimeError(f"build_native works on Linux, and this is {sys.platform!r}. {INSTEAD}")
+    # Takes longer to import than all of fbt, and is needed only here.
+    from torch.utils import cpp_extension
+
     compiler = cpp_extension.get_cxx_compiler()
     if shutil.which(compiler) is None:
         raise RuntimeError(

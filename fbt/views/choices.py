@@ -3,6 +3,7 @@
 import html
 import itertools
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from fbt.views.view import View, bundle_of, is_live
@@ -52,7 +53,7 @@ class Choices(View):
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         """HTML for pages and for Colab; where a kernel is live also ipywidgets, which JupyterLab prefers."""
         bundle = {"text/plain": repr(self), "text/html": self.to_html()}
-        if is_live():
+        if is_live() and find_spec("ipywidgets"):
             self._widget = self._widget or self.live()
             bundle = bundle_of(self._widget) | bundle
         return bundle

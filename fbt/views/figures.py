@@ -10,16 +10,20 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from cycler import cycler
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from fbt._files import write_whole
+
+try:
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+    from cycler import cycler
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise ImportError("fbt.views.figures needs the package matplotlib: pip install matplotlib") from error
 
 INK = "#757575"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")

@@ -1,0 +1,58 @@
+"""How to cite the book and the paper, from CITATION.cff.
+
+In a page::
+
+    ```{citation}
+    ```
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+
+class Citation(SphinxDirective):
+    """Shows the entries of CITATION.cff as BibTeX; see the head of this module."""
+
+    def run(self) -> list[nodes.Node]:
+        """Read the file and show its preferred citation, then its references."""
+        path = Path(self.env.srcdir, "CITATION.cff")
+        self.env.note_dependency(str(path))
+        cited = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = "\n\n".join(bibtex(entry) for entry in (cited["preferred-citation"], *cited["references"]))
+        block = nodes.literal_block(text, text)
+        block["language"] = "bibtex"
+        return [block]
+
+
+def bibtex(entry: dict[str, Any]) -> str:
+    """An entry of CITATION.cff in BibTeX."""
+    first = entry["authors"][0].get("family-names", "fbt")  # a group that signs here is ours
+    fields = {
+        "author": " and ".join(map(author, entry["authors"])),
+        "title": f"{{{entry['title']}}}",
+        "year": entry["year"],
+    }
+    fields |= {name: entry[name] for name in ("journal", "url") if name in entry}
+    width = max(map(len, fields))
+    lines = ",\n".join(f"  {name.ljust(width)} = {{{value}}}" for name, value in fields.items())
+    return f"@{entry['type']}{{{first.lower()}{entry['year']},\n{lines}\n}}"
+
+
+def author(person: dict[str, str]) -> str:
+    """An author as BibTeX sorts them; braces keep it from taking the name of a group apart."""
+    if "family-names" in person:
+        return f"{person['family-names']}, {person['given-names']}"
+    return f"{{{person['name']}}}"
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register the extension with Sphinx."""
+    app.add_directive("citation", Citation)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,142 @@
+"""What lets a page be found, cited, mended and printed: the built pages, and what book/_ext adds to them."""
+
+import json
+import re
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import fbt_about
+import fbt_status
+import pdf
+import pytest
+import yaml
+from bs4 import BeautifulSoup
+from fbt_citation import bibtex
+from notebooks import ROOT, chapters, executed, read
+
+from fbt._repository import BRANCH, URL
+
+NAMES = pdf.pages()
+soup = cache(pdf.soup)
+every_page = pytest.mark.parametrize("name", NAMES, ids=lambda name: Path(name).name)
+
+
+def source(name: str) -> str:
+    return next(ROOT.glob(f"{name}.*")).relative_to(ROOT).as_posix()
+
+
+@every_page
+def test_a_page_says_its_minutes_and_leads_to_its_source_and_notebook(name):
+    page = soup(name)
+    (line,) = page.select(".fbt-about")
+    assert line.find_previous_sibling().name == "h1"
+    assert re.match(r"\d+ minutes? to read", line.get_text(" ", strip=True))
+    links = {link.get_text(): link["href"] for link in line.select("a")}
+    assert links["Edit this page"] == f"{URL}/edit/{BRANCH}/{source(name)}"
+    # The theme's own button says the same.
+    assert page.select(f'a[href="{links["Edit this page"]}"].btn')
+    if source(name).endswith(".ipynb"):
+        colab = page.select_one('a[href^="https://colab.research.google.com/"].btn')["href"]
+        assert links["Open in Colab"] == colab
+        kept = (pdf.HTML / "book" / links["Notebook"]).resolve()
+        assert read(kept).cells[0].source == read(ROOT / source(name)).cells[0].source
+
+
+@every_page
+def test_a_page_leads_to_the_one_before_and_the_one_after(name):
+    page, place = soup(name), NAMES.index(name)
+    for kind, neighbour in (("left-prev", place - 1), ("right-next", place + 1)):
+        found = [Path(link["href"]).stem for link in page.select(f"a.{kind}")]
+        wanted = [Path(NAMES[neighbour]).name] if 0 <= neighbour < len(NAMES) else []
+        assert found == wanted
+
+
+def test_descriptions_differ():
+    texts = [soup(name).select_one('meta[name="description"]')["content"] for name in NAMES]
+    assert len(set(texts)) == len(texts)
+
+
+def test_minutes_are_as_stated_or_counted():
+    stated = "Reading takes about 40 minutes, the exercises about 65; running the page takes"
+    assert fbt_about.minutes(stated) == (40, 65)
+    assert fbt_about.minutes("word " * 401) == (3, 0)
+    assert fbt_about.minutes("") == (1, 0)
+
+
+def test_the_search_index_knows_every_page_and_is_at_hand():
+    text = (pdf.HTML / "searchindex.js").read_text(encoding="utf-8")
+    index = json.loads(text.removeprefix("Search.setIndex(").removesuffix(")"))
+    assert set(NAMES) <= set(index["docnames"])
+    # From a file:// address nothing can be fetched: the index must be a script of the page.
+    scripts = [script.get("src", "") for script in soup("search").find_all("script")]
+    assert "searchindex.js" in scripts
+    assert {"curriculum", "gradcheck"} <= set(index["terms"])
+
+
+# The status page
+
+
+def test_the_status_page_lists_every_run():
+    text = soup("book/status").select_one("article").get_text(" ")
+    for path in chapters():
+        run = executed(path).metadata.fbt_run
+        row = f"{run.cells}\\s+{run.seconds:.0f}\\s+{max(run.cell_seconds):.1f}\\s+{run.finished[:10]}"
+        assert re.search(row, text), path.name
+        assert f"torch {run.versions.torch}" in text
+
+
+def test_runs_of_two_machines_are_told_apart():
+    here = {"machine": {"system": "Linux", "processor": "x86_64", "cores": 2}, "versions": {"torch": "2.13"}}
+    there = here | {"versions": {"torch": "2.11"}}
+    assert fbt_status.places({"01-a": here, "02-b": here}) == [
+        "All chapters ran on Linux, x86_64, 2 cores, with torch 2.13."
+    ]
+    assert fbt_status.places({"01-a": here, "02-b": there, "03-c": here}) == [
+        "- Chapters 1, 3 ran on Linux, x86_64, 2 cores, with torch 2.13.",
+        "- Chapters 2 ran on Linux, x86_64, 2 cores, with torch 2.11.",
+    ]
+
+
+# How to cite
+
+
+def test_the_citation_is_that_of_the_file():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    shown = soup("book/references").select_one(".highlight-bibtex").get_text()
+    entries = [cited["preferred-citation"], *cited["references"]]
+    assert shown.strip() == "\n\n".join(map(bibtex, entries))
+    assert [entry["type"] for entry in entries] == ["book", "article"]
+    assert "  author  = {Fan, Angela and Lavril, Thibaut and Grave, Edouard and Joulin, Armand and " in shown
+    assert "  author = {{The fbt authors}}," in shown
+
+
+# The book as one file
+
+
+def test_the_pages_put_together_keep_their_links_and_their_ids_apart():
+    whole = BeautifulSoup(pdf.book(), "html.parser")
+    ids = Counter(element["id"] for element in whole.find_all(id=True))
+    assert set(map(pdf.key, NAMES)) <= set(ids)
+    assert not [name for name, times in ids.items() if times > 1]
+    links = [link["href"] for link in whole.find_all(href=True)]
+    inner = {link[1:] for link in links if link.startswith("#")}
+    assert inner <= set(ids)
+    assert len(inner) > 100
+    assert not [link for link in links if not re.match(r"#|https?://|mailto:|data:|\.\./_static/", link)]
+    assert all("open" in fold.attrs for fold in whole.find_all("details"))
+    assert not set(re.findall(r"url\(#([^)\"']+)\)", str(whole))) - set(ids)
+
+
+@pytest.mark.parametrize(
+    "href, leads_to",
+    [
+        ("https://arxiv.org/abs/2002.09402", "https://arxiv.org/abs/2002.09402"),
+        ("#the-loss", "#05-training--the-loss"),
+        ("02-weighted-memory.html", "#02-weighted-memory"),
+        ("api.html#fbt.Config", "#api--fbt.Config"),
+        ("../_modules/fbt/stack.html#MemoryStack", None),
+    ],
+)
+def test_a_link_leads_into_the_file_or_to_the_web_or_is_none(href, leads_to):
+    assert pdf.address("book/05-training", href, set(NAMES)) == leads_to

@@ -1,0 +1,124 @@
+"""The package as a stranger gets it: by the install cell, without what only plots need, quick to import."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+
+import pytest
+from notebooks import ROOT, chapters, read
+
+from fbt._repository import BRANCH, URL
+
+# The most that `import fbt` may add to `import torch`, in seconds of one core.
+SLOWEST_IMPORT = 0.3
+RUN_CELL = """
+import sys
+from IPython.core.interactiveshell import InteractiveShell
+sys.modules["fbt"] = None  # as where it is not installed
+InteractiveShell().run_cell(sys.argv[1]).raise_error()
+"""
+USE_WHAT_SHIPS = """
+import json, sys
+from importlib.resources import files
+import fbt
+model = fbt.LanguageModel.from_pretrained("tiny-shakespeare")
+fbt.LanguageModel.from_pretrained("tiny-shakespeare-parallel")
+text = model.generate("ROMEO:", 20, seed=1)
+weights = model.attention(model.tokenizer.encode(text)[None])[:, 0]
+fbt.AttentionExplorer(list(text), weights).to_html()
+records = [file for file in (files("fbt") / "measurements").iterdir() if file.name.endswith(".json")]
+native = (files("fbt") / "native").iterdir()
+print(json.dumps({
+    "place": fbt.__file__,
+    "text": text,
+    "records": sorted(record.name for record in records if json.loads(record.read_text())),
+    "native": sorted(file.name for file in native if file.name.endswith(".cpp")),
+    "source": fbt.show(fbt.MemoryStack).where,
+}))
+"""
+WITHOUT_VIEWS = """
+import sys
+for name in ("matplotlib", "ipywidgets", "anywidget", "IPython"):
+    sys.modules[name] = None
+import torch
+import fbt
+from fbt.views.choices import Choices
+sys.modules["ipykernel"] = sys  # as where a kernel is live
+for view in (fbt.AttentionExplorer(["a", "b"], torch.eye(2)[None, None]), Choices(str, object=[1, 2])):
+    assert set(view._repr_mimebundle_()) == {"text/plain", "text/html"}
+assert "class MemoryStack" in repr(fbt.show(fbt.MemoryStack))
+import fbt.views.figures
+"""
+IMPORT_TIME = "import time, torch; t = time.process_time(); import fbt; print(time.process_time() - t)"
+
+
+def python(code: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def git(*arguments: str, cwd: Path) -> str:
+    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    command = ["git", *identity, *arguments]
+    return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    """A repository with the files of today, as it would be found at the project's address."""
+    there = tmp_path_factory.mktemp("published")
+    for name in filter(None, git("ls-files", "-z", cwd=ROOT).split("\0")):
+        if (ROOT / name).is_file():
+            (there / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, there / name)
+    git("init", "--quiet", f"--initial-branch={BRANCH}", cwd=there)
+    git("add", "--all", cwd=there)
+    git("commit", "--quiet", "--message=all", cwd=there)
+    return there
+
+
+def test_the_install_cell_brings_the_package_and_everything_it_ships(published, tmp_path):
+    cells = {read(path).cells[2].source for path in chapters()}
+    (cell,) = cells  # all chapters have the same
+    assert URL in cell
+    site = tmp_path / "site"
+    # The cell's own command, into a folder of its own; what the package depends on is here already.
+    options = {
+        "PIP_TARGET": str(site),
+        "PIP_NO_DEPS": "1",
+        "PIP_NO_INDEX": "1",
+        "PIP_NO_BUILD_ISOLATION": "0",
+    }
+    here = f"file://localhost{published}"  # older versions of pip ask an address for a host
+    installed = python(RUN_CELL, cell.replace(URL, here), cwd=tmp_path, **options)
+    assert (site / "fbt").is_dir(), installed.stdout + installed.stderr
+    used = python(USE_WHAT_SHIPS, cwd=tmp_path, PYTHONPATH=str(site))
+    assert used.returncode == 0, used.stderr
+    found = json.loads(used.stdout)
+    assert Path(found["place"]).is_relative_to(site)
+    assert found["text"].startswith("ROMEO:")
+    assert found["records"] == sorted(p.name for p in (ROOT / "fbt" / "measurements").glob("*.json"))
+    assert found["native"] == sorted(p.name for p in (ROOT / "fbt" / "native").glob("*.cpp"))
+    assert found["source"].startswith("fbt/stack.py, lines ")
+
+
+def test_only_a_plot_asks_for_matplotlib_and_says_so(tmp_path):
+    run = python(WITHOUT_VIEWS, cwd=tmp_path)
+    assert run.stderr.splitlines()[-1] == (
+        "ImportError: fbt.views.figures needs the package matplotlib: pip install matplotlib"
+    )
+
+
+def test_importing_the_package_takes_little_longer_than_importing_torch(tmp_path):
+    # Seconds of the process, not of the clock: a busy machine takes no part in them.
+    assert median(float(python(IMPORT_TIME, cwd=tmp_path).stdout) for _ in range(3)) < SLOWEST_IMPORT

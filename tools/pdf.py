@@ -1,0 +1,126 @@
+"""Print the built book as one PDF, _build/book.pdf, with links and bookmarks. Needs Chromium."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from html import escape
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import yaml
+from bs4 import BeautifulSoup, Tag
+from notebooks import BUILD, ROOT
+
+HTML = BUILD / "html"
+PDF = BUILD / "book.pdf"
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+# Attributes that name a part of the same page by its id.
+REFERENCES = ("for", "aria-labelledby", "aria-describedby")
+MATHJAX = re.compile(r'MathJax|src="[^"]*/vendor/')
+PRINT_MILLISECONDS = 120_000
+
+
+def pages() -> list[str]:
+    """The names of the pages, in the book's order, such as "book/index"."""
+    contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    chapters = [entry["file"] for part in contents["parts"] for entry in part["chapters"]]
+    return [contents["root"], *chapters]
+
+
+def soup(name: str) -> BeautifulSoup:
+    """A built page."""
+    return BeautifulSoup((HTML / f"{name}.html").read_text(encoding="utf-8"), "html.parser")
+
+
+def key(name: str, anchor: str = "") -> str:
+    """The id in the PDF of a page, or of an anchor on it."""
+    return f"{Path(name).name}--{anchor}" if anchor else Path(name).name
+
+
+def article(name: str, inside: set[str]) -> Tag:
+    """What is printed of a page: its text, everything unfolded, its ids and links those of the whole book."""
+    (found,) = soup(name).select("article")
+    for useless in found.select("details.hide > summary, a.headerlink, .fbt-about a"):
+        useless.decompose()
+    for code in found.select("details.hide"):
+        code.name = "div"
+    for fold in found.select("details"):
+        fold["open"] = ""
+    for drawing in found.select("svg[id]"):
+        for style in drawing.select("style"):
+            own = str(drawing["id"])
+            style.string = style.get_text().replace(f"#{own}", f"#{key(name, own)}")
+    for element in found.find_all(True):
+        for attribute, value in list(element.attrs.items()):
+            if attribute == "id" or attribute in REFERENCES:
+                element[attribute] = " ".join(key(name, one) for one in str(value).split())
+            elif isinstance(value, str):
+                element[attribute] = value.replace("url(#", f"url(#{key(name)}--")
+        if "href" in element.attrs:
+            target = address(name, str(element["href"]), inside)
+            if target is None:
+                element.unwrap()
+            else:
+                element["href"] = target
+    found["id"] = key(name)
+    return found
+
+
+def address(name: str, href: str, inside: set[str]) -> str | None:
+    """Where a link of a page leads in the PDF: to a web page, into the PDF, or nowhere."""
+    parts = urlsplit(href)
+    if parts.scheme:
+        return href
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(name), parts.path)) if parts.path else name
+    target = path.removesuffix(".html")
+    return f"#{key(target, parts.fragment)}" if target in inside else None
+
+
+def book() -> str:
+    """All pages as one, with a title page; it lies beside them, where their pictures and styles are."""
+    names = pages()
+    articles = {name: article(name, set(names)) for name in names}
+    settings = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    title, author, year = (escape(settings[name]) for name in ("title", "author", "copyright"))
+    titles = {name: escape(text.select("h1")[0].get_text()) for name, text in articles.items()}
+    contents = "".join(f'<li><a href="#{key(name)}">{text}</a></li>' for name, text in titles.items())
+    front = (
+        f'<article class="bd-article"><h1>{title}</h1><p>{author}, {year}</p><ul>{contents}</ul></article>'
+    )
+    page = soup(names[1])  # a chapter, with everything that pages load
+    loaded = page.select('link[rel="stylesheet"]')
+    loaded += [script for script in page.select("script") if MATHJAX.search(str(script))]
+    return (
+        '<!DOCTYPE html><html lang="en" data-theme="light" data-mode="light"><head><meta charset="utf-8">'
+        f"<title>{title}</title>{''.join(map(str, loaded))}</head><body><main class='bd-main'>"
+        '<div class="bd-content"><div class="bd-article-container">'
+        f"{front}{''.join(map(str, articles.values()))}</div></div></main></body></html>"
+    )
+
+
+def main() -> None:
+    """Put the pages together and let Chromium print them."""
+    browser = next(filter(None, map(shutil.which, NAMES)), None)
+    if browser is None:
+        sys.exit(f"No browser found: install one of {', '.join(NAMES)}")
+    page = HTML / "book" / "print.html"
+    with tempfile.TemporaryDirectory() as profile:
+        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+        command += [f"--user-data-dir={profile}", "--host-resolver-rules=MAP * ~NOTFOUND"]
+        command += [f"--virtual-time-budget={PRINT_MILLISECONDS}", "--generate-pdf-document-outline"]
+        command += ["--no-pdf-header-footer", f"--print-to-pdf={PDF}", page.as_uri()]
+        try:
+            page.write_text(book(), encoding="utf-8")
+            subprocess.run(command, check=True, capture_output=True, timeout=600)
+        finally:
+            page.unlink(missing_ok=True)
+    print(f"The book as one file, {PDF.stat().st_size / 1e6:.1f} MB: {PDF}")
+
+
+if __name__ == "__main__":
+    main()
