@@ -190,7 +190,7 @@ def programs_are_as_said() -> bool:
         1 / 3 < min(parallel) <= max(parallel) < 0.4
         and [len(kind) for kind in learned] == [2, 2]
         and max(s["seconds_to_95"] for s in good) < 135
-        and max(rest + [prints]) < 0.43
+        and max([*rest, prints]) < 0.43
         and all(0.89 < s["accuracy"]["60"] < 0.95 and s["accuracy"]["240"] < 0.6 for s in good)
         and (round(min(tokens)), round(max(tokens))) == (17, 49)
     )
