@@ -18,8 +18,9 @@ from sphinx.environment import BuildEnvironment
 from sphinx.errors import ExtensionError
 from sphinx.search.en import SearchEnglish
 
-# What the theme puts around the article: its words stay English.
+# What the theme and fbt_about put around a page's own text: its words stay English.
 AROUND = (
+    'class="fbt-about docutils container"',
     'id="pst-skip-link"',
     'id="pst-back-to-top"',
     'id="pst-search-dialog"',
