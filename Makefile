@@ -56,8 +56,8 @@ format: environment ## format the code, and strip outputs from the notebooks
 	@.venv/bin/ruff format .
 	@$(STRIP) book/*.ipynb
 
-vendor: ## fetch the browser files of THIRD_PARTY.md again and compare them (needs npm)
-	@$(PYTHON) tools/vendor.py
+vendor: environment ## fetch the browser files of THIRD_PARTY.md again and compare them (needs npm)
+	@$(RUN) tools/vendor.py
 
 repository: ## after editing fbt/_repository.py: write the new address wherever it is spelled out
 	@$(PYTHON) tools/repository.py

@@ -10,6 +10,7 @@ import pytest
 from bs4 import BeautifulSoup
 from fbt_book import inline_svg
 from notebooks import ROOT
+from test_languages import LANGUAGES
 
 HTML = build_book.HTML
 # Attributes through which a page makes the browser fetch something; an anchor's href waits for a click.
@@ -153,7 +154,7 @@ def test_pictures_have_text_alternatives(page):
 @by_chapter
 def test_page_says_what_it_is_about(page):
     assert soup(page).title.get_text().strip()
-    assert soup(page).html["lang"].startswith("en")
+    assert soup(page).html["lang"] == LANGUAGES.get(page.stem, "en")
     assert len(soup(page).select('meta[name="description"]')) == 1
     assert len(soup(page).select("article h1")) == 1
 

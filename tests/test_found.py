@@ -62,6 +62,7 @@ def test_minutes_are_as_stated_or_counted():
     assert fbt_about.minutes(stated) == (40, 65)
     assert fbt_about.minutes("word " * 401) == (3, 0)
     assert fbt_about.minutes("") == (1, 0)
+    assert fbt_about.minutes("本书由七章组成，" * 100) == (3, 0)  # eight characters, the comma as a word
 
 
 def test_the_search_index_knows_every_page_and_is_at_hand():

@@ -1,6 +1,7 @@
 """Numbers in prose: a sentence that quotes a measurement stands in its document, and its record says so."""
 
 import json
+import re
 from collections.abc import Callable
 from statistics import mean
 from typing import Any
@@ -346,12 +347,86 @@ CLAIMS: list[tuple[str, str, Callable[[], bool]]] = [
 ]
 
 
+# What the overviews say in each language.
+OVERVIEWS: list[tuple[dict[str, str], Callable[[], bool]]] = [
+    (
+        {
+            "si": "ප්‍රතිපෝෂණයෙන් ලැබෙන වාසිය නැට් 0.03 ක් පමණ වේ",
+            "ja": "フィードバックの効果は約0.03ナットにとどまります",
+            "zh": "反馈只带来约 0.03 纳特",
+        },
+        gain_is_three_hundredths,
+    ),
+    (
+        {
+            "si": "සෑම සසම්භාවී බීජයක් සමඟම එය තත්පර 15 ක් ඇතුළත 95% ක නිවැරදිතාවකට ළඟා වේ",
+            "ja": "どの乱数シードでも15秒以内に正答率95%まで学習します",
+            "zh": "每个随机种子都在 15 秒之内达到 95% 的正确率",
+        },
+        small_groups_are_learned,
+    ),
+    (
+        {
+            "si": "පියවරවලින් පහෙන් එකක සිට තුනෙන් එකකට මඳක් වැඩි ප්‍රමාණයක් දක්වා පමණි",
+            "ja": "正答率は5分の1から3分の1を少し超える程度です",
+            "zh": "只答对五分之一到三分之一多一点的步",
+        },
+        parallels_are_near_guessing,
+    ),
+    (
+        {
+            "si": "LSTM ආකෘතියක් ද මේ තුනම, ඊටත් වඩා ඉක්මනින්, ඉගෙන ගනී",
+            "ja": "LSTMもこの3つの課題を、しかもより速く学習します",
+            "zh": "LSTM 同样学得会这三个任务，而且更快",
+        },
+        lstm_is_as_said,
+    ),
+    (
+        {
+            "si": "සංකේත පෙළක් පිටපත් කිරීමට LSTM ඉගෙන නොගනී",
+            "ja": "記号列のコピーをLSTMは学習できません",
+            "zh": "LSTM 学不会复制一串符号",
+        },
+        copying_is_as_said,
+    ),
+    (
+        {
+            "si": "සමාන්තර ආකෘතියට වඩා 6 සිට 16 ගුණයක් දක්වා මන්දගාමී ය",
+            "ja": "並列モデルより6倍から16倍遅く",
+            "zh": "并行模型慢 6 到 16 倍",
+        },
+        graphs_are_as_said,
+    ),
+]
+CLAIMS += [
+    (f"book/overview.{language}.md", sentence, holds)
+    for sentences, holds in OVERVIEWS
+    for language, sentence in sentences.items()
+]
+
+
 @pytest.mark.parametrize(
     "document, sentence, holds", CLAIMS, ids=[f"{d.split('/')[-1]}: {s[:40]}" for d, s, _ in CLAIMS]
 )
 def test_a_sentence_says_what_the_record_says(document, sentence, holds):
     assert sentence in prose(document)
     assert holds()
+
+
+@pytest.mark.parametrize("language", ["si", "ja", "zh"])
+def test_the_table_of_an_overview_is_that_of_the_records(language):
+    text, start = prose(f"book/overview.{language}.md"), prose("book/index.md")
+    ratios = [
+        r["ratio"] for r in record("speed")["rows"] if r["name"] == "native" and r["label"] in ("M", "L")
+    ]
+    assert f"| {loss('parallel'):.2f} | {loss('shared-kv'):.2f} |" in text
+    assert (
+        f"| {shipped_loss('tiny-shakespeare-parallel'):.3f} | {shipped_loss('tiny-shakespeare'):.3f} |"
+        in text
+    )
+    assert re.search(rf"\| 1 \| {min(ratios):.1f}\D+{max(ratios):.1f} \|", text)
+    for percentage in re.findall(r"(\d+\.\d)%", text):
+        assert f"{percentage} %" in start
 
 
 @pytest.mark.parametrize("name", ["code_execution", "shipped", "tiny_shakespeare", "tracking"])

@@ -44,7 +44,9 @@ def key(name: str, anchor: str = "") -> str:
 
 def article(name: str, inside: set[str]) -> Tag:
     """What is printed of a page: its text, everything unfolded, its ids and links those of the whole book."""
-    (found,) = soup(name).select("article")
+    page = soup(name)
+    (whole,), (found,) = page.select("html"), page.select("article")
+    found["lang"] = whole["lang"]
     for useless in found.select("details.hide > summary, a.headerlink, .fbt-about a"):
         useless.decompose()
     for code in found.select("details.hide"):

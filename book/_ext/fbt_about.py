@@ -11,6 +11,8 @@ from sphinx.application import Sphinx
 # How a chapter states its minutes in its first cell.
 STATED = re.compile(r"Reading takes about (\d+) minutes, the exercises about (\d+)")
 WORDS_A_MINUTE = 200
+# Chinese and Japanese have no spaces; two of their characters take about as long as a word.
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]{1,2}|[^\s\u3040-\u30ff\u3400-\u9fff]+")
 HOST = "https://github.com/"
 
 
@@ -22,7 +24,7 @@ def minutes(text: str) -> tuple[int, int]:
     stated = STATED.search(text)
     if stated is not None:
         return int(stated[1]), int(stated[2])
-    return max(1, ceil(len(text.split()) / WORDS_A_MINUTE)), 0
+    return max(1, ceil(len(WORD.findall(text)) / WORDS_A_MINUTE)), 0
 
 
 def links(app: Sphinx, docname: str) -> list[tuple[str, str]]:

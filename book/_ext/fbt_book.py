@@ -1,8 +1,11 @@
 """What the book adds to Jupyter Book: figures that follow the theme, pages that load nothing from outside.
 
-In a page, a figure that a chapter has drawn, with a caption of its own::
+In a page, a figure that a chapter has drawn, with a caption of its own and, where the page is in another
+language, a text alternative of its own::
 
     ```{chapter-figure} 05-training fig-attention-one
+    :alt: What the figure shows, instead of the chapter's text.
+
     The caption.
     ```
 """
@@ -17,6 +20,7 @@ from typing import Any
 
 import nbformat
 from docutils import nodes
+from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
@@ -54,6 +58,7 @@ class ChapterFigure(SphinxDirective):
     """Shows a figure of a chapter's run on another page; see the head of this module."""
 
     required_arguments = 2
+    option_spec = {"alt": directives.unchanged_required}  # noqa: RUF012
     has_content = True
 
     def run(self) -> list[nodes.Node]:
@@ -66,7 +71,8 @@ class ChapterFigure(SphinxDirective):
             if about.get("figure", {}).get("name") == name:
                 shown = [output["data"] for output in cell.outputs if "data" in output]
                 svg = next(data["image/svg+xml"] for data in shown if "image/svg+xml" in data)
-                markup = inline_svg(svg, f"shown-{name}", about["image"]["alt"])
+                alt = self.options.get("alt", about["image"]["alt"])
+                markup = inline_svg(svg, f"shown-{name}", alt)
                 drawing = nodes.raw("", f'<div class="fbt-figure">{markup}</div>', format="html")
                 caption = nodes.caption("", "", *self.parse_inline("\n".join(self.content))[0])
                 return [nodes.figure("", drawing, caption)]
