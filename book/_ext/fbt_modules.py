@@ -1,7 +1,7 @@
 """The package's modules as text: their definitions, imports, and which of each other's names they use.
 
-They are read with `ast`; nothing is imported. `Package.resolve` follows a dotted name to its definition, through
-imports, re-exports and base classes, and `Module.uses` finds the names in a module's code that lead to one.
+They are read with `ast`; nothing is imported. `Package.resolve` follows a dotted name to its definition,
+through imports, re-exports and base classes; `Module.uses` finds the names in the code that lead to one.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Module:
 
     def __init__(self, path: Path, text: str) -> None:
         self.path, self.text = path, text
-        self.lines = text.splitlines()
+        self.lines = text.removesuffix("\n").split("\n") if text else []
         self.docname = path.with_suffix("").as_posix()
         self.name = self.docname.replace("/", ".").removesuffix(".__init__")
         self.tree = ast.parse(text if path.suffix == ".py" else "")
@@ -114,8 +114,8 @@ class Module:
 
     def at(self, line: int) -> Definition | Module:
         """The definition that begins on a line, or the module."""
-        begins = (made for made in self.definitions.values() if made.headed and line in (made.first, made.line))
-        return next(begins, self)
+        headed = (made for made in self.definitions.values() if made.headed)
+        return next((made for made in headed if line in (made.first, made.line)), self)
 
     def uses(self, package: Package) -> list[Use]:
         """The names in the code that the package defines, in the order of the lines."""
@@ -194,7 +194,7 @@ class Package:
         return []
 
     def imports(self, module: Module) -> list[Module]:
-        """The modules of the package that a module imports when it runs, not those for type checkers alone."""
+        """The modules of the package that a module imports as it runs, not for type checkers alone."""
         for_types = {
             inner
             for node in ast.walk(module.tree)
@@ -221,7 +221,8 @@ class _Uses(ast.NodeVisitor):
 
     def _use(self, line: int, start: int, text: str, dotted: str, imported: bool = False) -> None:
         found = self.package.resolve(dotted)
-        if found is None or (isinstance(found, Definition) and found.module == self.module.name and found.line == line):
+        itself = isinstance(found, Definition) and (found.module, found.line) == (self.module.name, line)
+        if found is None or itself:
             return
         source = self.module.lines[line - 1]
         start = len(source.encode()[:start].decode())  # ast counts bytes

@@ -1,7 +1,7 @@
-"""Docstrings and comments as part of a page: paragraphs, lists, code, mathematics, and the parts of Google's style.
+"""Docstrings and comments as part of a page: prose, mathematics, and the headings of Google's style.
 
-What is written in a module is plain text that reads well in an editor, so only this much of Markdown is understood:
-paragraphs, lists, `code`, $mathematics$, indented blocks, and bare addresses. Everything else is text.
+What is written in a module is plain text that reads well in an editor, so only this much of Markdown is
+understood: paragraphs, lists, `code`, $mathematics$, indented blocks, and bare addresses. All else is text.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from docutils import nodes
 from markdown_it import MarkdownIt
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 from myst_parser.config.main import MdParserConfig
-from myst_parser.mdit_to_docutils.sphinx_ import SphinxRenderer
+from myst_parser.mdit_to_docutils.base import DocutilsRenderer
 
 RULES = ["code", "list", "backticks", "newline", "linkify"]
 PART = re.compile(r"(Args|Attributes|Raises|Returns|Yields):")
@@ -56,7 +56,7 @@ def entries(text: str) -> Iterator[tuple[str, str]]:
 def prose(text: str, document: nodes.document) -> list[nodes.Node]:
     """Text with the little of Markdown that the head of this module names."""
     held = nodes.container()
-    markdown = MarkdownIt("zero", {"linkify": True}, renderer_cls=SphinxRenderer).enable(RULES)
+    markdown = MarkdownIt("zero", {"linkify": True}, renderer_cls=DocutilsRenderer).enable(RULES)
     markdown.use(dollarmath_plugin, allow_space=False, allow_digits=False)
     if markdown.linkify is not None:
         markdown.linkify.set({"fuzzy_link": False, "fuzzy_email": False})
@@ -76,7 +76,7 @@ def note(text: str, document: nodes.document, address: Callable[[str], str | Non
     made: list[nodes.Node] = []
     for title, body in parts(text):
         if title:
-            made.append(nodes.paragraph("", title, classes=["fbt-part"]))
+            made.append(nodes.paragraph("", title, classes=["fbt-label"]))
         if title in ("Args", "Attributes", "Raises"):
             items = [
                 nodes.definition_list_item(
@@ -94,13 +94,19 @@ def note(text: str, document: nodes.document, address: Callable[[str], str | Non
         leads_to = address(name[1]) if name and not isinstance(literal.parent, nodes.term) else None
         if leads_to is not None:
             literal.replace_self(nodes.reference("", "", literal.deepcopy(), internal=True, refuri=leads_to))
-    for text in [found for node in made for found in node.findall(nodes.Text)]:
-        pieces, end = list[nodes.Node](), 0
-        for file in FILE.finditer(text):
-            leads_to = address(file[1].replace("/", ".").removesuffix(".__init__"))
-            if leads_to is not None:
-                pieces += [nodes.Text(text[end : file.start()]), nodes.reference("", file[0], refuri=leads_to)]
-                end = file.end()
-        if pieces:
-            text.parent.replace(text, [*pieces, nodes.Text(text[end:])])
+    for paragraph in [found for node in made for found in node.findall(nodes.paragraph)]:
+        for text in [child for child in paragraph.children if isinstance(child, nodes.Text)]:
+            paragraph.replace(text, [*_with_files(str(text), address)])
     return made
+
+
+def _with_files(text: str, address: Callable[[str], str | None]) -> Iterator[nodes.Node]:
+    """Text in which the names of files, such as fbt/stack.py, lead to their pages."""
+    end = 0
+    for file in FILE.finditer(text):
+        leads_to = address(file[1].replace("/", ".").removesuffix(".__init__"))
+        if leads_to is not None:
+            yield nodes.Text(text[end : file.start()])
+            yield nodes.reference("", file[0], internal=True, refuri=leads_to)
+            end = file.end()
+    yield nodes.Text(text[end:])

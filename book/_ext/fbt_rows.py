@@ -1,4 +1,4 @@
-"""A module cut into rows: notes, which are its docstrings and comments, and beside each the code that it is about."""
+"""A module cut into rows: notes, which are its docstrings and comments, and the code they are about."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def docstrings(module: Module) -> dict[int, Note]:
 
 
 def comments(module: Module) -> dict[int, Note]:
-    """The comments that stand on lines of their own, by their first lines; lines that follow each other are one."""
+    """The comments on lines of their own, by their first lines; lines that follow each other are one."""
     python = module.path.suffix == ".py"
     if python:
         tokens = tokenize.generate_tokens(io.StringIO(module.text).readline)
@@ -112,32 +112,27 @@ def code_lines(module: Module, uses: list[Use], link: Callable[[str], tuple[str,
 
     Args:
         module: what to show.
-        uses: the names to link.
+        uses: the names to link, in their order.
         link: the address and the title for a dotted name.
 
     Returns:
         By the line's number; the text of each is exactly the line and its end.
     """
-    edges: dict[int, dict[int, Use]] = {}
+    linked: dict[int, list[Use]] = {}
     for use in uses:
-        edges.setdefault(use.line, {})[use.start] = use
-    pieces: dict[int, list[str]] = {number: [] for number in range(1, len(module.lines) + 1)}
-    number, column = 1, 0
+        linked.setdefault(use.line, []).append(use)
+    pieces: list[list[str]] = [[]]
+    column = 0
     for _, kind, value in get_lexer_for_filename(module.path.name).get_tokens_unprocessed(module.text):
         while kind not in STANDARD_TYPES:
             kind = kind.parent
-        for text in value.splitlines(keepends=True):
-            for part, use in _cut(text.rstrip("\n"), column, edges.get(number, {})):
-                shown = html.escape(part)
-                if use is not None:
-                    address, title = map(html.escape, link(use.dotted))
-                    shown = f'<a href="{address}" title="{title}">{shown}</a>'
-                style = STANDARD_TYPES[kind]
-                if shown:
-                    pieces[number].append(f'<span class="{style}">{shown}</span>' if shown.strip() else shown)
+        for place, text in enumerate(value.split("\n")):
+            if place:
+                pieces.append([])
+                column = 0
+            for part, name in _cut(text, column, linked.get(len(pieces), [])):
+                pieces[-1].append(_coloured(part, STANDARD_TYPES[kind], link(name.dotted) if name else None))
             column += len(text)
-            if text.endswith("\n"):
-                number, column = number + 1, 0
     anchors: dict[int, str] = {}
     for made in module.definitions.values():
         if not made.headed:
@@ -145,16 +140,26 @@ def code_lines(module: Module, uses: list[Use], link: Callable[[str], tuple[str,
     return {
         n: f'<span class="fbt-line" id="L{n}">{anchors.get(n, "")}<a class="fbt-number" href="#L{n}" '
         f'data-line="{n}" tabindex="-1" aria-hidden="true"></a>{"".join(parts)}\n</span>'
-        for n, parts in pieces.items()
+        for n, parts in enumerate(pieces[: len(module.lines)], start=1)
     }
 
 
-def _cut(text: str, column: int, starts: dict[int, Use]) -> Iterator[tuple[str, Use | None]]:
+def _cut(text: str, column: int, uses: list[Use]) -> Iterator[tuple[str, Use | None]]:
     """Cut a piece of a line, which begins at a column, where linked names begin and end."""
-    position = column
-    for use in sorted(starts.values(), key=lambda use: use.start):
-        if column <= use.start and use.stop <= column + len(text):
-            yield text[position - column : use.start - column], None
-            yield text[use.start - column : use.stop - column], use
-            position = use.stop
-    yield text[position - column :], None
+    done = 0
+    for use in uses:
+        start, stop = use.start - column, use.stop - column
+        if start >= 0 and stop <= len(text):
+            yield text[done:start], None
+            yield text[start:stop], use
+            done = stop
+    yield text[done:], None
+
+
+def _coloured(text: str, style: str, link: tuple[str, str] | None) -> str:
+    """A piece of code as HTML, in the colour of its kind."""
+    shown = html.escape(text)
+    if link is not None:
+        address, title = map(html.escape, link)
+        shown = f'<a href="{address}" title="{title}">{shown}</a>'
+    return f'<span class="{style}">{shown}</span>' if style and text.strip() else shown
