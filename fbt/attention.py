@@ -1,9 +1,11 @@
-"""Attention over a memory with relative terms, and the feed-forward block: the parts every body is made of.
+r"""Attention over a memory with relative terms, and the feed-forward block: the parts every body is made of.
 
-Shapes: B sequences, T queries, J keys, H heads of width D, d = H D.
+Shapes: B sequences, T queries, J keys, H heads of width D, $d = H D$.
 
-    score = ( (q + u) . K_j  +  q . E_{t-j}  +  s_{t-j} ) / sqrt(D)
-    o     = sum_j softmax(score)_j V_j
+$$
+\mathrm{score}_j &= \big( (q + u) \cdot K_j + q \cdot E_{t-j} + s_{t-j} \big) / \sqrt D \\
+o &= \sum_j \mathrm{softmax}(\mathrm{score})_j \, V_j
+$$
 
 The same function serves a whole sequence (T queries at once, the parallel body) and one step (T = 1, the
 feedback bodies): only the number of queries differs. The relative terms are those of Transformer-XL

@@ -1,11 +1,13 @@
-"""Weighted memory (Fan et al. 2020, section 3): every layer attends to one memory vector per earlier step.
+r"""Weighted memory (Fan et al. 2020, section 3): every layer attends to one memory vector per earlier step.
 
-    m_t = sum_{l=0..L} w_l x_t^l,   w = softmax(layer_logits)
-    K_t^l, V_t^l = W_k^l LN(m_t), W_v^l LN(m_t)
-    x_t^l = layer(x_t^{l-1}; K_j^l, V_j^l for t - S <= j < t)
+$$
+m_t &= \sum_{l=0}^L w_l \, x_t^l, \quad w = \mathrm{softmax}(\text{layer logits}) \\
+K_t^l, V_t^l &= W_k^l \, \mathrm{LN}(m_t), \; W_v^l \, \mathrm{LN}(m_t) \\
+x_t^l &= \mathrm{layer}(x_t^{l-1}; \; K_j^l, V_j^l \text{ for } t - S \le j < t)
+$$
 
-m_t mixes all layers, so step t + 1 can use what the top layer found at step t, already in its first layer.
-For the same reason steps must be computed one after another. Step 0 has no memory and skips attention.
+$m_t$ mixes all layers, so step $t + 1$ can use what the top layer found at step $t$, already in its first
+layer. For the same reason steps must be computed one after another. Step 0 has no memory and skips attention.
 """
 
 import torch

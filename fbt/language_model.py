@@ -1,14 +1,14 @@
-"""A character language model around any of the bodies: embed, run the body, normalise, predict.
+r"""A character language model around any of the bodies: embed, run the body, normalise, predict.
 
 Symbols used across the package (code name in brackets):
 
-    B, T, L, H      sequences [batch], steps [seq_len], layers [n_layers], heads [n_heads]
-    d, D, F         model width [d_model], head width d / H [d_head], feed-forward width [d_ff]
-    S               span: how many earlier steps a query may see [span]
-    x_t^l           output of layer l at step t; x_t^0 is the embedding
-    m_t             memory vector, sum_l w_l x_t^l; w = softmax(layer_logits)
-    K_t, V_t        key and value that step t leaves, W_k LN(m_t) and W_v LN(m_t)
-    E, s, u         relative key embedding, relative key bias, query bias [RelativeTerms]
+- B, T, L, H: sequences [batch], steps [seq_len], layers [n_layers], heads [n_heads]
+- d, D, F: model width [d_model], head width d / H [d_head], feed-forward width [d_ff]
+- S: span, how many earlier steps a query may see [span]
+- $x_t^l$: output of layer $l$ at step $t$; $x_t^0$ is the embedding
+- $m_t$: memory vector, $\sum_l w_l \, x_t^l$ with $w = \mathrm{softmax}(\text{layer logits})$
+- $K_t$, $V_t$: key and value that step $t$ leaves, $W_k \, \mathrm{LN}(m_t)$ and $W_v \, \mathrm{LN}(m_t)$
+- $E$, $s$, $u$: relative key embedding, relative key bias, query bias [RelativeTerms]
 """
 
 import json

@@ -1,10 +1,12 @@
-"""The parallel transformer the feedback models are compared with: causal, pre-norm, the same relative terms.
+r"""The parallel transformer the feedback models are compared with: causal, pre-norm, the same relative terms.
 
-    K_j^l, V_j^l = W_k^l LN1(x_j^{l-1}), W_v^l LN1(x_j^{l-1})
-    x_t^l = layer(x_t^{l-1}; K_j^l, V_j^l for t - S <= j <= t)
+$$
+K_j^l, V_j^l &= W_k^l \, \mathrm{LN}_1(x_j^{l-1}), \; W_v^l \, \mathrm{LN}_1(x_j^{l-1}) \\
+x_t^l &= \mathrm{layer}(x_t^{l-1}; \; K_j^l, V_j^l \text{ for } t - S \le j \le t)
+$$
 
 A query sees its own step (distance 0) and the S before it. All steps of a layer are computed at once; the
-price is that layer l at step t reads nothing above layer l - 1 of earlier steps.
+price is that layer $l$ at step $t$ reads nothing above layer $l - 1$ of earlier steps.
 """
 
 import torch

@@ -3,7 +3,7 @@
 Both hold what steps leave for later steps (keys, or values) and show a query the last `span` of them.
 
 - `TorchStack` keeps a list and calls `torch.stack` at every step. Step t copies t items, and backward
-  unbinds t gradients: a sequence of T steps makes T^2 / 2 copies and keeps all of them until backward.
+  unbinds t gradients: a sequence of T steps makes $T^2 / 2$ copies and keeps all of them until backward.
 - `MemoryStack` writes each item once into a preallocated buffer. What a step sees is a window on that
   buffer, returned by an autograd Function whose backward passes the gradient along the chain of windows.
 

@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 from fbt_about import minutes
+from fbt_modules import Package
 from notebooks import ROOT, chapters, read
 
 import fbt
@@ -194,39 +196,23 @@ def floor(module: Path) -> int:
     return found[0]
 
 
-def imported(module: Path) -> set[Path]:
-    """The files of the package that a file imports when it runs, not those for type checkers alone."""
-    tree = ast.parse(text(module))
-    for_types = {
-        inner
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
-    names = []
-    for node in set(ast.walk(tree)) - for_types:
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module.name} has a relative import"
-            names += [f"{node.module}.{alias.name}" for alias in node.names]
-    found = set()
-    for name in names:
-        parts = name.split(".")
-        if parts[0] != "fbt":
-            continue
-        places = [ROOT.joinpath(*parts[:n]) for n in range(len(parts), 0, -1)]
-        files = [
-            f for place in places for f in (place.with_suffix(".py"), place / "__init__.py") if f.is_file()
-        ]
-        found.add(files[0])
-    return found
-
-
-MODULES = sorted(p for p in (ROOT / "fbt").rglob("*.py") if p != ROOT / "fbt" / "views" / "__init__.py")
+VIEWS = ROOT / "fbt" / "views" / "__init__.py"  # empty, so that its modules may stand on several floors
+MODULES = sorted(path for path in (ROOT / "fbt").rglob("*.py") if path != VIEWS)
+PACKAGE = Package(ROOT)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_imports_go_down_the_map(module):
-    higher = [other for other in imported(module) if floor(other) < floor(module)]
+    found = next(known for known in PACKAGE.modules.values() if ROOT / known.path == module)
+    assert not [node for node in ast.walk(found.tree) if isinstance(node, ast.ImportFrom) and node.level]
+    higher = [other.path for other in PACKAGE.imports(found) if floor(ROOT / other.path) < floor(module)]
     assert not higher
+
+
+def test_the_contents_list_every_module_in_the_order_of_the_map():
+    parts = yaml.safe_load(text(ROOT / "_toc.yml"))["parts"]
+    (source,) = (chapter for part in parts for chapter in part["chapters"] if "sections" in chapter)
+    listed = [Path(section["file"]) for section in source["sections"]]
+    assert sorted(listed) == sorted(module.path for module in PACKAGE.modules.values())
+    floors = [floor(ROOT / path) for path in listed if path != VIEWS.relative_to(ROOT)]
+    assert floors == sorted(floors)

@@ -44,7 +44,8 @@ def links(app: Sphinx, docname: str) -> list[tuple[str, str]]:
 def add_line(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Put the line under the title of a page."""
     title = next(iter(doctree.findall(nodes.title)), None)
-    if app.builder.format != "html" or title is None:
+    # A module of the package is a page too, but code is not read by the minute.
+    if app.builder.format != "html" or title is None or not docname.startswith("book/"):
         return
     reading, exercises = minutes(doctree.astext())
     said = f"{reading} minute{'s' * (reading != 1)} to read"

@@ -139,21 +139,6 @@ def find_public_name(app: Sphinx, env: Any, node: Any, contnode: nodes.Node) -> 
     return found if isinstance(found, nodes.Node) else None
 
 
-def repair_back_links(app: Sphinx, pagename: str, context: dict[str, Any]) -> None:
-    """Lead a source page's links back to the API page's entries.
-
-    Sphinx takes one prefix for all of a module; the API page has fbt.NAME for some, fbt.data.NAME for others.
-    """
-    module = pagename.removeprefix("_modules/").replace("/", ".")
-    known = sorted(app.env.domaindata["py"]["objects"])
-
-    def repair(link: re.Match[str]) -> str:
-        name = link[1].removeprefix(f"{module}.").removeprefix("fbt.")
-        return f'#{next((entry for entry in known if entry.endswith(f".{name}")), link[1])}"'
-
-    context["body"] = re.sub(r'#(fbt\.[\w.]+)"', repair, context["body"])
-
-
 def drop_thebe(app: Sphinx, config: Any) -> None:
     """Unload the live-code extension that Jupyter Book always loads: it fetches a script on every page."""
     for listeners in app.events.listeners.values():
@@ -167,8 +152,6 @@ def finish_page(app: Sphinx, pagename: str, templatename: str, context: dict[str
         files[:] = [
             file for file in files if "thebe" not in f"{file} {getattr(file, 'attributes', '')}".lower()
         ]
-    if pagename.startswith("_modules/fbt"):
-        repair_back_links(app, pagename, context)
     if doctree is not None:
         context["metatags"] = context.get("metatags", "") + _description(doctree, app.config.html_title)
 

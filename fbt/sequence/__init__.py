@@ -1,25 +1,40 @@
-"""The whole sequence as one autograd Function: the loop of the shared-KV body without autograd inside it.
+r"""The whole sequence as one autograd Function: the loop of the shared-KV body without autograd inside it.
 
 Plain autograd records every operation of every step and makes, at every step, a gradient of every weight:
-an outer product of a few rows, 2 T L times. Here forward runs the loop unrecorded and keeps what backward
+an outer product of a few rows, $2 T L$ times. Here forward runs the loop unrecorded and keeps what backward
 needs; backward runs the loop once more in reverse for the gradients of activations only, and each weight's
 gradient is one matrix product per chunk of steps, over all the steps of the chunk.
 
-Layer l is counted from 0 here: X[l] is its input, X[L] the top. B sequences, H heads, and HB = H B of them
-side by side, heads first. P steps are carried in, J = P + T is the number of keys, C the steps of a chunk.
+Layer $l$ is counted from 0 here: $X[l]$ is its input, $X[L]$ the top. B sequences, H heads, and HB = H B of
+them side by side, heads first. P steps are carried in, J = P + T is the number of keys, C the steps of a
+chunk.
 
-    forward, step t, layer l            backward, t and l descending, g = dL/dX[l + 1, t]
-    q  = Wq norm(x) + bq                da = (g W2) act'(a)
-    p  = softmax((q + u) K' + q E' + s) g  = g + N(da W1; y)
-    o  = p V                            do = g Wo,  ds = p (do V' - sum p do V')
-    y  = x + Wo o + bo                  dq = ds K + ds E
-    a  = W1 norm(y) + b1                g  = g + N(dq Wq; x) + w_l dm
-    x' = y + W2 act(a) + b2
+Forward, at step $t$ and layer $l$, from $x = X[l, t]$ to $x' = X[l + 1, t]$:
 
-norm is the plain normalisation (no gain, no bias) and N its backward; gains, biases and 1 / sqrt(D) are
-folded into the weights by `fold`, in plain autograd. dm comes from the keys and values of the step: dK_t and
-dV_t gather ds and do of every later step that saw it, from later steps of the same chunk one by one, from
-later chunks by one product for the chunk.
+$$
+q &= W_q \, n(x) + b_q \\
+p &= \mathrm{softmax}((q + u) K^\top + q E^\top + s) \\
+o &= p V \\
+y &= x + W_o \, o + b_o \\
+a &= W_1 \, n(y) + b_1 \\
+x' &= y + W_2 \, \mathrm{act}(a) + b_2
+$$
+
+Backward, $t$ and $l$ descending, with $g$ the gradient of the loss by $x'$, and at the end by $x$:
+
+$$
+da &= (g W_2) \, \mathrm{act}'(a) \\
+g &\leftarrow g + N(da \, W_1; y) \\
+do &= g W_o \\
+ds &= p \, (do \, V^\top - \textstyle\sum p \, do \, V^\top) \\
+dq &= ds \, K + ds \, E \\
+g &\leftarrow g + N(dq \, W_q; x) + w_l \, dm
+$$
+
+$n$ is the plain normalisation (no gain, no bias) and $N$ its backward; gains, biases and $1 / \sqrt D$ are
+folded into the weights by `fold`, in plain autograd. $dm$ comes from the keys and values of the step: $dK_t$
+and $dV_t$ gather $ds$ and $do$ of every later step that saw it, from later steps of the same chunk one by
+one, from later chunks by one product for the chunk.
 """
 
 from itertools import islice

@@ -1,0 +1,292 @@
+"""The annotated source: nothing of a module is lost or said twice, and its ways lead there and back."""
+
+import ast
+import re
+from functools import cache, partial
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from bs4 import BeautifulSoup, Tag
+from build_book import HTML
+from docutils.core import publish_from_doctree
+from docutils.frontend import get_default_settings
+from docutils.parsers.rst import Parser
+from docutils.utils import new_document
+from fbt_imports import drawing
+from fbt_modules import Definition, Module, Package
+from fbt_notes import note
+from fbt_rows import code_lines, rows
+from notebooks import ROOT, chapters, read
+
+PACKAGE = Package(ROOT)
+API = HTML / "book" / "api.html"
+every_module = pytest.mark.parametrize("module", PACKAGE.modules.values(), ids=lambda module: module.name)
+words = partial(re.findall, r"[A-Za-z0-9]+")
+
+
+@cache
+def soup(page: Path) -> BeautifulSoup:
+    return BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
+
+
+def article(module: Module) -> Tag:
+    return soup(HTML / f"{module.docname}.html").select_one("article")
+
+
+def followed(link: Tag, page: Path) -> tuple[Path, Tag]:
+    """The page that a link leads to, and the element."""
+    address, _, anchor = link["href"].partition("#")
+    to = (page.parent / address).resolve() if address else page
+    found = soup(to).find(id=anchor)
+    assert found is not None, link["href"]
+    return to, found
+
+
+# Every line, once
+
+
+@every_module
+def test_every_line_is_code_or_a_note_and_both_keep_their_order(module):
+    lines = article(module).select(".fbt-line")
+    code = [int(line["id"].removeprefix("L")) for line in lines]
+    notes = [int(mark["id"].removeprefix("L")) for mark in article(module).select(".fbt-note > span[id]")]
+    assert code == sorted(code)
+    assert notes == sorted(notes)
+    assert sorted(code + notes) == list(range(1, len(module.lines) + 1))
+    for number, line in zip(code, lines, strict=True):
+        assert line.get_text() == module.lines[number - 1] + "\n"
+
+
+@every_module
+def test_notes_say_what_the_file_says_word_for_word(module):
+    page = BeautifulSoup(str(article(module)), "html.parser")
+    numbers = [int(mark["id"].removeprefix("L")) for mark in page.select(".fbt-note > span[id]")]
+    for extra in page.select(".fbt-ways-back, .fbt-neighbours, .headerlink"):
+        extra.decompose()
+    # A ruled line of a C++ file is shown as the heading of its part.
+    shown = page.select(".fbt-note, h2" if module.path.suffix == ".cpp" else ".fbt-note")
+    said = words(" ".join(re.sub(r"\\(begin|end)\{split\}", "", part.get_text()) for part in shown))
+    written = [re.sub(r'^\s*r?"""', "", module.lines[number - 1]) for number in numbers]
+    assert said == words(" ".join(written))
+
+
+@every_module
+def test_a_page_says_what_it_is_and_has_its_place_in_the_book(module):
+    page = soup(HTML / f"{module.docname}.html")
+    assert page.title.get_text().startswith(module.path.as_posix())
+    about = words(page.select_one('meta[name="description"]')["content"])
+    assert about[:5] == words(module.docstring)[:5]
+    assert [heading.get_text().rstrip("#") for heading in page.select("h1")] == [module.path.as_posix()]
+    levels = [int(heading.name[1]) for heading in article(module).select("h1, h2, h3, h4")]
+    assert all(below <= above + 1 for above, below in pairwise(levels))
+    assert page.select("a.left-prev")
+    assert page.select_one(".bd-sidebar-primary li.current.active").get_text() == module.path.as_posix()
+
+
+def test_the_search_knows_every_module():
+    index = (HTML / "searchindex.js").read_text(encoding="utf-8")
+    assert not [module.docname for module in PACKAGE.modules.values() if f'"{module.docname}"' not in index]
+
+
+# There and back
+
+
+def test_every_entry_of_the_api_leads_to_its_definition_and_back():
+    entries = soup(API).select("dt.sig[id]")
+    assert len(entries) > 60
+    for entry in entries:
+        page, place = followed(entry.select_one("a.viewcode-link"), API)
+        name = entry["id"].rpartition(".")[2]
+        assert re.search(rf"\b(def|class) {name}\b", place.select_one("pre").get_text()), entry["id"]
+        back = [
+            followed(link, page)[1]
+            for link in place.select_one(".fbt-note").select(".fbt-ways-back a[href*='#']")
+        ]
+        assert any(to.get("id") == entry["id"] for to in back), entry["id"]
+
+
+def shown_in(path: Path) -> list[str]:
+    """The last part of the name of everything that the cells of a chapter end by showing."""
+    found = []
+    for cell in read(path).cells:
+        if cell.cell_type == "code" and "fbt.show(" in cell.source:
+            last = ast.parse(cell.source).body[-1]
+            call = last.value if isinstance(last, ast.Expr) else None
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == "fbt.show":
+                found.append(ast.unparse(call.args[0]).rpartition(".")[2])
+    return found
+
+
+@pytest.mark.parametrize("path", [path for path in chapters() if shown_in(path)], ids=lambda path: path.stem)
+def test_what_a_chapter_shows_leads_to_its_annotated_lines_and_back(path):
+    page = HTML / "book" / f"{path.stem}.html"
+    links = [link for link in soup(page).select("article a") if link.get_text().endswith(", annotated")]
+    assert [link["href"].rpartition(".")[2] for link in links] == shown_in(path)
+    for link in links:
+        to, place = followed(link, page)
+        first = re.search(r"lines (\d+) to", link.get_text())[1]
+        assert place.select_one(".fbt-line")["id"] == f"L{first}"
+        ways = place.select_one(".fbt-note").select(".fbt-ways-back a[href*='#']")
+        assert page in [followed(way, to)[0] for way in ways]
+
+
+def test_the_map_of_equations_leads_to_definitions():
+    page = HTML / "book" / "differences.html"
+    table = soup(page).select("#from-equation-to-code-to-test tbody tr")
+    assert len(table) >= 15
+    for row in table:
+        for link in row.select("td")[1].select("a"):
+            assert followed(link, page)[1].select_one("h2, h3").get_text().rstrip("#") == link.get_text()
+
+
+# Names
+
+HIGH = """from typing import TYPE_CHECKING
+
+import fbt
+from fbt import aid
+
+if TYPE_CHECKING:
+    from fbt.low import Base
+
+
+class Own(fbt.Base):
+    # What it takes.
+    @property
+    def run(self) -> "Base":
+        return super().run() + aid(self.field)
+"""
+LOW = '''LIMIT = 3
+
+
+class Base:
+    field: int = 0
+
+    def __init__(self) -> None:
+        self.run()
+
+    def run(self) -> int:
+        def inner() -> int:
+            """About the inner one."""
+            return LIMIT
+        return inner()
+
+
+def helper(LIMIT: int) -> int:
+    return LIMIT
+'''
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A package of three modules, one above the other."""
+    (tmp_path / "fbt").mkdir()
+    for name, text in {
+        "__init__": "from fbt.low import Base, helper as aid\n",
+        "low": LOW,
+        "high": HIGH,
+    }.items():
+        (tmp_path / "fbt" / f"{name}.py").write_text(text)
+    return Package(tmp_path)
+
+
+def leads(package: Package, name: str) -> dict[tuple[int, str], str]:
+    """Where the names in a module's code lead, by their lines."""
+    module = package.modules[name]
+    return {
+        (use.line, module.lines[use.line - 1][use.start : use.stop]): package.resolve(use.dotted).name
+        for use in module.uses(package)
+    }
+
+
+def test_names_lead_through_imports_bases_and_quotes_to_their_definitions(small):
+    assert leads(small, "fbt.high") == {
+        (4, "fbt"): "fbt",
+        (4, "aid"): "helper",
+        (7, "low"): "fbt.low",
+        (7, "Base"): "Base",
+        (10, "fbt"): "fbt",
+        (10, "Base"): "Base",
+        (13, "Base"): "Base",
+        (14, "run"): "Base.run",
+        (14, "aid"): "helper",
+        (14, "field"): "Base.field",
+    }
+
+
+def test_a_name_that_a_function_binds_leads_nowhere(small):
+    assert leads(small, "fbt.low") == {(8, "run"): "Base.run", (13, "LIMIT"): "LIMIT"}
+
+
+def test_what_is_imported_for_types_alone_is_no_import(small):
+    assert [module.name for module in small.imports(small.modules["fbt.high"])] == ["fbt"]
+    assert [module.name for module in small.users("fbt.low.helper")] == ["fbt.high"]
+
+
+def test_rows_begin_at_definitions_and_at_comments_after_code(small):
+    found = rows(small.modules["fbt.low"])
+    headings = [row.heading.name if isinstance(row.heading, Definition) else None for row in found]
+    assert headings == [None, "Base", "Base.run", None, "helper"]
+    assert [row.code[0] for row in found] == [1, 4, 10, 11, 17]
+    (*_, last) = rows(small.modules["fbt.high"])
+    assert (last.heading.name, last.notes[0].text) == ("Own.run", "What it takes.")
+
+
+def test_the_picture_has_an_arc_for_every_import(small):
+    modules = [small.modules[name] for name in ("fbt.high", "fbt", "fbt.low")]
+    picture = BeautifulSoup(drawing(small, modules), "html.parser")
+    assert [text.get_text() for text in picture.select("text")] == [
+        module.path.as_posix() for module in modules
+    ]
+    assert [len(group.select("path")) for group in picture.select("g")] == [1, 1, 0]
+
+
+# Hostile text
+
+HOSTILE = r"""<script>alert(1)</script> & <b>bold</b> <!-- hidden
+
+[link](javascript:alert(1)) ![picture](https://example.org/x.png) `<img src=x onerror=alert(1)>` {raw}`<i>`
+
+    <script>alert(2)</script>
+
+```{raw} html
+<i>raw</i>
+```
+
+# No heading
+
+$\text{</span><script>alert(3)</script>}$
+
+Args:
+    name: <i>not slanted</i>.
+"""
+
+
+def test_text_in_a_note_stays_text():
+    document = new_document("evil.py", get_default_settings(Parser()))
+    document += note(HOSTILE, document, lambda name: None)
+    settings = {"math_output": "mathjax", "output_encoding": "unicode"}
+    written = publish_from_doctree(document, writer_name="html5", settings_overrides=settings)
+    page = BeautifulSoup(written, "html.parser").main
+    assert not page.select("script, b, i, img, h1, h2, h3, a[href^=javascript]")
+    for text in (
+        "<script>alert(1)</script>",
+        "<b>bold</b>",
+        "<!-- hidden",
+        "# No heading",
+        "<i>not slanted</i>",
+    ):
+        assert text in page.get_text()
+
+
+def test_text_in_code_stays_text():
+    text = "TITLE = '<script>alert(1)</script>&amp;'\n\n\ndef f():\n    return TITLE\n"
+    module = Module(Path("fbt/evil.py"), text)
+    package = Package(Path("nowhere"))
+    package.modules = {"fbt.evil": module}
+    lines = code_lines(module, module.uses(package), lambda dotted: ('"><script>', '"><script>'))
+    page = BeautifulSoup(f"<pre>{''.join(lines.values())}</pre>", "html.parser")
+    assert not page.select("script")
+    assert page.get_text() == text
+    assert page.select_one("#L5 a[title]")["href"] == '"><script>'
