@@ -1,0 +1,36 @@
+"""The browser that photographs and tests the built pages: the system's Chromium, cut off from the network."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from playwright.sync_api import Browser, sync_playwright
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+MISSING = f"no browser found: install Chromium (Debian: apt-get install chromium), one of {', '.join(NAMES)}"
+ARGUMENTS = (
+    "--no-sandbox",  # which a container has no right to; the pages are our own
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)
+WIDTHS = (1300, 390)
+THEMES = ("light", "dark")
+
+
+def executable() -> str | None:
+    """Where Chromium is, or None where there is none."""
+    return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """A headless Chromium of its own, without a profile."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable(), args=list(ARGUMENTS))
+        try:
+            yield browser
+        finally:
+            browser.close()
