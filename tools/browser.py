@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
+Theme = Literal["light", "dark"]
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 MISSING = f"no browser found: install Chromium (Debian: apt-get install chromium), one of {', '.join(NAMES)}"
 ARGUMENTS = (
@@ -17,7 +19,7 @@ ARGUMENTS = (
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 WIDTHS = (1300, 390)
-THEMES = ("light", "dark")
+THEMES: tuple[Theme, ...] = ("light", "dark")
 
 
 def executable() -> str | None:
@@ -34,3 +36,14 @@ def chromium() -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+def window(browser: Browser, theme: Theme, width: int, height: int) -> Page:
+    """A window that shares nothing with others; its pages follow the system's theme."""
+    return browser.new_page(color_scheme=theme, viewport={"width": width, "height": height})
+
+
+def show(page: Page, address: str) -> None:
+    """Open an address and wait until the mathematics is typeset."""
+    page.goto(address)
+    page.evaluate("() => window.MathJax?.startup?.promise.then(() => null)")
