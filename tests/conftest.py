@@ -1,4 +1,39 @@
+import functools
+import os
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import browser
+import build_book
+import pytest
 import torch
 
 # The tensors of the tests are tiny; threads that wait for each other would only slow them down.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A browser for a file of tests. Its event loop would disturb other files that have one."""
+    if browser.executable() is None:
+        (pytest.fail if os.environ.get("FBT_NEEDS_BROWSER") else pytest.skip)(browser.MISSING)
+    with browser.chromium() as opened:
+        yield opened
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def site():
+    """The address of the built book on a server of this machine."""
+    with ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(build_book.HTML))
+    ) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()

@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 import build_book
 import pytest
 from bs4 import BeautifulSoup
-from fbt_book import inline_svg
+from drawings import framed_svg
 from notebooks import ROOT
 from test_languages import LANGUAGES
 
@@ -185,7 +185,7 @@ SVG = """<?xml version="1.0"?>
 
 
 def test_figure_takes_the_pages_colour_and_keeps_its_parts_to_itself():
-    figure = BeautifulSoup(inline_svg(SVG, "svg7", 'Two "lines" & a <dot>'), "html.parser").svg
+    figure = BeautifulSoup(framed_svg(SVG, "svg7", 'Two "lines" & a <dot>'), "html.parser").svg
     assert figure["role"] == "img"
     assert figure["aria-label"] == 'Two "lines" & a <dot>'
     assert figure.g["style"] == "fill: currentColor; stroke: #0072b2"

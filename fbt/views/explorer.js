@@ -62,7 +62,7 @@ function render({ model, el }) {
   // A list box for each panel: one stop of the tab key, arrow keys inside.
   views.forEach((view) => {
     const part = element("section", { class: "fbt-explorer-panel" });
-    if (view.name) part.append(element("h4", {}, view.name));
+    if (view.name) part.append(element("p", { class: "fbt-name" }, view.name));
     const label = `${view.name ? `${view.name}: t` : "T"}he text, a character at a time`;
     Object.assign(view, characters(tokens, label, {
       chosen: () => value("query"),

@@ -32,7 +32,7 @@ HEAT = "cividis"
 CHARACTER = 0.11  # inches that a character needs on an axis to be read
 
 STYLE: dict[Any, Any] = {
-    "figure.figsize": (6.4, 3.2),
+    "figure.figsize": (4.4, 2.9),  # on a phone it shrinks by a fifth, and can still be read
     "figure.facecolor": "none",
     "savefig.facecolor": "none",
     "savefig.bbox": "tight",
@@ -101,7 +101,7 @@ def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, over: str = 
                 x, y = np.array(training).T
                 width = max(1, len(y) // 50)
                 smooth = np.convolve(y, np.ones(width) / width, mode="valid")
-                axes.plot(x[width - 1 :], smooth, color=colour, alpha=0.6, linewidth=1, linestyle="-")
+                axes.plot(x[width - 1 :], smooth, color=colour, linewidth=0.7, linestyle="-")
             if validation:
                 x, y = np.array(validation).T
                 marker = "o" if len(x) < 30 else ""
@@ -123,7 +123,7 @@ def attention_maps(weights: Tensor, tokens: Sequence[str]) -> Figure:
         tokens: the T characters.
     """
     layers, heads, length = weights.shape[:3]
-    size, several = min(4.8, 6.4 / heads), layers * heads > 1
+    size, several = min(4.8, 5.2 / heads), layers * heads > 1
     unseen = np.triu(np.ones((length, length), dtype=bool), 1)
     with mpl.rc_context(STYLE):
         figure, grid = plt.subplots(layers, heads, figsize=(size * heads, size * layers), squeeze=False)
@@ -133,9 +133,9 @@ def attention_maps(weights: Tensor, tokens: Sequence[str]) -> Figure:
                 seen = np.ma.masked_where(unseen, weights[layer, head].float().cpu().numpy())
                 axes.imshow(seen, cmap=HEAT, vmin=0, interpolation="nearest")
                 if layer == 0 and several:
-                    axes.set_title(f"head {head + 1}", fontsize=9)
+                    axes.set_title(f"head {head + 1}")
                 if head == 0 and several:
-                    axes.set_ylabel(f"layer {layer + 1}", fontsize=9)
+                    axes.set_ylabel(f"layer {layer + 1}")
                 _character_ticks(axes, tokens if size / length > CHARACTER else None)
     return figure
 

@@ -80,7 +80,7 @@ function render({ model, el }) {
     const [start, end] = fromRow < row ? [up, down] : [y(fromRow), y(row) + CELL.height];
     links.append(drawn("path", {
       d: `M${a} ${start} C${a} ${(start + end) / 2} ${b} ${(start + end) / 2} ${b} ${end}`,
-      "stroke-width": 0.8 + 4 * weight, "stroke-opacity": 0.25 + 0.75 * weight,
+      "stroke-width": 0.8 + 4 * weight,
     }));
   }
 

@@ -1,0 +1,221 @@
+"""What a reader does with a page in a real browser: explore, switch the theme, search, unfold."""
+
+import html
+
+import build_book
+import pytest
+import torch
+from bs4 import BeautifulSoup
+from watching import built_pages, watched
+
+import fbt
+
+HTML = build_book.HTML
+TRAINING = HTML / "book" / "05-training.html"
+WITH_VIEWS = [page for page in built_pages() if 'class="fbt-view"' in page.read_text(encoding="utf-8")]
+WITH_FOLDS = [page for page in built_pages() if "<details" in page.read_text(encoding="utf-8")]
+MODELS = {"feedback": "tiny-shakespeare", "parallel": "tiny-shakespeare-parallel"}
+# Weights travel as round(255 sqrt(w)), and the page writes their root with three decimals.
+CLOSE = {"atol": 1 / 255 + 0.001, "rtol": 0.0}
+SHARES = "spans => spans.map((span) => Number(span.style.getPropertyValue('--weight')) ** 2)"
+by_stem = {"ids": lambda page: page.stem}
+
+
+@pytest.fixture
+def window(chromium):
+    with watched(chromium) as opened:
+        yield opened
+
+
+# The attention explorer
+
+
+def test_the_explorer_shows_what_the_models_compute(window):
+    window.goto(TRAINING.as_uri())
+    explorer = window.page.locator(".fbt-explorer")
+    panels = explorer.locator(".fbt-explorer-panel")
+    names = panels.locator(".fbt-name").all_text_contents()
+    assert names == list(MODELS)
+    text = BeautifulSoup(TRAINING.read_text(encoding="utf-8"), "html.parser").select_one(
+        ".fbt-view:has(+ script) pre"
+    )
+    weights = {}
+    for name in names:
+        model = fbt.LanguageModel.from_pretrained(MODELS[name])
+        weights[name] = model.attention(model.tokenizer.encode(text.get_text())[None])[:, 0]
+    layer, head = (explorer.locator(f"select[data-name={name}]") for name in ("layer", "head"))
+
+    def expect(query: int, of_layer: int = -1, of_head: int = -1) -> None:
+        for panel, found in zip(panels.all(), weights.values(), strict=True):
+            chosen = found if of_layer < 0 else found[of_layer : of_layer + 1]
+            chosen = chosen if of_head < 0 else chosen[:, of_head : of_head + 1]
+            shown = torch.tensor(panel.locator("[role=option]").evaluate_all(SHARES))
+            torch.testing.assert_close(shown, chosen.mean((0, 1))[query].float(), **CLOSE)
+            assert f"step {query + 1} of {len(shown)}" in panel.locator(".fbt-words").text_content()
+            assert panel.locator("[aria-selected=true]").get_attribute("data-i") == str(query)
+
+    listbox = panels.first.locator("[role=listbox]")
+    start = int(panels.first.locator("[aria-selected=true]").get_attribute("data-i"))
+    layer.select_option("-1")
+    expect(start)
+    listbox.locator("[data-i='60']").hover()
+    expect(60)
+    window.page.mouse.move(0, 0)
+    expect(start)
+    layer.select_option("3")
+    head.select_option("2")
+    expect(start, 3, 2)
+
+    listbox.focus()
+    chosen = start
+    for key, change in (("ArrowLeft", -1), ("ArrowLeft", -1), ("ArrowRight", 1)):
+        window.page.keyboard.press(key)
+        expect(chosen := chosen + change, 3, 2)
+    assert listbox.get_attribute("aria-activedescendant") == listbox.locator(
+        f"[data-i='{chosen}']"
+    ).get_attribute("id")
+    window.page.keyboard.press("ArrowUp")
+    above = int(panels.first.locator("[aria-selected=true]").get_attribute("data-i"))
+    assert above < chosen
+    expect(above, 3, 2)
+    for key, query in (("Home", 0), ("ArrowLeft", 0), ("End", len(text.get_text()) - 1)):
+        window.page.keyboard.press(key)
+        expect(query, 3, 2)
+    assert not window.complaints
+
+
+def test_the_explorers_focus_is_seen(window):
+    window.goto(TRAINING.as_uri())
+    window.page.locator(".fbt-explorer select").last.focus()
+    window.page.keyboard.press("Tab")
+    outline = (
+        "[document.activeElement.getAttribute('role'), getComputedStyle(document.activeElement).outlineStyle]"
+    )
+    assert window.page.evaluate(outline) == ["listbox", "solid"]
+
+
+@pytest.mark.parametrize("page", WITH_VIEWS, **by_stem)
+def test_every_view_is_drawn_and_each_of_its_controls_does_something(window, page):
+    window.goto(page.as_uri())
+    views = window.page.locator(".fbt-view-root")
+    assert views.count() == page.read_text(encoding="utf-8").count('class="fbt-view"')
+    for view in views.all():
+        for control in view.locator("input, select, [role=listbox]").all():
+            seen = {view.evaluate("view => view.textContent + view.outerHTML")}
+            control.focus()
+            for key in ("Home", "End"):
+                window.page.keyboard.press(key)
+                seen.add(view.evaluate("view => view.textContent + view.outerHTML"))
+            assert len(seen) > 1
+    assert not window.complaints
+    assert not window.unreadable()
+
+
+def an_explorer(tokens: list[str]) -> fbt.AttentionExplorer:
+    length = len(tokens)
+    scores = torch.randn(2, 3, length, length, generator=torch.Generator().manual_seed(0))
+    seen = torch.ones(length, length).tril().bool()
+    return fbt.AttentionExplorer(tokens, scores.masked_fill(~seen, -torch.inf).softmax(-1))
+
+
+def test_the_explorer_works_in_a_sandbox(window):
+    """As in Colab, where an output is a page of its own that may run scripts and nothing else."""
+    source = html.escape(an_explorer(list("ROMEO:\n")).to_html())
+    window.page.set_content(
+        f'<iframe sandbox="allow-scripts" width="600" height="400" srcdoc="{source}"></iframe>'
+    )
+    explorer = window.page.frame_locator("iframe").locator(".fbt-explorer")
+    options = explorer.locator("[role=option]")
+    assert options.all_text_contents() == list("ROMEO:⏎")
+    options.nth(2).hover()
+    assert "“M”, step 3 of 7" in explorer.locator(".fbt-words").text_content()
+    explorer.locator("[role=listbox]").press("Home")
+    assert "step 1 of 7" in explorer.locator(".fbt-words").text_content()
+    assert not window.complaints
+    assert not window.outside("about:")
+
+
+HOSTILE = [
+    "<img src=x onerror=alert(1)>",
+    "</script><script>alert(2)</script>",
+    "</pre>",
+    "&amp;",
+    "<!--",
+    "🎭",
+]
+HOSTILE += ["אב", "e\u0301", "\u202e", "'\"`${alert(3)}", "]]>", "\\u003c", "\u2028", "👩‍👩‍👧"]
+
+
+def test_text_is_shown_as_text_whatever_it_is(window):
+    window.page.set_content(an_explorer(HOSTILE).to_html())
+    options = window.page.locator("[role=option]")
+    assert options.evaluate_all("all => all.map((option) => option.textContent)") == HOSTILE
+    for option in options.all():
+        option.click()
+        shown = option.text_content()
+        assert window.page.locator(".fbt-words").text_content().startswith(f"“{shown}”")
+    assert window.page.locator("img, script").count() == 1  # the view's own script
+    assert not window.complaints
+    assert not window.outside("about:")
+
+
+# The pages
+
+
+def test_the_first_page_leads_into_the_book(window):
+    window.page.goto((HTML / "index.html").as_uri())
+    window.page.wait_for_url("**/book/index.html")
+
+
+def test_the_theme_button_changes_figures_and_views(window):
+    window.goto(TRAINING.as_uri())
+    colour = "all => all.map((part) => getComputedStyle(part).color)"
+    parts = window.page.locator(".fbt-figure > svg, .fbt-view-root, .highlight pre span:first-child")
+    seen = {window.page.evaluate("document.documentElement.dataset.theme"): parts.evaluate_all(colour)}
+    button = window.page.locator(".theme-switch-button:visible")
+    for _ in range(2):
+        button.click()
+        assert not window.unreadable()
+        seen[window.page.evaluate("document.documentElement.dataset.theme")] = parts.evaluate_all(colour)
+    assert seen.keys() == {"light", "dark"}
+    assert all(light != dark for light, dark in zip(seen["light"], seen["dark"], strict=True))
+    assert not window.complaints
+
+
+@pytest.mark.parametrize("way", ["http", "file"])
+def test_search_finds(window, site, way):
+    home = {"http": site, "file": HTML.as_uri()}[way]
+    window.goto(f"{home}/search.html?q=gradcheck")
+    results = window.page.locator("#search-results li a")
+    results.first.wait_for()
+    assert any("04-the-custom-function" in link.get_attribute("href") for link in results.all())
+    # The lines around a word are read from its page, which a browser refuses to pages from the disk.
+    excerpts = window.page.locator("#search-results p.context")
+    if way == "http":
+        excerpts.first.wait_for()
+        assert any("gradcheck" in excerpt for excerpt in excerpts.all_text_contents())
+    else:
+        assert excerpts.count() == 0
+    assert not window.complaints
+    assert not window.outside(home)
+
+
+def test_the_search_button_leads_to_the_results(window, site):
+    window.goto(f"{site}/book/index.html")
+    window.page.keyboard.press("Control+k")
+    window.page.keyboard.type("gradcheck")
+    window.page.keyboard.press("Enter")
+    window.page.locator("#search-results li a").first.wait_for()
+    assert not window.complaints
+
+
+@pytest.mark.parametrize("page", WITH_FOLDS, **by_stem)
+def test_everything_folded_unfolds_by_the_keyboard(window, page):
+    window.goto(page.as_uri())
+    folds = window.page.locator("article details:not([open])")
+    assert folds.count()
+    for fold in folds.element_handles():
+        fold.query_selector("summary").focus()
+        window.page.keyboard.press("Enter")
+        assert fold.evaluate("fold => fold.open && fold.lastElementChild.getClientRects().length > 0")
+    assert not window.complaints
