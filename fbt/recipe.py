@@ -109,6 +109,6 @@ PRESETS = {
     "base": Preset(
         {"d_model": 192, "n_heads": 6, "n_layers": 6, "span": 128, "dropout": 0.1},
         {"steps": 5000, "batch_size": 32, "seq_len": 128, "lr": 1e-3, "eval_every": 500},
-        "6 layers, 192 wide, 128 characters, 5000 steps of 32 sequences: a GPU, or an hour or two",
+        "6 layers, 192 wide, 128 characters, 5000 steps of 32 sequences: an hour or two",
     ),
 }

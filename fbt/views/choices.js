@@ -1,6 +1,7 @@
 // Results to choose: each was computed for one value of every control.
 
-// References inside a figure to its own parts; no two figures of a page may share a name.
+// References inside a figure to its own parts: no two figures of a page may share a name. Nor may the style of one
+// reach the others.
 const NAMES = /(\bid="|url\(#|href="#)/g;
 
 function render({ model, el }) {
@@ -42,7 +43,9 @@ function render({ model, el }) {
     words.textContent = text;
     picture.replaceChildren();
     if (figure) {
-      const drawing = new DOMParser().parseFromString(figure.replace(NAMES, `$1${prefix}`), "image/svg+xml").documentElement;
+      const own = figure.replace(NAMES, `$1${prefix}`).replace("*{", `#${prefix}figure *{`);
+      const drawing = new DOMParser().parseFromString(own, "image/svg+xml").documentElement;
+      drawing.id = `${prefix}figure`;
       drawing.setAttribute("role", "img");
       drawing.setAttribute("aria-label", text);
       picture.append(drawing);
