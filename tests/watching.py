@@ -59,7 +59,7 @@ class Watched:
 @contextmanager
 def watched(chromium: Browser, *, theme: browser.Theme = "light", width: int = 1300) -> Iterator[Watched]:
     """A window of its own."""
-    page = browser.window(chromium, theme, width, 900)
+    page = browser.window(chromium, theme, width)
     try:
         yield Watched(page)
     finally:

@@ -18,6 +18,7 @@ ARGUMENTS = (
     "--disable-component-update",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
+PATIENCE = 180_000  # milliseconds; a busy machine is no fault of a page
 WIDTHS = (1300, 390)
 THEMES: tuple[Theme, ...] = ("light", "dark")
 
@@ -38,9 +39,11 @@ def chromium() -> Iterator[Browser]:
             browser.close()
 
 
-def window(browser: Browser, theme: Theme, width: int, height: int) -> Page:
+def window(browser: Browser, theme: Theme, width: int, height: int = 900) -> Page:
     """A window that shares nothing with others; its pages follow the system's theme."""
-    return browser.new_page(color_scheme=theme, viewport={"width": width, "height": height})
+    page = browser.new_page(color_scheme=theme, viewport={"width": width, "height": height})
+    page.set_default_timeout(PATIENCE)
+    return page
 
 
 def show(page: Page, address: str) -> None:

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import posixpath
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
 from html import escape
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import yaml
+from browser import MISSING, WIDTHS, chromium, executable, show, window
 from bs4 import BeautifulSoup, Tag
 from notebooks import BUILD, ROOT
 
 HTML = BUILD / "html"
 PDF = BUILD / "book.pdf"
-NAMES = ("chromium", "chromium-browser", "google-chrome")
 # Attributes that name a part of the same page by its id.
 REFERENCES = ("for", "aria-labelledby", "aria-describedby")
 MATHJAX = re.compile(r'MathJax|src="[^"]*/vendor/')
-PRINT_MILLISECONDS = 120_000
 
 
 def pages() -> list[str]:
@@ -107,20 +103,17 @@ def book() -> str:
 
 def main() -> None:
     """Put the pages together and let Chromium print them."""
-    browser = next(filter(None, map(shutil.which, NAMES)), None)
-    if browser is None:
-        sys.exit(f"No browser found: install one of {', '.join(NAMES)}")
+    if executable() is None:
+        sys.exit(MISSING)
     page = HTML / "book" / "print.html"
-    with tempfile.TemporaryDirectory() as profile:
-        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
-        command += [f"--user-data-dir={profile}", "--host-resolver-rules=MAP * ~NOTFOUND"]
-        command += [f"--virtual-time-budget={PRINT_MILLISECONDS}", "--generate-pdf-document-outline"]
-        command += ["--no-pdf-header-footer", f"--print-to-pdf={PDF}", page.as_uri()]
-        try:
-            page.write_text(book(), encoding="utf-8")
-            subprocess.run(command, check=True, capture_output=True, timeout=600)
-        finally:
-            page.unlink(missing_ok=True)
+    try:
+        page.write_text(book(), encoding="utf-8")
+        with chromium() as browser:
+            opened = window(browser, "light", WIDTHS[0])
+            show(opened, page.as_uri())
+            opened.pdf(path=PDF, outline=True, tagged=True, print_background=True, prefer_css_page_size=True)
+    finally:
+        page.unlink(missing_ok=True)
     print(f"The book as one file, {PDF.stat().st_size / 1e6:.1f} MB: {PDF}")
 
 

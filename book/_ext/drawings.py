@@ -139,10 +139,10 @@ def _widths(root: ET.Element) -> tuple[float, float]:
 
 def _text_sizes(element: ET.Element, inherited: float) -> Iterator[float]:
     """The sizes of a drawing's texts, in its own units; an index counts as the letter it stands at."""
-    found = FONT_SIZE.search(element.get("style", ""))
-    size = float(found[1] if found else element.get("font-size", inherited))
+    style = FONT_SIZE.search(element.get("style", ""))
+    size = float(style[1] if style else element.get("font-size", inherited))
     if element.tag == "text":
-        yield max([size, *(size for part in element for size in _text_sizes(part, size))])
+        yield max([size, *(found for part in element for found in _text_sizes(part, size))])
     elif element.tag == "tspan":
         yield size
     else:
