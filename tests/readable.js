@@ -88,15 +88,5 @@
       if (stroke) report(name, `${line.tagName} ${line.closest("[id]").id} ${getComputedStyle(line).stroke}`, contrast(over(stroke, page), page), LINE);
     }
   }
-  // Code: axe would look at each of its many thousand words in turn; here it is enough to do so once a colour.
-  const seen = new Set();
-  for (const word of document.querySelectorAll("article .highlight pre span")) {
-    const frame = word.closest("pre");
-    const key = getComputedStyle(word).color + getComputedStyle(frame).backgroundColor + frame.parentElement.className;
-    if (seen.has(key) || !word.textContent.trim()) continue;
-    seen.add(key);
-    const background = behind(word);
-    report("code", `“${word.textContent}” ${getComputedStyle(word).color}`, contrast(over(colour(getComputedStyle(word).color), background), background), TEXT);
-  }
   return [...new Set(found)];
 }

@@ -57,9 +57,9 @@ class Watched:
 
 
 @contextmanager
-def watched(chromium: Browser, *, theme: browser.Theme = "light", width: int = 1300) -> Iterator[Watched]:
+def watched(chromium: Browser, *, theme: browser.Theme = "light") -> Iterator[Watched]:
     """A window of its own."""
-    page = browser.window(chromium, theme, width)
+    page = browser.window(chromium, theme, browser.WIDTHS[0])
     try:
         yield Watched(page)
     finally:

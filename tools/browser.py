@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
 Theme = Literal["light", "dark"]
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -40,8 +40,9 @@ def chromium() -> Iterator[Browser]:
 
 
 def window(browser: Browser, theme: Theme, width: int, height: int = 900) -> Page:
-    """A window that shares nothing with others; its pages follow the system's theme."""
-    page = browser.new_page(color_scheme=theme, viewport={"width": width, "height": height})
+    """A window that shares nothing with others; its pages follow the system's theme, and move nothing."""
+    size: ViewportSize = {"width": width, "height": height}
+    page = browser.new_page(color_scheme=theme, viewport=size, reduced_motion="reduce")
     page.set_default_timeout(PATIENCE)
     return page
 
