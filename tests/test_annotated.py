@@ -80,7 +80,9 @@ def test_a_page_says_what_it_is_and_has_its_place_in_the_book(module):
     assert page.title.get_text().startswith(module.path.as_posix())
     about = words(page.select_one('meta[name="description"]')["content"])
     assert about[:5] == words(module.docstring)[:5]
-    assert [heading.get_text().rstrip("#") for heading in page.select("article h1")] == [module.path.as_posix()]
+    assert [heading.get_text().rstrip("#") for heading in page.select("article h1")] == [
+        module.path.as_posix()
+    ]
     levels = [int(heading.name[1]) for heading in article(module).select("h1, h2, h3, h4")]
     assert all(below <= above + 1 for above, below in pairwise(levels))
     assert page.select("a.left-prev")

@@ -1,19 +1,25 @@
 """What a reader does with a page in a real browser: explore, switch the theme, search, unfold."""
 
 import html
+from pathlib import Path
 
 import build_book
 import pytest
 import torch
-from bs4 import BeautifulSoup
 from watching import built_pages, watched
 
 import fbt
 
 HTML = build_book.HTML
+
+
+def article(page: Path) -> str:
+    return page.read_text(encoding="utf-8").partition("<article")[2].partition("</article>")[0]
+
+
 TRAINING = HTML / "book" / "05-training.html"
-WITH_VIEWS = [page for page in built_pages() if 'class="fbt-view"' in page.read_text(encoding="utf-8")]
-WITH_FOLDS = [page for page in built_pages() if "<details" in page.read_text(encoding="utf-8")]
+WITH_VIEWS = [page for page in built_pages() if 'class="fbt-view"' in article(page)]
+WITH_FOLDS = [page for page in built_pages() if "<details" in article(page)]
 MODELS = {"feedback": "tiny-shakespeare", "parallel": "tiny-shakespeare-parallel"}
 # Weights travel as round(255 sqrt(w)), and the page writes their root with three decimals.
 CLOSE = {"atol": 1 / 255 + 0.001, "rtol": 0.0}
@@ -36,13 +42,12 @@ def test_the_explorer_shows_what_the_models_compute(window):
     panels = explorer.locator(".fbt-explorer-panel")
     names = panels.locator(".fbt-name").all_text_contents()
     assert names == list(MODELS)
-    text = BeautifulSoup(TRAINING.read_text(encoding="utf-8"), "html.parser").select_one(
-        ".fbt-view:has(+ script) pre"
-    )
+    signs = str.maketrans("␣⏎", " \n")
+    text = "".join(panels.first.locator("[role=option]").all_text_contents()).translate(signs)
     weights = {}
     for name in names:
         model = fbt.LanguageModel.from_pretrained(MODELS[name])
-        weights[name] = model.attention(model.tokenizer.encode(text.get_text())[None])[:, 0]
+        weights[name] = model.attention(model.tokenizer.encode(text)[None])[:, 0]
     layer, head = (explorer.locator(f"select[data-name={name}]") for name in ("layer", "head"))
 
     def expect(query: int, of_layer: int = -1, of_head: int = -1) -> None:
@@ -78,7 +83,7 @@ def test_the_explorer_shows_what_the_models_compute(window):
     above = int(panels.first.locator("[aria-selected=true]").get_attribute("data-i"))
     assert above < chosen
     expect(above, 3, 2)
-    for key, query in (("Home", 0), ("ArrowLeft", 0), ("End", len(text.get_text()) - 1)):
+    for key, query in (("Home", 0), ("ArrowLeft", 0), ("End", len(text) - 1)):
         window.page.keyboard.press(key)
         expect(query, 3, 2)
     assert not window.complaints
@@ -98,7 +103,7 @@ def test_the_explorers_focus_is_seen(window):
 def test_every_view_is_drawn_and_each_of_its_controls_does_something(window, page):
     window.goto(page.as_uri())
     views = window.page.locator(".fbt-view-root")
-    assert views.count() == page.read_text(encoding="utf-8").count('class="fbt-view"')
+    assert views.count() == article(page).count('class="fbt-view"')
     for view in views.all():
         for control in view.locator("input, select, [role=listbox]").all():
             seen = {view.evaluate("view => view.textContent + view.outerHTML")}

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def framed_svg(text: str, prefix: str, alt: str) -> str:
     for name in ("version", "width", "height"):
         root.attrib.pop(name, None)
     root.set("id", prefix)
-    root.set("style", f"width: {width:.0f}px; min-width: {least:.0f}px")
+    root.set("style", f"width: {ceil(width)}px; min-width: {ceil(least)}px")
     root.set("role", "img")
     root.set("aria-label", alt)
     scrolls = ' tabindex="0" role="group" aria-label="scrolls sideways"' if least > PHONE else ""

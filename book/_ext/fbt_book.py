@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from typing import Any
 
 from docutils import nodes
@@ -10,6 +11,7 @@ from drawings import ChapterFigure, InlineFigures
 from sphinx.application import Sphinx
 
 DESCRIPTION_LENGTH = 180
+EMPTY_CORNER = re.compile(r'<th class="head stub">\s*(?:<p>\s*</p>)?\s*</th>')
 # The lines around a word are read from its page, which browsers refuse to pages from the disk.
 PLAIN_SEARCH = 'if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;'
 
@@ -27,6 +29,14 @@ def find_public_name(app: Sphinx, env: Any, node: Any, contnode: nodes.Node) -> 
     return found if isinstance(found, nodes.Node) else None
 
 
+def name_rows(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Make the first column name the rows of tables that give it no heading of its own."""
+    for table in doctree.findall(nodes.tgroup):
+        corner = next(table.findall(nodes.entry), None)
+        if corner is not None and not corner.astext().strip():
+            next(table.findall(nodes.colspec))["stub"] = 1
+
+
 def drop_thebe(app: Sphinx, config: Any) -> None:
     """Unload the live-code extension that Jupyter Book always loads: it fetches a script on every page."""
     for listeners in app.events.listeners.values():
@@ -40,8 +50,10 @@ def finish_page(app: Sphinx, pagename: str, templatename: str, context: dict[str
         files[:] = [
             file for file in files if "thebe" not in f"{file} {getattr(file, 'attributes', '')}".lower()
         ]
+    # An empty corner is no heading.
+    context["body"] = EMPTY_CORNER.sub("<td></td>", context.get("body", ""))
     # The theme labels every button that unfolds code alike, whatever is written on it.
-    context["body"] = context.get("body", "").replace(' aria-label="Toggle hidden content"', "")
+    context["body"] = context["body"].replace(' aria-label="Toggle hidden content"', "")
     if pagename == "search":
         app.add_js_file(None, body=PLAIN_SEARCH)
     if doctree is not None:
@@ -64,6 +76,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("chapter-figure", ChapterFigure)
     app.add_post_transform(InlineFigures)
     app.connect("missing-reference", find_public_name)
+    app.connect("doctree-resolved", name_rows)
     # After every extension has connected its handlers, before the first of them runs.
     app.connect("config-inited", drop_thebe, priority=0)
     app.connect("html-page-context", finish_page, priority=900)
