@@ -3,7 +3,7 @@
 const COLUMN = 62;
 const CELL = { width: 48, height: 15 };
 const ROW = 34;
-const LEFT = 74;
+const LEFT = 80;
 
 function ordinal(layer) {
   return layer ? `layer ${layer}` : "the embedding";
