@@ -61,14 +61,14 @@ def test_the_explorer_shows_what_the_models_compute(window):
 
     listbox = panels.first.locator("[role=listbox]")
     start = int(panels.first.locator("[aria-selected=true]").get_attribute("data-i"))
-    layer.select_option(value="-1")
+    layer.select_option(index=0)
     expect(start)
     listbox.locator("[data-i='60']").hover()
     expect(60)
     window.page.mouse.move(0, 0)
     expect(start)
-    layer.select_option(value="3")
-    head.select_option(value="2")
+    layer.select_option(index=1 + 3)  # after "mean of all"
+    head.select_option(index=1 + 2)
     expect(start, 3, 2)
 
     listbox.focus()
