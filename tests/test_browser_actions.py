@@ -54,8 +54,8 @@ def test_the_explorer_shows_what_the_models_compute(window):
         for panel, found in zip(panels.all(), weights.values(), strict=True):
             chosen = found if of_layer < 0 else found[of_layer : of_layer + 1]
             chosen = chosen if of_head < 0 else chosen[:, of_head : of_head + 1]
-            shown = torch.tensor(panel.locator("[role=option]").evaluate_all(SHARES))
-            torch.testing.assert_close(shown, chosen.mean((0, 1))[query].float(), **CLOSE)
+            shown = torch.tensor(panel.locator("[role=option]").evaluate_all(SHARES), dtype=torch.float32)
+            torch.testing.assert_close(shown, chosen.mean((0, 1))[query], **CLOSE)
             assert f"step {query + 1} of {len(shown)}" in panel.locator(".fbt-words").text_content()
             assert panel.locator("[aria-selected=true]").get_attribute("data-i") == str(query)
 
