@@ -38,7 +38,7 @@ LARGER = 1.2
 # They shrink until their smallest text has this many CSS pixels; then they scroll.
 SMALLEST = 9
 # The CSS pixels that a phone has room for.
-PHONE = 340
+PHONE = 360
 
 
 class InlineFigures(SphinxPostTransform):
