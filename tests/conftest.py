@@ -7,6 +7,7 @@ import browser
 import build_book
 import pytest
 import torch
+from watching import watched
 
 # The tensors of the tests are tiny; threads that wait for each other would only slow them down.
 torch.set_num_threads(1)
@@ -18,6 +19,13 @@ def chromium():
     if browser.executable() is None:
         (pytest.fail if os.environ.get("FBT_NEEDS_BROWSER") else pytest.skip)(browser.MISSING)
     with browser.chromium() as opened:
+        yield opened
+
+
+@pytest.fixture
+def window(chromium):
+    """A window of its own, and what goes wrong in it."""
+    with watched(chromium) as opened:
         yield opened
 
 

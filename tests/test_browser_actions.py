@@ -6,7 +6,7 @@ from pathlib import Path
 import build_book
 import pytest
 import torch
-from watching import built_pages, watched
+from watching import built_pages
 
 import fbt
 
@@ -25,12 +25,6 @@ MODELS = {"feedback": "tiny-shakespeare", "parallel": "tiny-shakespeare-parallel
 CLOSE = {"atol": 1 / 255 + 0.001, "rtol": 0.0}
 SHARES = "spans => spans.map((span) => Number(span.style.getPropertyValue('--weight')) ** 2)"
 by_stem = {"ids": lambda page: page.stem}
-
-
-@pytest.fixture
-def window(chromium):
-    with watched(chromium) as opened:
-        yield opened
 
 
 # The attention explorer
