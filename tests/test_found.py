@@ -60,6 +60,14 @@ def test_descriptions_differ():
     assert len(set(texts)) == len(texts)
 
 
+def test_figures_are_not_read_word_by_word():
+    page = soup("book/index")
+    said = int(re.match(r"\d+", page.select_one(".fbt-about").get_text(" ", strip=True))[0])
+    for drawing in page.select("article svg"):
+        drawing.decompose()
+    assert abs(said - fbt_about.minutes(page.article.get_text(" "))[0]) <= 1
+
+
 def test_minutes_are_as_stated_or_counted():
     stated = "Reading takes about 40 minutes, the exercises about 65; running the page takes"
     assert fbt_about.minutes(stated) == (40, 65)

@@ -47,7 +47,9 @@ def add_line(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     # A module of the package is a page too, but code is not read by the minute.
     if app.builder.format != "html" or title is None or not docname.startswith("book/"):
         return
-    reading, exercises = minutes(doctree.astext())
+    # Not the markup of figures, which stands in the page as it is.
+    texts = [text for text in doctree.findall(nodes.Text) if not isinstance(text.parent, nodes.raw)]
+    reading, exercises = minutes(" ".join(texts))
     said = f"{reading} minute{'s' * (reading != 1)} to read"
     if exercises:
         said += f", {exercises} for the exercises"
