@@ -61,15 +61,15 @@ def test_the_memory_follows_its_slider(window):
         "layer 1: 20 %",
         "layer 2: 70 %",
     ]
+    options = view.locator("[role=option]")
+    options.nth(4).click()
+    window.page.mouse.move(0, 0)
+    assert "“אב”, step 5 of 7" in words.text_content()
     view.locator("input").press("Home")
     assert "after 0 training steps" in words.text_content()
     assert "the embedding 70 %, layer 1 40 %, layer 2 −10 %" in words.text_content()
-    heights = (
-        view.locator("[role=option]")
-        .first.locator("rect")
-        .evaluate_all(
-            "all => all.map((part) => [part.getAttribute('y'), part.getAttribute('height')].map(Number))"
-        )
+    heights = options.first.locator("rect").evaluate_all(
+        "all => all.map((part) => [part.getAttribute('y'), part.getAttribute('height')].map(Number))"
     )
     (first, second, below) = heights
     assert first[0] + first[1] == pytest.approx(44)  # upward from the base line

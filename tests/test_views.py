@@ -137,6 +137,21 @@ def test_the_recurrence_explorer_names_what_is_wrong():
         RecurrenceExplorer(list("abcdefg"), trace(model_of("feedback"), text_of()))
 
 
+# In a live notebook
+
+
+def test_each_view_has_a_style_of_its_own():
+    importlib.import_module("ipykernel")  # as in a notebook
+    read = trace(model_of(), text_of())
+    views = [
+        MemoryExplorer(list("abcdefg"), {0: snapshot(model_of(), text_of())}),
+        RecurrenceExplorer(list("abcdefg"), read),
+        fbt.AttentionExplorer(list("abcdefg"), read.weights),
+    ]
+    widgets = [view._repr_mimebundle_() and view._widget for view in views]
+    assert len({widget._anywidget_id for widget in widgets}) == len(views)  # by which it is kept
+
+
 # Choices
 
 

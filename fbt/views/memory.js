@@ -12,17 +12,19 @@ function tenths(share) {
 }
 
 // A bar in parts: those above zero upward from the base line, the others down from it.
-function bar() {
+function bar(layers) {
   const picture = drawn("svg", { width: 11, height: HEIGHT + BELOW, "aria-hidden": "true" });
+  const parts = layers.map((layer) => drawn("rect", { x: 1, width: 9, class: `fbt-part-${layer % 5}` }));
+  picture.append(...parts);
   return {
     picture,
     show(shares) {
       let [up, down] = [HEIGHT, HEIGHT];
-      picture.replaceChildren(...shares.map((share, layer) => {
+      shares.forEach((share, layer) => {
         const height = (HEIGHT * Math.abs(share)) / 1000;
-        const y = share >= 0 ? (up -= height) : (down += height) - height;
-        return drawn("rect", { x: 1, y, width: 9, height, class: `fbt-part-${layer % 5}` });
-      }));
+        parts[layer].setAttribute("y", share >= 0 ? (up -= height) : (down += height) - height);
+        parts[layer].setAttribute("height", height);
+      });
     },
   };
 }
@@ -68,7 +70,7 @@ function render({ model, el }) {
     hover: (query) => { hovered = query; draw(); },
   });
   const bars = text.spans.map((span) => {
-    const made = bar();
+    const made = bar(layers);
     span.prepend(made.picture);
     return made;
   });

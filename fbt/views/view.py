@@ -88,4 +88,5 @@ def widget(name: str, data: dict[str, Any], start: dict[str, int]) -> Any:
     traits: dict[str, Any] = {"data": traitlets.Dict().tag(sync=True)}
     traits |= {chosen: traitlets.Int().tag(sync=True) for chosen in start}
     members = {"_esm": script(name), "_css": style(name)} | traits
-    return type("Live", (anywidget.AnyWidget,), members)(data=data, **start)
+    # A front end keeps one style sheet for all classes of a name.
+    return type(f"Live{name.title()}", (anywidget.AnyWidget,), members)(data=data, **start)
