@@ -10,7 +10,7 @@ function render({ model, el }) {
   const bar = element("div", { class: "fbt-controls" });
   const picture = element("div", { class: "fbt-figure" });
   const words = element("pre", { class: "fbt-result", "aria-live": "polite", tabindex: 0 });
-  const prefix = `fbt-${Math.random().toString(36).slice(2, 10)}-`;
+  const prefix = `${uniqueId()}-`;
 
   const inputs = controls.map(({ name, values, slider }) => {
     const label = element("label", {}, `${name.replaceAll("_", " ")} `);

@@ -3,10 +3,9 @@
 import html
 import itertools
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from typing import Any
 
-from fbt.views.view import View, bundle_of, is_live
+from fbt.views.view import View
 
 Value = str | int | float
 MOST = 64  # results that a page carries
@@ -27,6 +26,8 @@ class Choices(View):
     Raises:
         ValueError: there is nothing to choose, or too much.
     """
+
+    library = "ipywidgets"
 
     def __init__(self, function: Callable[..., Any], **choices: Sequence[Value]) -> None:
         self.function, self.choices = function, {name: list(values) for name, values in choices.items()}
@@ -49,14 +50,6 @@ class Choices(View):
 
     def __repr__(self) -> str:
         return f"Choices({', '.join(f'{name}: {len(values)}' for name, values in self.choices.items())})"
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        """HTML for pages and for Colab; where a kernel is live also ipywidgets, which JupyterLab prefers."""
-        bundle = {"text/plain": repr(self), "text/html": self.to_html()}
-        if is_live() and find_spec("ipywidgets"):
-            self._widget = self._widget or self.live()
-            bundle = bundle_of(self._widget) | bundle
-        return bundle
 
     def live(self) -> Any:
         """The controls as ipywidgets, above what the function returns for them.

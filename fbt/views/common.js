@@ -27,9 +27,14 @@ function drawn(name, attributes = {}, text = "") {
   return made;
 }
 
+// The beginning of names that nothing else on the page has.
+function uniqueId() {
+  return `fbt-${Math.random().toString(36).slice(2, 10)}`;
+}
+
 // A text as a list box: one stop of the tab key, arrow keys inside; a character is chosen, or looked at in passing.
 function characters(tokens, label, { chosen, choose, hover }) {
-  const id = `fbt-${Math.random().toString(36).slice(2, 10)}`;
+  const id = uniqueId();
   const list = element("div", { role: "listbox", tabindex: 0, class: "fbt-text", "aria-label": label });
   let word; // lines break between words
   const spans = tokens.map((token, i) => {

@@ -25,6 +25,8 @@ class View:
         text: what is shown where no script runs.
     """
 
+    library = "anywidget"  # what `live` needs
+
     def __init__(self, name: str, data: dict[str, Any], start: dict[str, int], text: str) -> None:
         self._name, self._data, self._start, self._text = name, data, start, text
         self._widget: Any = None
@@ -53,10 +55,18 @@ class View:
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         """HTML for pages and for Colab; where a kernel is live also the widget, which JupyterLab prefers."""
         bundle: dict[str, Any] = {}
-        if is_live() and find_spec("anywidget"):
-            self._widget = self._widget or widget(self._name, self._data, self._start)
+        if is_live() and find_spec(self.library):
+            self._widget = self._widget or self.live()
             bundle = bundle_of(self._widget)
         return bundle | {"text/plain": repr(self), "text/html": self.to_html()}
+
+    def live(self) -> Any:
+        """The widget that stands for the view where a kernel is live.
+
+        Raises:
+            ImportError: its library is not installed.
+        """
+        return widget(self._name, self._data, self._start)
 
 
 def script(name: str) -> str:
