@@ -30,7 +30,7 @@ from fbt.training.loop import adamw, evaluate, step_seed
 RESULTS = Path(fbt.__file__).parent / "measurements" / "language.json"
 SMALL = PRESETS["small"].model
 RECIPE = Recipe(eval_every=100)
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 DEPTHS, DEPTH, SEEDS = (1, 2, 4, 8), 4, 3
 MODELS = ("feedback", "feedback, as many parameters", "parallel", "parallel, absolute positions")
 CURRICULUM, WARM = 16, 500  # first length of a sequence; steps of a parallel model before feedback
