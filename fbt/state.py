@@ -1,5 +1,6 @@
 """What one block of text leaves for the next: the cached keys and values of at most `span` steps."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -19,7 +20,11 @@ class State:
 
     def detach(self) -> "State":
         """The same numbers, cut from the graph: gradients stop at the border of the block."""
-        return State(tuple(k.detach() for k in self.keys), tuple(v.detach() for v in self.values))
+        return self.map(Tensor.detach)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "State":
+        """What a function makes of each cache [B, H, J, D]."""
+        return State(tuple(map(function, self.keys)), tuple(map(function, self.values)))
 
     @property
     def batch_size(self) -> int:

@@ -197,6 +197,70 @@ def programs_are_as_said() -> bool:
     )
 
 
+def depth_losses(model: str) -> dict[int, list[float]]:
+    """The losses of each depth of a kind of language model."""
+    losses: dict[int, list[float]] = {}
+    for run in record("language")["depths"]:
+        if run["job"]["model"] == model:
+            losses.setdefault(run["job"]["layers"], []).append(run["summary"]["val_loss"])
+    return losses
+
+
+def depth_means(model: str) -> dict[int, float]:
+    return {layers: mean(losses) for layers, losses in depth_losses(model).items()}
+
+
+def feedback_is_worth_twice_the_depth() -> bool:
+    feedback, parallel = depth_means("feedback"), depth_means("parallel")
+    runs = record("language")["depths"]
+    size = {(r["job"]["model"], r["job"]["layers"]): r["parameters"] for r in runs}
+    cost = {
+        key: mean(r["seconds"] for r in runs if (r["job"]["model"], r["job"]["layers"]) == key)
+        for key in size
+    }
+    gains = [parallel[layers] - feedback[layers] for layers in (1, 2, 4, 8)]
+    return (
+        0 < feedback[1] - parallel[2] < 0.01
+        and abs(feedback[2] - parallel[4]) < 0.001
+        and feedback[4] < parallel[8] - 0.005
+        and size["feedback", 2] < size["parallel", 4] / 2
+        and cost["feedback", 2] < 0.8 * cost["parallel", 4]
+        and gains == sorted(gains, reverse=True)
+        and (round(gains[0], 2), round(gains[-1], 2)) == (0.06, 0.02)
+        and all(1.15 < cost["feedback", n] / cost["parallel", n] < 1.5 for n in (1, 2, 4, 8))
+    )
+
+
+def size_hardly_matters() -> bool:
+    narrow, wide = depth_means("feedback"), depth_means("feedback, as many parameters")
+    return all(abs(narrow[layers] - wide[layers]) < 0.006 for layers in wide)
+
+
+def positions_are_worth_more() -> bool:
+    relative, absolute = depth_means("parallel"), depth_means("parallel, absolute positions")
+    gains = {layers: absolute[layers] - relative[layers] for layers in relative}
+    feedback = {layers: relative[layers] - loss for layers, loss in depth_means("feedback").items()}
+    return (
+        (round(gains[1], 2), round(gains[8], 2)) == (0.05, 0.11)
+        and [layers for layers in gains if gains[layers] < feedback[layers]] == [1]
+        and absolute[8] > absolute[4]
+    )
+
+
+def shortcuts_are_as_said() -> bool:
+    found = record("language")
+
+    def about(runs: list[dict[str, Any]]) -> tuple[float, float]:
+        first = [next(at for at, _, loss in run["curve"] if loss <= 1.7) for run in runs]
+        return mean(first), mean(run["summary"]["val_loss"] for run in runs)
+
+    usual = [r for r in found["depths"] if (r["job"]["model"], r["job"]["layers"]) == ("feedback", 4)]
+    tokens, end = about(usual)
+    short, short_end = about([r for r in found["shortcuts"] if r["job"]["curriculum"]])
+    warm, warm_end = about([r for r in found["shortcuts"] if r["job"]["warm"]])
+    return short < 1.05 * tokens < warm and abs(short_end - end) < 0.003 and 0.015 < warm_end - end < 0.025
+
+
 def is_parallel(run: dict[str, Any]) -> bool:
     return run["job"]["model"] == "parallel"
 
@@ -341,6 +405,11 @@ CLAIMS: list[tuple[str, str, Callable[[], bool]]] = [
         shipped_pair_is_as_said,
     ),
     (SEVEN, "two seeds in three get to 98 % or more, with one layer as with two", programs_are_as_said),
+    (SEVEN, "Feedback is worth a doubling of depth", feedback_is_worth_twice_the_depth),
+    (SEVEN, "what twice the depth is worth in small models", feedback_is_worth_twice_the_depth),
+    (SEVEN, "Widened until both have as many, the feedback model hardly changes", size_hardly_matters),
+    (SEVEN, "gains 0.05 nats with one layer and 0.11 with eight", positions_are_worth_more),
+    (SEVEN, "it reaches the goal no sooner and ends two hundredths of a nat higher", shortcuts_are_as_said),
     (SEVEN, "The cache is as many times smaller as there are layers", caches_are_as_said),
     (SEVEN, "measured 1.4 to 2.2 times as many tokens a second", decoding_is_as_said),
     (SEVEN, "the loop took 6 to 16 times as long as our parallel model", graphs_are_as_said),
@@ -429,7 +498,7 @@ def test_the_table_of_an_overview_is_that_of_the_records(language):
         assert f"{percentage} %" in start
 
 
-@pytest.mark.parametrize("name", ["code_execution", "shipped", "tiny_shakespeare", "tracking"])
+@pytest.mark.parametrize("name", ["code_execution", "language", "shipped", "tiny_shakespeare", "tracking"])
 def test_a_record_is_of_a_clean_commit_and_names_its_machine(name):
     found = record(name)
     assert found["commit"] != "unknown"

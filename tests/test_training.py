@@ -21,8 +21,10 @@ from fbt.recipe import PRESETS, Recipe
 from fbt.training import evaluate, resume, train
 from fbt.training import loop as training_loop
 from fbt.training.loop import METRICS_FILE, Interrupt, Trainer, adamw, step_seed
+from fbt.training.processes import Processes
 from fbt.training.run import LOSS_FIGURE
 
+ALONE = Processes(torch.device("cpu"))
 VARIANTS = ("parallel", "feedback", "shared-kv")
 
 
@@ -105,7 +107,7 @@ def test_the_memory_is_carried_and_forgotten_where_the_text_begins_again() -> No
     settings = run.settings
     recipe = Recipe(**{**PRESETS["tiny"].recipe, "batch_size": 3, "seq_len": 29, "carry": True, "steps": 9})
     model = LanguageModel(Config(len(set(text)), d_model=16, n_heads=2, span=5), CharTokenizer(text))
-    trainer = Trainer(type(settings)(model.config, recipe, None, "", None), text, model, None)
+    trainer = Trainer(type(settings)(model.config, recipe, None, "", None), text, model, None, ALONE)
     carried = []
     for trainer.step in range(9):
         batch = trainer._batch()

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import os
 import re
 import shlex
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 from fbt.config import VARIANTS, Config
 from fbt.recipe import PRESETS, Recipe
+from fbt.training.processes import by_torchrun
 from fbt.training.run import Run, resume, train
 
 PROGRAM = "python -m fbt.training"
@@ -34,12 +36,14 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{PROGRAM}: stopped at once; the last checkpoint is as it was", file=sys.stderr)
         return 130
-    if not run.finished:
+    if run.finished:
+        said = f"validation loss {run.val_loss:.4f}; weights, metrics and loss curve are in {run.folder}"
+    else:
         command = f"{PROGRAM} --resume {shlex.quote(str(run.folder))}"
-        print(f"stopped after step {run.step}; go on with: {command}")
-        return 130
-    print(f"validation loss {run.val_loss:.4f}; weights, metrics and loss curve are in {run.folder}")
-    return 0
+        said = f"stopped after step {run.step}; go on with: {command}"
+    if not (by_torchrun() and int(os.environ["RANK"])):  # of several processes the first one speaks
+        print(said)
+    return 0 if run.finished else 130
 
 
 def _start(given: dict[str, Any]) -> Run:
@@ -61,7 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description=f"Train a character language model.\n\npresets:\n{presets}",
-        epilog="Ctrl-C saves a checkpoint after the step under way and ends the run; twice stops at once.",
+        epilog="Ctrl-C saves a checkpoint after the step under way and ends the run; twice stops at once.\n"
+        "Several processes share a run: torchrun --nproc-per-node=2 -m fbt.training ...",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )

@@ -1,6 +1,7 @@
 """The training loop: what a step does, when it evaluates and saves, and how it is stopped."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -24,6 +25,7 @@ from fbt.generation import evaluating
 from fbt.language_model import LanguageModel
 from fbt.recipe import Recipe
 from fbt.state import State
+from fbt.training.processes import Processes
 
 with warnings.catch_warnings():
     # In a notebook without ipywidgets tqdm draws its bar as text, which is no reason to warn.
@@ -41,19 +43,23 @@ class Trainer:
     Args:
         settings: what the run is.
         text: what to learn; every character must be in the model's vocabulary.
-        model: what to train, with its tokenizer, on the device to use.
+        model: what to train, with its tokenizer.
         folder: where checkpoints and metrics go, or None.
+        processes: who takes part, and where to compute.
 
     Raises:
-        ValueError: the text is too short for the recipe.
+        ValueError: the text is too short for the recipe, or several processes cannot share its batches.
     """
 
-    def __init__(self, settings: Settings, text: str, model: LanguageModel, folder: Path | None) -> None:
+    def __init__(
+        self, settings: Settings, text: str, model: LanguageModel, folder: Path | None, processes: Processes
+    ) -> None:
         if model.tokenizer is None:
             raise ValueError("the model to train must have a tokenizer, got tokenizer=None")
         self.settings, self.recipe = settings, settings.recipe
-        self.model, self.folder = model.train(), folder
-        self.device = model.token_embedding.weight.device
+        check_shares(self.recipe, processes.count)
+        self.processes, self.device = processes, processes.device
+        self.model, self.folder = model.to(self.device).train(), folder
         self.optimizer = adamw(model, self.recipe)
         self.train_tokens, held_out = _parts(model.tokenizer.encode(text), self.recipe)
         length = self.recipe.seq_len
@@ -66,9 +72,15 @@ class Trainer:
         self.state: State | None = None
         self.metrics: list[Metric] = []
 
+    @functools.cached_property
+    def replica(self) -> nn.Module:
+        """The model as a step calls it; made at the first one, since a checkpoint may change its dtype."""
+        return self.processes.replica(self.model)
+
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to where a checkpoint was written."""
-        self.state = checkpoint.restore(self.model, self.optimizer, self.device)
+        state = checkpoint.restore(self.model, self.optimizer, self.device)
+        self.state = state and state.map(self.processes.share)
         self.step = checkpoint.step
         self.metrics = read_metrics(self.folder, self.step)
         self.seconds = self.metrics[-1]["seconds"] if self.metrics else 0.0
@@ -77,15 +89,18 @@ class Trainer:
         """Write the metrics, then the checkpoint: what a kill in between leaves too much, `restore` drops."""
         if self.folder is None:
             return
+        state = self.state and self.state.map(lambda t: self.processes.gather(t, self.recipe.batch_size))
+        if not self.processes.is_first:
+            return
         lines = "".join(json.dumps(metric) + "\n" for metric in self.metrics)
         write_whole(self.folder / METRICS_FILE, lines.encode())
-        save_checkpoint(self.folder, self.step, self.settings, self.model, self.optimizer, self.state)
+        save_checkpoint(self.folder, self.step, self.settings, self.model, self.optimizer, state)
 
     def run(self, interrupt: "Interrupt", watch: Callable[[Metric], None], progress: bool) -> bool:
         """Train to the end or to an interrupt.
 
         Args:
-            interrupt: asked before every step.
+            interrupt: asked before every step, in every process.
             watch: called with every metric as it comes.
             progress: show a bar, and the text that each evaluation generates, on stderr.
 
@@ -108,7 +123,7 @@ class Trainer:
             dynamic_ncols=True,
             disable=not progress,
         ) as bar:
-            while self.step < recipe.steps and not interrupt.asked:
+            while self.step < recipe.steps and not self.processes.total(interrupt.asked):
                 values = self._update()
                 self.step += 1
                 record(**values)
@@ -126,7 +141,7 @@ class Trainer:
                 bar.update()
                 if last or self.step % recipe.checkpoint_every == 0:
                     self.save()
-        if interrupt.asked:
+        if self.step < recipe.steps:
             self.save()
         return self.step == recipe.steps
 
@@ -135,16 +150,17 @@ class Trainer:
         recipe, step = self.recipe, self.step
         # All that is random in a step follows from the seed and its number: no random state to resume.
         torch.manual_seed(step_seed(recipe.seed, step))
-        batch = self._batch().to(self.device)
+        batch, weight = self._share(self._batch())
         lr = recipe.learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        logits, state = self.model(batch[:, :-1], self.state, return_state=True)
-        loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+        logits, state = self.replica(batch[:, :-1], self.state, return_state=True)
+        loss = weight * F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip or math.inf)
-        values = {"loss": loss.item(), "grad_norm": norm.item(), "lr": lr, "length": batch.shape[1] - 1}
+        values = {"loss": self.processes.mean(loss.item()), "grad_norm": norm.item(), "lr": lr}
+        values["length"] = batch.shape[1] - 1
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             raise FloatingPointError(
                 f"loss {values['loss']} and gradient norm {values['grad_norm']} at step {step + 1} must be "
@@ -167,10 +183,19 @@ class Trainer:
             self.state = None  # the text begins again
         return self.train_tokens[: stream * size].view(size, stream)[:, start : start + length + 1]
 
+    def _share(self, batch: Tensor) -> tuple[Tensor, float]:
+        """This process's rows of a batch, and the weight of their loss in the mean over the processes."""
+        processes = self.processes
+        share = processes.share(batch)
+        if not processes.is_first:  # each draws dropout of its own
+            torch.manual_seed(step_seed(self.recipe.seed, self.step, processes.rank))
+        return share.to(self.device), processes.count * len(share) / len(batch)
+
     def _evaluate(self, windows: Tensor) -> dict[str, Any]:
         """How far the model has come, found out without touching the random state of the run."""
-        values: dict[str, Any] = {"val_loss": evaluate(self.model, windows), "sample": ""}
-        if self.recipe.sample:
+        total = self.processes.total(total_loss(self.model, self.processes.share(windows)))
+        values: dict[str, Any] = {"val_loss": total / windows[:, 1:].numel(), "sample": ""}
+        if self.recipe.sample and self.processes.is_first:
             values["sample"] = self.model.generate(self.prompt, self.recipe.sample, seed=self.recipe.seed)
         if self.settings.config.variant != "parallel":
             values["layer_weights"] = self.model.layer_weights().tolist()
@@ -188,6 +213,13 @@ def evaluate(model: LanguageModel, windows: Tensor, batch_size: int = 128) -> fl
     Returns:
         Nats a character.
     """
+    return total_loss(model, windows, batch_size) / windows[:, 1:].numel()
+
+
+def total_loss(model: LanguageModel, windows: Tensor, batch_size: int = 128) -> float:
+    """The sum, over all characters of some windows [N, T + 1] or none, of what `evaluate` takes the mean."""
+    if not len(windows):
+        return 0.0
     total = 0.0
     device = model.token_embedding.weight.device
     with torch.no_grad(), evaluating(model):
@@ -195,7 +227,7 @@ def evaluate(model: LanguageModel, windows: Tensor, batch_size: int = 128) -> fl
             batch = batch.to(device)
             logits = model(batch[:, :-1])
             total += F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum").item()
-    return total / windows[:, 1:].numel()
+    return total
 
 
 def adamw(model: LanguageModel, recipe: Recipe) -> torch.optim.AdamW:
@@ -208,13 +240,15 @@ def adamw(model: LanguageModel, recipe: Recipe) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, recipe.beta2))
 
 
-def step_seed(seed: int, step: int) -> int:
-    """The seed of one step of a run.
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """The seed of one step of a run, in the process of some rank.
 
     Hashed rather than added up: torch's CPU generator looks at the low 32 bits only, so that otherwise two
     runs would share their batches, a step apart or not at all.
     """
-    return int.from_bytes(hashlib.sha256(f"{seed} {step}".encode()).digest()[:8], "big")
+    return int.from_bytes(
+        hashlib.sha256(f"{seed} {step}{f' {rank}' if rank else ''}".encode()).digest()[:8], "big"
+    )
 
 
 def read_metrics(folder: Path | None, step: int) -> list[Metric]:
@@ -223,6 +257,19 @@ def read_metrics(folder: Path | None, step: int) -> list[Metric]:
         return []
     lines = (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
     return [metric for metric in map(json.loads, lines) if metric["step"] <= step]
+
+
+def check_shares(recipe: Recipe, processes: int) -> None:
+    """See that several processes each have something to do in every step, and gradients for every weight."""
+    if processes == 1:
+        return
+    if recipe.batch_size < processes:
+        raise ValueError(
+            f"batch_size must be at least the number of processes, {processes}, got {recipe.batch_size}"
+        )
+    # A sequence of one step looks at no memory, so that what makes keys and values gets no gradient.
+    if (shortest := recipe.batch_shape(0)[1]) < 2:
+        raise ValueError(f"several processes need sequences of at least 2 characters, got {shortest}")
 
 
 def _parts(tokens: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from fbt.language_model import LanguageModel
 from fbt.recipe import PRESETS, Recipe
 from fbt.training.events import event_writer
 from fbt.training.loop import METRICS_FILE, Interrupt, Metric, Trainer
+from fbt.training.processes import Processes, joined
 
 LOSS_FIGURE = "loss.svg"
 TINY_SHAKESPEARE = "tiny-shakespeare"
@@ -88,13 +89,17 @@ def train(
 ) -> Run:
     """Train a language model on a text, nine tenths of it for training and the last tenth for validation.
 
+    Called in every process that torchrun has started, it makes one run of them: each takes its share of every
+    batch, and the first one alone writes files, generates samples and shows progress. Where the caller has
+    initialised torch's default process group, the processes of that make one run.
+
     Args:
         text: what to learn: the text itself, or the Path of a file in UTF-8; None loads Tiny Shakespeare.
         preset: "tiny" (half a minute), "small" (nanoGPT's CPU setting) or "base"; see `fbt.recipe.PRESETS`.
         variant: "parallel", "feedback" or "shared-kv".
         folder: where checkpoints, metrics, the loss curve and the final weights go; None writes nothing.
         resume: continue the run in `folder` where its last checkpoint left it, bit for bit on the same
-            software and number of threads. A folder without a checkpoint is started afresh.
+            software and number of threads and processes. A folder without a checkpoint is started afresh.
         init_from: start from a parallel model, given or saved in a folder, whose sizes then replace the
             preset's; see `LanguageModel.from_parallel`. It must know every character of the text.
         device: where to compute; None takes a CUDA GPU if there is one.
@@ -111,6 +116,7 @@ def train(
             meets other settings.
         FileExistsError: the folder holds a run and `resume` is False.
         OSError: a file cannot be read, or the folder cannot be written; said before the first step.
+        ConnectionError: another process of the run has ended.
         ImportError: `log` asks for tensorboard, and it is not installed.
         FloatingPointError: the loss or the gradient is no longer finite.
     """
@@ -121,19 +127,20 @@ def train(
     found = place is not None and (place / CHECKPOINT_FILE).exists()
     if found and not resume:
         raise FileExistsError(f"{folder} holds a run already: resume that one, or give another folder")
-    words, source = _read(text)
-    start = LanguageModel.from_pretrained(init_from) if isinstance(init_from, str | Path) else init_from
-    config, recipe = _resolve(preset, variant, changes, words, start)
-    origin = None if init_from is None else "a model" if init_from is start else str(init_from)
-    settings = Settings(config, recipe, source, sha256(words.encode()), origin)
-    checkpoint = Checkpoint.load(place) if place is not None and found else None
-    if checkpoint is not None:
-        differences = settings.differences(checkpoint.settings)
-        if differences:
-            raise ValueError(
-                f"the run in {folder} has other settings (given, stored): {'; '.join(differences)}"
-            )
-    return _run(settings, words, start, checkpoint, place, device, progress, log)
+    with joined(device) as processes:
+        words, source = processes.first_then_others(lambda: _read(text))
+        start = LanguageModel.from_pretrained(init_from) if isinstance(init_from, str | Path) else init_from
+        config, recipe = _resolve(preset, variant, changes, words, start)
+        origin = None if init_from is None else "a model" if init_from is start else str(init_from)
+        settings = Settings(config, recipe, source, sha256(words.encode()), origin)
+        checkpoint = Checkpoint.load(place) if place is not None and found else None
+        if checkpoint is not None:
+            differences = settings.differences(checkpoint.settings)
+            if differences:
+                raise ValueError(
+                    f"the run in {folder} has other settings (given, stored): {'; '.join(differences)}"
+                )
+        return _run(settings, words, start, checkpoint, place, processes, progress, log)
 
 
 def resume(
@@ -144,7 +151,7 @@ def resume(
     progress: bool = True,
     log: str | None = None,
 ) -> Run:
-    """Continue a run with its own settings, bit for bit on the same software and number of threads.
+    """Continue a run with its own settings, bit for bit on as many threads and processes and equal software.
 
     Args:
         folder: where the run is.
@@ -159,7 +166,7 @@ def resume(
     Raises:
         FileNotFoundError: the folder holds no run, or the text is no longer where it was.
         ValueError: the checkpoint is damaged, or the text is not the one of the run.
-        OSError, ImportError, FloatingPointError: as in `train`.
+        OSError, ConnectionError, ImportError, FloatingPointError: as in `train`.
     """
     place = Path(folder)
     checkpoint = Checkpoint.load(place)
@@ -168,10 +175,11 @@ def resume(
         raise ValueError(f"the run in {folder} was given its text in Python: give the same text again")
     if text is None and settings.data != TINY_SHAKESPEARE:
         text = Path(str(settings.data))
-    words, source = _read(text)
-    if sha256(words.encode()) != settings.data_sha256:
-        raise ValueError(f"{source or 'the text given'} is not what the run in {folder} began with")
-    return _run(settings, words, None, checkpoint, place, device, progress, log)
+    with joined(device) as processes:
+        words, source = processes.first_then_others(lambda: _read(text))
+        if sha256(words.encode()) != settings.data_sha256:
+            raise ValueError(f"{source or 'the text given'} is not what the run in {folder} began with")
+        return _run(settings, words, None, checkpoint, place, processes, progress, log)
 
 
 def _read(text: str | Path | None) -> tuple[str, str | None]:
@@ -222,7 +230,7 @@ def _run(
     start: LanguageModel | None,
     checkpoint: Checkpoint | None,
     folder: Path | None,
-    device: str | torch.device | None,
+    processes: Processes,
     progress: bool,
     log: str | None,
 ) -> Run:
@@ -230,7 +238,7 @@ def _run(
         check_choice("log", log, ("tensorboard",))
         if folder is None:
             raise ValueError(f"log={log!r} needs a folder to write to, got folder=None")
-    place = _device(device)
+    place = processes.device
     # The run is seeded throughout; afterwards the caller's random numbers go on as if it had not been.
     with torch.random.fork_rng([place] if place.type == "cuda" else []), Interrupt() as interrupt:
         torch.manual_seed(settings.recipe.seed)
@@ -239,27 +247,20 @@ def _run(
         else:
             tokenizer = CharTokenizer.from_vocabulary(checkpoint.vocabulary)
             model = LanguageModel(settings.config, tokenizer)
-        trainer = Trainer(settings, text, model.to(place), folder)
+        trainer = Trainer(settings, text, model, folder, processes)
         if checkpoint is not None:
             trainer.restore(checkpoint)
-        with event_writer(folder, log, trainer.step) as watch:
+        processes.wait()  # before the first one writes, all have seen what the folder holds
+        with event_writer(folder, log if processes.is_first else None, trainer.step) as watch:
             _claim(folder, trainer)
-            finished = trainer.run(interrupt, watch, progress)
+            finished = trainer.run(interrupt, watch, progress and processes.is_first)
     model.eval()
     run = Run(model, settings, trainer.metrics, finished, folder)
-    if folder is not None and finished:
+    if folder is not None and finished and processes.is_first:
         model.save_pretrained(folder)
         _save_loss_curve(run, folder / LOSS_FIGURE)
+    processes.wait()  # where this returns, the files are there
     return run
-
-
-def _device(name: str | torch.device | None) -> torch.device:
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if name is None else name
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device must be one that torch can use here, got {name!r}: {reason}") from error
 
 
 def _claim(folder: Path | None, trainer: Trainer) -> None:
@@ -268,6 +269,8 @@ def _claim(folder: Path | None, trainer: Trainer) -> None:
         return
     try:
         trainer.save()
+        if not trainer.processes.is_first:
+            return
         for name in (CHECKPOINT_FILE, METRICS_FILE):
             for unfinished in folder.glob(f".{name}.*.part"):  # of a run that was killed while writing
                 unfinished.unlink()

@@ -1,0 +1,138 @@
+"""Several processes make the run that one would make, and it outlives each of them.
+
+Several means two or three on this machine, started by torchrun and joined by gloo. Their shares of a batch
+are not even: three sequences are two and one.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import several
+import torch
+from small_runs import TEXT, small_command
+
+import fbt
+from fbt.checkpoint import Checkpoint
+from fbt.recipe import Recipe
+from fbt.training.loop import METRICS_FILE, check_shares
+from fbt.training.processes import Processes, joined
+
+HERE = Path(__file__).parent
+
+
+def torchrun(count: int, *words: str | Path) -> list[str]:
+    """The command that starts so many processes."""
+    start = [sys.executable, "-W", "error", "-m", "torch.distributed.run", "--standalone"]
+    return [*start, f"--nproc-per-node={count}", *map(str, words)]
+
+
+def done(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """The command, run to its end; the processes have one thread each."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+
+
+def metrics_in(folder: Path) -> list[dict[str, Any]]:
+    """What a run has written down, without what no two runs share."""
+    lines = (folder / METRICS_FILE).read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def assert_equal_runs(folder: Path, expected: Path) -> None:
+    """Metrics and weights agree to 1e-9."""
+    found, wanted = metrics_in(folder), metrics_in(expected)
+    assert len(found) == len(wanted)
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert (mine.keys(), mine.pop("sample", "")) == (theirs.keys(), theirs.pop("sample", ""))
+        for name, value in theirs.items():
+            assert mine[name] == pytest.approx(value, rel=1e-9, abs=1e-9), (expected.name, name)
+    weights = fbt.LanguageModel.from_pretrained(expected).state_dict()
+    for name, value in fbt.LanguageModel.from_pretrained(folder).state_dict().items():
+        assert value.dtype == torch.float64
+        torch.testing.assert_close(value, weights[name], rtol=1e-9, atol=1e-9, msg=name)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs as one process makes them."""
+    folder = tmp_path_factory.mktemp("alone")
+    for name in several.RUNS:
+        several.run(name, folder)
+    return folder
+
+
+def test_two_processes_make_the_run_of_one(alone: Path, tmp_path: Path) -> None:
+    result = done(torchrun(2, HERE / "several.py", tmp_path))
+    assert result.returncode == 0, result.stderr
+    for name in several.RUNS:
+        assert_equal_runs(tmp_path / name, alone / name)
+        left = sorted(path.name for path in (tmp_path / name).iterdir())
+        assert left == sorted(path.name for path in (alone / name).iterdir())
+
+
+@pytest.mark.parametrize("name", ["sequence, carry"])
+def test_a_killed_process_ends_all_and_another_number_goes_on(alone: Path, tmp_path: Path, name: str) -> None:
+    for count, rank, step, kept in ((2, 1, 7, 6), (3, 0, 13, 12)):
+        result = done(torchrun(count, HERE / "several.py", tmp_path, name, str(rank), str(step)))
+        assert result.returncode != 0
+        assert "another process of this run has ended" in result.stderr
+        assert Checkpoint.load(tmp_path / name).step == kept
+    several.run(name, tmp_path)  # by this process alone
+    assert_equal_runs(tmp_path / name, alone / name)
+
+
+def test_a_signal_to_the_command_saves_and_the_first_process_speaks(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    words = small_command(tmp_path / "text.txt", tmp_path / "run", steps=100_000)
+    command = torchrun(2, "-m", "fbt.training", *words)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / METRICS_FILE).exists() or not metrics_in(tmp_path / "run"):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    step = Checkpoint.load(tmp_path / "run").step
+    assert said.splitlines() == [
+        f"stopped after step {step}; go on with: python -m fbt.training --resume {tmp_path / 'run'}"
+    ]
+    assert len(metrics_in(tmp_path / "run")) == step + step // 4
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"batch_size": 1}, "batch_size must be at least the number of processes, 2, got 1"),
+        ({"seq_len": 1}, "several processes need sequences of at least 2 characters, got 1"),
+        ({"curriculum": 1}, "several processes need sequences of at least 2 characters, got 1"),
+    ],
+)
+def test_what_several_processes_cannot_share_is_refused(changes: dict[str, int], said: str) -> None:
+    recipe = Recipe(**{"batch_size": 3, "seq_len": 7} | changes)
+    check_shares(recipe, 1)
+    with pytest.raises(ValueError, match=said):
+        check_shares(recipe, 2)
+
+
+def test_shares_are_even_and_whole() -> None:
+    rows = torch.arange(7)
+    shares = [Processes(torch.device("cpu"), rank, 3).share(rows) for rank in range(3)]
+    assert [len(share) for share in shares] == [3, 2, 2]
+    assert torch.equal(torch.cat(shares), rows)
+
+
+def test_alone_a_sum_is_what_it_was_and_another_error_stays_itself() -> None:
+    with joined("cpu") as processes:
+        assert (processes.count, processes.total(0.1), processes.mean(0.1)) == (1, 0.1, 0.1)
+        model = torch.nn.Linear(2, 3)
+        assert processes.replica(model) is model
+        assert torch.equal(processes.gather(torch.ones(2, 3), 2), torch.ones(2, 3))
+    with pytest.raises(RuntimeError, match="mat1"), joined("cpu"):
+        torch.ones(2, 3) @ torch.ones(2, 3)
