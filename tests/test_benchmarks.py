@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import contenders
+import long
 import measure
 import pytest
 import report
@@ -11,6 +12,8 @@ import run
 import sdpa
 import torch
 from contenders import EVERYONE, OURS, PARALLEL, YARDSTICK, Size, Unavailable
+
+from fbt import Config, LanguageModel
 
 SMALL = Size(d=10, H=2, F=14, L=3, T=7, B=5)
 RECORDS = {part: run.MEASUREMENTS / f"{part}.json" for part in run.PARTS}
@@ -240,3 +243,28 @@ def test_the_records_are_in_the_wheel():
     configured = (run.ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert '"measurements/*.json"' in configured
     assert {path.suffix for path in Path(run.MEASUREMENTS).iterdir()} == {".json"}
+
+
+# One long text
+
+
+@pytest.mark.parametrize("way", long.WAYS)
+def test_a_long_text_is_measured(way):
+    row = measure.in_a_fork(long.measured, way, "to be or not to be, that is the question" * 4)
+    assert (row["name"], row["T"]) == (way, 159)
+    assert row["memory_mb"] > 0 and row["seconds"] > 0
+
+
+def test_blocks_are_the_whole_text_with_gradients_cut_between_them():
+    torch.manual_seed(0)
+    lm = LanguageModel(Config(11, d_model=8, n_heads=2, n_layers=2, span=5)).double()
+    tokens = torch.randint(11, (1, 14))
+
+    def gradients(block):
+        lm.zero_grad()
+        long.step(lm, tokens, block)
+        return {name: p.grad.clone() for name, p in lm.named_parameters()}
+
+    whole, blocks = gradients(13), gradients(4)
+    torch.testing.assert_close(whole["head.weight"], blocks["head.weight"])  # the same outputs
+    assert not torch.allclose(whole["token_embedding.weight"], blocks["token_embedding.weight"])

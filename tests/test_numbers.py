@@ -11,6 +11,7 @@ from notebooks import ROOT, read
 
 from fbt.recipe import PRESETS
 
+SIX = "book/06-one-function.ipynb"
 SEVEN = "book/07-what-feedback-buys.ipynb"
 HURRY = "book/in-a-hurry.md"
 
@@ -261,6 +262,13 @@ def shortcuts_are_as_said() -> bool:
     return short < 1.05 * tokens < warm and abs(short_end - end) < 0.003 and 0.015 < warm_end - end < 0.025
 
 
+def long_texts_are_as_said() -> bool:
+    found = {(row["name"], row["T"]): row["memory_mb"] for row in record("long")["rows"]}
+    blocks = [value for (name, _), value in found.items() if name.endswith("blocks")]
+    ratio = found["native, recompute", 8192] / found["parallel", 512]
+    return 0.8 < ratio < 1.2 and max(blocks) < 25 and found["parallel", 4096] > 3 * found["parallel", 2048]
+
+
 def is_parallel(run: dict[str, Any]) -> bool:
     return run["job"]["model"] == "parallel"
 
@@ -405,6 +413,7 @@ CLAIMS: list[tuple[str, str, Callable[[], bool]]] = [
         shipped_pair_is_as_said,
     ),
     (SEVEN, "two seeds in three get to 98 % or more, with one layer as with two", programs_are_as_said),
+    (SIX, "8192 characters take about as much as our parallel body needs for 512", long_texts_are_as_said),
     (SEVEN, "Feedback is worth a doubling of depth", feedback_is_worth_twice_the_depth),
     (SEVEN, "what twice the depth is worth in small models", feedback_is_worth_twice_the_depth),
     (SEVEN, "Widened until both have as many, the feedback model hardly changes", size_hardly_matters),
