@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import secrets
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 import platformdirs
+
+if sys.platform != "win32":
+    import fcntl
 
 CACHE_VARIABLE = "FBT_CACHE"
 
@@ -38,7 +43,8 @@ def writing_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Open a file for writing that takes its name only once everything in it is safe on disk.
 
     The bytes go to a temporary file in the same folder, which then replaces `path` in one step. A reader, or
-    another process writing the same file, sees the old file or the new one, never a part of either.
+    another process writing the same file, sees the old file or the new one, never a part of either. A process
+    killed while writing leaves its temporary file behind; the next one to write `path` removes it first.
 
     Args:
         path: the file to write; missing parent folders are created.
@@ -47,22 +53,62 @@ def writing_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         A binary file, open for writing.
 
     Raises:
-        OSError: the folder cannot be created or the file cannot be written. Whatever is raised, here or in
-            the caller's block, the temporary file is removed and `path` is left as it was.
+        OSError: the folder cannot be created or the file cannot be written; the message names `path`.
+            Whatever is raised, here or in the caller's block, the temporary file is removed and `path` is
+            left as it was.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Opened by name rather than with tempfile, whose files nobody but their owner may read.
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
+    _remove_leftovers(target)
+    temporary: Path | None = None
     try:
-        with temporary.open("xb") as file:
+        with _temporary(target) as file:
+            temporary = Path(file.name)
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+            if sys.platform != "win32":
+                temporary.replace(target)  # before the lock goes with the open file
+        if sys.platform == "win32":
+            temporary.replace(target)  # which Windows refuses for an open file
+    except BaseException as error:
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink()
+        # What the system says of a write, or of the temporary file, is said of the file that was wanted.
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
+            raise OSError(error.errno, error.strerror, str(target)) from error
         raise
+
+
+def _temporary(target: Path) -> IO[bytes]:
+    """A new file beside `target`, locked as long as its writer lives: `_remove_leftovers` lets it be."""
+    while True:
+        # Opened by name rather than with tempfile, whose files nobody but their owner may read.
+        path = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
+        try:
+            file = path.open("xb")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(target)) from error
+        if sys.platform != "win32":
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+        if path.exists():
+            return file
+        file.close()  # taken for a leftover in the moment before it was locked
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove the temporary files of writers that were killed; one that lives has locked its own.
+
+    Where there are no such locks, as on Windows, they stay.
+    """
+    if sys.platform == "win32":
+        return
+    for path in target.parent.glob(f".{glob.escape(target.name)}.{'?' * 16}.part"):
+        with suppress(OSError), path.open("rb+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:

@@ -2,6 +2,10 @@
 
 `loop.cpp` knows nothing of Python or torch: it takes sizes and addresses, and calls the matrix product that
 torch brings along. So a build takes seconds, and needs a compiler but no headers.
+
+Nor does it need a lock. `torch.utils.cpp_extension.load` makes a file named `lock` while it builds; if it is
+killed the file stays, and every later call waits for it to go. Here two builds at once each compile in a
+temporary folder of their own, and each library takes its name whole.
 """
 
 import ctypes

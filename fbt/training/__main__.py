@@ -4,7 +4,6 @@ import argparse
 import inspect
 import os
 import re
-import shlex
 import sys
 from dataclasses import Field, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from fbt.config import VARIANTS, Config
 from fbt.recipe import PRESETS, Recipe
+from fbt.training.folder import resume_command
 from fbt.training.processes import by_torchrun
 from fbt.training.run import Run, resume, train
 
@@ -31,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run = _start(given)
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        # Notes say what is left of the run and how to go on.
+        print("; ".join([f"{PROGRAM}: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{PROGRAM}: stopped at once; the last checkpoint is as it was", file=sys.stderr)
@@ -39,8 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     if run.finished:
         said = f"validation loss {run.val_loss:.4f}; weights, metrics and loss curve are in {run.folder}"
     else:
-        command = f"{PROGRAM} --resume {shlex.quote(str(run.folder))}"
-        said = f"stopped after step {run.step}; go on with: {command}"
+        said = f"stopped after step {run.step}; go on with: {resume_command(str(run.folder))}"
     if not (by_torchrun() and int(os.environ["RANK"])):  # of several processes the first one speaks
         print(said)
     return 0 if run.finished else 130

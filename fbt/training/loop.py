@@ -71,6 +71,8 @@ class Trainer:
         self.seconds = 0.0
         self.state: State | None = None
         self.metrics: list[Metric] = []
+        self.saved: int | None = None
+        self.check_folder: Callable[[], None] = lambda: None
 
     @functools.cached_property
     def replica(self) -> nn.Module:
@@ -81,20 +83,31 @@ class Trainer:
         """Go back to where a checkpoint was written."""
         state = checkpoint.restore(self.model, self.optimizer, self.device)
         self.state = state and state.map(self.processes.share)
-        self.step = checkpoint.step
+        self.step = self.saved = checkpoint.step
         self.metrics = read_metrics(self.folder, self.step)
         self.seconds = self.metrics[-1]["seconds"] if self.metrics else 0.0
 
     def save(self) -> None:
         """Write the metrics, then the checkpoint: what a kill in between leaves too much, `restore` drops."""
+        if not all(p.isfinite().all() for p in self.model.parameters()):
+            remedy = self._calmer() if self.step else "start from others"
+            raise FloatingPointError(f"the weights after step {self.step} must be finite: {remedy}")
         if self.folder is None:
             return
         state = self.state and self.state.map(lambda t: self.processes.gather(t, self.recipe.batch_size))
         if not self.processes.is_first:
             return
+        self.save_metrics()
+        save_checkpoint(self.folder, self.step, self.settings, self.model, self.optimizer, state)
+        self.saved = self.step
+
+    def save_metrics(self) -> None:
+        """Write the metrics alone."""
+        if self.folder is None or not self.processes.is_first:
+            return
+        self.check_folder()
         lines = "".join(json.dumps(metric) + "\n" for metric in self.metrics)
         write_whole(self.folder / METRICS_FILE, lines.encode())
-        save_checkpoint(self.folder, self.step, self.settings, self.model, self.optimizer, state)
 
     def run(self, interrupt: "Interrupt", watch: Callable[[Metric], None], progress: bool) -> bool:
         """Train to the end or to an interrupt.
@@ -164,7 +177,7 @@ class Trainer:
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             raise FloatingPointError(
                 f"loss {values['loss']} and gradient norm {values['grad_norm']} at step {step + 1} must be "
-                f"finite: try an lr below {recipe.lr}, a longer warmup than {recipe.warmup}, or more clipping"
+                f"finite: {self._calmer()}"
             )
         self.optimizer.step()
         self.state = state.detach() if recipe.carry else None
@@ -195,11 +208,21 @@ class Trainer:
         """How far the model has come, found out without touching the random state of the run."""
         total = self.processes.total(total_loss(self.model, self.processes.share(windows)))
         values: dict[str, Any] = {"val_loss": total / windows[:, 1:].numel(), "sample": ""}
+        if not math.isfinite(values["val_loss"]):
+            raise FloatingPointError(
+                f"validation loss {values['val_loss']} at step {self.step} must be finite: {self._calmer()}"
+            )
         if self.recipe.sample and self.processes.is_first:
             values["sample"] = self.model.generate(self.prompt, self.recipe.sample, seed=self.recipe.seed)
         if self.settings.config.variant != "parallel":
             values["layer_weights"] = self.model.layer_weights().tolist()
         return values
+
+    def _calmer(self) -> str:
+        """What to change where training goes astray."""
+        recipe = self.recipe
+        clip = f"clip below {recipe.clip}" if recipe.clip else "clip=1.0"
+        return f"try an lr below {recipe.lr}, a longer warmup than {recipe.warmup}, or {clip}"
 
 
 def evaluate(model: LanguageModel, windows: Tensor, batch_size: int = 128) -> float:

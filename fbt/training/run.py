@@ -1,6 +1,8 @@
 """A run from its settings to its files: `train` starts one, `resume` goes on with one."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from fbt.data import CharTokenizer, load_tiny_shakespeare
 from fbt.language_model import LanguageModel
 from fbt.recipe import PRESETS, Recipe
 from fbt.training.events import event_writer
-from fbt.training.loop import METRICS_FILE, Interrupt, Metric, Trainer
+from fbt.training.folder import advice, held
+from fbt.training.loop import Interrupt, Metric, Trainer
 from fbt.training.processes import Processes, joined
 
 LOSS_FIGURE = "loss.svg"
@@ -115,10 +118,12 @@ def train(
         TypeError, ValueError: a setting is unknown or out of range, the text is too short, or `resume`
             meets other settings.
         FileExistsError: the folder holds a run and `resume` is False.
-        OSError: a file cannot be read, or the folder cannot be written; said before the first step.
+        OSError: a file cannot be read; the folder cannot be written, which is said before the first step, or
+            no longer (the disk is full, the folder was moved away); or another process trains into it.
         ConnectionError: another process of the run has ended.
         ImportError: `log` asks for tensorboard, and it is not installed.
-        FloatingPointError: the loss or the gradient is no longer finite.
+        FloatingPointError: a loss, the gradient or a weight is no longer finite.
+            What stops a run leaves the last checkpoint in `folder` as it was, and a note says how to go on.
     """
     check_choice("preset", preset, tuple(PRESETS))
     place = None if folder is None else Path(folder)
@@ -238,6 +243,7 @@ def _run(
         check_choice("log", log, ("tensorboard",))
         if folder is None:
             raise ValueError(f"log={log!r} needs a folder to write to, got folder=None")
+    events = event_writer(folder, log if processes.is_first else None)
     place = processes.device
     # The run is seeded throughout; afterwards the caller's random numbers go on as if it had not been.
     with torch.random.fork_rng([place] if place.type == "cuda" else []), Interrupt() as interrupt:
@@ -251,32 +257,30 @@ def _run(
         if checkpoint is not None:
             trainer.restore(checkpoint)
         processes.wait()  # before the first one writes, all have seen what the folder holds
-        with event_writer(folder, log if processes.is_first else None, trainer.step) as watch:
-            _claim(folder, trainer)
+        held_here = held(folder if processes.is_first else None)
+        with held_here as trainer.check_folder, _explaining(trainer), events(trainer.step) as watch:
+            trainer.save()  # what is wrong with the folder shows now, not in an hour
             finished = trainer.run(interrupt, watch, progress and processes.is_first)
-    model.eval()
-    run = Run(model, settings, trainer.metrics, finished, folder)
-    if folder is not None and finished and processes.is_first:
-        model.save_pretrained(folder)
-        _save_loss_curve(run, folder / LOSS_FIGURE)
+            run = Run(model.eval(), settings, trainer.metrics, finished, folder)
+            if folder is not None and finished and processes.is_first:
+                model.save_pretrained(folder)
+                _save_loss_curve(run, folder / LOSS_FIGURE)
     processes.wait()  # where this returns, the files are there
     return run
 
 
-def _claim(folder: Path | None, trainer: Trainer) -> None:
-    """Write the files once before the first step: what is wrong with the folder shows now, not in an hour."""
-    if folder is None:
-        return
+@contextlib.contextmanager
+def _explaining(trainer: Trainer) -> Iterator[None]:
+    """Add to an error what is left of the run, and how to go on."""
     try:
-        trainer.save()
-        if not trainer.processes.is_first:
-            return
-        for name in (CHECKPOINT_FILE, METRICS_FILE):
-            for unfinished in folder.glob(f".{name}.*.part"):  # of a run that was killed while writing
-                unfinished.unlink()
-    except OSError as error:
-        reason = f"the folder of the run cannot be written ({error.strerror})"
-        raise OSError(error.errno, reason, str(folder)) from error
+        yield
+    except Exception as error:
+        if isinstance(error, FloatingPointError):
+            with contextlib.suppress(OSError):
+                trainer.save_metrics()  # up to there, for whoever asks how it came to that
+        if trainer.folder is not None and trainer.saved is not None:
+            error.add_note(advice(error, trainer.folder, trainer.saved))
+        raise
 
 
 def _save_loss_curve(run: Run, path: Path) -> None:
