@@ -156,13 +156,92 @@ def test_only_matrices_of_linear_layers_decay(variant: str) -> None:
         )
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+def astray(step: int, patch: pytest.MonkeyPatch, *, gradient: bool = False) -> None:
+    """Have the loss of a step be infinite, or the gradient alone."""
+    cross_entropy = F.cross_entropy
+    calls = iter(range(1, 10**9))
+
+    def exploding(logits: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        loss = cross_entropy(logits, *args, **kwargs)
+        if not logits.requires_grad or next(calls) != step:
+            return loss
+        return loss + (1e38 * (loss - loss.detach()) if gradient else math.inf)
+
+    patch.setattr(training_loop.F, "cross_entropy", exploding)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    astray(9, monkeypatch)
+    with pytest.raises(FloatingPointError) as caught:
+        small_run(folder=tmp_path / "run")
+    assert str(caught.value).startswith("loss inf and gradient norm ")
+    assert str(caught.value).endswith(
+        " at step 9 must be finite: try an lr below 0.004, a longer warmup than 2, or clip below 1.0"
+    )
+    assert caught.value.__notes__ == [
+        f"in {tmp_path / 'run'} the checkpoint of step 6 is as it was; a run with other settings is another "
+        f"one and needs another folder"
+    ]
+    monkeypatch.undo()
+    whole = small_run()
+    # The metrics say how it came to that, up to the last step that was taken; a resumed run takes them back.
+    lines = (tmp_path / "run" / METRICS_FILE).read_text().splitlines()
+    assert [m["step"] for m in map(json.loads, lines) if "loss" in m] == list(range(1, 9))
+    assert_same_run(resume(tmp_path / "run", TEXT, progress=False), whole)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    astray(5, monkeypatch, gradient=True)
     with pytest.raises(
-        FloatingPointError, match=r"loss .* at step \d+ must be finite: try an lr below 1e\+30"
+        FloatingPointError, match=r"^loss \d\.\d+ and gradient norm inf at step 5 must be finite"
     ):
-        small_run(folder=tmp_path / "run", lr=1e30, warmup=0, checkpoint_every=1)
-    for name, value in Checkpoint.load(tmp_path / "run").tensors.items():
+        small_run(clip=0.0)
+
+
+def test_a_validation_loss_that_is_not_finite_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_loop, "evaluate", lambda model, windows: math.nan)
+    with pytest.raises(
+        FloatingPointError, match=r"^validation loss nan at step 4 must be finite: .* or clip=1"
+    ):
+        small_run(folder=tmp_path, clip=0.0)
+    assert Checkpoint.load(tmp_path).step == 3
+
+
+def test_weights_that_are_not_finite_do_not_replace_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = Trainer._update
+
+    def ruining(self: Trainer) -> Any:
+        values = update(self)
+        if self.step == 5:  # the loss of step 6 is fine; what it leads to is seen before it is saved
+            self.model.head.weight.data[0, 0] = math.inf
+        return values
+
+    monkeypatch.setattr(Trainer, "_update", ruining)
+    with pytest.raises(
+        FloatingPointError, match=r"^the weights after step 6 must be finite: try an lr below"
+    ):
+        small_run(folder=tmp_path)
+    checkpoint = Checkpoint.load(tmp_path)
+    assert checkpoint.step == 3
+    for name, value in checkpoint.tensors.items():
         assert value.isfinite().all(), name
+
+
+def test_a_start_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    parallel = small_run(steps=1, variant="parallel").model
+    with torch.no_grad():
+        parallel.head.weight[0, 0] = math.nan
+    with pytest.raises(
+        FloatingPointError, match=r"^the weights after step 0 must be finite: start from others$"
+    ):
+        train(TEXT, init_from=parallel, folder=tmp_path, preset="tiny", steps=1, progress=False)
+    assert not (tmp_path / CHECKPOINT_FILE).exists()
 
 
 # --- evaluation -------------------------------------------------------------------------------------------

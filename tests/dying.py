@@ -1,0 +1,129 @@
+"""A training process that is to be killed inside some call: shortly after one of the package's lines in it.
+
+`python tests/dying.py ORDERS words ...` builds the native backend, then does what the command line does with
+these words. At its moment it says into a pipe where it is, and goes on; but it never leaves the call, so that
+the kill that answers, however late, falls inside it.
+"""
+
+import io
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import fbt.checkpoint
+import fbt.training.run
+from fbt import LanguageModel, _corpus, data, native
+from fbt.training.__main__ import main
+from fbt.training.loop import Trainer
+
+PACKAGE, OWN = Path(fbt.__file__).parent, Path(__file__)
+CALLS: dict[str, tuple[Any, str]] = {
+    "build": (native, "build_native"),
+    "download": (fbt.training.run, "load_tiny_shakespeare"),
+    "step": (Trainer, "_update"),
+    "evaluation": (Trainer, "_evaluate"),
+    "checkpoint": (Trainer, "save"),
+    "write": (fbt.checkpoint, "write_whole"),
+    "ending": (LanguageModel, "save_pretrained"),
+}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When to be killed: a while after the n-th line that a call runs of the package or of this file."""
+
+    kind: str
+    call: int
+    line: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Orders:
+    """All that the process is told: the moment, the pipe to write into, and a corpus of its own to fetch."""
+
+    moment: Moment
+    pipe: int
+    url: str
+    sha256: str
+    size: int
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Orders":
+        values = json.loads(text)
+        return cls(**values | {"moment": Moment(**values["moment"])})
+
+
+class InPieces(io.BufferedWriter):
+    """A file that is written a fifth at a time, so that there are moments at which it is not whole."""
+
+    def write(self, data: Any) -> int:
+        size = len(data) // 5 + 1
+        for start in range(0, len(data), size):
+            super().write(data[start : start + size])
+            self.flush()
+        return len(data)
+
+
+def in_pieces(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+    """`Path.open`, where what `fbt._files` writes is written in pieces."""
+    if mode == "xb":
+        return InPieces(io.FileIO(path, mode))
+    return io.open(path, mode, *args, **kwargs)  # noqa: UP020
+
+
+def never_left(function: Callable[..., Any], moment: Moment, pipe: int) -> Callable[..., Any]:
+    """The function, but the call of the moment says when it has come to the line, and does not return."""
+    calls = itertools.count(1)
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) != moment.call:
+            return function(*args, **kwargs)
+        lines, told = 0, False
+
+        def trace(frame: FrameType, event: str, argument: object) -> Any:
+            nonlocal lines, told
+            path = Path(frame.f_code.co_filename)
+            if told or not (PACKAGE in path.parents or path == OWN):
+                return None
+            lines += event == "line"
+            if lines == moment.line:
+                told = True
+                tell(f"{path.relative_to(PACKAGE.parent)}:{frame.f_lineno}")
+            return trace
+
+        def tell(where: str) -> None:
+            os.write(pipe, f"{where}\n".encode())
+
+        sys.settrace(trace)
+        try:
+            function(*args, **kwargs)
+        finally:
+            sys.settrace(None)
+        if not told:
+            tell(f"its end, after {lines} lines")
+        while True:
+            time.sleep(1)
+
+    return dying
+
+
+if __name__ == "__main__":
+    orders = Orders.from_json(sys.argv[1])
+    Path.open = in_pieces  # type: ignore[method-assign]
+    _corpus.SHA256, _corpus.SIZE = orders.sha256, orders.size
+    (data.load_tiny_shakespeare.__kwdefaults__ or {})["sources"] = (_corpus.Download(orders.url),)
+    place, name = CALLS[orders.moment.kind]
+    setattr(place, name, never_left(getattr(place, name), orders.moment, orders.pipe))
+    native.build_native()
+    sys.exit(main(sys.argv[2:]))

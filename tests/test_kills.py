@@ -1,0 +1,230 @@
+"""Training killed by SIGKILL at random moments, and resumed: no file is ever half there, no number changes.
+
+Three moments here; `make test-kills` draws twenty and prints what it did.
+"""
+
+import json
+import os
+import random
+import re
+import secrets
+import select
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from dying import Moment, Orders
+from small_runs import TEXT, assert_same_run, small_command, small_run, untimed
+
+import fbt
+from fbt import LanguageModel
+from fbt._files import sha256
+from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint
+from fbt.data import FILE_NAME
+from fbt.training import Run, resume
+from fbt.training.folder import held
+from fbt.training.loop import METRICS_FILE
+from fbt.training.run import LOSS_FIGURE
+
+PART = re.compile(r"\..+\.[0-9a-f]{16}\.part")
+KIND: dict[str, Any] = {"carry": True, "dropout": 0.2, "eval_windows": 20}
+# Which of its calls may be a process's last, about how many lines one has, and how long it may still go on.
+RANGES = {
+    "build": (1, 140, 0.4),
+    "download": (1, 230, 0.1),
+    "step": (7, 1200, 0.01),
+    "evaluation": (2, 2300, 0.01),
+    "checkpoint": (3, 400, 0.01),
+    "write": (3, 45, 0.01),
+    "ending": (1, 95, 0.01),
+}
+
+
+class World:
+    """A run's folder, a cache, a compiler, a server, and what a process that trains there gets told."""
+
+    def __init__(self, root: Path, url: str, **settings: Any) -> None:
+        self.folder, self.cache = root / "run", root / "cache"
+        self.corpus, self.errors = self.cache / FILE_NAME, root / "errors"
+        self.url, self.text = url, TEXT.encode()
+        built = fbt.build_native()
+        self.library, self.machine_code = self.cache / "native" / built.name, built.read_bytes()
+        compiler, scratch = root / "compiler", root / "scratch"
+        quoted = shlex.quote(str(built))
+        # Compiles by copying what has been compiled, in two parts and not at once.
+        compiler.write_text(
+            '#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\n'
+            f'head -c 9999 {quoted} > "$2"; sleep 0.2; cat {quoted} > "$2"\n'
+        )
+        compiler.chmod(0o755)
+        scratch.mkdir()
+        self.library.parent.mkdir(parents=True)
+        self.library.write_bytes(self.machine_code)
+        self.corpus.write_bytes(self.text)
+        places = {"FBT_CACHE": self.cache, "CXX": compiler, "TMPDIR": scratch}
+        # The order of floating-point sums depends on the number of threads; both processes have the same.
+        threads = str(torch.get_num_threads())
+        self.environment = os.environ | {name: str(place) for name, place in places.items()}
+        self.environment |= {"OMP_NUM_THREADS": threads, "no_proxy": "127.0.0.1"}
+        self.words = [word for word in small_command(root, self.folder, **settings) if "--data" not in word]
+        self.expected = small_run(**settings)
+
+    def kill(self, moment: Moment) -> str:
+        """Go on with the run, as its user would, until the moment; say where that was."""
+        if moment.kind == "download":
+            self.corpus.unlink(missing_ok=True)
+        if moment.kind == "build":
+            self.library.unlink(missing_ok=True)
+        saved = (self.folder / CHECKPOINT_FILE).exists()
+        reading, writing = os.pipe()
+        orders = Orders(moment, writing, self.url, sha256(self.text), len(self.text))
+        command = [sys.executable, "-W", "error", str(Path(__file__).with_name("dying.py")), orders.to_json()]
+        command += ["--resume", str(self.folder)] if saved else self.words
+        with self.errors.open("wb") as errors:
+            process = subprocess.Popen(
+                command, env=self.environment, pass_fds=[writing], stdout=errors, stderr=errors
+            )
+        os.close(writing)
+        try:
+            ready, _, _ = select.select([reading], [], [], 120)
+            where = os.read(reading, 1000).decode().strip() if ready else ""
+            assert where, f"{moment} did not come: {self.errors.read_text()}"
+            if moment.kind not in ("build", "download"):
+                with pytest.raises(BlockingIOError, match="another process is training"), held(self.folder):
+                    pass
+            time.sleep(moment.seconds)
+        finally:
+            process.kill()
+            process.wait()
+            os.close(reading)
+        assert process.returncode == -signal.SIGKILL
+        return where
+
+    def look_through(self) -> list[str]:
+        """Check that every file with a name of its own is whole; return the names of those without."""
+        leftovers = []
+        for path in [p for place in (self.folder, self.cache) for p in place.rglob("*") if p.is_file()]:
+            if PART.fullmatch(path.name):
+                leftovers.append(path.name)
+            elif path == self.corpus:
+                assert path.read_bytes() == self.text
+            elif path == self.library:
+                assert path.read_bytes() == self.machine_code
+            elif path.name == METRICS_FILE:
+                self.check_metrics(path.read_text())
+            elif path.name == "model.safetensors":
+                LanguageModel.from_pretrained(self.folder)
+            elif path.name == LOSS_FIGURE:
+                ElementTree.parse(path)
+            else:
+                assert path.name == CHECKPOINT_FILE
+                assert Checkpoint.load(self.folder).settings.config == self.expected.settings.config
+        return leftovers
+
+    def check_metrics(self, text: str) -> None:
+        """Those of the uninterrupted run, at least to the step of the checkpoint."""
+        assert not text or text.endswith("\n")
+        found = [json.loads(line) for line in text.splitlines()]
+        for metric in found:
+            del metric["seconds"]
+        assert found == untimed(self.expected)[: len(found)]
+        assert self.step() <= (found[-1]["step"] if found else 0)
+
+    def step(self) -> int:
+        saved = (self.folder / CHECKPOINT_FILE).exists()
+        return Checkpoint.load(self.folder).step if saved else 0
+
+    def end(self) -> Run:
+        """Go on to the end, in this process; nothing is left of those before."""
+        run = resume(self.folder, TEXT, progress=False)
+        assert run.finished
+        assert self.look_through() == []
+        assert_same_run(run, self.expected)
+        assert_same_run(resume(self.folder, TEXT, progress=False), self.expected)
+        return run
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A server that takes its time over the text."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            body = TEXT.encode()
+            try:
+                for start in range(0, len(body), 100):
+                    self.wfile.write(body[start : start + 100])
+                    time.sleep(0.005)
+            except ConnectionError:
+                self.close_connection = True  # the client was killed
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+        thread.join()
+
+
+def draw(kind: str, source: random.Random) -> Moment:
+    calls, lines, longest = RANGES[kind]
+    seconds = longest / 10 ** source.uniform(0, 3)  # long or short, whatever the call
+    return Moment(kind, source.randint(1, calls), source.randint(1, lines), seconds)
+
+
+def test_a_run_killed_three_times_ends_as_if_it_had_not_been(tmp_path: Path, url: str) -> None:
+    world, source = World(tmp_path, url, steps=30, **KIND), random.Random(11)
+    for kind in ("download", "write", "evaluation"):
+        world.kill(draw(kind, source))
+        world.look_through()
+    world.end()
+
+
+@pytest.mark.kills
+def test_a_run_killed_twenty_times_ends_as_if_it_had_not_been(tmp_path: Path, url: str) -> None:
+    began, seed = time.monotonic(), int(os.environ.get("SEED") or secrets.randbelow(10**6))
+    print(f"\nSEED={seed}")
+    world, source = World(tmp_path, url, steps=200, **KIND), random.Random(seed)
+    # Each kind twice or more, in any order; the last are those in which the run comes to its end.
+    kinds = [kind for kind in RANGES if kind != "ending"]
+    kinds = 2 * kinds + source.choices(kinds, k=6)
+    source.shuffle(kinds)
+    kinds += 2 * ["ending"]
+    leftovers: list[str] = []
+    for number, kind in enumerate(kinds, start=1):
+        moment = draw(kind, source)
+        where = world.kill(moment)
+        found = world.look_through()
+        leftovers += found
+        when = f"{kind}, call {moment.call}, {moment.seconds * 1000:.1f} ms after {where}"
+        after = f"checkpoint of step {world.step()}, left over: {', '.join(found) or 'nothing'}"
+        print(f"[{number}/{len(kinds)}] {when}: {after}", flush=True)
+    run = world.end()
+    print(
+        json.dumps(
+            {
+                "seed": seed,
+                "kills": Counter(kinds),
+                "files left unfinished": len(leftovers),
+                "steps": run.step,
+                "validation loss": run.val_loss,
+                "seconds": round(time.monotonic() - began),
+            }
+        )
+    )
