@@ -1,10 +1,13 @@
+import errno
 import os
 import stat
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 
+from fbt import _files
 from fbt._files import cache_folder, sha256, write_whole, writing_whole
 
 
@@ -76,6 +79,46 @@ def test_two_writers_at_once_do_not_mix(tmp_path: Path) -> None:
         assert path.read_bytes() == b"2" * 50_000
         first.write(b"1" * 70_000)
     assert path.read_bytes() == b"1" * 140_000
+    assert names(tmp_path) == ["file"]
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> None:
+    path = tmp_path / "a [file]"
+    kept = [".a [file].0123456789abcdef", ".a [file].mine.part", ".other.0123456789abcdef.part"]
+    for name in [".a [file].0123456789abcdef.part", *kept]:
+        (tmp_path / name).write_bytes(b"half")
+    write_whole(path, b"new")
+    assert names(tmp_path) == sorted([*kept, "a [file]"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
+def test_a_file_taken_for_a_leftover_is_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, seen = _files.fcntl.flock, []
+
+    def late(file: IO[bytes], kind: int) -> None:
+        seen.append(file.name)
+        if len(seen) == 1:
+            Path(file.name).unlink()  # another writer came between opening and locking
+        lock(file, kind)
+
+    monkeypatch.setattr(_files.fcntl, "flock", late)
+    write_whole(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+    assert len(set(seen)) == 2
+    assert names(tmp_path) == ["file"]
+
+
+def test_an_error_names_the_file_that_was_wanted(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with pytest.raises(OSError, match=r"No space left on device: '.*/file'") as caught, writing_whole(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert caught.value.filename == str(path)
+    path.mkdir()
+    with pytest.raises(OSError, match=r"'.*/file'$") as caught:
+        write_whole(path, b"new")
+    assert caught.value.filename == str(path)
+    with pytest.raises(FileNotFoundError, match="'another'"), writing_whole(path):
+        Path("another").read_bytes()
     assert names(tmp_path) == ["file"]
 
 

@@ -96,7 +96,7 @@ def advice(error: Exception, folder: Path, saved: int) -> str:
     if isinstance(error, FloatingPointError):
         return f"in {folder} {kept}; a run with other settings is another one and needs another folder"
     if isinstance(error, FolderGone):
-        return f"if it was moved, {kept}; go on with: {resume_command('FOLDER')}"
+        return f"if it was moved, {kept}; go on with: {resume_command('WHERE-IT-IS-NOW')}"
     full = isinstance(error, OSError) and error.errno in FULL
     when = "once there is room" if full else "once this is mended"
     return f"{kept}; go on {when} with: {resume_command(folder)}"

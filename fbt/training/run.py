@@ -96,6 +96,9 @@ def train(
     batch, and the first one alone writes files, generates samples and shows progress. Where the caller has
     initialised torch's default process group, the processes of that make one run.
 
+    Whatever stops a run, a kill included, leaves the last checkpoint in `folder` whole; an error has a note
+    that says how to go on.
+
     Args:
         text: what to learn: the text itself, or the Path of a file in UTF-8; None loads Tiny Shakespeare.
         preset: "tiny" (half a minute), "small" (nanoGPT's CPU setting) or "base"; see `fbt.recipe.PRESETS`.
@@ -123,7 +126,6 @@ def train(
         ConnectionError: another process of the run has ended.
         ImportError: `log` asks for tensorboard, and it is not installed.
         FloatingPointError: a loss, the gradient or a weight is no longer finite.
-            What stops a run leaves the last checkpoint in `folder` as it was, and a note says how to go on.
     """
     check_choice("preset", preset, tuple(PRESETS))
     place = None if folder is None else Path(folder)
