@@ -65,13 +65,14 @@ class Orders:
 
 
 class InPieces(io.BufferedWriter):
-    """A file that is written a fifth at a time, so that there are moments at which it is not whole."""
+    """A file that is written slowly, a fifth at a time: there are moments at which it is not whole."""
 
     def write(self, data: Any) -> int:
         size = len(data) // 5 + 1
         for start in range(0, len(data), size):
             super().write(data[start : start + size])
             self.flush()
+            time.sleep(0.003)
         return len(data)
 
 
