@@ -203,7 +203,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(monkeypatch: pytest.MonkeyP
 def test_a_validation_loss_that_is_not_finite_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training_loop, "evaluate", lambda model, windows: math.nan)
+    monkeypatch.setattr(training_loop, "total_loss", lambda model, windows: math.nan)
     with pytest.raises(
         FloatingPointError, match=r"^validation loss nan at step 4 must be finite: .* or clip=1"
     ):
@@ -270,7 +270,7 @@ def test_evaluate_is_the_mean_over_all_characters_and_keeps_the_mode() -> None:
 
 def test_evaluations_look_at_fixed_windows_and_the_last_one_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
-    monkeypatch.setattr(training_loop, "evaluate", lambda model, windows: seen.append(windows) or 1.0)
+    monkeypatch.setattr(training_loop, "total_loss", lambda model, windows: seen.append(windows) or 1.0)
     small_run()
     held_out = CharTokenizer(TEXT).encode(TEXT)[int(0.9 * len(TEXT)) :]
     assert [len(windows) for windows in seen] == [5, 5, (len(held_out) - 1) // 7]
