@@ -206,12 +206,12 @@ def test_a_run_killed_twenty_times_ends_as_if_it_had_not_been(tmp_path: Path, ur
     kinds = 2 * kinds + source.choices(kinds, k=6)
     source.shuffle(kinds)
     kinds += 2 * ["ending"]
-    leftovers: list[str] = []
+    leftovers: set[str] = set()
     for number, kind in enumerate(kinds, start=1):
         moment = draw(kind, source)
         where = world.kill(moment)
         found = world.look_through()
-        leftovers += found
+        leftovers.update(found)
         when = f"{kind}, call {moment.call}, {moment.seconds * 1000:.1f} ms after {where}"
         after = f"checkpoint of step {world.step()}, left over: {', '.join(found) or 'nothing'}"
         print(f"[{number}/{len(kinds)}] {when}: {after}", flush=True)
