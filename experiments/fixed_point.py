@@ -31,7 +31,8 @@ from fbt.native import build_native
 from fbt.parallel import ParallelBody
 from fbt.recipe import PRESETS, Recipe
 from fbt.shared_kv import SharedKVBody
-from fbt.training.loop import adamw, evaluate, step_seed
+from fbt.training.evaluation import evaluate
+from fbt.training.loop import adamw, step_seed
 
 RESULTS = Path(fbt.__file__).parent / "measurements" / "fixed_point.json"
 SMALL = PRESETS["small"].model  # d 128, 4 heads, 4 layers

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 import fbt
 from fbt.data import even_windows, random_windows, split
 from fbt.recipe import PRESETS, Recipe
-from fbt.training.loop import adamw, evaluate, step_seed
+from fbt.training.evaluation import evaluate
+from fbt.training.loop import adamw, step_seed
 
 RESULTS = Path(fbt.__file__).parent / "measurements" / "language.json"
 SMALL = PRESETS["small"].model

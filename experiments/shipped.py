@@ -20,7 +20,7 @@ import fbt
 from fbt._corpus import SHA256, SIZE
 from fbt._files import cache_folder, write_whole
 from fbt.data import even_windows, split
-from fbt.training.loop import evaluate
+from fbt.training.evaluation import evaluate
 
 PACKAGE = Path(fbt.__file__).parent
 RESULTS = PACKAGE / "measurements" / "shipped.json"

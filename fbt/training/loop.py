@@ -21,10 +21,10 @@ from tqdm import TqdmWarning
 from fbt._files import write_whole
 from fbt.checkpoint import Checkpoint, Settings, save_checkpoint
 from fbt.data import even_windows, random_windows, split
-from fbt.generation import evaluating
 from fbt.language_model import LanguageModel
 from fbt.recipe import Recipe
 from fbt.state import State
+from fbt.training.evaluation import total_loss
 from fbt.training.processes import Processes
 
 with warnings.catch_warnings():
@@ -223,34 +223,6 @@ class Trainer:
         recipe = self.recipe
         clip = f"clip below {recipe.clip}" if recipe.clip else "clip=1.0"
         return f"try an lr below {recipe.lr}, a longer warmup than {recipe.warmup}, or {clip}"
-
-
-def evaluate(model: LanguageModel, windows: Tensor, batch_size: int = 128) -> float:
-    """Mean cross-entropy over windows, without dropout and each from an empty memory.
-
-    Args:
-        model: predicts; its mode is left as it is.
-        windows: token ids [N, T + 1].
-        batch_size: windows at a time.
-
-    Returns:
-        Nats a character.
-    """
-    return total_loss(model, windows, batch_size) / windows[:, 1:].numel()
-
-
-def total_loss(model: LanguageModel, windows: Tensor, batch_size: int = 128) -> float:
-    """The sum, over all characters of some windows [N, T + 1] or none, of what `evaluate` takes the mean."""
-    if not len(windows):
-        return 0.0
-    total = 0.0
-    device = model.token_embedding.weight.device
-    with torch.no_grad(), evaluating(model):
-        for batch in torch.split(windows, batch_size):
-            batch = batch.to(device)
-            logits = model(batch[:, :-1])
-            total += F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum").item()
-    return total
 
 
 def adamw(model: LanguageModel, recipe: Recipe) -> torch.optim.AdamW:
