@@ -152,16 +152,17 @@ template <class S> void norm_backward(Int n, Int d, const S* dz, const S* x, S* 
   }
 }
 
-// exp, in a form that compilers turn into vector code: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2].
-inline float exponential(float x) {
-  x = x < -87.0f ? -87.0f : x;
+// exp, in a form that compilers turn into vector code: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2]. What would be
+// subnormal is 0.
+inline float exponential(float given) {
+  const float x = given < -87.0f ? -87.0f : given;
   const float n = std::nearbyint(x * 1.44269504f), r = x - n * 0.693359375f + n * 2.12194440e-4f;
   float y = 1.98756915e-4f;
   for (float c : {1.39819995e-3f, 8.33345190e-3f, 4.16657959e-2f, 1.66666655e-1f, 0.5f}) y = y * r + c;
   const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
   float power;
   std::memcpy(&power, &bits, sizeof power);
-  return (y * r * r + r + 1) * power;
+  return given < -87.0f ? 0.0f : (y * r * r + r + 1) * power;
 }
 inline double exponential(double x) { return std::exp(x); }
 
@@ -457,60 +458,48 @@ template <class S> void forward_group(const Sizes& z, const Forward<S>& f, Int b
 
 // Backward ------------------------------------------------------------------------------------------------------------
 
-// Head h of sequence b at step t, layer l, and its keys [from, to): from `given`, the gradient of the attended values,
-// those of the scores, and dq, what they add to the query's.
-template <class S>
-void answer(const Sizes& z, const Backward<S>& f, Int t, Int l, Int h, Int b, Int from, Int to, const S* given, S* dq) {
-  const Int count = to - from, hb = h * z.B + b, newest = (l * z.H + h) * z.R + z.R - (z.past + t - from);
-  const Int place = z.row(hb, t, l) * z.width + from - z.low, memory = (hb * z.room + from) * z.D;
+// Head h of sequence b at step t, layer l: the gradients of its scores from `given`, that of the attended values.
+template <class S> void answer(const Sizes& z, const Backward<S>& f, Int t, Int l, Int h, Int b, const S* given) {
+  const Int low = z.oldest(t), count = z.past + t - low, hb = h * z.B + b;
+  const Int place = z.row(hb, t, l) * z.width + low - z.low;
   const S *p = f.chunk.p + place, *none = nullptr;
-  const S along = dot(z.D, given, f.chunk.o + z.at(t, l, b) * z.d() + h * z.D);  // sum_j p_j dp_j
   S* ds = f.grads.scores + place;
-  score(z.D, count, given, f.values + memory, none, none, none, ds);
+  score(z.D, count, given, f.values + (hb * z.room + low) * z.D, none, none, none, ds);
   if (f.chunk.noise) multiply(count, f.chunk.noise + place, ds);
+  // given . o is the same number, rounded otherwise. But where one weight is 1, this leaves 0 and not a rounding error,
+  // which large weights would multiply from step to step until it is infinite.
+  const S along = dot(count, p, ds);
   for (Int j = 0; j < count; j++) ds[j] = p[j] * (ds[j] - along);
-  mix(z.D, count, ds, 1, f.keys + memory, f.w.table + newest * z.D, dq);
 }
 
-// What step t, layer l, head h of the sequences b0 to b0 + n add to the tables' gradients by their keys [from, to).
-template <class S>
-void tables(const Sizes& z, const Backward<S>& f, Int t, Int l, Int h, Int b0, Int n, Int from, Int to) {
+// What the scores of step t, layer l, head h of the sequences b0 to b0 + n owe to its queries and to the tables.
+template <class S> void ask(const Sizes& z, const Backward<S>& f, Int t, Int l, Int h, Int b0, Int n) {
+  const Int low = z.oldest(t), count = z.past + t - low, next = z.steps() * z.L * z.width;
+  const Int table = (l * z.H + h) * z.R + z.R - count, at = z.at(t, l, b0) * z.d() + h * z.D;
+  const S* ds = f.grads.scores + z.row(h * z.B + b0, t, l) * z.width + low - z.low;
+  for (Int b = 0; b < n; b++) {
+    const S* keys = f.keys + ((h * z.B + b0 + b) * z.room + low) * z.D;
+    mix(z.D, count, ds + b * next, 1, keys, f.w.table + table * z.D, f.grads.q + at + b * z.d());
+  }
   if (!f.d_table) return;
-  const Int next = z.steps() * z.L * z.width, share = (omp_get_thread_num() * z.L + l) * z.H + h;
-  const Int newest = share * z.R + z.R - (z.past + t - from);
-  const S* ds = f.grads.scores + z.row(h * z.B + b0, t, l) * z.width + from - z.low;
-  const S* q = f.chunk.q + z.at(t, l, b0) * z.d() + h * z.D;
-  add_transposed(to - from, z.D, n, ds, next, q, z.d(), f.d_table + newest * z.D, z.D);
-  for (Int b = 0; b < n; b++) add(to - from, S(1), ds + b * next, f.d_s + newest);
+  const Int into = omp_get_thread_num() * z.L * z.H * z.R + table;
+  add_transposed(count, z.D, n, ds, next, f.chunk.q + at, z.d(), f.d_table + into * z.D, z.D);
+  for (Int b = 0; b < n; b++) add(count, S(1), ds + b * next, f.d_s + into);
 }
 
-// From d_o, the gradient of the attention's output of step t, layer l, to those of its scores, query and tables. The
-// first layer leaves older keys to `answer_behind`.
+// From d_o, the gradient of the attention's output of step t, layer l, to those of its scores, queries and tables. Of
+// the first layer only the scores: nothing in the loop waits for the rest.
 template <class S>
 void attend_backward(const Sizes& z, const Backward<S>& f, Int t, Int l, Int b0, Int n, const S* d_o) {
-  const Int low = z.oldest(t), from = l ? low : std::max(low, z.past + z.first), to = z.past + t;
   for (Int h = 0; h < z.H; h++) {
     for (Int b = 0; b < n; b++) {
       const Int row = z.row(h * z.B + b0 + b, t, l), at = z.at(t, l, b0 + b) * z.d() + h * z.D;
       const S *given = d_o + b * z.d() + h * z.D, *q = f.chunk.q + at, *u = f.w.u + (l * z.H + h) * z.D;
       S *with_u = f.grads.with_u + row * z.D, *attended = f.grads.attended + row * z.D;
       for (Int c = 0; c < z.D; c++) with_u[c] = q[c] + u[c], attended[c] = given[c];
-      answer(z, f, t, l, h, b0 + b, from, to, given, f.grads.q + at);
+      answer(z, f, t, l, h, b0 + b, given);
     }
-    tables(z, f, t, l, h, b0, n, from, to);
-  }
-}
-
-// What `attend_backward` left out: nothing in the loop waits for the gradient of the first layer's queries.
-template <class S> void answer_behind(const Sizes& z, const Backward<S>& f, Int b0, Int n, S* dq) {
-  const Int to = z.past + z.first;
-  for (Int h = 0; h < z.H; h++) {
-    for (Int b = b0; b < b0 + n; b++)
-      for (Int t = z.first; t < z.stop && z.oldest(t) < to; t++) {
-        answer(z, f, t, 0, h, b, z.oldest(t), to, f.grads.attended + z.row(h * z.B + b, t, 0) * z.D, dq);
-        add(z.D, S(1), dq, f.grads.q + z.at(t, 0, b) * z.d() + h * z.D);
-      }
-    for (Int t = z.first; t < z.stop && z.oldest(t) < to; t++) tables(z, f, t, 0, h, b0, n, z.oldest(t), to);
+    if (l) ask(z, f, t, l, h, b0, n);
   }
 }
 
@@ -526,10 +515,11 @@ void query_backward(const Sizes& z, const Backward<S>& f, Int t, Int l, Int b0, 
 
 template <class S> void backward_group(const Sizes& z, const Backward<S>& f, Int b0, Int n) {
   const Int d = z.d(), m = z.steps(), rows = m * z.L, next = z.L * m * z.B;
+  const Int reading = std::max(z.first, z.past ? z.first : 1);  // the first step of all has nothing to read
   std::vector<S> g(n * d), through(n * d), scratch(n * d);
   for (Int t = z.stop - 1; t >= z.first; t--) {
     const Int now = z.past + t;
-    const bool reads = now > 0;
+    const bool reads = t >= reading;
     const Int here = (t - z.first) * z.B + b0;
     S *d_kv = f.grads.kv + here * 2 * d, *dm = f.grads.m + here * d;
     for (Int b = 0; b < n; b++)
@@ -577,9 +567,10 @@ template <class S> void backward_group(const Sizes& z, const Backward<S>& f, Int
     }
     std::memcpy(f.d_x + (t * z.B + b0) * d, g.data(), n * d * sizeof(S));
   }
-  answer_behind(z, f, b0, n, scratch.data());
-  for (Int t = z.first; t < z.stop; t++)
-    if (z.past + t > 0) query_backward(z, f, t, 0, b0, n, f.d_x + (t * z.B + b0) * d, through.data());
+  for (Int h = 0; h < z.H; h++)  // the first layer's queries
+    for (Int t = reading; t < z.stop; t++) ask(z, f, t, 0, h, b0, n);
+  for (Int t = reading; t < z.stop; t++)
+    query_backward(z, f, t, 0, b0, n, f.d_x + (t * z.B + b0) * d, through.data());
   const Int earlier = z.past + z.first - z.low;  // what the chunk owes to keys before it
   for (Int h = 0; earlier && h < z.H; h++)
     for (Int hb = h * z.B + b0; hb < h * z.B + b0 + n; hb++) {
@@ -593,19 +584,17 @@ template <class S> void backward_group(const Sizes& z, const Backward<S>& f, Int
 // Threads -------------------------------------------------------------------------------------------------------------
 
 // A thread that finds no group helps with the products of others.
-template <class F> void over_groups(const Sizes& z, F work) {
-#pragma omp parallel num_threads(z.threads) if (z.threads > 1)
+template <class S> void forward(const Sizes* z, const Forward<S>* f) {
+#pragma omp parallel num_threads(z->threads) if (z->threads > 1)
 #pragma omp single
 #pragma omp taskloop grainsize(1)
-  for (Int g = 0; g < z.groups(); g++) work(g * z.group, std::min(z.group, z.B - g * z.group));
+  for (Int g = 0; g < z->groups(); g++) forward_group(*z, *f, g * z->group, std::min(z->group, z->B - g * z->group));
 }
 
-template <class S> void forward(const Sizes* z, const Forward<S>* f) {
-  over_groups(*z, [&](Int b0, Int n) { forward_group(*z, *f, b0, n); });
-}
-
+// Each thread always has the same groups, so that what it adds up is the same to the last bit in every run.
 template <class S> void backward(const Sizes* z, const Backward<S>* f) {
-  over_groups(*z, [&](Int b0, Int n) { backward_group(*z, *f, b0, n); });
+#pragma omp parallel for schedule(static) num_threads(z->threads) if (z->threads > 1)
+  for (Int g = 0; g < z->groups(); g++) backward_group(*z, *f, g * z->group, std::min(z->group, z->B - g * z->group));
 }
 
 }  // namespace
