@@ -258,7 +258,8 @@ class LanguageModel(nn.Module):
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write `model.safetensors` into a folder: weights, and config and vocabulary in its metadata.
 
-        One file, so that it is there whole or not at all.
+        One file, so that it is there whole or not at all. A weight that two parts share is written for each
+        of them, and loads as two.
 
         Args:
             folder: created if it does not exist.
@@ -270,7 +271,8 @@ class LanguageModel(nn.Module):
         if self.tokenizer is not None:
             metadata["vocabulary"] = json.dumps(self.tokenizer.vocabulary)
         path = Path(folder) / WEIGHTS_FILE
-        write_whole(path, save({k: v.contiguous() for k, v in self.state_dict().items()}, metadata))
+        weights = {k: v.clone(memory_format=torch.contiguous_format) for k, v in self.state_dict().items()}
+        write_whole(path, save(weights, metadata))
         return path
 
     @classmethod

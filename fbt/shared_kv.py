@@ -6,8 +6,11 @@ All layers read the same memory vector, so they can also read the same projectio
 decoder is then L times smaller, and a step projects its memory once.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.nn.modules.module import _has_any_global_hook
 
 from fbt._checks import check_choice, check_embeddings
 from fbt.config import Config
@@ -31,7 +34,7 @@ class SharedKVBody(FeedbackBody):
     def __init__(self, config: Config) -> None:
         super().__init__(config, n_caches=1)
         self.recompute = False
-        self._kinds = [type(part) for part in self.modules()]
+        self._made = self._parts()
 
     def forward(
         self, x: Tensor, state: State | None = None, *, backend: str = "auto", need_weights: bool = False
@@ -40,17 +43,20 @@ class SharedKVBody(FeedbackBody):
 
         "sequence" runs all steps and layers in one autograd Function (see `fbt.sequence`), "native" the same
         with its steps in C++ (see `fbt.native`): faster to train, no second derivative. They read the weights
-        of the layers without calling them, so where a part has hooks, or another module is in its place, and
-        under `torch.compile`, "auto" stays with the loop. Attention weights always come from the loop, and
-        single steps by default.
+        of the layers without calling them. So where a part has hooks, settings of its own or another module
+        in its place, they refuse and "auto" stays with the loop, as it does under `torch.compile`. Attention
+        weights always come from the loop, and single steps by default.
         """
         check_choice("backend", backend, ("auto", *self.backends))
-        if backend == "auto" and x.shape[1:2] != (1,) and self.is_as_made():
+        compiling = torch.compiler.is_compiling()
+        if backend == "auto" and x.shape[1:2] != (1,) and not compiling and self.is_as_made():
             backend = "native" if self._native_works(x) else "sequence"
         if need_weights or backend not in ("sequence", "native"):
             loop = backend if backend in FeedbackBody.backends else "auto"
             return super().forward(x, state, backend=loop, need_weights=need_weights)
         check_embeddings(x, self.d_model)
+        if not compiling:
+            self._check_as_made()
         return *run_sequence(self, x, state, native=backend == "native"), None
 
     def decoder(self, state: State, backend: str = "auto") -> Decoder:
@@ -61,21 +67,38 @@ class SharedKVBody(FeedbackBody):
             backend: "native", "sequence", or "auto" for the first of these that this machine offers.
 
         Raises:
-            ValueError: there is no such backend.
+            ValueError: there is no such backend, or a part of the body is not as it was made.
         """
         check_choice("backend of a decoder", backend, self.decoders)
+        self._check_as_made()
         native = backend == "native" or (backend == "auto" and self._native_works(state.keys[0]))
         return Decoder(self, state, native)
 
     def is_as_made(self) -> bool:
-        """Whether the folded weights say all: no part is hooked, replaced or being compiled."""
+        """Whether the folded weights say all: no part is hooked, changed or replaced."""
         parts = list(self.modules())
-        hooked = any(
+        hooked = _has_any_global_hook() or any(
             part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
             for part in parts[1:]
         )
-        kinds = [type(part) for part in parts]
-        return not hooked and kinds == self._kinds and not torch.compiler.is_compiling()
+        # With dropout, a part may be in a mode of its own.
+        alike = not self.layers[0].dropout.p or all(part.training == self.training for part in parts)
+        return not hooked and alike and self._parts() == self._made
+
+    def _parts(self) -> list[Any]:
+        """What the parts compute with beside their weights, and which weights each has."""
+        found: list[Any] = []
+        for part in list(self.modules())[1:]:
+            settings = {n: v for n, v in vars(part).items() if not n.startswith("_") and n != "training"}
+            found.append((type(part), settings, {n for n, w in part._parameters.items() if w is not None}))
+        return found
+
+    def _check_as_made(self) -> None:
+        if not self.is_as_made():
+            raise ValueError(
+                "backends 'sequence' and 'native' read the weights of the layers without calling them, and a "
+                "part of this body has hooks or is not as it was made: use 'reference', 'stack' or 'auto'"
+            )
 
     @staticmethod
     def _native_works(x: Tensor) -> bool:

@@ -341,8 +341,9 @@ template <class S> Part<S> exponentials(Int n, S* s) {
   S top = Part<S>().top, sum = 0;
 #pragma omp simd reduction(max : top)
   for (Int j = 0; j < n; j++) top = s[j] > top ? s[j] : top;
+  const S from = top > Part<S>().top ? top : 0;  // keys that are all hidden by biases of -inf weigh nothing
 #pragma omp simd
-  for (Int j = 0; j < n; j++) s[j] = exponential(s[j] - top);
+  for (Int j = 0; j < n; j++) s[j] = exponential(s[j] - from);
 #pragma omp simd reduction(+ : sum)
   for (Int j = 0; j < n; j++) sum += s[j];
   return {top, sum};

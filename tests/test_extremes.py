@@ -1,0 +1,224 @@
+"""Numbers at the ends of their range: finite wherever the plain loop is finite, and as near to the truth.
+
+The truth is the reference in float64, one step at a time through `State`: nothing is masked there.
+"""
+
+import contextlib
+from collections.abc import Callable
+
+import pytest
+import torch
+from exact import FEEDBACK, VARIANTS, assert_same, body, everything, gradients, leaves, normal
+from torch import Tensor, nn
+
+import fbt
+from fbt.language_model import BODIES
+
+SIZES = {"d_model": 6, "n_heads": 2, "n_layers": 2, "d_ff": 5, "span": 11, "activation": "gelu"}
+LENGTH = 17  # beyond the span, and more than one chunk
+CASES = [(variant, backend) for variant in VARIANTS for backend in BODIES[variant].backends]
+each_case = pytest.mark.parametrize("variant, backend", CASES)
+FLOAT = torch.finfo(torch.float32)
+Change = Callable[[nn.Module], None]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def native():
+    fbt.build_native()
+
+
+def named(outputs: list[Tensor]) -> dict[str, Tensor]:
+    return {f"output {i}": output for i, output in enumerate(outputs)}
+
+
+def whole(
+    module: nn.Module, x: Tensor, backend: str, autocast: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """Outputs, state and gradients of one pass."""
+    context = torch.autocast("cpu", autocast) if autocast else contextlib.nullcontext()
+    with context:
+        outputs = everything(*module(x, backend=backend)[:2])
+    return named(outputs) | gradients([output.double() for output in outputs], leaves(module, x))
+
+
+def stepwise(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """The same in float64, step by step."""
+    module, x = module.double(), x.detach().double().requires_grad_()
+    steps, state = [], None
+    for step in x.split(1, dim=1):
+        y, state, _ = module(step, state, backend="reference")
+        steps.append(y)
+    outputs = everything(torch.cat(steps, dim=1), state)
+    return named(outputs) | gradients(outputs, leaves(module, x))
+
+
+def made(variant: str, change: Change, dtype: torch.dtype, scale: float) -> tuple[nn.Module, Tensor]:
+    """A body that went through `change`, and an input of this size, both in `dtype`."""
+    module, x = body(variant, **SIZES), scale * normal(2, LENGTH, SIZES["d_model"])
+    with torch.no_grad():
+        change(module)
+    return module.to(dtype), x.detach().to(dtype).requires_grad_()
+
+
+def times(factor: float, *kinds: str) -> Change:
+    """Multiply all parameters, or those of these kinds."""
+
+    def change(module: nn.Module) -> None:
+        for name, parameter in module.named_parameters():
+            if not kinds or any(kind in name for kind in kinds):
+                parameter *= factor
+
+    return change
+
+
+def hide(module: nn.Module) -> None:
+    """A window of two steps, made by biases of -inf: keys before a chunk are hidden all at once."""
+    for table in module.relative:
+        table.key_bias[:, :-2] = -torch.inf
+
+
+def large_and_small(module: nn.Module) -> None:
+    """Numbers whose squares are infinite, into the activation."""
+    for layer in module.layers:
+        layer.feed_forward.inner.bias.copy_(torch.tensor([1e37, -1e37, 1e20, -1e20, 0.0]))
+        layer.feed_forward.outer.weight *= 1e-30
+
+
+MATRICES = ("query.weight", "output.weight", "inner.weight", "outer.weight", "key.weight", "value.weight")
+EXTREMES: dict[str, tuple[Change, float]] = {
+    "as it is": (times(1), 1),
+    "everything times 1e3": (times(1e3), 1),
+    "matrices times 1e3": (times(1e3, *MATRICES), 1),
+    "queries times 1e4": (times(1e4, "query.weight"), 1),
+    "key biases times 1e5": (times(1e5, "key_bias"), 1),
+    "key embeddings times 1e5": (times(1e5, "key_embedding"), 1),
+    "query biases times 1e5": (times(1e5, "query_bias"), 1),
+    "layer logits times 1e6": (times(1e6, "layer_logits"), 1),
+    "keys hidden by their biases": (hide, 1),
+    "activations of 1e37": (large_and_small, 1),
+    "everything times 1e-15": (times(1e-15), 1),
+    "everything times 1e-30": (times(1e-30), 1),
+    "everything subnormal": (times(1e-42), 1),
+    "everything zero": (times(0), 1),
+    "input zero": (times(1), 0),
+    "input 1e-30": (times(1), 1e-30),
+    "input 1e18": (times(1), 1e18),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", EXTREMES)
+def test_finite_and_as_near_to_the_truth_as_the_reference(variant, name):
+    """What the last bit of each weight can change counts too, and the last bits of the largest gradient."""
+    change, scale = EXTREMES[name]
+    module, x = made(variant, change, torch.float32, scale)
+    results = {backend: whole(module, x, backend) for backend in module.backends}
+    truth = stepwise(module, x)
+    with torch.no_grad():
+        for i, parameter in enumerate(module.parameters()):
+            parameter *= 1 + FLOAT.eps * normal(*parameter.shape, seed=i).clamp(-1, 1)
+    shaken = stepwise(module, x)
+    inputs = leaves(module, x)
+    largest = max(truth[part].abs().max() for part in inputs)
+    for backend, result in results.items():
+        errors = {part: (result[part].double() - exact).abs().max() for part, exact in truth.items()}
+        for part, exact in truth.items():
+            assert result[part].isfinite().all(), f"{backend}: {part} is not finite"
+            rounding = [
+                (found[part].double() - exact).abs().max() for found in (shaken, results["reference"])
+            ]
+            allowed = 1e-5 * exact.abs().max() + 20 * max(rounding) + FLOAT.tiny
+            allowed += 10 * FLOAT.eps * largest if part in inputs else 0
+            assert errors[part] <= allowed, f"{backend}: {part} is off by {errors[part]}, allowed {allowed}"
+        assert max(errors[part] for part in inputs) <= 1e-2 * largest + FLOAT.tiny, backend
+
+
+@each_case
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("way", ["autocast", "whole model"])
+def test_half_precision_costs_its_rounding_and_no_more(variant, backend, precision, way):
+    if way == "whole model" and backend == "native":
+        pytest.skip("refused: test_native.py")
+    dtype = torch.float32 if way == "autocast" else precision
+    module, x = made(variant, times(1), dtype, 1)
+    result = whole(module, x, backend, precision if way == "autocast" else None)
+    truth = stepwise(module, x)
+    assert {tensor.dtype for tensor in result.values()} <= {dtype, precision}
+    rounding = 20 * torch.finfo(precision).eps
+    for kind in (list(leaves(module, x)), [part for part in truth if "output" in part[:6]]):
+        error, size = (
+            torch.cat([tensor.flatten() for tensor in of]).norm()
+            for of in ([result[part].double() - truth[part] for part in kind], [truth[part] for part in kind])
+        )
+        assert error < rounding * size
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_a_model_of_half_precision_writes(variant, precision):
+    torch.manual_seed(0)
+    lm = fbt.LanguageModel(
+        fbt.Config(3, variant=variant, d_model=6, n_heads=2, n_layers=2), fbt.CharTokenizer("abc")
+    ).to(precision)
+    assert len(lm.generate(["a", "bc"], 20, seed=0)[0]) == 21
+    logits, state = lm(torch.tensor([[0, 1, 2]]), return_state=True)
+    step, _ = lm.step(torch.tensor([1]), state)
+    assert_same(step, lm(torch.tensor([[0, 1, 2, 1]]))[:, -1], rtol=0, atol=0.05)
+    assert logits.dtype == step.dtype == precision
+
+
+@each_case
+def test_a_step_without_memory_learns_nothing_about_attention(variant, backend):
+    """The one row that is masked throughout is step 0 of a feedback model, and it skips attention.
+
+    A step of a parallel model sees itself, so that there is no such row; with one key its softmax is flat.
+    """
+    module, x = body(variant), normal(2, 1, 14)
+    found = gradients([module(x, backend=backend)[0]], leaves(module, x))
+    assert all(gradient.isfinite().all() for gradient in found.values())
+    touched = {name for name, gradient in found.items() if gradient.any()}
+    asking = {name for name in found if "relative" in name or "query" in name}
+    answering = {name for name in found if "attention.output" in name or "value" in name or "memory" in name}
+    assert not touched & asking
+    assert (
+        not touched & answering
+        if variant in FEEDBACK
+        else touched >= answering - {name for name in answering if "key.weight" in name}
+    )
+    assert "x" in touched
+
+
+@each_case
+def test_what_is_not_a_number_stays_none_and_reaches_no_other_sequence(variant, backend):
+    """Or a run would go on with a loss that means nothing; in a feedback model nor any earlier step."""
+    for dtype in (torch.float32, torch.float64):
+        module, x = body(variant, activation="relu").to(dtype), normal(2, LENGTH, 14).detach().to(dtype)
+        for wrong in (torch.nan, torch.inf):
+            x[0, 9, 3] = wrong
+            y = module(x, backend=backend)[0]
+            assert y[0, 9:].isnan().all()
+            assert y[1].isfinite().all()
+            assert variant == "parallel" or y[0, :9].isfinite().all()
+
+
+def test_8192_steps():
+    """The faster backends against the reference; `HYPOTHESIS_PROFILE=long` has the others too."""
+    changes = {"d_model": 4, "n_heads": 2, "n_layers": 1, "d_ff": 5, "span": 7}
+    module, x = body("shared-kv", **changes), normal(1, 8192, 4)
+    results = {}
+    for backend in ("reference", "sequence", "native"):
+        outputs = everything(*module(x, backend=backend)[:2])
+        results[backend] = named(outputs) | gradients(outputs, leaves(module, x))
+        assert_same(results[backend], results["reference"], backend)
+
+
+def test_8192_steps_of_a_parallel_model_equal_blocks_of_256():
+    changes = {"d_model": 4, "n_heads": 1, "n_layers": 1, "d_ff": 5, "span": 7}
+    module, x = body("parallel", **changes).float(), normal(1, 8192, 4).float().detach().requires_grad_()
+    state, blocks = None, []
+    for block in x.split(256, dim=1):
+        y, state, _ = module(block, state)
+        blocks.append(y)
+    outputs = everything(torch.cat(blocks, dim=1), state)
+    expected = named(outputs) | gradients([output.double() for output in outputs], leaves(module, x))
+    assert_same(whole(module, x, "reference"), expected, rtol=1e-4, atol=1e-3)
