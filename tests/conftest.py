@@ -7,7 +7,17 @@ import browser
 import build_book
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from watching import watched
+
+# Examples of properties: the same few ones each time, or with HYPOTHESIS_PROFILE=long many new ones.
+settings.register_profile("quick", max_examples=25, derandomize=True, deadline=None)
+settings.register_profile(
+    "long", max_examples=1000, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "quick")
+settings.load_profile(PROFILE)
+LONG = PROFILE == "long"
 
 # The tensors of the tests are tiny; threads that wait for each other would only slow them down.
 torch.set_num_threads(1)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from conftest import LONG
 from exact import FEEDBACK, VARIANTS, assert_same, body, everything, gradients, leaves, normal
 from torch import Tensor, nn
 
@@ -133,12 +134,15 @@ def test_finite_and_as_near_to_the_truth_as_the_reference(variant, name):
         assert max(errors[part] for part in inputs) <= 1e-2 * largest + FLOAT.tiny, backend
 
 
-@each_case
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("way", ["autocast", "whole model"])
-def test_half_precision_costs_its_rounding_and_no_more(variant, backend, precision, way):
-    if way == "whole model" and backend == "native":
-        pytest.skip("refused: test_native.py")
+@pytest.mark.parametrize(
+    "variant, backend, way",
+    [
+        *((*case, "autocast") for case in CASES),
+        *((*case, "whole model") for case in CASES if case[1] != "native"),  # that one refuses
+    ],
+)
+def test_half_precision_costs_its_rounding_and_no_more(variant, backend, way, precision):
     dtype = torch.float32 if way == "autocast" else precision
     module, x = made(variant, times(1), dtype, 1)
     result = whole(module, x, backend, precision if way == "autocast" else None)
@@ -201,15 +205,16 @@ def test_what_is_not_a_number_stays_none_and_reaches_no_other_sequence(variant, 
             assert variant == "parallel" or y[0, :9].isfinite().all()
 
 
-def test_8192_steps():
-    """The faster backends against the reference; `HYPOTHESIS_PROFILE=long` has the others too."""
+@pytest.mark.parametrize(
+    "variant, backends",
+    [("shared-kv", ("sequence", "native")), *([("feedback", ("stack",))] if LONG else ())],
+)
+def test_8192_steps(variant, backends):
     changes = {"d_model": 4, "n_heads": 2, "n_layers": 1, "d_ff": 5, "span": 7}
-    module, x = body("shared-kv", **changes), normal(1, 8192, 4)
-    results = {}
-    for backend in ("reference", "sequence", "native"):
-        outputs = everything(*module(x, backend=backend)[:2])
-        results[backend] = named(outputs) | gradients(outputs, leaves(module, x))
-        assert_same(results[backend], results["reference"], backend)
+    module, x = body(variant, **changes), normal(1, 8192, 4)
+    expected = whole(module, x, "reference")
+    for backend in backends:
+        assert_same(whole(module, x, backend), expected, backend)
 
 
 def test_8192_steps_of_a_parallel_model_equal_blocks_of_256():

@@ -105,7 +105,8 @@ def train(
         variant: "parallel", "feedback" or "shared-kv".
         folder: where checkpoints, metrics, the loss curve and the final weights go; None writes nothing.
         resume: continue the run in `folder` where its last checkpoint left it, bit for bit on the same
-            software and number of threads and processes. A folder without a checkpoint is started afresh.
+            machine, software and numbers of threads and processes (the API page says more under "The same
+            numbers again"). A folder without a checkpoint is started afresh.
         init_from: start from a parallel model, given or saved in a folder, whose sizes then replace the
             preset's; see `LanguageModel.from_parallel`. It must know every character of the text.
         device: where to compute; None takes a CUDA GPU if there is one.
@@ -158,7 +159,7 @@ def resume(
     progress: bool = True,
     log: str | None = None,
 ) -> Run:
-    """Continue a run with its own settings, bit for bit on as many threads and processes and equal software.
+    """Continue a run with its own settings, bit for bit as in `train`.
 
     Args:
         folder: where the run is.

@@ -1,0 +1,105 @@
+"""The same numbers again: what "The same numbers again" in book/api.md promises."""
+
+import hashlib
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from exact import VARIANTS, assert_same, body, everything, gradients, leaves, normal
+
+import fbt
+from fbt.language_model import BODIES
+
+CASES = [(variant, backend) for variant in VARIANTS for backend in BODIES[variant].backends]
+each_case = pytest.mark.parametrize("variant, backend", CASES)
+TEXT = "to be, or not to be, that is the question. " * 9
+
+
+@pytest.fixture(scope="module", autouse=True)
+def native():
+    fbt.build_native()
+
+
+@pytest.fixture
+def two_threads():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def one_pass(variant: str, backend: str, batch: int = 13) -> list[torch.Tensor]:
+    """Outputs and gradients with dropout, from a seed."""
+    torch.manual_seed(0)
+    c = fbt.Config(9, variant=variant, d_model=16, n_heads=2, n_layers=2, span=8, dropout=0.1)
+    module, x = BODIES[variant](c), normal(batch, 11, 16).float().detach().requires_grad_()
+    outputs = everything(*module(x, backend=backend)[:2])
+    return [*outputs, *gradients([output.double() for output in outputs], leaves(module, x)).values()]
+
+
+@each_case
+def test_a_pass_repeats_to_the_last_bit(variant, backend):
+    assert_same(one_pass(variant, backend), one_pass(variant, backend), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("variant, backend", [("parallel", "reference"), ("shared-kv", "sequence")])
+def test_a_pass_on_two_threads_repeats_to_the_last_bit(variant, backend, two_threads):
+    assert_same(one_pass(variant, backend), one_pass(variant, backend), rtol=0, atol=0)
+
+
+def test_groups_of_sequences_are_added_up_in_one_order(two_threads):
+    """More groups than threads: which thread takes which must not depend on who is free first."""
+    first = one_pass("shared-kv", "native", batch=140)
+    for _ in range(4):
+        assert_same(one_pass("shared-kv", "native", batch=140), first, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("variant, backend", [("parallel", "reference"), ("shared-kv", "sequence")])
+def test_threads_change_no_more_than_rounding(variant, backend):
+    """Those of "native" are counted in test_native.py."""
+    module, x = body(variant, d_model=32, n_layers=1, span=4), normal(5, 6, 32)
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            outputs = everything(*module(x, backend=backend)[:2])
+            results.append([*outputs, *gradients(outputs, leaves(module, x)).values()])
+        finally:
+            torch.set_num_threads(1)
+    assert_same(results[1], results[0])
+
+
+@each_case
+def test_nothing_that_torch_calls_nondeterministic_is_used(variant, backend):
+    expected = one_pass(variant, backend)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = one_pass(variant, backend)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_same(found, expected, rtol=0, atol=0)
+
+
+def trained(variant: str) -> str:
+    """A hash of the weights after a short run with the default backend, and of a text it writes."""
+    size = {"steps": 3, "batch_size": 5, "seq_len": 12, "d_model": 32, "dropout": 0.1}
+    torch.set_num_threads(2 if variant == "shared-kv" else 1)  # two take long where operations are small
+    try:
+        run = fbt.train(TEXT, preset="tiny", variant=variant, progress=False, **size)
+    finally:
+        torch.set_num_threads(1)
+    weights = b"".join(tensor.numpy().tobytes() for tensor in run.model.state_dict().values())
+    text = run.model.generate("to be", 9, seed=1)
+    return hashlib.sha256(weights + text.encode()).hexdigest()
+
+
+def test_a_run_repeats_in_another_process_to_the_last_bit():
+    elsewhere = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=True)
+    assert elsewhere.stdout.split() == [trained(variant) for variant in VARIANTS]
+
+
+if __name__ == "__main__":
+    print(*map(trained, VARIANTS))
