@@ -1,0 +1,420 @@
+"""Properties over random shapes and options: whatever a user does around a model, all backends stay equal.
+
+`make test-properties` tries many more examples than `make test` does.
+"""
+
+import copy
+import pickle
+import warnings
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from conftest import LONG
+from exact import VARIANTS, assert_same, config, everything, gradients, leaves, normal, perturbed, some_tokens
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize, prune
+from torch.utils.checkpoint import checkpoint
+
+import fbt
+from fbt.language_model import BODIES
+
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+FAST = {"rtol": 1e-8, "atol": 1e-9}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def native():
+    fbt.build_native()
+
+
+class Case(NamedTuple):
+    """A model, how it is computed, and the sizes of what it reads."""
+
+    config: fbt.Config
+    backend: str
+    device: str
+    batch: int
+    length: int
+    carried: int
+
+    def model(self, backend: str = "") -> fbt.LanguageModel:
+        """The same weights each time."""
+        torch.manual_seed(0)
+        lm = perturbed(fbt.LanguageModel(self.config)).to(self.device)
+        lm.backend = backend or self.backend
+        return lm
+
+    def tokens(self, seed: int = 3) -> Tensor:
+        tokens = some_tokens(self.batch, self.length, seed) % self.config.vocab_size
+        return tokens.to(self.device)
+
+    def x(self) -> Tensor:
+        x = normal(self.batch, self.length, self.config.d_model)
+        return x.detach().to(self.device).requires_grad_()
+
+    def state(self) -> fbt.State | None:
+        """As if carried from an earlier block: leaves, or None."""
+        if not self.carried:
+            return None
+        c, caches = self.config, 1 if self.config.variant == "shared-kv" else self.config.n_layers
+        kinds = (
+            tuple(
+                normal(self.batch, c.n_heads, self.carried, c.d_head, seed=first + i)
+                .detach()
+                .to(self.device)
+                .requires_grad_()
+                for i in range(caches)
+            )
+            for first in (100, 200)
+        )
+        return fbt.State(*kinds)
+
+
+@st.composite
+def cases(draw: st.DrawFn, dropout: bool = False) -> Case:
+    variant = draw(st.sampled_from(VARIANTS))
+    device = draw(st.sampled_from(DEVICES))
+    heads, span = draw(st.integers(1, 3)), draw(st.integers(1, 12))
+    c = config(
+        variant,
+        d_model=heads * draw(st.integers(1, 4)),
+        n_heads=heads,
+        n_layers=draw(st.integers(1, 3)),
+        d_ff=draw(st.integers(1, 9)),
+        span=span,
+        dropout=draw(st.sampled_from([0.0, 0.3])) if dropout else 0.0,
+        activation=draw(st.sampled_from(["relu", "gelu"])),
+        memory=draw(st.sampled_from(["learned", "uniform", "top", "embedding"])),
+        memory_norm=draw(st.booleans()),
+        relative=draw(st.sampled_from(["per-layer", "shared"])),
+    )
+    backends = [b for b in ("auto", *BODIES[variant].backends) if device == "cpu" or b != "native"]
+    return Case(
+        c,
+        draw(st.sampled_from(backends)),
+        device,
+        batch=draw(st.integers(1, 4)),
+        length=draw(st.integers(1, 12)),
+        carried=draw(st.integers(0, span)),
+    )
+
+
+def strided(x: Tensor, how: str) -> Tensor:
+    """The same shape, other strides: part of something larger, transposed, or one row for all."""
+    if how == "slice":
+        larger = torch.stack([x, torch.full_like(x, 7)], dim=-1)
+        return larger[..., 0]
+    if how == "transposed":
+        return x.transpose(0, -1).contiguous().transpose(0, -1)
+    if how == "expanded":
+        return x[:1].expand_as(x)
+    return x
+
+
+strides = st.sampled_from(["contiguous", "slice", "transposed", "expanded"])
+
+
+def kept(module: nn.Module, x: Tensor | None = None) -> dict[str, Tensor]:
+    """What backward has left; nothing where something took no part counts as zero."""
+    return {
+        name: torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+        for name, tensor in leaves(module, x).items()
+    }
+
+
+def both(case: Case, run: Any) -> None:
+    """`run(model)` gives the same tensors, list or dict, for the backend of the case and the reference."""
+    assert_same(run(case.model()), run(case.model("reference")), str(case), **FAST)
+
+
+@given(cases(dropout=True), strides, strides, st.booleans())
+def test_a_body_reads_any_strides_and_takes_gradients_of_any(case, of_input, of_gradient, training):
+    def run(lm: fbt.LanguageModel) -> dict[str, Tensor]:
+        module, x, state = lm.body.train(training), case.x(), case.state()
+        torch.manual_seed(5)
+        outputs = everything(*module(strided(x, of_input), state, backend=lm.backend)[:2])
+        named = leaves(module, x, state)
+        upstream = [
+            strided(normal(*o.shape, seed=i).detach().to(o.device), of_gradient)
+            for i, o in enumerate(outputs)
+        ]
+        found = torch.autograd.grad(
+            outputs, list(named.values()), upstream, allow_unused=True, materialize_grads=True
+        )
+        return {f"output {i}": o for i, o in enumerate(outputs)} | dict(zip(named, found, strict=True))
+
+    both(case, run)
+
+
+@given(cases(), strides, st.sampled_from([torch.int64, torch.int32]))
+def test_tokens_of_any_strides(case, how, dtype):
+    def run(lm: fbt.LanguageModel) -> list[Tensor]:
+        tokens = strided(case.tokens().to(dtype), how)
+        logits, state = lm(tokens, case.state(), return_state=True)
+        assert_same(lm(tokens.contiguous(), case.state()), logits, rtol=0, atol=0)
+        return [*everything(logits, state), *gradients([logits], leaves(lm)).values()]
+
+    both(case, run)
+
+
+@given(cases(), st.data())
+def test_whoever_wants_a_gradient_gets_it_and_nobody_else_does(case, data):
+    """Any subset of weights, input and carried state."""
+    names = list(leaves(case.model().body, case.x(), case.state()))
+    wanted = data.draw(st.sets(st.sampled_from(names), min_size=1))
+
+    def run(lm: fbt.LanguageModel) -> dict[str, Tensor]:
+        module, x, state = lm.body, case.x(), case.state()
+        named = leaves(module, x, state)
+        for name, tensor in named.items():
+            tensor.requires_grad_(name in wanted)
+        outputs = everything(*module(x, state, backend=lm.backend)[:2])
+        if not any(output.requires_grad for output in outputs):
+            return {}
+        sum(((i + 1) * output).square().sum() for i, output in enumerate(outputs)).backward()
+        assert all(tensor.grad is None for name, tensor in named.items() if name not in wanted)
+        return {
+            name: torch.zeros_like(named[name]) if named[name].grad is None else named[name].grad
+            for name in sorted(wanted)
+        }
+
+    both(case, run)
+
+
+@given(
+    cases(), st.sampled_from([torch.no_grad, torch.inference_mode, partial(torch.set_grad_enabled, False)])
+)
+def test_without_gradients_the_numbers_are_the_same(case, context):
+    lm, reference, state = case.model(), case.model("reference"), case.state()
+    expected, after = reference(case.tokens(), state, return_state=True)
+    with context():
+        logits, found = lm(case.tokens(), state, return_state=True)
+        assert_same(everything(logits, found), everything(expected, after), **FAST)
+        again, _ = lm.step(case.tokens()[:, 0], found)
+    assert not logits.requires_grad and not found.keys[0].requires_grad
+    assert_same(again, reference.step(case.tokens()[:, 0], after)[0], **FAST)
+
+
+@given(cases(dropout=True), st.booleans(), st.booleans())
+def test_checkpoints_around_body_and_model(case, use_reentrant, saved_on_cpu):
+    """What is computed again in backward, masks included, is what was computed before."""
+
+    def run(around: bool, lm: fbt.LanguageModel) -> dict[str, Tensor]:
+        module, x, state = lm.body.train(), case.x(), case.state()
+        torch.manual_seed(5)
+        place = torch.autograd.graph.save_on_cpu() if saved_on_cpu else nullcontext()
+        with place:
+            step = lambda x: module(x, state, backend=lm.backend)[0]  # noqa: E731
+            y = checkpoint(step, x, use_reentrant=use_reentrant) if around else step(x)
+            logits = lm.head(lm.norm(y))
+        logits.square().sum().backward()
+        return kept(lm, x) | {"y": y}
+
+    plain = run(False, case.model("reference"))
+    assert_same(run(True, case.model()), plain, **FAST)
+
+
+@given(cases(), st.integers(1, 3))
+def test_gradients_accumulate_over_pieces_of_a_batch(case, pieces):
+    lm, whole = case.model(), case.model("reference")
+    for tokens in case.tokens().chunk(pieces):
+        lm(tokens).square().sum().backward()
+    whole(case.tokens()).square().sum().backward()
+    assert_same(kept(lm), kept(whole), **FAST)
+
+
+@given(cases(), st.sampled_from(["pickle", "deepcopy", "state_dict"]))
+def test_a_copy_is_the_same_model_and_shares_nothing(case, way):
+    lm = case.model()
+    lm(case.tokens()).sum().backward()
+    if way == "state_dict":
+        twin = fbt.LanguageModel(case.config).double().to(case.device)
+        twin.load_state_dict(lm.state_dict())
+        twin.backend = case.backend
+    else:
+        twin = copy.deepcopy(lm) if way == "deepcopy" else pickle.loads(pickle.dumps(lm))
+    other = case.tokens(seed=4)
+    expected = lm(other)
+    assert twin.backend == lm.backend
+    assert_same(twin(other), expected, rtol=0, atol=0)
+    assert_same(gradients([twin(other)], leaves(twin)), gradients([expected], leaves(lm)), rtol=0, atol=0)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    assert_same(lm(other), expected, rtol=0, atol=0)
+
+
+@given(case=cases())
+def test_a_tied_weight_has_both_gradients_and_is_saved(case, tmp_path_factory):
+    tied, untied = case.model(), case.model("reference")
+    tied.head.weight = tied.token_embedding.weight
+    with torch.no_grad():
+        untied.head.weight.copy_(untied.token_embedding.weight)
+    results = []
+    for lm in (tied, untied, copy.deepcopy(tied)):
+        lm.zero_grad()
+        logits = lm(case.tokens())
+        logits.square().sum().backward()
+        grads = kept(lm)
+        if lm is untied:
+            grads["token_embedding.weight"] = grads["token_embedding.weight"] + grads.pop("head.weight")
+        results.append(grads | {"logits": logits})
+    assert_same(results[0], results[1], **FAST)
+    assert_same(results[2], results[0], rtol=0, atol=0)
+    folder = tmp_path_factory.mktemp("tied")
+    tied.save_pretrained(folder)
+    loaded = fbt.LanguageModel.from_pretrained(folder).to(case.device)
+    assert_same(loaded(case.tokens()), tied(case.tokens()), **FAST)
+
+
+@given(cases())
+def test_functional_calls(case):
+    """Weights from outside; `torch.func.grad` and `vmap` with the reference, or they refuse."""
+    lm = case.model()
+    given_weights = {name: 1.1 * p.detach() for name, p in lm.named_parameters()}
+    expected = case.model("reference")
+    expected.load_state_dict(given_weights, strict=False)
+    weights = {name: p.clone().requires_grad_() for name, p in given_weights.items()}
+    logits = torch.func.functional_call(lm, weights, (case.tokens(),))
+    wanted = gradients([expected(case.tokens())], leaves(expected))
+    assert_same(logits, expected(case.tokens()), **FAST)
+    assert_same(gradients([logits], weights), wanted, **FAST)
+
+    upstream = normal(*logits.shape, seed=0).detach().to(logits.device)
+
+    tokens = case.tokens()
+
+    def loss(weights: dict[str, Tensor]) -> Tensor:
+        return (torch.func.functional_call(lm, weights, (tokens,)) * upstream).sum()
+
+    both_weights = {name: torch.stack([p, p / 2]) for name, p in given_weights.items()}
+    works = case.config.variant == "parallel" or lm.backend == "reference"
+    with nullcontext() if works else pytest.raises(RuntimeError, match="setup_context"):
+        assert_same(torch.func.grad(loss)(given_weights), wanted, **FAST)
+    with nullcontext() if works else pytest.raises(RuntimeError, match="setup_context"):
+        found = torch.func.vmap(loss)(both_weights)
+        halves = {name: p / 2 for name, p in given_weights.items()}
+        assert_same(found, torch.stack([loss(given_weights), loss(halves)]), **FAST)
+
+
+@given(cases(), st.sampled_from(["forward", "forward_pre", "full_backward", "full_backward_pre"]), st.data())
+def test_hooks_on_any_part_fire_or_are_refused(case, kind, data):
+    """As often, and with the same effect, as with the reference."""
+    parts = [name for name, _ in case.model().body.named_modules() if name]
+    part = data.draw(st.sampled_from(parts))
+
+    def run(lm: fbt.LanguageModel) -> dict[str, Tensor]:
+        calls = []
+        getattr(lm.body.get_submodule(part), f"register_{kind}_hook")(lambda *_: calls.append(1) and None)
+        x = case.x()
+        y = lm.body(x, case.state(), backend=lm.backend)[0]
+        found = gradients([y], leaves(lm.body, x))
+        return found | {"y": y, "calls": torch.tensor(len(calls))}
+
+    if case.backend in ("sequence", "native"):
+        with pytest.raises(ValueError, match="has hooks or is not as it was made"):
+            run(case.model())
+    else:
+        both(case, run)
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+def old_weight_norm(linear: nn.Linear) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        nn.utils.weight_norm(linear)
+    with torch.no_grad():
+        linear.weight_g.mul_(2)
+
+
+def with_bias(layer: nn.Module) -> None:
+    layer.attention.query.bias = nn.Parameter(torch.ones_like(layer.attention.query.weight[0]))
+
+
+CHANGES = {
+    "parametrized": lambda layer: parametrize.register_parametrization(
+        layer.feed_forward.inner, "weight", Doubled()
+    ),
+    "weight norm": lambda layer: parametrizations.weight_norm(layer.attention.output),
+    "weight norm by a hook": lambda layer: old_weight_norm(layer.attention.output),
+    "pruned": lambda layer: prune.l1_unstructured(layer.feed_forward.inner, "weight", amount=0.5),
+    "another activation": lambda layer: setattr(layer.feed_forward, "activation", torch.tanh),
+    "another epsilon": lambda layer: setattr(layer.norm2, "eps", 0.1),
+    "another forward": lambda layer: setattr(layer.feed_forward, "forward", lambda z: 2 * z),
+    "one more bias": with_bias,
+    "no norm": lambda layer: setattr(layer, "norm2", nn.Identity()),
+    "a norm without gain": lambda layer: setattr(
+        layer, "norm2", nn.LayerNorm(layer.norm2.normalized_shape, elementwise_affine=False)
+    ),
+    "another dropout": lambda layer: setattr(layer.dropout, "p", 0.5),
+    "evaluated alone": lambda layer: layer.eval(),
+}
+
+
+@given(cases(dropout=True), st.sampled_from(list(CHANGES)), st.data())
+def test_a_changed_part_counts_or_is_refused(case, change, data):
+    l = data.draw(st.integers(0, case.config.n_layers - 1))
+
+    def run(lm: fbt.LanguageModel) -> dict[str, Tensor]:
+        CHANGES[change](lm.body.train().layers[l])
+        torch.manual_seed(5)
+        x = case.x()
+        y = lm.body(x, case.state(), backend=lm.backend)[0]
+        return gradients([y], leaves(lm.body, x)) | {"y": y}
+
+    harmless = change == "evaluated alone" and not case.config.dropout
+    if case.backend in ("sequence", "native") and not harmless:
+        with pytest.raises(ValueError, match="has hooks or is not as it was made"):
+            run(case.model())
+    else:
+        both(case, run)
+
+
+COMPILERS = ("eager", "aot_eager", "inductor") if LONG else ("eager",)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by Dynamo itself
+@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_compiled_model_computes_the_same(variant, compiler):
+    """The loop is compiled; "sequence" and "native" stay outside of what is, and Dynamo says so."""
+    for backend in ("auto", *BODIES[variant].backends)[
+        :: 1 if LONG else 3
+    ]:  # "auto", and "sequence" if it is one
+        torch.compiler.reset()
+        c = config(variant, n_layers=1, d_model=6, d_ff=5, span=2)
+        case = Case(c, backend, "cpu", batch=2, length=3, carried=0)
+        lm = case.model()
+        outside = backend in ("sequence", "native")
+        with pytest.warns(UserWarning, match="Dynamo") if outside else nullcontext():
+            logits = torch.compile(lm, backend=compiler)(case.tokens())
+        expected = case.model("reference")
+        assert_same(logits, expected(case.tokens()), backend, **FAST)
+        assert_same(
+            gradients([logits], leaves(lm)),
+            gradients([expected(case.tokens())], leaves(expected)),
+            backend,
+            **FAST,
+        )
+    torch.compiler.reset()
+
+
+@given(cases(), st.sampled_from([torch.float16, torch.bfloat16, torch.float32]))
+def test_casting_there_and_back(case, dtype):
+    """A model that has been in another dtype computes in float64 again, with rounded weights."""
+    lm = case.model()
+    lm.to(dtype)
+    if not (case.backend == "native" and dtype != torch.float32):
+        assert lm(case.tokens()).dtype == dtype
+    lm.double()
+    reference = case.model("reference").to(dtype).double()
+    assert_same(lm(case.tokens()), reference(case.tokens()), **FAST)
