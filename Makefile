@@ -12,7 +12,7 @@ STRIP := .venv/bin/nbstripout --keep-id --extra-keys "$(SAVED:%=metadata.languag
 .PHONY: help environment notebooks book pdf test test-slow test-kills test-properties test-colab bench experiments lab lint format vendor repository screenshots clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 environment: ## make or update .venv with the pinned packages
 	@$(PYTHON) tools/environment.py

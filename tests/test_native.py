@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from exact import assert_same, body, everything, gradients, leaves, normal
+from torch.nn.modules.module import register_module_forward_hook
 
 import fbt
 from fbt import native, shared_kv
@@ -162,3 +163,21 @@ def test_auto_runs_hooks_and_modules_put_in_place_of_others():
     changed.load_state_dict(plain.state_dict())
     plain.layers[1].attention.query.weight.data *= 2
     assert_same(changed(x)[0], plain(x)[0])
+
+
+def test_auto_runs_hooks_on_all_modules():
+    module, x, calls = body("shared-kv"), normal(2, 9, 14), []
+    hook = register_module_forward_hook(lambda part, *_: calls.append(part))
+    try:
+        module(x)
+    finally:
+        hook.remove()
+    assert calls.count(module.layers[1].attention.query) == 8
+
+
+def test_a_decoder_of_a_changed_body_is_refused():
+    module = body("shared-kv")
+    state = module(normal(2, 3, 14))[1].detach()
+    module.layers[1].norm2.eps = 0.1
+    with pytest.raises(ValueError, match="a part of this body has hooks or is not as it was made"):
+        module.decoder(state, "sequence")
