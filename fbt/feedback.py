@@ -33,8 +33,8 @@ class WeightedMemory(nn.Module):
         else:
             fixed = {
                 "uniform": torch.ones(layers),
-                "top": F.one_hot(torch.tensor(layers - 1), layers).float(),
-                "embedding": F.one_hot(torch.tensor(0), layers).float(),
+                "top": torch.eye(layers)[-1],
+                "embedding": torch.eye(layers)[0],
             }
             self.register_buffer("fixed_shares", fixed[config.memory], persistent=False)
         self.norm = nn.LayerNorm(config.d_model) if config.memory_norm else nn.Identity()

@@ -105,8 +105,14 @@ def stepper(model: "LanguageModel", state: State) -> Callable[[Tensor], Tensor]:
 
 
 def probabilities(logits: Tensor, temperature: float, top_k: int | None) -> Tensor:
-    """Turn logits [B, V] into the probabilities [B, V] to draw from, in float64."""
+    """Turn logits [B, V] into the probabilities [B, V] to draw from, in float64.
+
+    Raises:
+        FloatingPointError: a logit is NaN or infinite; -inf is allowed, for a token never to be drawn.
+    """
     logits = logits.double()
+    if not (logits < torch.inf).all():
+        raise FloatingPointError("logits must be numbers below infinity, got NaN or inf: look at the weights")
     if temperature == 0.0:
         return F.one_hot(logits.argmax(-1), logits.shape[-1]).double()
     if top_k is not None:

@@ -212,6 +212,7 @@ class LanguageModel(nn.Module):
 
         Raises:
             TypeError, ValueError: an argument is out of range, or the model has no tokenizer.
+            FloatingPointError: the model predicts NaN or infinity.
         """
         pieces = self.stream(prompt, max_new_tokens, temperature=temperature, top_k=top_k, seed=seed)
         if isinstance(prompt, str):

@@ -171,6 +171,18 @@ def test_a_model_of_half_precision_writes(variant, precision):
     assert logits.dtype == step.dtype == precision
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 5e-324, 1e300])
+def test_a_model_that_predicts_no_number_says_so_instead_of_writing(temperature):
+    lm = fbt.LanguageModel(fbt.Config(3, d_model=4), fbt.CharTokenizer("abc"))
+    with torch.no_grad():
+        lm.head.bias[1] = -torch.inf
+        assert "b" not in lm.generate("a", 20, temperature=temperature, seed=0)
+        for wrong in (torch.nan, torch.inf):
+            lm.head.bias[1] = wrong
+            with pytest.raises(FloatingPointError, match="logits must be numbers below infinity"):
+                lm.generate("a", 20, temperature=temperature, seed=0)
+
+
 @each_case
 def test_a_step_without_memory_learns_nothing_about_attention(variant, backend):
     """The one row that is masked throughout is step 0 of a feedback model, and it skips attention.

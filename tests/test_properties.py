@@ -408,6 +408,35 @@ def test_a_compiled_model_computes_the_same(variant, compiler):
     torch.compiler.reset()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("memory", ["learned", "uniform", "top", "embedding"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_model_is_made_in_the_default_dtype(variant, memory, dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        lm = fbt.LanguageModel(config(variant, memory=memory))
+        logits = lm(some_tokens(2, 3))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {tensor.dtype for tensor in [logits, *lm.state_dict().values()]} == {dtype}
+    lm.double()
+    assert_same(logits.double(), lm(some_tokens(2, 3)), rtol=0, atol=30 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("backend", BODIES["shared-kv"].backends)
+@pytest.mark.parametrize("part", ["input", "a weight"])
+def test_dtypes_that_do_not_fit_are_refused(backend, part):
+    """And never read as if they did."""
+    lm = Case(config("shared-kv"), backend, "cpu", 2, 9, 0).model()
+    x = normal(2, 9, 14)
+    if part == "input":
+        x = x.float()
+    else:
+        lm.body.memory.float()
+    with pytest.raises((TypeError, RuntimeError), match=r"dtype|must be torch\.float64 like the weights"):
+        lm.body(x, backend=backend)[0].sum().backward()
+
+
 @given(cases(), st.sampled_from([torch.float16, torch.bfloat16, torch.float32]))
 def test_casting_there_and_back(case, dtype):
     """A model that has been in another dtype computes in float64 again, with rounded weights."""

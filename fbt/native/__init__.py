@@ -69,19 +69,21 @@ def run(direction: str, dtype: torch.dtype, sizes: Iterable[int], tensors: Itera
 
     Raises:
         RuntimeError: there is no library; the message names `build_native`.
-        TypeError: there is nothing for this dtype.
+        TypeError: there is nothing for this dtype, or a tensor has another one.
     """
     if dtype not in DTYPES:
         allowed = " or ".join(DTYPES.values())
         raise TypeError(f'backend="native" computes in {allowed}, got {dtype}. {INSTEAD}')
     numbers = list(sizes)
-    addresses = [None if t is None else _address(t) for t in tensors]
+    addresses = [None if t is None else _address(t, dtype) for t in tensors]
     function = getattr(_open(library_path()), f"{direction}_{DTYPES[dtype]}")
     function((ctypes.c_int64 * len(numbers))(*numbers), (ctypes.c_void_p * len(addresses))(*addresses))
 
 
-def _address(tensor: Tensor) -> int | None:
+def _address(tensor: Tensor, dtype: torch.dtype) -> int | None:
     """Where the numbers of a tensor begin; None if it has none."""
+    if tensor.dtype != dtype:
+        raise TypeError(f"loop.cpp reads tensors of one dtype, {dtype} here, got {tensor.dtype}")
     if not tensor.is_contiguous() or tensor.device.type != "cpu":
         raise ValueError(f"loop.cpp reads contiguous tensors on the CPU, got strides {tensor.stride()}")
     return tensor.data_ptr() if tensor.numel() else None

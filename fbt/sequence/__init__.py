@@ -67,9 +67,11 @@ def run_sequence(body: "SharedKVBody", x: Tensor, state: State | None, native: b
     autocast = torch.is_autocast_enabled(x.device.type)
     with torch.autocast(x.device.type, enabled=False):  # the buffers of the loop have one dtype
         weights = fold(body, min(body.span, past + length - 1))
-        given = [x.transpose(0, 1), keys, values]
+        given, dtype = [x.transpose(0, 1), keys, values], weights.b_q.dtype
         if autocast:
-            given = [tensor.to(weights.b_q.dtype) for tensor in given]
+            given = [tensor.to(dtype) for tensor in given]
+        if any(tensor.dtype != dtype for tensor in given):
+            raise TypeError(f"x and state must be {dtype} like the weights, got {x.dtype} and {keys.dtype}")
         top, keys, values = WholeSequence.apply(sizes, *given, *weights)
     return top.transpose(0, 1), State((keys,), (values,))
 
