@@ -43,16 +43,17 @@ def test_a_pass_repeats_to_the_last_bit(variant, backend):
     assert_same(one_pass(variant, backend), one_pass(variant, backend), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("variant, backend", [("parallel", "reference"), ("shared-kv", "sequence")])
-def test_a_pass_on_two_threads_repeats_to_the_last_bit(variant, backend, two_threads):
-    assert_same(one_pass(variant, backend), one_pass(variant, backend), rtol=0, atol=0)
+def test_a_pass_on_two_threads_repeats_to_the_last_bit(two_threads):
+    """The loops' own operations are too small to be shared; test_native.py counts threads there."""
+    assert_same(one_pass("parallel", "reference"), one_pass("parallel", "reference"), rtol=0, atol=0)
 
 
 def test_groups_of_sequences_are_added_up_in_one_order(two_threads):
     """More groups than threads: which thread takes which must not depend on who is free first."""
-    first = one_pass("shared-kv", "native", batch=140)
-    for _ in range(4):
-        assert_same(one_pass("shared-kv", "native", batch=140), first, rtol=0, atol=0)
+    for batch in (13, 140):
+        first = one_pass("shared-kv", "native", batch)
+        for _ in range(4):
+            assert_same(one_pass("shared-kv", "native", batch), first, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("variant, backend", [("parallel", "reference"), ("shared-kv", "sequence")])
