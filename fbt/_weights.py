@@ -140,9 +140,13 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -
     """Write a file of tensors, whole or not at all.
 
     Raises:
-        ValueError: it would be larger than what `reading` takes.
+        ValueError: it would be larger than what `reading` takes, or have a name that the library cannot open.
         OSError: it cannot be written.
     """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the path of a file of tensors must be valid UTF-8, got {str(path)!r}") from error
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
     check_sizes(path, len(data), data[:8])
     write_whole(path, data)
@@ -160,5 +164,5 @@ def parsed(name: str, text: str) -> Any:
     """What a JSON text holds; raises a ValueError and nothing else where Python cannot read it."""
     try:
         return json.loads(text)
-    except RecursionError as error:
-        raise ValueError(f"{name} is nested too deeply") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is no JSON that can be read: {error}") from error

@@ -128,7 +128,10 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = 
     "a config of no model": (lambda h, m: m.update(config="[3]"), "must be a mapping, not list"),
     "a config that is null": (lambda h, m: m.update(config="null"), "must be a mapping, not NoneType"),
     "a config cut off": (lambda h, m: m.update(config='{"vocab_size": 19'), "Expecting ',' delimiter"),
-    "a config nested deeply": (lambda h, m: m.update(config="[" * 10**6), "config is nested too deeply"),
+    "a config nested deeply": (
+        lambda h, m: m.update(config="[" * 10**6),
+        "config is no JSON that can be read: maximum recursion",
+    ),
     "a number of 10,000 digits": (lambda h, m: m.update(config="9" * 10**4), "Exceeds the limit"),
     "a number beyond all floats": (
         lambda h, m: set_field(m, dropout=10**400),
@@ -350,7 +353,7 @@ WRONG_CHECKPOINTS: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], An
     "settings of no run": (lambda h, m: m.update(settings="[]"), "settings must be of type dict, got []"),
     "settings nested deeply": (
         lambda h, m: m.update(settings='{"a":' * 10**5),
-        "settings is nested too deeply",
+        "settings is no JSON that can be read: maximum recursion",
     ),
     "an unknown setting": (lambda h, m: set_setting(m, colour=3), "unexpected keyword argument 'colour'"),
     "no recipe": (lambda h, m: set_setting(m, recipe=None), "recipe must be of type dict, got None"),
