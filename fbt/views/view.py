@@ -28,7 +28,8 @@ class View:
     library = "anywidget"  # what `live` needs
 
     def __init__(self, name: str, data: dict[str, Any], start: dict[str, int], text: str) -> None:
-        self._name, self._data, self._start, self._text = name, data, start, text
+        self._name, self._start, self._text = name, start, well_formed(text)
+        self._data: dict[str, Any] = json.loads(well_formed(json.dumps(data, ensure_ascii=False)))
         self._widget: Any = None
 
     def _now(self, name: str) -> int:
@@ -37,7 +38,8 @@ class View:
 
     def to_html(self) -> str:
         """The view as HTML that needs nothing else; without scripts it is the text."""
-        state = json.dumps({"data": self._data} | self._start).replace("</", "<\\/")
+        # Inside a script no "<" may stand: "</script>" would end it, and "<!--" can hide its end.
+        state = json.dumps({"data": self._data} | self._start).replace("<", "\\u003c")
         code = script(self._name).replace("export default", "const view =")
         return (
             f"<style>{style(self._name)}</style>"
@@ -67,6 +69,11 @@ class View:
             ImportError: its library is not installed.
         """
         return widget(self._name, self._data, self._start)
+
+
+def well_formed(text: str) -> str:
+    """The text with U+FFFD for each half of a character: no page and no message of a kernel can hold one."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def script(name: str) -> str:
