@@ -9,7 +9,7 @@ STRIP := .venv/bin/nbstripout --keep-id --extra-keys "$(SAVED:%=metadata.languag
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help environment notebooks book pdf test test-slow test-kills test-colab bench experiments lab lint format vendor repository screenshots clean
+.PHONY: help environment notebooks book pdf test test-slow test-kills fuzz test-colab bench experiments lab lint format vendor repository screenshots clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test-slow: environment ## train models from scratch and check that they learn (t
 
 test-kills: environment ## kill a run at twenty random moments and check that nothing is lost (two minutes; SEED=7: again)
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest -q -s -m kills tests/test_kills.py
+
+fuzz: environment ## feed all that reads files and texts what nobody would write, ten minutes (QUICK=1: one)
+	@$(RUN) tests/fuzz.py --seconds $(if $(QUICK),60,600)
 
 test-colab: environment ## run every chapter with the versions Google Colab has
 	@$(RUN) tools/colab.py

@@ -16,13 +16,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from fbt._checks import in_a_line
 from fbt._files import write_whole
 
 LARGEST = 2**32  # bytes of a file; to load a model takes at most four times as much memory
 LONGEST_HEADER = 2_000_000  # bytes of it; the library would take 100 MB, and a gigabyte of memory for them
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FEW = 4  # tensors of a kind that an error names
-LONG = 600  # characters of what else it says, which may quote from the file
 
 Shape = tuple[int, ...]
 
@@ -114,7 +114,7 @@ def naming(path: Path, kind: str) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, TypeError, ValueError) as error:
-        reason = str(error) if len(str(error)) <= LONG else f"{str(error)[:LONG]} ..."
+        reason = in_a_line(str(error))
         raise ValueError(f"{path} is not a whole {kind} of this version of fbt: {reason}") from error
 
 

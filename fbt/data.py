@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from fbt import _corpus
-from fbt._checks import check_int
+from fbt._checks import check_int, in_a_line
 from fbt._files import CACHE_VARIABLE, cache_folder, write_whole
 
 FILE_NAME = "tiny-shakespeare.txt"
-REASON = 500  # characters of why a source failed
 
 Text = TypeVar("Text", str, Tensor)
 
@@ -303,13 +302,8 @@ def _keep(path: Path, data: bytes) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Return an exception's message without the path, which the message around it gives.
-
-    It may quote a server: no line ends, nothing that a terminal obeys, and not too much.
-    """
-    message = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-    printable = "".join(character if character.isprintable() else " " for character in message)
-    return " ".join(printable.split())[:REASON]
+    """Return an exception's message without the path, which the message around it gives."""
+    return in_a_line((isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__)
 
 
 def _describe(character: str) -> str:

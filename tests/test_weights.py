@@ -4,19 +4,16 @@ import ast
 import gzip
 import json
 import pickle
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from exact import OPTIONS, VARIANTS, config, model
+from hostile_files import put_together, refusal, taken_apart
 from safetensors.torch import load_file, save_file
 from small_runs import TEXT, small_run
-from tensor_files import put_together, taken_apart
 
 import fbt
 from fbt import _weights
@@ -26,36 +23,6 @@ from fbt.training import resume
 
 TOKENIZER = fbt.CharTokenizer("\n abcdefghijklmnopq")
 HUGE = 10**18
-
-
-@contextmanager
-def little_memory(allowed: int = 256 * 2**20) -> Iterator[None]:
-    """Let the process take so many bytes more than it has, where it can be held to that."""
-    if sys.platform != "linux":
-        yield
-        return
-    import resource
-
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + allowed, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
-
-
-def refusal(path: Path, load: Callable[[], Any]) -> str:
-    """What a loader says of a file after its name, in a line, soon and without taking memory."""
-    began = time.process_time()
-    with little_memory(), pytest.raises(ValueError) as caught:
-        load()
-    assert time.process_time() - began < 2
-    message = str(caught.value)
-    assert message.startswith(f"{path} ")
-    assert len(message.splitlines()) == 1
-    assert len(message) < len(str(path)) + 800
-    return message.removeprefix(f"{path} ")
 
 
 # What a model of a config saves
