@@ -6,8 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-LONGEST_LINE = 600  # characters of what is quoted
-
 
 def check_int(name: str, value: Any, *, low: int, high: int | None = None) -> None:
     """Raise unless `value` is a whole number in [low, high] (no upper limit if `high` is None).
@@ -66,10 +64,3 @@ def check_bool(name: str, value: Any) -> None:
     """Raise a TypeError unless `value` is True or False."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r} of type {type(value).__name__}")
-
-
-def in_a_line(text: str) -> str:
-    """A message that may quote a file or a server: no line ends, nothing a terminal obeys, not too long."""
-    printable = "".join(character if character.isprintable() else " " for character in text)
-    line = " ".join(printable.split())
-    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ..."

@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fbt._checks import in_a_line
 from fbt._files import write_whole
+from fbt._text import in_a_line
 
 LARGEST = 2**32  # bytes of a file; to load a model takes at most four times as much memory
 LONGEST_HEADER = 2_000_000  # bytes of it; the library would take 100 MB, and a gigabyte of memory for them

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from fbt import _corpus
-from fbt._checks import check_int, in_a_line
+from fbt._checks import check_int
 from fbt._files import CACHE_VARIABLE, cache_folder, write_whole
+from fbt._text import in_a_line
 
 FILE_NAME = "tiny-shakespeare.txt"
 

@@ -5,7 +5,8 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fbt.views.view import View, well_formed
+from fbt._text import well_formed
+from fbt.views.view import View
 
 Value = str | int | float
 MOST = 64  # results that a page carries

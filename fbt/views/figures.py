@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fbt._files import write_whole
-from fbt.views.view import well_formed
+from fbt._text import well_formed
 
 try:
     import matplotlib as mpl

@@ -12,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from fbt._text import well_formed
+
 HERE = Path(__file__).parent
 
 
@@ -69,11 +71,6 @@ class View:
             ImportError: its library is not installed.
         """
         return widget(self._name, self._data, self._start)
-
-
-def well_formed(text: str) -> str:
-    """The text with U+FFFD for each half of a character: no page and no message of a kernel can hold one."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def script(name: str) -> str:
