@@ -157,7 +157,9 @@ def check_sizes(path: Path, size: int, start: bytes) -> None:
     if size > LARGEST:
         raise ValueError(f"{path} must have at most {LARGEST} bytes, got {size}")
     if (header := int.from_bytes(start, "little")) > LONGEST_HEADER:
-        raise ValueError(f"{path} must have a header of at most {LONGEST_HEADER} bytes, got {header}")
+        raise ValueError(
+            f"{path} must be a safetensors file with a header of at most {LONGEST_HEADER} bytes, got {header}"
+        )
 
 
 def parsed(name: str, text: str) -> Any:
