@@ -9,7 +9,7 @@ STRIP := .venv/bin/nbstripout --keep-id --extra-keys "$(SAVED:%=metadata.languag
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help environment notebooks book pdf test test-slow test-kills test-properties test-colab bench experiments lab lint format vendor repository screenshots clean
+.PHONY: help environment notebooks book pdf test test-slow test-kills test-properties fuzz test-colab bench experiments lab lint format vendor repository screenshots clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ test-kills: environment ## kill a run at twenty random moments and check that no
 
 test-properties: environment ## look for numbers that differ, with many random examples (about ten minutes)
 	@HYPOTHESIS_PROFILE=long $(PYTEST) tests/test_properties.py tests/test_extremes.py tests/test_determinism.py
+
+fuzz: environment ## feed all that reads files and texts what nobody would write, ten minutes (QUICK=1: one)
+	@$(RUN) tests/fuzz.py --seconds $(if $(QUICK),60,600)
 
 test-colab: environment ## run every chapter with the versions Google Colab has
 	@$(RUN) tools/colab.py

@@ -33,7 +33,10 @@ def check_real(
     allowed = f"a number in [{low}, {high}{')' if open_high or high == float('inf') else ']'}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be {allowed}, got {value!r} of type {type(value).__name__}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an int beyond all floats
+        number = float("inf")
     if not low <= number <= high or (open_high and number == high) or number == float("inf"):
         raise ValueError(f"{name} must be {allowed}, got {value}")
 

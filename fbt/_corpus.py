@@ -22,11 +22,12 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
+import threading
 import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -209,9 +210,9 @@ class Download:
     """The corpus as a file at a URL.
 
     Args:
-        url: an http or https address; redirects are followed.
+        url: an http or https address; redirects to others of them are followed.
         timeout: seconds to wait for the server, at connecting and at each read.
-        deadline: seconds after which a transfer still under way is given up.
+        deadline: seconds after which it is given up, whatever it is waiting for.
     """
 
     url: str = USUAL_URL
@@ -229,17 +230,36 @@ class Download:
         Raises:
             OSError: the server cannot be reached, refuses, is too slow, or sends a body of the wrong length.
         """
-        began = time.monotonic()
+        # In a thread, since looking up a name has no time limit, and headers may drip as a body may.
+        result: Future[bytes] = Future()
+        given_up = threading.Event()
+        threading.Thread(target=self._settle, args=(result, given_up), daemon=True).start()
+        try:
+            return result.result(self.deadline)
+        except TimeoutError as error:
+            if result.done():
+                raise
+            raise TimeoutError(f"not finished after {self.deadline:g} s") from error
+        finally:
+            given_up.set()
+
+    def _settle(self, result: Future[bytes], given_up: threading.Event) -> None:
+        try:
+            result.set_result(self._fetch(given_up))
+        except BaseException as error:
+            result.set_exception(error)
+
+    def _fetch(self, given_up: threading.Event) -> bytes:
         body = bytearray()
         with tqdm(total=SIZE, unit="B", unit_scale=True, desc=f"{LABEL}, download") as bar:
             try:
-                with urllib.request.urlopen(self.url, timeout=self.timeout) as response:
+                with _opener().open(self.url, timeout=self.timeout) as response:
                     # A longer body is wrong already; one byte past the end is enough to know.
                     while len(body) <= SIZE and (chunk := response.read1(min(1 << 16, SIZE + 1 - len(body)))):
                         body += chunk
                         bar.update(len(chunk))
-                        if time.monotonic() - began > self.deadline:
-                            raise TimeoutError(f"not finished after {self.deadline:g} s")
+                        if given_up.is_set():
+                            break
             except urllib.error.HTTPError as error:
                 error.close()
                 raise OSError(f"the server answered {error.code} {error.reason}") from error
@@ -251,6 +271,22 @@ class Download:
             length = f"{len(body)}" if len(body) < SIZE else f"more than {SIZE}"
             raise OSError(f"the body has {length} bytes, expected {SIZE}")
         return bytes(body)
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """What opens http and https addresses, and neither files nor FTP."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.UnknownHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPErrorProcessor,
+    ):
+        opener.add_handler(handler())
+    return opener
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 from fbt import _corpus
 from fbt._checks import check_int
 from fbt._files import CACHE_VARIABLE, cache_folder, write_whole
+from fbt._text import in_a_line
 
 FILE_NAME = "tiny-shakespeare.txt"
 
@@ -303,7 +304,7 @@ def _keep(path: Path, data: bytes) -> None:
 
 def _reason(error: Exception) -> str:
     """Return an exception's message without the path, which the message around it gives."""
-    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    return in_a_line((isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__)
 
 
 def _describe(character: str) -> str:

@@ -18,12 +18,10 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from fbt._checks import check_choice, check_instance
-from fbt._files import write_whole
+from fbt._weights import Shape, check_weights, parsed, reading, write
 from fbt.config import Config
 from fbt.data import CharTokenizer
 from fbt.feedback import FeedbackBody
@@ -55,11 +53,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         check_instance("config", config, Config)
         if tokenizer is not None:
-            check_instance("tokenizer", tokenizer, CharTokenizer)
-        if tokenizer is not None and tokenizer.vocab_size != config.vocab_size:
-            raise ValueError(
-                f"tokenizer must have vocab_size={config.vocab_size} characters, got {tokenizer.vocab_size}"
-            )
+            check_tokenizer(tokenizer, config)
         self.config = config
         self.tokenizer = tokenizer
         self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
@@ -267,13 +261,16 @@ class LanguageModel(nn.Module):
 
         Returns:
             The path of the file.
+
+        Raises:
+            ValueError: it would be larger than `from_pretrained` reads.
+            OSError: it cannot be written.
         """
         metadata = {"format": "pt", "config": json.dumps(asdict(self.config))}
         if self.tokenizer is not None:
             metadata["vocabulary"] = json.dumps(self.tokenizer.vocabulary)
         path = Path(folder) / WEIGHTS_FILE
-        weights = {k: v.clone(memory_format=torch.contiguous_format) for k, v in self.state_dict().items()}
-        write_whole(path, save(weights, metadata))
+        write(path, self.state_dict(), metadata)
         return path
 
     @classmethod
@@ -289,7 +286,8 @@ class LanguageModel(nn.Module):
 
         Raises:
             FileNotFoundError: there is no such folder or name.
-            ValueError: the file is not a model of this package, or its tensors do not fit its config.
+            ValueError: the file is damaged or no model of this package, is larger than 4 GiB, or its tensors
+                are not those of its config; which is checked before memory is taken for them.
         """
         check_instance("name", name, str, Path)
         path = Path(name) / WEIGHTS_FILE
@@ -300,31 +298,14 @@ class LanguageModel(nn.Module):
             raise FileNotFoundError(
                 f"no {WEIGHTS_FILE} in {str(name)!r}; names that ship with fbt: {shipped}"
             )
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dict
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-        if "config" not in metadata:
-            raise ValueError(f"{path} has no config in its metadata: it was not written by save_pretrained")
-        try:
-            vocabulary = json.loads(metadata["vocabulary"]) if "vocabulary" in metadata else None
-            tokenizer = None if vocabulary is None else CharTokenizer.from_vocabulary(vocabulary)
-            model = cls(Config(**json.loads(metadata["config"])), tokenizer)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path} describes no model of this version of fbt: {error}") from error
-        expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-        found = {key: tuple(value.shape) for key, value in weights.items()}
-        if expected != found:
-            wrong = sorted(
-                key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)
-            )
-            raise ValueError(
-                f"{path} does not fit its config: unexpected, missing or misshapen tensors {wrong[:8]}"
-            )
-        stored = weights["token_embedding.weight"].dtype
-        model.to(torch.promote_types(stored, torch.float32)).load_state_dict(weights)
+        with reading(path, "model") as file:
+            config = Config(**parsed("config", file.text("config")))
+            tokenizer = None
+            if "vocabulary" in file.metadata:
+                tokenizer = CharTokenizer.from_vocabulary(parsed("vocabulary", file.text("vocabulary")))
+            check_weights(file.tensors, shapes_of(config))
+            model, stored = cls(config, tokenizer), file.tensors["token_embedding.weight"].dtype
+            model.to(torch.promote_types(stored, torch.float32)).load_state_dict(file.tensors)
         return model.eval()
 
     @classmethod
@@ -404,3 +385,30 @@ class LanguageModel(nn.Module):
             raise TypeError(f"state must be {weight.dtype} like the model, got {state.keys[0].dtype}")
         if state.keys[0].device != weight.device:
             raise ValueError(f"state must be on {weight.device} like the model, got {state.keys[0].device}")
+
+
+def shapes_of(config: Config) -> Iterator[tuple[str, Shape]]:
+    """Names and shapes of the tensors that a model of this config saves, however large; none of them is made.
+
+    They are read off a model of two layers with sizes that all differ, so that an axis tells which size it
+    has; layers after the second are like the second.
+    """
+    with torch.random.fork_rng(devices=[]):
+        small = LanguageModel(
+            replace(config, vocab_size=13, d_model=10, n_heads=2, n_layers=2, d_ff=11, span=17)
+        )
+    sizes = {13: config.vocab_size, 10: config.d_model, 2: config.n_heads, 5: config.d_head, 11: config.d_ff}
+    sizes |= {3: config.n_layers + 1, 17: config.span, 18: config.span + 1}
+    for name, tensor in small.state_dict().items():
+        layers = range(1, config.n_layers) if ".1." in name else range(1)
+        for layer in layers:
+            yield name.replace(".1.", f".{layer}."), tuple(sizes[size] for size in tensor.shape)
+
+
+def check_tokenizer(tokenizer: CharTokenizer, config: Config) -> None:
+    """Raise unless it is a tokenizer with a character for each of the config's tokens."""
+    check_instance("tokenizer", tokenizer, CharTokenizer)
+    if tokenizer.vocab_size != config.vocab_size:
+        raise ValueError(
+            f"tokenizer must have vocab_size={config.vocab_size} characters, got {tokenizer.vocab_size}"
+        )

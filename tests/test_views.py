@@ -208,3 +208,8 @@ def test_too_many_choices_are_refused():
         Choices(told, span=[], name=["a"])
     with pytest.raises(ValueError, match="got 1"):
         Choices(told)
+
+
+def test_a_choice_may_not_have_the_name_of_what_the_page_is_given():
+    with pytest.raises(ValueError, match="a name other than 'data'"):
+        Choices(lambda data: str(data), data=[1, 2])

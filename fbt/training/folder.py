@@ -81,7 +81,10 @@ def _lock(descriptor: int, folder: Path) -> None:
 
 def resume_command(folder: str | Path) -> str:
     """What to type to go on with the run in a folder."""
-    return f"python -m fbt.training --resume {shlex.quote(str(folder))}"
+    name = str(folder)
+    if name.startswith("-"):  # which would be taken for an option
+        name = f"./{name}"
+    return f"python -m fbt.training --resume {shlex.quote(name)}"
 
 
 def advice(error: Exception, folder: Path, saved: int) -> str:

@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import TqdmWarning
 
+from fbt._checks import check_instance, check_int, check_real
 from fbt._files import write_whole
+from fbt._weights import naming, parsed
 from fbt.checkpoint import Checkpoint, Settings, save_checkpoint
 from fbt.data import even_windows, random_windows, split
 from fbt.language_model import LanguageModel
@@ -247,11 +249,31 @@ def step_seed(seed: int, step: int, rank: int = 0) -> int:
 
 
 def read_metrics(folder: Path | None, step: int) -> list[Metric]:
-    """The metrics in a folder up to a step; a run killed between two writes may have a few more."""
-    if folder is None or not (folder / METRICS_FILE).is_file():
+    """The metrics in a folder up to a step; a run killed between two writes may have a few more.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    if folder is None or not (path := folder / METRICS_FILE).is_file():
         return []
-    lines = (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()
-    return [metric for metric in map(json.loads, lines) if metric["step"] <= step]
+    with naming(path, "file of metrics"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        metrics = [_metric(f"line {number}", line) for number, line in enumerate(lines, start=1)]
+    return [metric for metric in metrics if metric["step"] <= step]
+
+
+def _metric(name: str, line: str) -> Metric:
+    """A metric from its line, with the fields that a run relies on."""
+    metric: Metric = parsed(name, line)
+    check_instance(name, metric, dict)
+    check_int(f"step in {name}", metric.get("step"), low=0)
+    for field, value in ({"seconds": None} | metric).items():
+        if field == "sample":
+            check_instance(f"sample in {name}", value, str)
+        else:
+            for number in value if field == "layer_weights" and isinstance(value, list) else [value]:
+                check_real(f"{field} in {name}", number, low=0.0)
+    return metric
 
 
 def check_shares(recipe: Recipe, processes: int) -> None:

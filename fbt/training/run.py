@@ -183,6 +183,10 @@ def resume(
         raise ValueError(f"the run in {folder} was given its text in Python: give the same text again")
     if text is None and settings.data != TINY_SHAKESPEARE:
         text = Path(str(settings.data))
+        if not text.is_file():  # a stranger's checkpoint may name something that never ends
+            raise FileNotFoundError(
+                f"the text of the run in {folder} is no longer in {text}: say where it is"
+            )
     with joined(device) as processes:
         words, source = processes.first_then_others(lambda: _read(text))
         if sha256(words.encode()) != settings.data_sha256:

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fbt._text import well_formed
 from fbt.views.view import View
 
 Value = str | int | float
@@ -32,6 +33,8 @@ class Choices(View):
     def __init__(self, function: Callable[..., Any], **choices: Sequence[Value]) -> None:
         self.function, self.choices = function, {name: list(values) for name, values in choices.items()}
         combinations = list(itertools.product(*self.choices.values()))
+        if "data" in choices:
+            raise ValueError("a choice must have a name other than 'data'")
         if not choices or not 1 <= len(combinations) <= MOST:
             raise ValueError(f"choices must have 1 to {MOST} combinations, got {len(combinations)}")
         results = [shown(self.call(values)) for values in combinations]
@@ -97,9 +100,9 @@ def control(name: str, values: list[Any], first: Any) -> Any:
 def shown(found: Any) -> dict[str, str]:
     """What a page is given of a result: its text, and the figure where there is one."""
     if isinstance(found, str):
-        return {"text": found}
+        return {"text": well_formed(found)}
     from fbt.views.figures import INK, svg_of
 
     figure, text = found
     drawing = svg_of(figure).decode().replace(INK, "currentColor")
-    return {"text": text, "figure": drawing[drawing.index("<svg") :]}
+    return {"text": well_formed(text), "figure": drawing[drawing.index("<svg") :]}

@@ -1,7 +1,9 @@
 // What the views share. One script serves static pages, JupyterLab and Colab: `render` is what anywidget calls; a page
 // calls it with a model of plain values. Text goes in as text, never as markup.
 
-const SIGNS = { " ": "␣", "\n": "⏎", "\t": "⇥" };
+// What cannot be seen gets a sign: controls a picture of their name, and what turns lines around its number.
+const SIGNS = new Map([[" ", "␣"], ["\n", "⏎"], ["\t", "⇥"], ["\x7f", "␡"]]);
+const UNSEEN = /[\x80-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/;
 
 function element(name, attributes = {}, text = "") {
   const made = document.createElement(name);
@@ -10,8 +12,15 @@ function element(name, attributes = {}, text = "") {
   return made;
 }
 
+function sign(character) {
+  const code = character.codePointAt(0);
+  if (SIGNS.has(character)) return SIGNS.get(character);
+  if (code < 32) return String.fromCodePoint(0x2400 + code);
+  return UNSEEN.test(character) ? `U+${code.toString(16).toUpperCase().padStart(4, "0")}` : character;
+}
+
 function shown(token) {
-  return [...token].map((c) => SIGNS[c] ?? c).join("");
+  return [...token].map(sign).join("");
 }
 
 function percent(weight) {
@@ -41,7 +50,7 @@ function characters(tokens, label, { chosen, choose, hover }) {
     const span = element("span", { role: "option", id: `${id}-${i}`, "data-i": i }, shown(token));
     if (!word) list.append((word = element("span", { role: "presentation" })));
     word.append(span);
-    if (SIGNS[token]) {
+    if (SIGNS.has(token)) {
       span.classList.add("fbt-blank");
       word = undefined;
     }

@@ -9,6 +9,8 @@ from torch import Tensor
 from fbt._checks import check_int
 from fbt.views.view import View
 
+MOST = 20_000_000  # weights of a panel, a byte each in the page
+
 
 class AttentionExplorer(View):
     """Attention weights over a text: choose a character to see what it reads, by layer and head.
@@ -84,13 +86,17 @@ def checked(name: str, weights: Tensor, length: int) -> tuple[int, int]:
 
     Raises:
         TypeError: they are no tensor.
-        ValueError: they have another shape, or numbers that are no shares.
+        ValueError: they have another shape, are too many for a page, or no shares.
     """
     if not isinstance(weights, Tensor):
         raise TypeError(f"weights must be a tensor, got {type(weights).__name__} {name!r}")
     if weights.ndim != 4 or weights.shape[2:] != (length, length) or 0 in weights.shape:
         raise ValueError(
             f"weights must be [L, H, {length}, {length}] for {length} tokens, got {[*weights.shape]}"
+        )
+    if weights.numel() > MOST:
+        raise ValueError(
+            f"weights must be at most {MOST} numbers for a page, got {weights.numel()}, {[*weights.shape]}"
         )
     low, high = (v.item() for v in torch.aminmax(weights.float().nan_to_num(nan=-1.0)))
     if low < 0 or high > 1.001:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fbt._files import write_whole
+from fbt._text import well_formed
 
 try:
     import matplotlib as mpl
@@ -140,15 +141,21 @@ def attention_maps(weights: Tensor, tokens: Sequence[str]) -> Figure:
     return figure
 
 
+def _sign(character: str) -> str:
+    """A sign in the place of a blank, a control, or another character that no SVG may hold."""
+    signs = {" ": "␣", "\n": "⏎", "\t": "⇥", "\x7f": "␡", "\ufffe": "\ufffd", "\uffff": "\ufffd"}
+    return signs.get(character, chr(0x2400 + ord(character)) if character < " " else well_formed(character))
+
+
 def _character_ticks(axes: Axes, tokens: Sequence[str] | None) -> None:
     """Label both axes with the characters, or with nothing where they would not be readable."""
     if tokens is None:
         axes.set_xticks([])
         axes.set_yticks([])
         return
-    names = [{" ": "␣", "\n": "⏎"}.get(token, token) for token in tokens]
-    axes.set_xticks(range(len(names)), names, fontsize=9, family="monospace")
-    axes.set_yticks(range(len(names)), names, fontsize=9, family="monospace")
+    names = ["".join(map(_sign, token)) for token in tokens]
+    for put in (axes.set_xticks, axes.set_yticks):
+        put(range(len(names)), names, fontsize=9, family="monospace", parse_math=False)
     axes.tick_params(length=0)
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,12 @@ class Source:
         self.link = f"{URL}/blob/{BRANCH}/{name}#L{first}-L{last}" if inside else None
 
     def _repr_markdown_(self) -> str:
-        place = f"[{self.where}]({self.link})" if self.link else self.where
-        return f"{place}\n\n```python\n{self.code}\n```"
+        place = (
+            f"[{self.where}]({self.link})" if self.link else re.sub(r"([][<>&()`*\\])", r"\\\1", self.where)
+        )
+        # A fence longer than any run of backticks in the code, which else would end it.
+        fence = max([*re.findall("`{3,}", self.code), "``"], key=len) + "`"
+        return f"{place}\n\n{fence}python\n{self.code}\n{fence}"
 
     def __repr__(self) -> str:
         return f"# {self.where}\n{self.code}"

@@ -12,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from fbt._text import well_formed
+
 HERE = Path(__file__).parent
 
 
@@ -28,7 +30,8 @@ class View:
     library = "anywidget"  # what `live` needs
 
     def __init__(self, name: str, data: dict[str, Any], start: dict[str, int], text: str) -> None:
-        self._name, self._data, self._start, self._text = name, data, start, text
+        self._name, self._start, self._text = name, start, well_formed(text)
+        self._data: dict[str, Any] = json.loads(well_formed(json.dumps(data, ensure_ascii=False)))
         self._widget: Any = None
 
     def _now(self, name: str) -> int:
@@ -37,7 +40,8 @@ class View:
 
     def to_html(self) -> str:
         """The view as HTML that needs nothing else; without scripts it is the text."""
-        state = json.dumps({"data": self._data} | self._start).replace("</", "<\\/")
+        # Inside a script no "<" may stand: "</script>" would end it, and "<!--" can hide its end.
+        state = json.dumps({"data": self._data} | self._start).replace("<", "\\u003c")
         code = script(self._name).replace("export default", "const view =")
         return (
             f"<style>{style(self._name)}</style>"

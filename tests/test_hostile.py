@@ -1,0 +1,216 @@
+"""Input that nobody would choose: odd folders and prompts, and what a stranger's run may hold."""
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hostile_files import put_together, reason, taken_apart
+from small_runs import TEXT, small_command, small_run
+
+import fbt
+from fbt.checkpoint import CHECKPOINT_FILE
+from fbt.training import resume
+from fbt.training.__main__ import main
+from fbt.training.loop import METRICS_FILE, Interrupt
+
+FOLDERS = [
+    "a b",
+    'it\'s "so"',
+    "two\nlines",
+    "-x",
+    "--help",
+    "~",
+    "~root",
+    "$HOME;`id`&*?|<>",
+    "%41",
+    "back\\slash",
+    "日本",
+    "אב\u202e\u2066",
+    "🎭👩‍👩‍👧",
+    "e\u0301",
+    "\x01\x7f",
+    "\u2028",
+    " ",
+    ".hidden",
+    "a" * 255,
+]
+
+
+def a_model() -> fbt.LanguageModel:
+    return fbt.LanguageModel(
+        fbt.Config(3, d_model=4, n_heads=1, n_layers=1, span=2), fbt.CharTokenizer("abc")
+    )
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# Paths
+
+
+@pytest.mark.parametrize("name", FOLDERS, ids=ascii)
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_folder_may_have_any_name(name: str, kind: Any, here: Path) -> None:
+    lm = a_model()
+    path = lm.save_pretrained(kind(name))
+    assert path.resolve().parent == here / name  # what a shell would make of it is left to the shell
+    assert fbt.LanguageModel.from_pretrained(kind(name)).tokenizer == lm.tokenizer
+    assert [entry.name for entry in here.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["a\0b", "", "/dev", "\ud800", "../..", "no\nsuch"], ids=ascii)
+def test_a_name_that_leads_nowhere_is_named(name: str) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        fbt.LanguageModel.from_pretrained(name)
+    assert str(caught.value).startswith(f"no model.safetensors in {name!r}; names that ship")
+
+
+def test_what_is_no_regular_file_is_not_opened(here: Path) -> None:
+    """A pipe that nobody writes to would be waited for without end."""
+    for name in ("model.safetensors", CHECKPOINT_FILE):
+        os.mkfifo(here / name)
+    with pytest.raises(FileNotFoundError):
+        fbt.LanguageModel.from_pretrained(here)
+    with pytest.raises(FileNotFoundError):
+        resume(here)
+
+
+def test_a_folder_whose_name_is_no_text_is_refused_before_the_first_step(here: Path) -> None:
+    """The library cannot open files there, so nothing could be read again."""
+    name = os.fsdecode(b"\xff")
+    with pytest.raises(ValueError, match=r"must be valid UTF-8, got '.*\\udcff"):
+        small_run(folder=name)
+    assert not list(here.glob("*/*.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["-x 'a' \"b\" $(touch hacked)\n~\\ \u202e🎭", "~", "--help"], ids=ascii)
+def test_the_command_to_go_on_with_can_be_pasted(
+    name: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = here / "-my 'text'\n.txt"
+    data.write_text(TEXT, encoding="utf-8")
+    monkeypatch.setattr(Interrupt, "asked", True)
+    assert main(small_command(Path(data.name), Path(name))) == 130
+    command = capsys.readouterr().out.partition("go on with: ")[2].rstrip("\n")
+    assert command.startswith("python -m fbt.training --resume ")
+    as_words = command.replace("python", "printf '%s\\0'", 1)
+    words = (
+        subprocess.run(["sh", "-c", as_words], capture_output=True, check=True).stdout.decode().split("\0")
+    )
+    monkeypatch.setattr(Interrupt, "asked", False)
+    assert main(words[2:-1]) == 0
+    assert (here / name / "model.safetensors").is_file()
+    assert sorted(path.name for path in here.iterdir()) == sorted([data.name, name])
+
+
+# Prompts
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("", "prompt must have at least 1 character, got ''"),
+        ("a\n", r"got '\n' (U+000A) at position 1"),
+        ("ab\0", r"got '\x00' (U+0000) at position 2"),
+        ("é", "got 'é' (U+00E9) at position 0"),
+        ("e\u0301", "got 'e' (U+0065) at position 0"),
+        ("🎭", "got '🎭' (U+1F3AD) at position 0"),
+        ("\u202e", r"got '\u202e' (U+202E) at position 0"),
+        ("\ud800", r"got '\ud800' (U+D800) at position 0"),
+        ("a" * 10_000 + "z", "got 'z' (U+007A) at position 10000"),
+    ],
+    ids=lambda value: ascii(value)[:20],
+)
+def test_a_prompt_that_the_model_does_not_know_is_named(prompt: str, message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        a_model().generate(prompt, 1)
+    assert str(caught.value).endswith(message)
+
+
+def test_any_character_can_be_learnt_and_written(here: Path) -> None:
+    odd = "\0\x1b\r\n\u2028\u202eא\u0301e\ud83c🎭￾\U0010ffff"
+    lm = fbt.LanguageModel(
+        fbt.Config(len(set(odd)), d_model=4, n_heads=1, n_layers=1, span=2), fbt.CharTokenizer(odd)
+    )
+    lm.save_pretrained(here)
+    text = fbt.LanguageModel.from_pretrained(here).generate(odd, 50, seed=0)
+    assert text.startswith(odd) and len(text) == len(odd) + 50
+
+
+def test_a_text_that_is_no_unicode_is_refused_before_anything_is_written(here: Path) -> None:
+    with pytest.raises(ValueError, match="surrogates not allowed"):
+        small_run(TEXT + "\ud800", folder=here / "run")
+    assert not (here / "run").exists()
+
+
+# A stranger's run
+
+
+@pytest.fixture(scope="module")
+def files_of_a_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("strangers")
+    small_run(folder=folder, steps=3)
+    return {name: (folder / name).read_bytes() for name in (CHECKPOINT_FILE, METRICS_FILE)}
+
+
+@pytest.fixture
+def run(files_of_a_run: dict[str, bytes], here: Path) -> Path:
+    folder = here / "run"
+    folder.mkdir()
+    for name, data in files_of_a_run.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("nonsense", "line 1 is no JSON that can be read: Expecting value"),
+        ("[" * 10**5, "line 1 is no JSON that can be read: maximum recursion"),
+        ("[]", "line 1 must be of type dict, got []"),
+        ("{}", "step in line 1 must be an int >= 0, got None"),
+        ('{"step": -1}', "step in line 1 must be an int >= 0, got -1"),
+        ('{"step": 1, "loss": 2}', "seconds in line 1 must be a number in [0.0, inf), got None"),
+        ('{"step": 1, "seconds": 1, "loss": "low"}', "loss in line 1 must be a number"),
+        ('{"step": 1, "seconds": 1, "loss": 1' + "0" * 400 + "}", "loss in line 1 must be a number"),
+        (
+            '{"step": 1, "seconds": 1, "val_loss": NaN}',
+            "val_loss in line 1 must be a number in [0.0, inf), got nan",
+        ),
+        ('{"step": 1, "seconds": 1, "sample": 3}', "sample in line 1 must be of type str, got 3"),
+        ('{"step": 1, "seconds": 1, "layer_weights": "all"}', "layer_weights in line 1 must be a number"),
+        ('{"step": 1, "seconds": 1, "layer_weights": [null]}', "layer_weights in line 1 must be a number"),
+        (b"\xff", "invalid start byte"),
+    ],
+    ids=lambda value: ascii(value)[:40],
+)
+def test_metrics_that_are_none_are_named(run: Path, line: str | bytes, message: str) -> None:
+    path = run / METRICS_FILE
+    path.write_bytes((line if isinstance(line, bytes) else line.encode()) + b"\n")
+    with pytest.raises(ValueError) as caught:
+        resume(run, TEXT, progress=False)
+    said = reason(path, caught.value)
+    assert said.startswith("is not a whole file of metrics of this version of fbt: ")
+    assert message in said
+
+
+@pytest.mark.parametrize("place", ["/dev/zero", "/dev/stdin", ".", "pipe", "no\nsuch", "a\0b", "/dev/full"])
+def test_a_text_that_never_ends_is_not_read(run: Path, here: Path, place: str) -> None:
+    """The settings of a stranger's run say where its text was."""
+    os.mkfifo(here / "pipe")
+    path = run / CHECKPOINT_FILE
+    header, numbers = taken_apart(path.read_bytes())
+    settings = json.loads(header["__metadata__"]["settings"]) | {"data": place}
+    header["__metadata__"]["settings"] = json.dumps(settings)
+    path.write_bytes(put_together(header, numbers))
+    began = time.monotonic()
+    with pytest.raises(FileNotFoundError, match=r"the text of the run in .* is no longer in "):
+        resume(run, progress=False)
+    assert time.monotonic() - began < 5

@@ -1,0 +1,43 @@
+"""Text from elsewhere is passed on in a form that messages, pages and kernels can hold."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fbt._text import LONGEST_LINE, in_a_line, well_formed
+
+ANY_TEXT = st.text(st.characters(exclude_categories=()))  # halves of characters too
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("as it is: é 🎭", "as it is: é 🎭"),
+        ("two\nlines \r\n and\u2028a third", "two lines and a third"),
+        ("red \x1b[31mand\x07 \x9bloud\0", "red [31mand loud"),
+        ("\u202eturned", "turned"),
+        ("half \ud800", "half"),
+        ("x" * 10**6, "x" * LONGEST_LINE + " ..."),
+    ],
+    ids=lambda value: ascii(value)[:20],
+)
+def test_a_message_becomes_a_line(message: str, line: str) -> None:
+    assert in_a_line(message) == line
+
+
+@given(ANY_TEXT)
+def test_a_line_can_be_printed(message: str) -> None:
+    assert in_a_line(message).isprintable()
+    assert in_a_line(in_a_line(message)) == in_a_line(message)
+
+
+@given(ANY_TEXT)
+def test_a_well_formed_text_can_be_sent_and_only_halves_are_lost(text: str) -> None:
+    assert well_formed(text).encode().decode() == well_formed(text)
+    if not any("\ud800" <= character <= "\udfff" for character in text):
+        assert well_formed(text) == text
+
+
+def test_half_a_character_becomes_a_sign_and_two_that_fit_one_character() -> None:
+    assert well_formed("a\ud800b\udc00") == "a\ufffdb\ufffd"
+    assert well_formed("\ud83c" + "\udfad") == "🎭"
