@@ -60,17 +60,8 @@ SETTINGS = {
     "differences": DIFFERENCES,
 }
 
-# The peers' own requirements would bring a second torch; what they import of the rest, .venv has.
-PINS = (
-    "labml-nn==0.5.1",
-    "labml==0.5.3",
-    "labml-helpers==0.4.89",
-    "feedback-transformer-pytorch==0.0.11",
-    "einops==0.8.2",
-    "gitpython==3.2.1",
-    "gitdb==4.0.12",
-    "smmap==5.0.3",
-)
+# The peers with their hashes, made by `make lock` from requirements.txt beside it.
+PINS = ROOT / "benchmarks" / "requirements.lock"
 
 
 def speed(quick: bool) -> list[Job]:
@@ -200,17 +191,18 @@ def peers_python() -> str:
     """The Python of an environment that has the peers, beside everything .venv has; ours if it fails."""
     home = WORK / "peers"
     python, stamp = home / "bin" / "python", home / "stamp"
-    if not (stamp.exists() and stamp.read_text() == repr((PINS, sys.prefix))):
-        print(f"Installing the peers into {home.relative_to(ROOT)}: {' '.join(PINS)}", flush=True)
+    wanted = repr((PINS.read_text(encoding="utf-8"), sys.prefix))
+    if not (stamp.exists() and stamp.read_text(encoding="utf-8") == wanted):
+        print(f"Installing the peers of {PINS.relative_to(ROOT)} into {home.relative_to(ROOT)}", flush=True)
         venv.create(home, clear=True, with_pip=True)
         packages = next(home.glob("lib/python*/site-packages"))
         ours = Path(torch.__file__).parents[1]
         (packages / "book.pth").write_text(f"import site; site.addsitedir({str(ours)!r})\n")
         pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet", "install"]
-        if subprocess.run([*pip, "--no-deps", *PINS]).returncode != 0:
+        if subprocess.run([*pip, "--no-deps", "--require-hashes", "-r", str(PINS)]).returncode != 0:
             print("The peers could not be installed, see above: measuring without them", flush=True)
             return sys.executable
-        write_whole(stamp, repr((PINS, sys.prefix)).encode())
+        write_whole(stamp, wanted.encode())
     return str(python)
 
 
