@@ -24,8 +24,10 @@ import torch
 from contenders import DIFFERENCES, EVERYONE, PARALLEL, PEERS, YARDSTICK, Size
 from report import judged, report
 
-import fbt
 from fbt._files import write_whole
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "experiments"))
+from record import machine as machine_of_records
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "_build" / "benchmarks"
@@ -155,12 +157,11 @@ def run(job: Job, python: str, store: Path, title: str) -> list[Row]:
     started = time.monotonic()
     print(title, flush=True)
     asked = {key: value for key, value in job.items() if key != "label"}
-    paths = [str(ROOT / ".venv" / "bin"), os.environ.get("PATH", "")]  # ninja is there, for fbt.build_native
     result = subprocess.run(
         [python, str(ROOT / "benchmarks" / "measure.py"), json.dumps(asked)],
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": str(job["threads"]), "PATH": os.pathsep.join(paths)},
+        env=os.environ | {"OMP_NUM_THREADS": str(job["threads"])},
     )
     if result.returncode != 0:
         sys.exit(f"{title}: failed, see above. The same command goes on from here.")
@@ -207,27 +208,22 @@ def peers_python() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What it was measured on."""
-    cpu, flags = platform.processor() or platform.machine(), set()
+    """What it was measured on: what every record says, but for the threads, which each job has its own of."""
+    about: dict[str, Any] = {key: value for key, value in machine_of_records().items() if key != "threads"}
+    flags: set[str] = set()
     if Path("/proc/cpuinfo").exists():
-        lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
-        about = {key.strip(): value.strip() for key, _, value in lines}
-        cpu, flags = about.get("model name", cpu), set(about.get("flags", "").split())
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        flags = set(next((line for line in lines if line.startswith("flags")), "").split())
     known = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile")
     caches = {}
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
         caches[f"L{level} {kind.lower()}"] = size
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
+    return about | {
         "flags": [flag for flag in known if flag in flags],
         "caches": caches,
         "capability": torch.backends.cpu.get_cpu_capability(),
         "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "fbt": fbt.__version__,
     }
 
 
