@@ -47,7 +47,10 @@ OF_THE_BOOK = "annotated book browser browser_actions browser_views found habits
 def note(what: str, row: dict[str, Any], *same: str) -> None:
     """Put a row into the record, in the place of the one that agrees with it in the columns `same`."""
     record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
-    others = [old for old in record.get(what, []) if any(old[column] != row[column] for column in same)]
+    rows = record.get(what, [])
+    if any(row.items() <= old.items() for old in rows):
+        return  # nothing new, so the file stays as it is
+    others = [old for old in rows if any(old[column] != row[column] for column in same)]
     when = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": commit()}
     record[what] = sorted([*others, row | when], key=lambda row: [row[column] for column in same])
     write(RECORD, json.dumps(record, indent=1) + "\n")
@@ -147,7 +150,7 @@ def tests(torch: str) -> bool:
 def main() -> None:
     """Do what the command line asks for."""
     good = tests(sys.argv[1]) if len(sys.argv) > 1 else pythons()
-    print(f"Written to {RECORD.relative_to(ROOT)}.")
+    print(f"{RECORD.relative_to(ROOT)} says so.")
     if not good:
         sys.exit("Something does not work there: see above.")
 
