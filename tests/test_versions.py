@@ -62,5 +62,5 @@ def test_the_record_is_of_the_pythons_that_the_package_names():
 
 
 def test_the_record_is_of_runs_without_a_failure():
-    assert RECORD["tests"]
+    assert RECORD["tests"] and not any(row["commit"].endswith("+") for row in RECORD["tests"])
     assert all(row["tests"] > 0 and row["failures"] == row["errors"] == 0 for row in RECORD["tests"])

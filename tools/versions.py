@@ -4,8 +4,8 @@
                                                 code compile without a warning
     .venv/bin/python tools/versions.py 2.6.0    the tests, with that torch and this Python
 
-The second installs that torch into an environment of its own, which may be gigabytes; tests that say nothing of
-torch are left out, those of the book's pages above all.
+The second installs that torch into an environment of its own, which may be gigabytes; tests that say nothing
+of torch are left out, those of the book's pages above all.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ SYSTEMS = {
     "macOS ARM": "aarch64-apple-darwin",
 }
 CODE = ("fbt", "tools", "book/_ext", "benchmarks", "experiments", "tests")
-# What another torch leaves out: tests that read what `make book` made, that run other tools of .venv, and those
-# of the pinned versions and of the record itself.
+# What another torch leaves out: tests that read what `make book` made, that run other tools of .venv, and
+# those of the pinned versions and of the record itself.
 LEFT_OUT = "annotated book browser browser_actions browser_views found languages markdown notebooks "
 LEFT_OUT += "habits lock versions"
 
@@ -144,7 +144,8 @@ def tests(torch: str) -> bool:
     counts = {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
     exact = [str(python), "-c", "import torch; print(torch.__version__)"]
     version = subprocess.run(exact, capture_output=True, text=True, check=True).stdout.strip()
-    row = {"torch": version, "python": platform.python_version(), "system": platform.platform(terse=True)}
+    system = f"{platform.system()} {platform.machine()}"
+    row = {"torch": version, "python": platform.python_version(), "system": system}
     note("tests", row | counts, "torch", "python", "system")
     return counts["tests"] > 0 and counts["failures"] == counts["errors"] == 0
 
