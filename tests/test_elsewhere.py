@@ -50,12 +50,13 @@ PLOT = """
 from fbt.views.figures import attention_maps, save_svg
 save_svg(attention_maps(weights, list(text)), sys.argv[1])
 """
-# Root may write where nobody may. This gives that up, and goes on with what it is given.
+# Root may read and write where nobody may. This gives that up, and goes on with what it is given.
 UNPRIVILEGED = """
 import ctypes, os, sys
 if os.geteuid() == 0:
-    PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
-    assert ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0) == 0
+    PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
+    for right in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
+        assert ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, right, 0, 0, 0) == 0
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
 
