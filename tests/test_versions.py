@@ -15,7 +15,7 @@ RECORD = json.loads(versions.RECORD.read_text(encoding="utf-8"))
 @pytest.fixture
 def record(tmp_path, monkeypatch):
     monkeypatch.setattr(versions, "RECORD", tmp_path / "versions.json")
-    monkeypatch.setattr(versions, "commit", lambda: "c0ffee")
+    monkeypatch.setattr(versions, "state", lambda: "c0ffee")
     return lambda: json.loads(versions.RECORD.read_text(encoding="utf-8"))
 
 
@@ -25,7 +25,7 @@ def test_a_row_takes_the_place_of_the_one_it_repeats(record, monkeypatch):
     found = record()["pythons"]
     assert [(row["python"], row["compiled"]) for row in found] == [("3.11", "3.11.7"), ("3.12", "3.12.1")]
     assert all(row["commit"] == "c0ffee" and re.fullmatch(r"[\d-]{10}", row["date"]) for row in found)
-    monkeypatch.setattr(versions, "commit", lambda: "another")
+    monkeypatch.setattr(versions, "state", lambda: "another")
     versions.note("pythons", {"python": "3.11", "compiled": "3.11.7"}, "python")
     assert record()["pythons"] == found  # nothing new
 

@@ -46,6 +46,12 @@ LEFT_OUT = "annotated book browser browser_actions browser_views found languages
 LEFT_OUT += "habits lock versions"
 
 
+def state() -> str:
+    """The commit, with a + if anything but the record differs from it."""
+    command = ["git", "diff", "--quiet", "HEAD", "--", ".", f":!{RECORD.relative_to(ROOT)}"]
+    return commit().rstrip("+") + "+" * (subprocess.run(command, cwd=ROOT, check=False).returncode != 0)
+
+
 def note(what: str, row: dict[str, Any], *same: str) -> None:
     """Put a row into the record, in the place of the one that agrees with it in the columns `same`."""
     record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
@@ -53,7 +59,7 @@ def note(what: str, row: dict[str, Any], *same: str) -> None:
     if any(row.items() <= old.items() for old in rows):
         return  # nothing new, so the file stays as it is
     others = [old for old in rows if any(old[column] != row[column] for column in same)]
-    when = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": commit()}
+    when = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": state()}
     record[what] = sorted([*others, row | when], key=lambda row: [row[column] for column in same])
     write(RECORD, json.dumps(record, indent=1) + "\n")
 
