@@ -9,7 +9,8 @@ STRIP := .venv/bin/nbstripout --keep-id --extra-keys "$(SAVED:%=metadata.languag
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help environment notebooks book pdf test test-slow test-kills test-properties fuzz test-colab bench experiments lab lint format vendor repository screenshots clean
+.PHONY: help environment notebooks book pdf test test-slow test-kills test-properties fuzz test-colab pythons bench experiments lab lint format vendor lock audit \
+	repository screenshots nightly release-check clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,8 +27,9 @@ book: environment ## run what has changed and build the book into _build/html
 pdf: book ## print the book as one file, _build/book.pdf (needs Chromium)
 	@$(RUN) tools/pdf.py
 
-test: book ## run the tests, on the runs and the pages that `make book` made
-	@$(PYTEST)
+# A torch of one's own choice has nothing to do with the book's pages.
+test: $(if $(TORCH),environment,book) ## run the tests, on what `make book` made (TORCH=2.6.0: with that torch, without the pages)
+	@$(if $(TORCH),$(RUN) tools/versions.py $(TORCH),$(PYTEST))
 
 test-slow: environment ## train models from scratch and check that they learn (two minutes)
 	@$(PYTEST) -m slow
@@ -43,6 +45,9 @@ fuzz: environment ## feed all that reads files and texts what nobody would write
 
 test-colab: environment ## run every chapter with the versions Google Colab has
 	@$(RUN) tools/colab.py
+
+pythons: environment ## see whether other Pythons have all packages, and compile the code with those that are here
+	@$(RUN) tools/versions.py
 
 bench: environment ## measure speed, memory, growth and decoding (half an hour; QUICK=1: about three minutes)
 	@$(RUN) benchmarks/run.py $(if $(QUICK),--quick)
@@ -68,11 +73,23 @@ format: environment ## format the code, and strip outputs from the notebooks
 vendor: environment ## fetch the browser files of THIRD_PARTY.md again and compare them (needs npm)
 	@$(RUN) tools/vendor.py
 
+lock: environment ## write out in full, with hashes, what requirements.txt brings along (UPGRADE=1: in its newest versions)
+	@$(RUN) tools/lock.py $(if $(UPGRADE),--upgrade)
+
+audit: environment ## ask whether a vulnerability of any package is known; one that cannot be looked up is a failure
+	@$(RUN) tools/audit.py
+
 repository: ## after editing fbt/_repository.py: write the new address wherever it is spelled out
 	@$(PYTHON) tools/repository.py
 
 screenshots: book ## photograph the pages in light and dark, wide and narrow (needs Chromium)
 	@$(RUN) tools/screenshots.py
+
+nightly: environment ## all that checks and measures, to the end, with a report (half a day; QUICK=1: under an hour)
+	@$(RUN) tools/nightly.py $(if $(QUICK),--quick)
+
+release-check: environment ## go through what a release needs, and say what is missing
+	@$(RUN) tools/release.py
 
 clean: ## remove everything the commands above made, except .venv
 	rm -rf _build build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -24,8 +24,10 @@ import torch
 from contenders import DIFFERENCES, EVERYONE, PARALLEL, PEERS, YARDSTICK, Size
 from report import judged, report
 
-import fbt
 from fbt._files import write_whole
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "experiments"))
+from record import machine as machine_of_records
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "_build" / "benchmarks"
@@ -60,17 +62,8 @@ SETTINGS = {
     "differences": DIFFERENCES,
 }
 
-# The peers' own requirements would bring a second torch; what they import of the rest, .venv has.
-PINS = (
-    "labml-nn==0.5.1",
-    "labml==0.5.3",
-    "labml-helpers==0.4.89",
-    "feedback-transformer-pytorch==0.0.11",
-    "einops==0.8.2",
-    "gitpython==3.2.1",
-    "gitdb==4.0.12",
-    "smmap==5.0.3",
-)
+# The peers with their hashes, made by `make lock` from requirements.txt beside it.
+PINS = ROOT / "benchmarks" / "requirements.lock"
 
 
 def speed(quick: bool) -> list[Job]:
@@ -164,12 +157,11 @@ def run(job: Job, python: str, store: Path, title: str) -> list[Row]:
     started = time.monotonic()
     print(title, flush=True)
     asked = {key: value for key, value in job.items() if key != "label"}
-    paths = [str(ROOT / ".venv" / "bin"), os.environ.get("PATH", "")]  # ninja is there, for fbt.build_native
     result = subprocess.run(
         [python, str(ROOT / "benchmarks" / "measure.py"), json.dumps(asked)],
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": str(job["threads"]), "PATH": os.pathsep.join(paths)},
+        env=os.environ | {"OMP_NUM_THREADS": str(job["threads"])},
     )
     if result.returncode != 0:
         sys.exit(f"{title}: failed, see above. The same command goes on from here.")
@@ -200,42 +192,38 @@ def peers_python() -> str:
     """The Python of an environment that has the peers, beside everything .venv has; ours if it fails."""
     home = WORK / "peers"
     python, stamp = home / "bin" / "python", home / "stamp"
-    if not (stamp.exists() and stamp.read_text() == repr((PINS, sys.prefix))):
-        print(f"Installing the peers into {home.relative_to(ROOT)}: {' '.join(PINS)}", flush=True)
+    wanted = repr((PINS.read_text(encoding="utf-8"), sys.prefix))
+    if not (stamp.exists() and stamp.read_text(encoding="utf-8") == wanted):
+        print(f"Installing the peers of {PINS.relative_to(ROOT)} into {home.relative_to(ROOT)}", flush=True)
         venv.create(home, clear=True, with_pip=True)
         packages = next(home.glob("lib/python*/site-packages"))
         ours = Path(torch.__file__).parents[1]
         (packages / "book.pth").write_text(f"import site; site.addsitedir({str(ours)!r})\n")
         pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet", "install"]
-        if subprocess.run([*pip, "--no-deps", *PINS]).returncode != 0:
+        if subprocess.run([*pip, "--no-deps", "--require-hashes", "-r", str(PINS)]).returncode != 0:
             print("The peers could not be installed, see above: measuring without them", flush=True)
             return sys.executable
-        write_whole(stamp, repr((PINS, sys.prefix)).encode())
+        write_whole(stamp, wanted.encode())
     return str(python)
 
 
 def machine() -> dict[str, Any]:
-    """What it was measured on."""
-    cpu, flags = platform.processor() or platform.machine(), set()
+    """What it was measured on: what every record says, but for the threads, which each job has its own of."""
+    about: dict[str, Any] = {key: value for key, value in machine_of_records().items() if key != "threads"}
+    flags: set[str] = set()
     if Path("/proc/cpuinfo").exists():
-        lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
-        about = {key.strip(): value.strip() for key, _, value in lines}
-        cpu, flags = about.get("model name", cpu), set(about.get("flags", "").split())
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        flags = set(next((line for line in lines if line.startswith("flags")), "").split())
     known = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile")
     caches = {}
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
         caches[f"L{level} {kind.lower()}"] = size
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
+    return about | {
         "flags": [flag for flag in known if flag in flags],
         "caches": caches,
         "capability": torch.backends.cpu.get_cpu_capability(),
         "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "fbt": fbt.__version__,
     }
 
 

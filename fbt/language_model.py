@@ -14,6 +14,8 @@ Symbols used across the package (code name in brackets):
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from importlib.resources import as_file, files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -38,7 +40,7 @@ BODIES: dict[str, type[Body]] = {
     "shared-kv": SharedKVBody,
 }
 WEIGHTS_FILE = "model.safetensors"
-PRETRAINED = Path(__file__).parent / "weights"
+PRETRAINED = files("fbt") / "weights"
 
 
 class LanguageModel(nn.Module):
@@ -290,15 +292,16 @@ class LanguageModel(nn.Module):
                 are not those of its config; which is checked before memory is taken for them.
         """
         check_instance("name", name, str, Path)
-        path = Path(name) / WEIGHTS_FILE
+        path: Traversable = Path(name) / WEIGHTS_FILE
         if not path.is_file():
-            path = PRETRAINED / name / WEIGHTS_FILE
+            path = PRETRAINED / str(name) / WEIGHTS_FILE
         if not path.is_file():
-            shipped = sorted(file.parent.name for file in PRETRAINED.glob(f"*/{WEIGHTS_FILE}"))
+            shipped = sorted(folder.name for folder in PRETRAINED.iterdir() if folder.is_dir())
             raise FileNotFoundError(
                 f"no {WEIGHTS_FILE} in {str(name)!r}; names that ship with fbt: {shipped}"
             )
-        with reading(path, "model") as file:
+        # The library reads a file of its own, which a package in a zip file has to be given.
+        with as_file(path) as place, reading(place, "model") as file:
             config = Config(**parsed("config", file.text("config")))
             tokenizer = None
             if "vocabulary" in file.metadata:

@@ -2,13 +2,13 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from statistics import median
 
 import pytest
+from distribution import copy
 from notebooks import ROOT, chapters, read
 
 from fbt._repository import BRANCH, URL
@@ -77,10 +77,7 @@ def git(*arguments: str, cwd: Path) -> str:
 def published(tmp_path_factory) -> Path:
     """A repository with the files of today, as it would be found at the project's address."""
     there = tmp_path_factory.mktemp("published")
-    for name in filter(None, git("ls-files", "-z", cwd=ROOT).split("\0")):
-        if (ROOT / name).is_file():
-            (there / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, there / name)
+    copy(there)
     git("init", "--quiet", f"--initial-branch={BRANCH}", cwd=there)
     git("add", "--all", cwd=there)
     git("commit", "--quiet", "--message=all", cwd=there)

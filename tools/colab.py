@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
+from distribution import build
 from notebooks import BUILD, ROOT, chapters, execute, read, table, write
+from venvs import environment, pip
 
 FOLDER = BUILD / "colab"
 PYTHON = FOLDER / "venv" / "bin" / "python"
-STAMP = FOLDER / "stamp"
 PINS = ROOT / "colab-pins.txt"
 # Colab comes with torch; the newest release it may soon have is the one the book is built with.
 TORCH = next(
@@ -24,38 +23,13 @@ TORCH = next(
 KERNEL = "fbt-colab"
 
 
-def pip(*arguments: str) -> None:
-    """Install into the Colab environment."""
-    options = ["--disable-pip-version-check", "--no-input", "--quiet"]
-    subprocess.run([str(PYTHON), "-m", "pip", *options, "install", *arguments], check=True)
-
-
-def build_wheel() -> Path:
-    """The package as Colab would install it."""
-    dist = FOLDER / "dist"
-    for stale in (dist, ROOT / "build"):
-        shutil.rmtree(stale, ignore_errors=True)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(dist), str(ROOT)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    shutil.rmtree(ROOT / "build", ignore_errors=True)
-    if result.returncode != 0:
-        sys.exit(f"The wheel could not be built:\n{result.stdout}{result.stderr}")
-    (wheel,) = dist.glob("*.whl")
-    return wheel
-
-
 def prepare(wheel: Path) -> None:
     """Make the environment if a pin or a dependency changed, then put the wheel of today into it."""
     files = (PINS.read_bytes(), (ROOT / "pyproject.toml").read_bytes(), TORCH.encode(), sys.version.encode())
     wanted = hashlib.sha256(b"\0".join(files)).hexdigest()
-    if not (PYTHON.exists() and STAMP.exists() and STAMP.read_text() == wanted):
-        print("Making an environment with Google Colab's versions", flush=True)
-        venv.create(FOLDER / "venv", clear=True, with_pip=True)
-        pip(TORCH)
-        pip("-r", str(PINS))
-        pip("-c", str(PINS), str(wheel))
-        write(STAMP, wanted)
-    pip("--no-index", "--no-deps", "--force-reinstall", str(wheel))
+    installs = [[TORCH], ["-r", str(PINS)], ["-c", str(PINS), str(wheel)]]
+    python = environment(FOLDER / "venv", wanted, *installs)
+    pip(python, "--no-index", "--no-deps", "--force-reinstall", str(wheel))
 
 
 def installed() -> str:
@@ -87,7 +61,7 @@ def register_kernel() -> None:
 
 def main() -> None:
     """Build, install, run every chapter, print a table."""
-    wheel = build_wheel()
+    wheel, _ = build(FOLDER / "dist")
     prepare(wheel)
     register_kernel()
     rows: list[tuple[str, ...]] = [("notebook", "seconds", "result")]

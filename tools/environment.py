@@ -1,4 +1,4 @@
-"""Make .venv agree with requirements.txt and pyproject.toml; when it does, do nothing and touch no network.
+"""Make .venv agree with requirements.txt, its .lock and pyproject.toml; when it does, touch no network.
 
 Runs under whatever Python the reader has, so only the standard library is used here.
 """
@@ -23,7 +23,7 @@ def place() -> str:
 def contents() -> str:
     """What .venv holds: the files that say which packages, hashed."""
     digest = hashlib.sha256()
-    for name in ("requirements.txt", "pyproject.toml"):
+    for name in ("requirements.txt", "requirements.lock", "pyproject.toml"):
         digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()
 
@@ -63,6 +63,8 @@ def main() -> None:
     if not sys.stdout.isatty():
         pip += ["--progress-bar", "off"]
     failure = "The packages could not be installed"
+    # What is listed with its hashes, and nothing else; then torch, in the build that the user's index has.
+    run([*pip, "--require-hashes", "-r", str(ROOT / "requirements.lock")], failure)
     run([*pip, "-r", str(ROOT / "requirements.txt")], failure)
     run([*pip, "--no-deps", "--no-build-isolation", "-e", str(ROOT)], failure)
     stamp(place(), contents())

@@ -26,7 +26,7 @@ RUNS = BUILD / "notebooks"
 BUDGET_SECONDS = 180.0
 CELL_TIMEOUT_SECONDS = 900
 # What a run depends on besides the notebook's own code.
-INPUTS = ("fbt", "requirements.txt")
+INPUTS = ("fbt", "requirements.txt", "requirements.lock")
 IGNORED = {"__pycache__", ".ipynb_checkpoints", ".mypy_cache", ".DS_Store"}
 
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
+from importlib.resources import as_file, files
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from fbt._files import cache_folder, sha256, write_whole
 
-SOURCE = Path(__file__).with_name("loop.cpp")
+SOURCE = files("fbt.native") / "loop.cpp"
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-fopenmp")
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 INSTEAD = 'Nothing depends on it: backend="sequence" computes the same numbers without a compiler.'
@@ -103,7 +104,7 @@ def _key() -> str:
         features = ("flags", "Features")  # x86 and ARM
         lines = information.read_text().splitlines()
         cpu = next((line for line in lines if line.startswith(features)), cpu)
-    parts = [SOURCE.read_text(), *FLAGS, torch.__version__, platform.machine(), cpu]
+    parts = [SOURCE.read_text(encoding="utf-8"), *FLAGS, torch.__version__, platform.machine(), cpu]
     return sha256("\n".join(parts).encode())[:16]
 
 
@@ -120,7 +121,8 @@ def _compile() -> bytes:
             f"build_native needs a C++ compiler, and there is no {compiler!r} here: install one (on Debian, "
             f"Ubuntu and Colab by 'apt install g++') or name yours in the variable CXX. {INSTEAD}"
         )
-    with tempfile.TemporaryDirectory() as folder:
+    # From a package inside a zip file the source is put into a file of its own.
+    with tempfile.TemporaryDirectory() as folder, as_file(SOURCE) as source:
         made = Path(folder) / "loop.so"
         libraries = [option for path in cpp_extension.library_paths() for option in ("-L", path)]
         command = [
@@ -128,7 +130,7 @@ def _compile() -> bytes:
             *FLAGS,
             "-shared",
             "-fPIC",
-            str(SOURCE),
+            str(source),
             "-o",
             str(made),
             *libraries,
@@ -146,9 +148,9 @@ def _compile() -> bytes:
 @functools.cache
 def _open(library: Path) -> ctypes.CDLL:
     """Load the library."""
-    if not library.is_file():
-        raise RuntimeError(f'backend="native" is not built here: call fbt.build_native() once. {INSTEAD}')
     try:
+        if not library.is_file():
+            raise RuntimeError(f'backend="native" is not built here: call fbt.build_native() once. {INSTEAD}')
         return ctypes.CDLL(str(library))
     except OSError as error:
         raise RuntimeError(f"{library} does not load: {error}. {INSTEAD}") from error

@@ -8,13 +8,13 @@ Python can read what its reader has chosen.
 import html
 import json
 import sys
+from importlib.resources import files
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from fbt._text import well_formed
 
-HERE = Path(__file__).parent
+HERE = files("fbt.views")
 
 
 class View:

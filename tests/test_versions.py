@@ -1,0 +1,66 @@
+"""`make pythons` and `make test TORCH=...`: what they can say, and what the record of them says."""
+
+import json
+import re
+import sys
+import tomllib
+
+import pytest
+import versions
+from notebooks import ROOT
+
+RECORD = json.loads(versions.RECORD.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def record(tmp_path, monkeypatch):
+    monkeypatch.setattr(versions, "RECORD", tmp_path / "versions.json")
+    monkeypatch.setattr(versions, "state", lambda: "c0ffee")
+    return lambda: json.loads(versions.RECORD.read_text(encoding="utf-8"))
+
+
+def test_a_row_takes_the_place_of_the_one_it_repeats(record, monkeypatch):
+    for python, compiled in (("3.12", "3.12.1"), ("3.11", None), ("3.11", "3.11.7")):
+        versions.note("pythons", {"python": python, "compiled": compiled}, "python")
+    found = record()["pythons"]
+    assert [(row["python"], row["compiled"]) for row in found] == [("3.11", "3.11.7"), ("3.12", "3.12.1")]
+    assert all(row["commit"] == "c0ffee" and re.fullmatch(r"[\d-]{10}", row["date"]) for row in found)
+    monkeypatch.setattr(versions, "state", lambda: "another")
+    versions.note("pythons", {"python": "3.11", "compiled": "3.11.7"}, "python")
+    assert record()["pythons"] == found  # nothing new
+
+
+def test_a_warning_is_no_compilation(tmp_path, capfd):
+    (tmp_path / "good.py").write_text("x = 1\n")
+    assert versions.compiled(sys.executable, tmp_path) == ".".join(map(str, sys.version_info[:3]))
+    (tmp_path / "bad.py").write_text('x = "\\d"\n')
+    assert versions.compiled(sys.executable, tmp_path) is None
+    assert "invalid escape sequence" in capfd.readouterr().out
+    assert not list(tmp_path.rglob("*.pyc"))
+
+
+def test_a_python_that_is_not_here_is_none():
+    assert versions.interpreter("3.99") is None
+
+
+def test_all_code_is_compiled_the_chapters_too(tmp_path):
+    versions.copy_code(tmp_path)
+    assert (tmp_path / "fbt" / "stack.py").exists() and (tmp_path / "book" / "_ext").is_dir()
+    assert "get_ipython()" in (tmp_path / "01-parallel-attention.py").read_text(encoding="utf-8")  # from %pip
+
+
+def test_the_tests_that_another_torch_leaves_out_exist():
+    assert all((ROOT / "tests" / f"test_{name}.py").exists() for name in versions.LEFT_OUT.split())
+
+
+def test_the_record_is_of_the_pythons_that_the_package_names():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
+    assert [row["python"] for row in RECORD["pythons"]] == named == list(versions.PYTHONS)
+    assert all(row["wheels"] == list(versions.SYSTEMS) for row in RECORD["pythons"])
+    assert f">={named[0]}" == project["requires-python"]
+
+
+def test_the_record_is_of_runs_without_a_failure():
+    assert RECORD["tests"] and not any(row["commit"].endswith("+") for row in RECORD["tests"])
+    assert all(row["tests"] > 0 and row["failures"] == row["errors"] == 0 for row in RECORD["tests"])
