@@ -17,9 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import fbt.checkpoint
 import fbt.training.run
-from fbt import LanguageModel, _corpus, data, native
+from fbt import LanguageModel, _corpus, _weights, data, native
 from fbt.training.__main__ import main
 from fbt.training.loop import Trainer
 
@@ -30,7 +29,7 @@ CALLS: dict[str, tuple[Any, str]] = {
     "step": (Trainer, "_update"),
     "evaluation": (Trainer, "_evaluate"),
     "checkpoint": (Trainer, "save"),
-    "write": (fbt.checkpoint, "write_whole"),
+    "write": (_weights, "write_whole"),
     "ending": (LanguageModel, "save_pretrained"),
 }
 
