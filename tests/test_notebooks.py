@@ -249,8 +249,8 @@ def test_the_run_takes_no_longer_than_the_first_cell_says(path):
     promise = PROMISE.search(read(path).cells[0].source)
     assert promise, "the first cell must say how long the page runs"
     promised = 60 * ["one minute", "two minutes", "three minutes"].index(promise[1]) + 60
-    # Thrice: a machine that is busy with other things keeps no promise to the second.
-    assert executed_or_fail(path).metadata.fbt_run.seconds <= 3 * promised
+    # Twice: a machine that is busy with other things keeps no promise to the second.
+    assert executed_or_fail(path).metadata.fbt_run.seconds <= 2 * promised
 
 
 def test_a_failing_cell_is_shown_with_its_traceback_and_ends_the_run():
