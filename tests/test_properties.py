@@ -174,9 +174,8 @@ def test_whoever_wants_a_gradient_gets_it_and_nobody_else_does(case, data):
         for name, tensor in named.items():
             tensor.requires_grad_(name in wanted)
         outputs = everything(*module(x, state, backend=lm.backend)[:2])
-        if not any(output.requires_grad for output in outputs):
-            return {}
-        sum(((i + 1) * output).square().sum() for i, output in enumerate(outputs)).backward()
+        if any(output.requires_grad for output in outputs):  # a single step reads no table, and has no graph
+            sum(((i + 1) * output).square().sum() for i, output in enumerate(outputs)).backward()
         assert all(tensor.grad is None for name, tensor in named.items() if name not in wanted)
         return {
             name: torch.zeros_like(named[name]) if named[name].grad is None else named[name].grad
@@ -302,6 +301,7 @@ def test_functional_calls(case):
         assert_same(found, torch.stack([loss(given_weights), loss(halves)]), **FAST)
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # a single step may have no inputs to it
 @given(cases(), st.sampled_from(["forward", "forward_pre", "full_backward", "full_backward_pre"]), st.data())
 def test_hooks_on_any_part_fire_or_are_refused(case, kind, data):
     """As often, and with the same effect, as with the reference."""
