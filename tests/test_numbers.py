@@ -14,6 +14,7 @@ from fbt.recipe import PRESETS
 SIX = "book/06-one-function.ipynb"
 SEVEN = "book/07-what-feedback-buys.ipynb"
 HURRY = "book/in-a-hurry.md"
+PROMISES = "book/promises.md"
 
 
 def record(name: str) -> Any:
@@ -266,7 +267,47 @@ def long_texts_are_as_said() -> bool:
     found = {(row["name"], row["T"]): row["memory_mb"] for row in record("long")["rows"]}
     blocks = [value for (name, _), value in found.items() if name.endswith("blocks")]
     ratio = found["native, recompute", 8192] / found["parallel", 512]
-    return 0.8 < ratio < 1.2 and max(blocks) < 25 and found["parallel", 4096] > 3 * found["parallel", 2048]
+    level = {round(found["native, recompute, blocks", T]) for T in (2048, 8192)}
+    return (
+        0.8 < ratio < 1.2
+        and max(blocks) < 25
+        and level == {22}
+        and found["parallel", 4096] > 3 * found["parallel", 2048]
+    )
+
+
+def trust() -> Any:
+    return json.loads((ROOT / "tests" / "trust.json").read_text(encoding="utf-8"))
+
+
+def kills_are_as_said() -> bool:
+    runs = trust()["kills"]["runs"]
+    kills = sum(sum(run["kills"].values()) for run in runs)
+    left = sum(run["files left unfinished"] for run in runs)
+    return (kills, len(runs), left) == (100, 5, 25)
+
+
+def properties_are_as_said() -> bool:
+    found = trust()["properties"]
+    return (found["properties"], found["examples"], found["failures"]) == (12, 1000, 0)
+
+
+def versions_are_as_said() -> bool:
+    found = json.loads((ROOT / "tests" / "versions.json").read_text(encoding="utf-8"))
+    pythons = [row["python"] for row in found["pythons"] if row["compiled"].startswith(row["python"])]
+    return pythons == ["3.11", "3.12", "3.13"]
+
+
+def torch_is_as_said() -> bool:
+    found = json.loads((ROOT / "tests" / "versions.json").read_text(encoding="utf-8"))["tests"]
+    return {run["torch"].split("+")[0][:4] for run in found} == {"2.13"} and not any(
+        run["failures"] + run["errors"] for run in found
+    )
+
+
+def lists_are_as_said() -> bool:
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    return sum(line[:1] not in ("", "#", " ") for line in lines) == 191
 
 
 def is_parallel(run: dict[str, Any]) -> bool:
@@ -413,6 +454,13 @@ CLAIMS: list[tuple[str, str, Callable[[], bool]]] = [
         shipped_pair_is_as_said,
     ),
     (SEVEN, "two seeds in three get to 98 % or more, with one layer as with two", programs_are_as_said),
+    (PROMISES, "100 of 100 survived, in 5 draws; 25 files were left unfinished", kills_are_as_said),
+    (PROMISES, "12 properties, 1,000 examples each, none differed", properties_are_as_said),
+    (PROMISES, "399,600 inputs in ten minutes", lambda: sum(trust()["fuzz"]["inputs"].values()) == 399_600),
+    (PROMISES, "compiled on all three", versions_are_as_said),
+    (PROMISES, "2.13 was tested, and no other", torch_is_as_said),
+    (PROMISES, "| 191 packages |", lists_are_as_said),
+    (PROMISES, "22 MB for 8,192 characters, as for 2,048", long_texts_are_as_said),
     (SIX, "8192 characters take about as much as our parallel body needs for 512", long_texts_are_as_said),
     (SEVEN, "Feedback is worth a doubling of depth", feedback_is_worth_twice_the_depth),
     (SEVEN, "what twice the depth is worth in small models", feedback_is_worth_twice_the_depth),
