@@ -7,7 +7,7 @@ from statistics import mean
 from typing import Any
 
 import pytest
-from notebooks import ROOT, read
+from notebooks import ROOT, chapters, read
 
 from fbt.recipe import PRESETS
 
@@ -310,6 +310,12 @@ def lists_are_as_said() -> bool:
     return sum(line[:1] not in ("", "#", " ") for line in lines) == 191
 
 
+def exercises() -> int:
+    return sum(
+        len(re.findall(r"^### Exercise", prose(f"book/{path.name}"), re.MULTILINE)) for path in chapters()
+    )
+
+
 def is_parallel(run: dict[str, Any]) -> bool:
     return run["job"]["model"] == "parallel"
 
@@ -460,6 +466,7 @@ CLAIMS: list[tuple[str, str, Callable[[], bool]]] = [
     (PROMISES, "compiled on all three", versions_are_as_said),
     (PROMISES, "2.13 was tested, and no other", torch_is_as_said),
     (PROMISES, "| 191 packages |", lists_are_as_said),
+    (PROMISES, "| 26 exercises |", lambda: exercises() == 26),
     (PROMISES, "22 MB for 8,192 characters, as for 2,048", long_texts_are_as_said),
     (SIX, "8192 characters take about as much as our parallel body needs for 512", long_texts_are_as_said),
     (SEVEN, "Feedback is worth a doubling of depth", feedback_is_worth_twice_the_depth),
