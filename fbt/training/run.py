@@ -104,9 +104,9 @@ def train(
         preset: "tiny" (half a minute), "small" (nanoGPT's CPU setting) or "base"; see `fbt.recipe.PRESETS`.
         variant: "parallel", "feedback" or "shared-kv".
         folder: where checkpoints, metrics, the loss curve and the final weights go; None writes nothing.
-        resume: continue the run in `folder` where its last checkpoint left it, bit for bit on the same
-            machine, software and numbers of threads and processes (the API page says more under "The same
-            numbers again"). A folder without a checkpoint is started afresh.
+        resume: continue the run in `folder` where its last checkpoint left it: bit for bit in one process on
+            the same machine, software and number of threads, to rounding in several (the API page says more
+            under "The same numbers again"). A folder without a checkpoint is started afresh.
         init_from: start from a parallel model, given or saved in a folder, whose sizes then replace the
             preset's; see `LanguageModel.from_parallel`. It must know every character of the text.
         device: where to compute; None takes a CUDA GPU if there is one.
