@@ -19,7 +19,7 @@ from torch import Tensor
 from fbt._files import write_whole
 from fbt._text import in_a_line
 
-LARGEST = 2**32  # bytes of a file; to load a model takes at most four times as much memory
+LARGEST = 2**32  # bytes of a file
 LONGEST_HEADER = 2_000_000  # bytes of it; the library would take 100 MB, and a gigabyte of memory for them
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FEW = 4  # tensors of a kind that an error names
