@@ -27,7 +27,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -235,11 +235,9 @@ class Download:
         given_up = threading.Event()
         threading.Thread(target=self._settle, args=(result, given_up), daemon=True).start()
         try:
-            return result.result(self.deadline)
-        except TimeoutError as error:
-            if result.done():
-                raise
-            raise TimeoutError(f"not finished after {self.deadline:g} s") from error
+            if not wait([result], self.deadline).done:
+                raise TimeoutError(f"not finished after {self.deadline:g} s")
+            return result.result()
         finally:
             given_up.set()
 
