@@ -107,6 +107,15 @@ def save_checkpoint(
     write(folder / CHECKPOINT_FILE, tensors, metadata)
 
 
+def saved_step(folder: Path) -> int | None:
+    """The step of the checkpoint in a folder, or None where there is none."""
+    path = folder / CHECKPOINT_FILE
+    if not path.exists():
+        return None
+    with reading(path, "checkpoint") as file:
+        return int(file.text("step"))
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint read back from disk.

@@ -15,13 +15,13 @@ from fbt import _files
 from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint, save_checkpoint
 from fbt.training import loop as training_loop
 from fbt.training import resume
+from fbt.training import run as training_run
 from fbt.training.__main__ import main
 from fbt.training.folder import FolderGone, held
 from fbt.training.loop import METRICS_FILE, Trainer
 from fbt.training.run import LOSS_FIGURE
 
 Patch = pytest.MonkeyPatch
-AFTER_STEP_6 = "the checkpoint of step 3 is as it was; go on once "
 
 
 @pytest.fixture
@@ -81,6 +81,25 @@ def test_a_second_process_is_told_in_a_line_and_disturbs_nothing(
     assert refused.endswith(f"another process is training into this folder: '{folder}'")
     assert "holds a run already" in found
     assert files(folder) == before
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_run_that_ended_just_before_the_folder_was_held_is_kept(
+    begun: bool, folder: Path, monkeypatch: Patch
+) -> None:
+    def late(place: Path) -> Any:
+        monkeypatch.setattr(training_run, "held", held)
+        small_run(folder=folder, resume=True)
+        return held(place)
+
+    if begun:
+        with monkeypatch.context() as patch:
+            patch.setattr(training_loop.Interrupt, "asked", True)
+            small_run(folder=folder)
+    monkeypatch.setattr(training_run, "held", late)
+    with pytest.raises(FileExistsError, match=r"another process has trained into .*a run meanwhile"):
+        small_run(folder=folder, resume=begun)
+    assert Checkpoint.load(folder).step == 11
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EBADF])
@@ -149,12 +168,9 @@ def test_no_room_for_a_checkpoint(
     monkeypatch: Patch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    sizes: list[int] = []
-
     def full_at_step_6(place: Path, step: int, *args: Any) -> None:
         if step == 6:
-            sizes.append((place / CHECKPOINT_FILE).stat().st_size)
-            room(sizes[0] // 2)
+            room((place / CHECKPOINT_FILE).stat().st_size // 2)
         try:
             save_checkpoint(place, step, *args)
         finally:
@@ -165,8 +181,8 @@ def test_no_room_for_a_checkpoint(
         assert main(small_command(data, folder)) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == (
-        f"python -m fbt.training: [Errno 27] File too large: '{folder / CHECKPOINT_FILE}'; {AFTER_STEP_6}"
-        f"there is room with: python -m fbt.training --resume '{folder}'"
+        f"python -m fbt.training: [Errno 27] File too large: '{folder / CHECKPOINT_FILE}'; the checkpoint "
+        f"of step 3 is as it was; go on once there is room with: python -m fbt.training --resume '{folder}'"
     )
     assert Checkpoint.load(folder).step == 3
     assert sorted(files(folder)) == [CHECKPOINT_FILE, METRICS_FILE]

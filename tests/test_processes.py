@@ -11,18 +11,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import several
 import torch
-from small_runs import TEXT, small_command
+from small_runs import TEXT, small_command, untimed
 
 import fbt
 from fbt.checkpoint import Checkpoint
 from fbt.recipe import Recipe
 from fbt.training.loop import METRICS_FILE, check_shares
 from fbt.training.processes import Processes, joined
+from fbt.training.run import _explaining
 
 HERE = Path(__file__).parent
 
@@ -41,8 +43,7 @@ def done(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 def metrics_in(folder: Path) -> list[dict[str, Any]]:
     """What a run has written down, without what no two runs share."""
-    lines = (folder / METRICS_FILE).read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+    return untimed(map(json.loads, (folder / METRICS_FILE).read_text().splitlines()))
 
 
 def assert_equal_runs(folder: Path, expected: Path) -> None:
@@ -104,6 +105,16 @@ def test_a_signal_to_the_command_saves_and_the_first_process_speaks(tmp_path: Pa
         f"stopped after step {step}; go on with: python -m fbt.training --resume {tmp_path / 'run'}"
     ]
     assert len(metrics_in(tmp_path / "run")) == step + step // 4
+
+
+def test_what_is_saved_is_said_by_the_first_process_alone() -> None:
+    """Of the others each knows the checkpoint that it began with, and none that was written since."""
+    for rank in (0, 1):
+        processes = Processes(torch.device("cpu"), rank, 2)
+        trainer: Any = SimpleNamespace(processes=processes, folder=Path("run"), saved=3)
+        with pytest.raises(OSError) as caught, _explaining(trainer):
+            raise OSError
+        assert hasattr(caught.value, "__notes__") == (rank == 0)
 
 
 @pytest.mark.parametrize(

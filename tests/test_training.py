@@ -126,7 +126,7 @@ def test_batches_depend_on_seed_and_step() -> None:
     # Equal low halves once gave every seed the same batches: torch's CPU generator reads 32 bits.
     seeds = {step_seed(seed, step) % 2**32 for seed in range(50) for step in range(50)}
     assert len(seeds) == 2500
-    losses = [[m["loss"] for m in untimed(small_run(seed=seed)) if "loss" in m] for seed in (0, 1, 0)]
+    losses = [[m["loss"] for m in untimed(small_run(seed=seed).metrics) if "loss" in m] for seed in (0, 1, 0)]
     assert losses[0] == losses[2] != losses[1]
 
 
@@ -249,7 +249,9 @@ def test_a_start_that_is_not_finite_is_named(tmp_path: Path) -> None:
 
 def test_evaluation_does_not_disturb_the_run() -> None:
     often, never = (small_run(dropout=0.2, eval_every=every, sample=every) for every in (1, 100))
-    assert [m for m in untimed(often) if "loss" in m] == [m for m in untimed(never) if "loss" in m]
+    assert [m for m in untimed(often.metrics) if "loss" in m] == [
+        m for m in untimed(never.metrics) if "loss" in m
+    ]
     assert (len(often.evaluations), len(never.evaluations)) == (11, 1)
     for name, value in often.model.state_dict().items():
         assert torch.equal(value, never.model.state_dict()[name]), name

@@ -11,7 +11,7 @@ import torch
 
 from fbt._checks import check_choice
 from fbt._files import sha256
-from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint, Settings
+from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint, Settings, saved_step
 from fbt.config import Config
 from fbt.data import CharTokenizer, load_tiny_shakespeare
 from fbt.language_model import LanguageModel
@@ -121,7 +121,7 @@ def train(
     Raises:
         TypeError, ValueError: a setting is unknown or out of range, the text is too short, or `resume`
             meets other settings.
-        FileExistsError: the folder holds a run and `resume` is False.
+        FileExistsError: the folder holds a run and `resume` is False, or another process has just ended one.
         OSError: a file cannot be read; the folder cannot be written, which is said before the first step, or
             no longer (the disk is full, the folder was moved away); or another process trains into it.
         ConnectionError: another process of the run has ended.
@@ -264,28 +264,31 @@ def _run(
         if checkpoint is not None:
             trainer.restore(checkpoint)
         processes.wait()  # before the first one writes, all have seen what the folder holds
-        held_here = held(folder if processes.is_first else None)
-        with held_here as trainer.check_folder, _explaining(trainer), events(trainer.step) as watch:
-            trainer.save()  # what is wrong with the folder shows now, not in an hour
-            finished = trainer.run(interrupt, watch, progress and processes.is_first)
-            run = Run(model.eval(), settings, trainer.metrics, finished, folder)
-            if folder is not None and finished and processes.is_first:
-                model.save_pretrained(folder)
-                _save_loss_curve(run, folder / LOSS_FIGURE)
+        with held(folder if processes.is_first else None) as trainer.check_folder:
+            # A run that ended between our look into the folder and our hold on it is not to be overwritten.
+            if folder is not None and processes.is_first and saved_step(folder) != trainer.saved:
+                raise FileExistsError(f"another process has trained into {folder} meanwhile: resume that run")
+            with _explaining(trainer), events(trainer.step) as watch:
+                trainer.save()  # what is wrong with the folder shows now, not in an hour
+                finished = trainer.run(interrupt, watch, progress and processes.is_first)
+                run = Run(model.eval(), settings, trainer.metrics, finished, folder)
+                if folder is not None and finished and processes.is_first:
+                    model.save_pretrained(folder)
+                    _save_loss_curve(run, folder / LOSS_FIGURE)
     processes.wait()  # where this returns, the files are there
     return run
 
 
 @contextlib.contextmanager
 def _explaining(trainer: Trainer) -> Iterator[None]:
-    """Add to an error what is left of the run, and how to go on."""
+    """Add to an error what is left of the run, and how to go on; the first process knows, which saves."""
     try:
         yield
     except Exception as error:
         if isinstance(error, FloatingPointError):
             with contextlib.suppress(OSError):
                 trainer.save_metrics()  # up to there, for whoever asks how it came to that
-        if trainer.folder is not None and trainer.saved is not None:
+        if trainer.processes.is_first and trainer.folder is not None and trainer.saved is not None:
             error.add_note(advice(error, trainer.folder, trainer.saved))
         raise
 
