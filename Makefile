@@ -73,7 +73,7 @@ format: environment ## format the code, and strip outputs from the notebooks
 vendor: environment ## fetch the browser files of THIRD_PARTY.md again and compare them (needs npm)
 	@$(RUN) tools/vendor.py
 
-lock: environment ## write out in full, with hashes, what requirements.txt brings along (UPGRADE=1: in its newest versions)
+lock: environment ## write out in full, with hashes, what each requirements.txt brings along (UPGRADE=1: in its newest versions)
 	@$(RUN) tools/lock.py $(if $(UPGRADE),--upgrade)
 
 audit: environment ## ask whether a vulnerability of any package is known; one that cannot be looked up is a failure

@@ -60,15 +60,7 @@ def ask(pins: set[str]) -> list[Answer]:
     with tempfile.TemporaryDirectory(prefix="fbt-") as folder:
         listed = Path(folder) / "pins.txt"
         listed.write_text("\n".join(sorted(pins)) + "\n", encoding="utf-8")
-        command = [
-            str(tools()),
-            "-m",
-            "pip_audit",
-            "--requirement",
-            str(listed),
-            "--no-deps",
-            "--disable-pip",
-        ]
+        command = [str(tools()), "-m", "pip_audit", f"--requirement={listed}", "--no-deps", "--disable-pip"]
         command += ["--format=json", "--progress-spinner=off"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:

@@ -42,8 +42,8 @@ SYSTEMS = {
 CODE = ("fbt", "tools", "book/_ext", "benchmarks", "experiments", "tests")
 # What another torch leaves out: tests that read what `make book` made, that run other tools of .venv, and
 # those of the pinned versions and of the record itself.
-LEFT_OUT = "annotated book browser browser_actions browser_views found languages markdown notebooks "
-LEFT_OUT += "habits lock versions"
+LEFT_OUT = "annotated book browser browser_actions browser_texts browser_views found languages markdown "
+LEFT_OUT += "notebooks habits lock versions"
 
 
 def state() -> str:
@@ -69,14 +69,8 @@ def resolve(python: str) -> list[str]:
     os.environ["MACOSX_DEPLOYMENT_TARGET"] = "14.0"
     found = []
     for system, name in SYSTEMS.items():
-        command = [
-            "pip",
-            "compile",
-            "requirements.txt",
-            "requirements.lock",
-            "--no-deps",
-            "--only-binary=:all:",
-        ]
+        command = ["pip", "compile", "requirements.txt", "requirements.lock"]
+        command += ["--no-deps", "--only-binary=:all:"]
         done = uv(*command, "--python-version", python, "--python-platform", name)
         if done.returncode == 0:
             found.append(system)
