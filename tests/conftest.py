@@ -10,6 +10,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from watching import watched
 
+import fbt
+
 # Examples of properties: the same few ones each time, or with HYPOTHESIS_PROFILE=long many new ones.
 settings.register_profile("quick", max_examples=25, derandomize=True, deadline=None)
 settings.register_profile(
@@ -30,6 +32,12 @@ def chromium():
         (pytest.fail if os.environ.get("FBT_NEEDS_BROWSER") else pytest.skip)(browser.MISSING)
     with browser.chromium() as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def native():
+    """The steps in C++, for files whose cases are of all backends."""
+    fbt.build_native()
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ LENGTHS = (1, 2, 9, 17)  # the least, the least with memory, an odd one, one bey
 VARIANTS = ("parallel", "feedback", "shared-kv")
 FEEDBACK = ("feedback", "shared-kv")
 BACKENDS = ("reference", "stack")
+CASES = [(variant, backend) for variant in VARIANTS for backend in BODIES[variant].backends]
 OPTIONS = (
     {"memory": "uniform", "n_layers": 2},
     {"memory": "top"},

@@ -188,12 +188,11 @@ def saved_checkpoints() -> list[bytes]:
     torch.manual_seed(0)
     found = []
     for config in CONFIGS:
-        recipe = RECIPE
         lm = LanguageModel(config, CharTokenizer("abcde"))
-        optimizer, state = adamw(lm, recipe), None
+        optimizer, state = adamw(lm, RECIPE), None
         for _ in range(2):
             state = a_step(lm, optimizer, state)
-        save_checkpoint(FOLDER, 2, Settings(config, recipe, "text.txt", "abc", None), lm, optimizer, state)
+        save_checkpoint(FOLDER, 2, Settings(config, RECIPE, "text.txt", "abc", None), lm, optimizer, state)
         found.append((FOLDER / CHECKPOINT_FILE).read_bytes())
     return found
 

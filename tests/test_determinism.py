@@ -7,19 +7,14 @@ import warnings
 
 import pytest
 import torch
-from exact import VARIANTS, assert_same, body, everything, gradients, leaves, normal
+from exact import CASES, VARIANTS, assert_same, body, everything, gradients, leaves, normal
 
 import fbt
 from fbt.language_model import BODIES
 
-CASES = [(variant, backend) for variant in VARIANTS for backend in BODIES[variant].backends]
+pytestmark = pytest.mark.usefixtures("native")
 each_case = pytest.mark.parametrize("variant, backend", CASES)
 TEXT = "to be, or not to be, that is the question. " * 9
-
-
-@pytest.fixture(scope="module", autouse=True)
-def native():
-    fbt.build_native()
 
 
 @pytest.fixture

@@ -9,23 +9,17 @@ from collections.abc import Callable
 import pytest
 import torch
 from conftest import LONG
-from exact import FEEDBACK, VARIANTS, assert_same, body, everything, gradients, leaves, normal
+from exact import CASES, FEEDBACK, VARIANTS, assert_same, body, everything, gradients, leaves, normal
 from torch import Tensor, nn
 
 import fbt
-from fbt.language_model import BODIES
 
 SIZES = {"d_model": 6, "n_heads": 2, "n_layers": 2, "d_ff": 5, "span": 11, "activation": "gelu"}
 LENGTH = 17  # beyond the span, and more than one chunk
-CASES = [(variant, backend) for variant in VARIANTS for backend in BODIES[variant].backends]
+pytestmark = pytest.mark.usefixtures("native")
 each_case = pytest.mark.parametrize("variant, backend", CASES)
 FLOAT = torch.finfo(torch.float32)
 Change = Callable[[nn.Module], None]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def native():
-    fbt.build_native()
 
 
 def named(outputs: list[Tensor]) -> dict[str, Tensor]:

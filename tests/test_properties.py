@@ -13,7 +13,18 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from conftest import LONG
-from exact import VARIANTS, assert_same, config, everything, gradients, leaves, normal, perturbed, some_tokens
+from exact import (
+    VARIANTS,
+    assert_same,
+    config,
+    everything,
+    gradients,
+    leaves,
+    normal,
+    perturbed,
+    some_state,
+    some_tokens,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -23,13 +34,9 @@ from torch.utils.checkpoint import checkpoint
 import fbt
 from fbt.language_model import BODIES
 
+pytestmark = pytest.mark.usefixtures("native")
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 FAST = {"rtol": 1e-8, "atol": 1e-9}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def native():
-    fbt.build_native()
 
 
 class Case(NamedTuple):
@@ -61,18 +68,8 @@ class Case(NamedTuple):
         """As if carried from an earlier block: leaves, or None."""
         if not self.carried:
             return None
-        c, caches = self.config, 1 if self.config.variant == "shared-kv" else self.config.n_layers
-        kinds = (
-            tuple(
-                normal(self.batch, c.n_heads, self.carried, c.d_head, seed=first + i)
-                .detach()
-                .to(self.device)
-                .requires_grad_()
-                for i in range(caches)
-            )
-            for first in (100, 200)
-        )
-        return fbt.State(*kinds)
+        state = some_state(self.config, self.carried, self.batch)
+        return state.map(lambda cache: cache.detach().to(self.device).requires_grad_())
 
 
 @st.composite

@@ -25,17 +25,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from fbt.native import build_native
 from fbt.sequence.forward import Forward
 from fbt.sequence.parts import CHUNK
 
+pytestmark = pytest.mark.usefixtures("native")
 VARIANT = "shared-kv"
 both = pytest.mark.parametrize("backend", ("sequence", "native"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def native():
-    build_native()
 
 
 def check(backend, length, state=None, batch=BATCH, **changes):
