@@ -1,13 +1,13 @@
 import functools
 import os
-import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 
 import browser
 import build_book
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from serving import serving
 from watching import watched
 
 import fbt
@@ -55,11 +55,5 @@ class Quiet(SimpleHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def site():
     """The address of the built book on a server of this machine."""
-    with ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(build_book.HTML))
-    ) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with serving(functools.partial(Quiet, directory=str(build_book.HTML))) as address:
+        yield address

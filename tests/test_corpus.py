@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from serving import serving
 
 from fbt import _corpus
 from fbt._corpus import (
@@ -430,13 +431,9 @@ def server() -> Iterator[str]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        yield f"http://127.0.0.1:{httpd.server_port}"
+    with serving(Handler) as address:
+        yield address
         released.set()
-        httpd.shutdown()
-        thread.join()
 
 
 @pytest.fixture(autouse=True)

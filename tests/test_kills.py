@@ -13,11 +13,10 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -25,6 +24,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from dying import Moment, Orders
+from serving import serving
 from small_runs import TEXT, assert_same_run, small_command, small_run, untimed
 
 import fbt
@@ -172,12 +172,8 @@ def url() -> Iterator[str]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        yield f"http://127.0.0.1:{httpd.server_port}"
-        httpd.shutdown()
-        thread.join()
+    with serving(Handler) as address:
+        yield address
 
 
 def draw(kind: str, source: random.Random) -> Moment:
