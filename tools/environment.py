@@ -51,6 +51,8 @@ def main() -> None:
     done = STAMP.read_text(encoding="utf-8").splitlines() if PYTHON.exists() and STAMP.exists() else []
     if done == [place(), contents()]:
         return
+    if VENV.is_symlink():  # what it leads to is somebody else's, and would be emptied
+        sys.exit(f"{VENV} must be a folder of its own, got a link to {VENV.resolve()}")
     started = time.monotonic()
     # Without its stamp an environment was never finished: it may lack even pip.
     if done[:1] != [place()]:
