@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as torch_module
 
 from fbt._checks import check_choice, check_embeddings
 from fbt.config import Config
@@ -18,6 +18,9 @@ from fbt.feedback import FeedbackBody
 from fbt.native import DTYPES, is_built
 from fbt.sequence import Decoder, run_sequence
 from fbt.state import State
+
+# What torch calls with a module's inputs, outputs or gradients: of one module, and of all.
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class SharedKVBody(FeedbackBody):
@@ -77,9 +80,8 @@ class SharedKVBody(FeedbackBody):
     def is_as_made(self) -> bool:
         """Whether the folded weights say all: no part is hooked, changed or replaced."""
         parts = list(self.modules())
-        hooked = _has_any_global_hook() or any(
-            part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
-            for part in parts[1:]
+        hooked = any(getattr(torch_module, f"_global{hooks}") for hooks in HOOKS) or any(
+            getattr(part, hooks) for part in parts[1:] for hooks in HOOKS
         )
         # With dropout, a part may be in a mode of its own.
         alike = not self.layers[0].dropout.p or all(part.training == self.training for part in parts)
