@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import TEXT, assert_same_run, small_command, small_run, untimed
+from small_runs import TEXT, WARNINGS, assert_same_run, small_command, small_run, untimed
 
 from fbt import Config, LanguageModel
 from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint
@@ -24,7 +24,7 @@ from fbt.training.loop import METRICS_FILE, read_metrics
 
 # The order of floating-point sums depends on the number of threads; both processes have the same.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-COMMAND = [sys.executable, "-W", "error", "-m", "fbt.training"]
+COMMAND = [sys.executable, *WARNINGS, "-m", "fbt.training"]
 LONG: dict[str, Any] = {"steps": 150, "eval_every": 40, "checkpoint_every": 7, "dropout": 0.2}
 
 

@@ -392,7 +392,7 @@ def test_a_compiled_model_computes_the_same(variant, compiler):
         case = Case(c, backend, "cpu", batch=2, length=3, carried=0)
         lm = case.model()
         outside = backend in ("sequence", "native")
-        with pytest.warns(UserWarning, match="Dynamo") if outside else nullcontext():
+        with pytest.warns(UserWarning, match="Dynamo|Graph break") if outside else nullcontext():
             logits = torch.compile(lm, backend=compiler)(case.tokens())
         expected = case.model("reference")
         assert_same(logits, expected(case.tokens()), backend, **FAST)
@@ -430,7 +430,7 @@ def test_dtypes_that_do_not_fit_are_refused(backend, part):
         x = x.float()
     else:
         lm.body.memory.float()
-    with pytest.raises((TypeError, RuntimeError), match=r"dtype|must be torch\.float64 like the weights"):
+    with pytest.raises((TypeError, RuntimeError), match=r"dtype|scalar type|must be torch\.float64 like"):
         lm.body(x, backend=backend)[0].sum().backward()
 
 

@@ -146,7 +146,7 @@ def of_layers(weights: Weights) -> list[Weights]:
     """The weights of each layer, beside those that all layers share."""
     *stacked, mix, w_kv, b_kv = weights
     layers = zip(*(weight.unbind() for weight in stacked), strict=True)
-    return [Weights._make([*own, mix, w_kv, b_kv]) for own in layers]
+    return [Weights(*own, mix, w_kv, b_kv) for own in layers]
 
 
 def turned(weight: Tensor) -> Tensor:
