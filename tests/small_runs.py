@@ -9,7 +9,7 @@ import torch
 
 from fbt.training import Run, train
 
-# How other processes are started: warnings are errors, but for a folder that torch 2.6 leaves to be cleaned up.
+# Of other processes: warnings are errors, but for a folder that torch 2.6 leaves to be cleaned up.
 WARNINGS = ["-W", "error", "-W", "ignore:Implicitly cleaning up:ResourceWarning"]
 WORDS = ["to", "be", "or", "not\nthat", "is", "the", "question"]
 TEXT = " ".join(random.Random(0).choice(WORDS) for _ in range(400))
