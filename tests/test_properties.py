@@ -380,6 +380,7 @@ COMPILERS = ("eager", "aot_eager", "inductor") if LONG else ("eager",)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, by its own compiler
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
 @pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_compiled_model_computes_the_same(variant, compiler):
