@@ -40,10 +40,10 @@ SYSTEMS = {
     "macOS ARM": "aarch64-apple-darwin",
 }
 CODE = ("fbt", "tools", "book/_ext", "benchmarks", "experiments", "tests")
-# What another torch leaves out: tests that read what `make book` made, that run other tools of .venv, and
-# those of the pinned versions and of the record itself.
+# What another torch leaves out: tests that read what `make book` made, that run other tools of .venv, those
+# of the pinned versions, of records and of what is said about them.
 LEFT_OUT = "annotated book browser browser_actions browser_texts browser_views found languages markdown "
-LEFT_OUT += "notebooks habits lock versions"
+LEFT_OUT += "notebooks habits lock numbers versions"
 
 
 def state() -> str:
