@@ -146,7 +146,8 @@ def of_layers(weights: Weights) -> list[Weights]:
     """The weights of each layer, beside those that all layers share."""
     *stacked, mix, w_kv, b_kv = weights
     layers = zip(*(weight.unbind() for weight in stacked), strict=True)
-    return [Weights(*own, mix, w_kv, b_kv) for own in layers]
+    # Not by _make, through which torch 2.6 cannot compile.
+    return [Weights(*own, mix, w_kv, b_kv) for own in layers]  # type: ignore[call-arg]
 
 
 def turned(weight: Tensor) -> Tensor:
