@@ -10,18 +10,15 @@ carries its memory from block to block, cut from the graph, while gradients add 
 """
 
 import argparse
-import ctypes
-import gc
 import json
 import sys
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measure import RESET_PEAK, in_a_fork, resident
+from measure import in_a_fork, raised, seconds_of
 from run import machine
 from torch import Tensor
 
@@ -71,15 +68,11 @@ def measured(way: str, text: str) -> dict[str, Any]:
         model.body.recompute = "recompute" in way
     step(model, tokens[:, :3], 2)  # what a process does once is not part of a step
     model.zero_grad()
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    RESET_PEAK.write_text("5")
-    before, started = resident("VmRSS"), time.process_time()
-    step(model, tokens, BLOCK if "blocks" in way else length)
-    seconds = time.process_time() - started
-    row = {"name": way, "T": length, "memory_mb": round((resident("VmHWM") - before) / 1e6, 1)}
-    print(f"{way:<28}{length:>6}{row['memory_mb']:>10.0f} MB{seconds:>8.1f} s", file=sys.stderr, flush=True)
-    return row | {"seconds": round(seconds, 2)}
+    block, seconds = BLOCK if "blocks" in way else length, list[float]()
+    megabytes = raised(lambda: seconds.append(seconds_of(lambda: step(model, tokens, block), 1)))
+    row = {"name": way, "T": length, "memory_mb": round(megabytes, 1), "seconds": round(seconds[0], 2)}
+    print(f"{way:<28}{length:>6}{megabytes:>10.0f} MB{seconds[0]:>8.1f} s", file=sys.stderr, flush=True)
+    return row
 
 
 def main() -> None:
