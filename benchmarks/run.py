@@ -15,7 +15,6 @@ import platform
 import subprocess
 import sys
 import time
-import venv
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,9 @@ from report import judged, report
 from fbt._files import write_whole
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "experiments"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
 from record import machine as machine_of_records
+from venvs import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "_build" / "benchmarks"
@@ -191,19 +192,15 @@ def stored(job: Job) -> Path:
 def peers_python() -> str:
     """The Python of an environment that has the peers, beside everything .venv has; ours if it fails."""
     home = WORK / "peers"
-    python, stamp = home / "bin" / "python", home / "stamp"
     wanted = repr((PINS.read_text(encoding="utf-8"), sys.prefix))
-    if not (stamp.exists() and stamp.read_text(encoding="utf-8") == wanted):
-        print(f"Installing the peers of {PINS.relative_to(ROOT)} into {home.relative_to(ROOT)}", flush=True)
-        venv.create(home, clear=True, with_pip=True)
-        packages = next(home.glob("lib/python*/site-packages"))
-        ours = Path(torch.__file__).parents[1]
-        (packages / "book.pth").write_text(f"import site; site.addsitedir({str(ours)!r})\n")
-        pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet", "install"]
-        if subprocess.run([*pip, "--no-deps", "--require-hashes", "-r", str(PINS)]).returncode != 0:
-            print("The peers could not be installed, see above: measuring without them", flush=True)
-            return sys.executable
-        write_whole(stamp, wanted.encode())
+    try:
+        python = environment(home, wanted, ["--no-deps", "--require-hashes", "-r", str(PINS)])
+    except subprocess.CalledProcessError:
+        print("The peers could not be installed, see above: measuring without them", flush=True)
+        return sys.executable
+    packages = next(home.glob("lib/python*/site-packages"))
+    ours = Path(torch.__file__).parents[1]
+    (packages / "book.pth").write_text(f"import site; site.addsitedir({str(ours)!r})\n")
     return str(python)
 
 

@@ -1,4 +1,4 @@
-"""Files on disk: where downloads are kept, and how a file is written whole or not at all."""
+"""Files on disk: where downloads are kept, how one is written whole or not at all, how a bad one is named."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import IO
 
 import platformdirs
+
+from fbt._text import in_a_line
 
 if sys.platform != "win32":
     import fcntl
@@ -123,3 +125,17 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
     """
     with writing_whole(path) as file:
         file.write(data)
+
+
+@contextmanager
+def naming(path: Path, kind: str) -> Iterator[None]:
+    """Say of whatever turns out to be wrong in the caller's block that this file is no `kind`.
+
+    Raises:
+        ValueError: in place of the TypeError or ValueError that the block raised.
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        reason = in_a_line(str(error))
+        raise ValueError(f"{path} is not a whole {kind} of this version of fbt: {reason}") from error

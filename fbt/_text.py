@@ -1,4 +1,7 @@
-"""Text from elsewhere, made fit to be passed on."""
+"""Text from elsewhere: read where it is JSON, and made fit to be passed on."""
+
+import json
+from typing import Any
 
 LONGEST_LINE = 600  # characters of a message
 
@@ -13,3 +16,11 @@ def in_a_line(message: str) -> str:
 def well_formed(text: str) -> str:
     """The text with U+FFFD for each half of a character: no page and no message of a kernel can hold one."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def parsed(name: str, text: str) -> Any:
+    """What a JSON text holds; raises a ValueError and nothing else where Python cannot read it."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is no JSON that can be read: {error}") from error

@@ -5,7 +5,6 @@ tensors lie inside the file, side by side. What it leaves open is settled here b
 large file and header may be, and whether names, shapes and types of the tensors are what the config asks for.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fbt._files import write_whole
-from fbt._text import in_a_line
+from fbt._files import naming, write_whole
 
 LARGEST = 2**32  # bytes of a file
 LONGEST_HEADER = 2_000_000  # bytes of it; the library would take 100 MB, and a gigabyte of memory for them
@@ -105,20 +103,6 @@ def check_weights(
 
 
 @contextmanager
-def naming(path: Path, kind: str) -> Iterator[None]:
-    """Say of whatever turns out to be wrong in the caller's block that this file is no `kind`.
-
-    Raises:
-        ValueError: in place of what the block raised.
-    """
-    try:
-        yield
-    except (SafetensorError, TypeError, ValueError) as error:
-        reason = in_a_line(str(error))
-        raise ValueError(f"{path} is not a whole {kind} of this version of fbt: {reason}") from error
-
-
-@contextmanager
 def reading(path: Path, kind: str) -> Iterator[Stored]:
     """Open a file of tensors; what is wrong with it, here or in the caller's block, is said as by `naming`.
 
@@ -132,8 +116,12 @@ def reading(path: Path, kind: str) -> Iterator[Stored]:
     """
     with path.open("rb") as start:
         check_sizes(path, path.stat().st_size, start.read(8))
-    with naming(path, kind), safe_open(path, framework="pt") as file:
-        yield Stored(file)
+    with naming(path, kind):
+        try:
+            with safe_open(path, framework="pt") as file:
+                yield Stored(file)
+        except SafetensorError as error:
+            raise ValueError(str(error)) from error
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
@@ -162,11 +150,3 @@ def check_sizes(path: Path, size: int, start: bytes) -> None:
         raise ValueError(
             f"{path} must be a safetensors file with a header of at most {LONGEST_HEADER} bytes, got {header}"
         )
-
-
-def parsed(name: str, text: str) -> Any:
-    """What a JSON text holds; raises a ValueError and nothing else where Python cannot read it."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is no JSON that can be read: {error}") from error

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from fbt._checks import check_instance, check_int
-from fbt._weights import Shape, check_tensors, check_weights, naming, parsed, part_of, reading, write
+from fbt._files import naming
+from fbt._text import parsed
+from fbt._weights import Shape, check_tensors, check_weights, part_of, reading, write
 from fbt.config import Config
 from fbt.data import CharTokenizer
 from fbt.language_model import LanguageModel, check_tokenizer, shapes_of

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from fbt._checks import check_choice, check_instance
-from fbt._weights import Shape, check_weights, parsed, reading, write
+from fbt._text import parsed
+from fbt._weights import Shape, check_weights, reading, write
 from fbt.config import Config
 from fbt.data import CharTokenizer
 from fbt.feedback import FeedbackBody

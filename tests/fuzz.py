@@ -28,7 +28,8 @@ from fbt._corpus import PLAYS, REPLACEMENTS, rebuild
 from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint, Settings, save_checkpoint
 from fbt.language_model import WEIGHTS_FILE
 from fbt.recipe import Recipe
-from fbt.training.loop import METRICS_FILE, adamw, read_metrics
+from fbt.training.loop import adamw
+from fbt.training.metrics import METRICS_FILE, read_metrics
 
 FOLDER = Path(tempfile.mkdtemp(prefix="fbt-fuzz-"))
 atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)

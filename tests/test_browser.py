@@ -54,7 +54,6 @@ def seen(request, way):
     window.complaints.clear()
     window.goto(f"{home}/{request.param.relative_to(HTML).as_posix()}")
     window.page.evaluate(AXE_SCRIPT)
-    violations, unreadable, sideways = [], [], {}
     untypeset, unreadable, sideways, violations = window.page.evaluate(UNTYPESET), [], {}, []
     for width in WIDTHS:
         window.page.set_viewport_size({"width": width, "height": 900})

@@ -20,7 +20,7 @@ from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint
 from fbt.recipe import PRESETS, Recipe
 from fbt.training import Run, resume
 from fbt.training.__main__ import main
-from fbt.training.loop import METRICS_FILE, read_metrics
+from fbt.training.metrics import METRICS_FILE, read_metrics
 
 # The order of floating-point sums depends on the number of threads; both processes have the same.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}

@@ -18,7 +18,8 @@ from fbt.training import resume
 from fbt.training import run as training_run
 from fbt.training.__main__ import main
 from fbt.training.folder import FolderGone, held
-from fbt.training.loop import METRICS_FILE, Trainer
+from fbt.training.loop import Trainer
+from fbt.training.metrics import METRICS_FILE
 from fbt.training.run import LOSS_FIGURE
 
 Patch = pytest.MonkeyPatch

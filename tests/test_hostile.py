@@ -15,7 +15,8 @@ import fbt
 from fbt.checkpoint import CHECKPOINT_FILE
 from fbt.training import resume
 from fbt.training.__main__ import main
-from fbt.training.loop import METRICS_FILE, Interrupt
+from fbt.training.loop import Interrupt
+from fbt.training.metrics import METRICS_FILE
 
 FOLDERS = [
     "a b",

@@ -34,7 +34,7 @@ from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint
 from fbt.data import FILE_NAME
 from fbt.training import Run, resume
 from fbt.training.folder import held
-from fbt.training.loop import METRICS_FILE
+from fbt.training.metrics import METRICS_FILE
 from fbt.training.run import LOSS_FIGURE
 
 PART = re.compile(r"\..+\.[0-9a-f]{16}\.part")

@@ -22,7 +22,8 @@ from small_runs import TEXT, small_command, untimed
 import fbt
 from fbt.checkpoint import Checkpoint
 from fbt.recipe import Recipe
-from fbt.training.loop import METRICS_FILE, check_shares
+from fbt.training.loop import check_shares
+from fbt.training.metrics import METRICS_FILE
 from fbt.training.processes import Processes, joined
 from fbt.training.run import _explaining
 

@@ -20,7 +20,8 @@ from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint
 from fbt.recipe import PRESETS, Recipe
 from fbt.training import evaluate, resume, train
 from fbt.training import loop as training_loop
-from fbt.training.loop import METRICS_FILE, Interrupt, Trainer, adamw, step_seed
+from fbt.training.loop import Interrupt, Trainer, adamw, step_seed
+from fbt.training.metrics import METRICS_FILE
 from fbt.training.processes import Processes
 from fbt.training.run import LOSS_FIGURE
 

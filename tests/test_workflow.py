@@ -39,9 +39,13 @@ def test_each_job_may_do_only_what_it_must():
     assert "secrets." not in TEXT
 
 
-@pytest.mark.parametrize("action", [step["uses"] for step in STEPS if "uses" in step])
-def test_each_action_is_of_github_and_of_a_named_version(action):
-    assert re.fullmatch(r"actions/[a-z-]+@v\d+", action)
+@pytest.mark.parametrize("action", re.findall(r"uses: (.*)", TEXT))
+def test_each_action_is_of_github_and_of_one_commit_whose_version_is_said(action):
+    assert re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action)
+
+
+def test_all_actions_are_looked_at():
+    assert len(re.findall(r"uses: ", TEXT)) == sum("uses" in step for step in STEPS)
 
 
 def test_what_it_publishes_and_keeps_is_what_the_build_makes():

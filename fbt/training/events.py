@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from fbt.training.loop import Metric
+from fbt.training.metrics import Metric
 
 Watch = Callable[[Metric], None]
 

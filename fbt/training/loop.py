@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import hashlib
-import json
 import math
 import signal
 import sys
@@ -18,25 +17,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import TqdmWarning
 
-from fbt._checks import check_instance, check_int, check_real
-from fbt._files import write_whole
-from fbt._weights import naming, parsed
 from fbt.checkpoint import Checkpoint, Settings, save_checkpoint
 from fbt.data import even_windows, random_windows, split
 from fbt.language_model import LanguageModel
 from fbt.recipe import Recipe
 from fbt.state import State
 from fbt.training.evaluation import total_loss
+from fbt.training.metrics import Metric, read_metrics, write_metrics
 from fbt.training.processes import Processes
 
 with warnings.catch_warnings():
     # In a notebook without ipywidgets tqdm draws its bar as text, which is no reason to warn.
     warnings.simplefilter("ignore", TqdmWarning)
     from tqdm.auto import tqdm
-
-METRICS_FILE = "metrics.jsonl"
-
-Metric = dict[str, Any]
 
 
 class Trainer:
@@ -108,8 +101,7 @@ class Trainer:
         if self.folder is None or not self.processes.is_first:
             return
         self.check_folder()
-        lines = "".join(json.dumps(metric) + "\n" for metric in self.metrics)
-        write_whole(self.folder / METRICS_FILE, lines.encode())
+        write_metrics(self.folder, self.metrics)
 
     def run(self, interrupt: "Interrupt", watch: Callable[[Metric], None], progress: bool) -> bool:
         """Train to the end or to an interrupt.
@@ -246,34 +238,6 @@ def step_seed(seed: int, step: int, rank: int = 0) -> int:
     return int.from_bytes(
         hashlib.sha256(f"{seed} {step}{f' {rank}' if rank else ''}".encode()).digest()[:8], "big"
     )
-
-
-def read_metrics(folder: Path | None, step: int) -> list[Metric]:
-    """The metrics in a folder up to a step; a run killed between two writes may have a few more.
-
-    Raises:
-        ValueError: the file holds something else.
-    """
-    if folder is None or not (path := folder / METRICS_FILE).is_file():
-        return []
-    with naming(path, "file of metrics"):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        metrics = [_metric(f"line {number}", line) for number, line in enumerate(lines, start=1)]
-    return [metric for metric in metrics if metric["step"] <= step]
-
-
-def _metric(name: str, line: str) -> Metric:
-    """A metric from its line, with the fields that a run relies on."""
-    metric: Metric = parsed(name, line)
-    check_instance(name, metric, dict)
-    check_int(f"step in {name}", metric.get("step"), low=0)
-    for field, value in ({"seconds": None} | metric).items():
-        if field == "sample":
-            check_instance(f"sample in {name}", value, str)
-        else:
-            for number in value if field == "layer_weights" and isinstance(value, list) else [value]:
-                check_real(f"{field} in {name}", number, low=0.0)
-    return metric
 
 
 def check_shares(recipe: Recipe, processes: int) -> None:

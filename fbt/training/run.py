@@ -18,7 +18,8 @@ from fbt.language_model import LanguageModel
 from fbt.recipe import PRESETS, Recipe
 from fbt.training.events import event_writer
 from fbt.training.folder import advice, held
-from fbt.training.loop import Interrupt, Metric, Trainer
+from fbt.training.loop import Interrupt, Trainer
+from fbt.training.metrics import Metric
 from fbt.training.processes import Processes, joined
 
 LOSS_FIGURE = "loss.svg"
