@@ -58,9 +58,12 @@ class SharedKVBody(FeedbackBody):
             loop = backend if backend in FeedbackBody.backends else "auto"
             return super().forward(x, state, backend=loop, need_weights=need_weights)
         check_embeddings(x, self.d_model)
-        if not compiling:
-            self._check_as_made()
-        return *run_sequence(self, x, state, native=backend == "native"), None
+        run = torch.compiler.disable(self._run_sequence) if compiling else self._run_sequence
+        return *run(x, state, backend == "native"), None
+
+    def _run_sequence(self, x: Tensor, state: State | None, native: bool) -> tuple[Tensor, State]:
+        self._check_as_made()
+        return run_sequence(self, x, state, native)
 
     def decoder(self, state: State, backend: str = "auto") -> Decoder:
         """Go on from a state one step at a time, without gradients; its `step` maps x [B, d] to [B, d].
