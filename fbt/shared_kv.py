@@ -63,7 +63,7 @@ class SharedKVBody(FeedbackBody):
 
     def _run_sequence(self, x: Tensor, state: State | None, native: bool) -> tuple[Tensor, State]:
         self._check_as_made()
-        return run_sequence(self, x, state, native)
+        return run_sequence(self, x, state, native=native)
 
     def decoder(self, state: State, backend: str = "auto") -> Decoder:
         """Go on from a state one step at a time, without gradients; its `step` maps x [B, d] to [B, d].
