@@ -28,10 +28,16 @@ def cache_folder() -> Path:
     Returns:
         The folder named by the environment variable `FBT_CACHE` where that is set and not empty (a leading
         `~` is expanded); otherwise the user's cache folder for `fbt` on this operating system.
+
+    Raises:
+        ValueError: the variable names the home of a user who is not there.
     """
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
-        return Path(chosen).expanduser()
+        try:
+            return Path(chosen).expanduser()
+        except RuntimeError as error:
+            raise ValueError(f"{CACHE_VARIABLE} must name a folder, got {chosen!r}: {error}") from error
     return Path(platformdirs.user_cache_dir("fbt", appauthor=False))
 
 

@@ -75,10 +75,11 @@ class Settings:
 
     def differences(self, other: "Settings") -> list[str]:
         """The settings in which two runs differ, as "name: this value, that value"."""
-        mine, theirs = self._compared(), other._compared()
+        mine, theirs = self.compared(), other.compared()
         return [f"{name}: {mine[name]!r}, {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
 
-    def _compared(self) -> dict[str, Any]:
+    def compared(self) -> dict[str, Any]:
+        """What two runs must have in common to be one."""
         names = {"data_sha256": self.data_sha256, "init_from": self.init_from}
         return names | asdict(self.config) | asdict(self.recipe)
 

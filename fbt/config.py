@@ -61,6 +61,7 @@ class Config:
         check_choice("relative", self.relative, RELATIVES)
         check_bool("memory_norm", self.memory_norm)
         check_real("dropout", self.dropout, low=0.0, high=1.0, open_high=True)
+        object.__setattr__(self, "dropout", float(self.dropout))  # any real number, but a file has one kind
         if self.d_model % self.n_heads:
             raise ValueError(
                 f"n_heads must divide d_model, got n_heads={self.n_heads} and d_model={self.d_model}"

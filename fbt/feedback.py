@@ -86,7 +86,7 @@ class FeedbackBody(nn.Module):
             means that) or 1.
 
     Raises:
-        TypeError, ValueError: `n_caches` is no int in [1, L].
+        TypeError, ValueError: `n_caches` is neither L nor 1.
     """
 
     backends: tuple[str, ...] = ("reference", "stack")
@@ -95,6 +95,8 @@ class FeedbackBody(nn.Module):
         super().__init__()
         n_caches = config.n_layers if n_caches is None else n_caches
         check_int("n_caches", n_caches, low=1, high=config.n_layers)
+        if n_caches not in (1, config.n_layers):
+            raise ValueError(f"n_caches must be 1 or n_layers={config.n_layers}, got {n_caches}")
         self.span, self.d_model = config.span, config.d_model
         tables = config.n_layers if config.relative == "per-layer" else 1
         self.relative = module_list(RelativeTerms(config, range(1, config.span + 1)) for _ in range(tables))

@@ -87,6 +87,7 @@ def stepper(model: "LanguageModel", state: State) -> Callable[[Tensor], Tensor]:
     body, weight = model.body, model.token_embedding.weight
     if (
         isinstance(body, SharedKVBody)
+        and model.is_as_made()
         and model.backend in body.decoders
         and (model.backend != "auto" or body.is_as_made())
         and state.keys[0].dtype == weight.dtype
@@ -110,7 +111,7 @@ def probabilities(logits: Tensor, temperature: float, top_k: int | None) -> Tens
     Raises:
         FloatingPointError: a logit is NaN or infinite; -inf is allowed, for a token never to be drawn.
     """
-    logits = logits.double()
+    logits, temperature = logits.double(), float(temperature)
     if not (logits < torch.inf).all():
         raise FloatingPointError("logits must be numbers below infinity, got NaN or inf: look at the weights")
     if temperature == 0.0:

@@ -30,7 +30,7 @@ from fbt.data import CharTokenizer
 from fbt.feedback import FeedbackBody
 from fbt.generation import check_sampling, evaluating, sample
 from fbt.parallel import ParallelBody
-from fbt.shared_kv import SharedKVBody
+from fbt.shared_kv import HOOKS, SharedKVBody
 from fbt.state import State
 from fbt.warm_start import copy_parallel_body
 
@@ -150,6 +150,14 @@ class LanguageModel(nn.Module):
             )[2]
         return weights
 
+    def is_as_made(self) -> bool:
+        """Whether a decoder of the body may take the place of `step`: nothing hangs on what it goes by."""
+        passed = (self, self.body, self.dropout)
+        hooked = any(getattr(part, hooks) for part in passed for hooks in HOOKS)
+        own = (LanguageModel.step, LanguageModel.forward, SharedKVBody.forward)
+        called = (self.step, self.forward, self.body.forward)
+        return not hooked and all(getattr(f, "__func__", f) is g for f, g in zip(called, own, strict=True))
+
     def layer_weights(self) -> Tensor:
         """w, [L + 1]: the share of the embedding and of each layer in the memory vector, detached.
 
@@ -266,14 +274,17 @@ class LanguageModel(nn.Module):
             The path of the file.
 
         Raises:
-            ValueError: it would be larger than `from_pretrained` reads.
+            ValueError: `from_pretrained` would not read it: it would be too large, or the weights are of
+                several types or not those of the config, as where a part was changed.
             OSError: it cannot be written.
         """
         metadata = {"format": "pt", "config": json.dumps(asdict(self.config))}
         if self.tokenizer is not None:
             metadata["vocabulary"] = json.dumps(self.tokenizer.vocabulary)
         path = Path(folder) / WEIGHTS_FILE
-        write(path, self.state_dict(), metadata)
+        weights = self.state_dict()
+        check_weights(weights, shapes_of(self.config))
+        write(path, weights, metadata)
         return path
 
     @classmethod
@@ -337,7 +348,7 @@ class LanguageModel(nn.Module):
             **changes: fields of `Config` that shall differ: dropout, memory, memory_norm.
 
         Returns:
-            A new model on the same device and in the same dtype.
+            A new model on the same device and in the same dtype, in training mode.
 
         Raises:
             ValueError: the model is not parallel, the variant is no feedback one, or a change is another.

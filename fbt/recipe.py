@@ -63,6 +63,8 @@ class Recipe:
             check_real(name, getattr(self, name), low=0.0)
         check_real("min_lr_ratio", self.min_lr_ratio, low=0.0, high=1.0)
         check_real("beta2", self.beta2, low=0.0, high=1.0, open_high=True)
+        for name in ("lr", "weight_decay", "clip", "min_lr_ratio", "beta2"):
+            object.__setattr__(self, name, float(getattr(self, name)))  # any real, but a file has one kind
         check_bool("carry", self.carry)
         if self.carry and self.curriculum:
             raise ValueError(f"carry needs blocks of one length: curriculum must be 0, got {self.curriculum}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no == that is true or false
 class State:
     """Cached keys and values, oldest step first, never written in place: continuations may share one.
 

@@ -1,6 +1,6 @@
 """What torchrun starts in `test_processes.py`: all of RUNS, or one of them in which a process is killed.
 
-several.py FOLDER [NAME RANK STEP]
+several.py FOLDER [NAME RANK STEP]       RANK in FOLDER: each process its own
 """
 
 import os
@@ -65,7 +65,7 @@ def main(folder: str, name: str | None = None, rank: str = "-1", step: str = "-1
     """Do as the command line says."""
     killed_at(int(rank), int(step))
     for each in RUNS if name is None else [name]:
-        run(each, Path(folder))
+        run(each, Path(folder.replace("RANK", os.environ["RANK"])))
 
 
 if __name__ == "__main__":

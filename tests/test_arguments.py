@@ -309,6 +309,11 @@ MODELS = {
         lambda: fbt.FeedbackBody(SHARED.config, n_caches=0),
         r"n_caches must be an int in \[1, 3\], got 0",
     ),
+    "caches for some layers": (
+        ValueError,
+        lambda: fbt.FeedbackBody(SHARED.config, n_caches=2),
+        r"n_caches must be 1 or n_layers=3, got 2",
+    ),
     "a span of no steps": (ValueError, lambda: fbt.MemoryStack(0, 3), "span must be an int >= 1, got 0"),
     "a negative span": (ValueError, lambda: fbt.TorchStack(-1), "span must be an int >= 1, got -1"),
     "a negative capacity": (

@@ -42,7 +42,9 @@ def begin(words: list[str], folder: Path) -> "subprocess.Popen[str]":
         COMMAND + words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 300
-    while not any(metric["step"] >= step for metric in read_metrics(folder, LONG["steps"])):
+    while not (folder / METRICS_FILE).exists() or not any(
+        metric["step"] >= step for metric in read_metrics(folder, LONG["steps"])
+    ):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -177,6 +179,7 @@ def test_every_option_has_a_help_text() -> None:
         (["--device=abacus"], "device must be one that torch can use here"),
         (["--init-from=nowhere"], "no model.safetensors in 'nowhere'"),
         (["--lr=1e30", "--warmup=0"], "must be finite"),
+        (["--d-model=4000000000000"], "it does not fit into memory: "),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(

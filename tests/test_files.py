@@ -137,3 +137,9 @@ def test_the_file_has_a_new_file_s_permissions(tmp_path: Path) -> None:
     finally:
         os.umask(previous)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
+def test_the_home_of_nobody_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FBT_CACHE", "~nobody-of-this-name/cache")
+    with pytest.raises(ValueError, match="FBT_CACHE must name a folder, got '~nobody-of-this-name/cache'"):
+        cache_folder()

@@ -169,3 +169,47 @@ def test_a_hook_on_a_part_of_the_body_reaches_the_text():
     lm.body.layers[0].feed_forward.outer.register_forward_hook(lambda _, __, out: -9 * out)
     after = lm.generate("abc", 20, temperature=0)
     assert before != after == greedy_without_cache(lm, "abc", 20)
+
+
+def banned(part, given, out):
+    """A forward hook that takes the likeliest character away."""
+    logits, *rest = out if isinstance(out, tuple) else (out,)
+    logits = logits.scatter(-1, logits.argmax(-1, keepdim=True), -torch.inf)
+    return (logits, *rest) if rest else logits
+
+
+class Louder(fbt.LanguageModel):
+    def forward(self, tokens, state=None, return_state=False):
+        return banned(self, None, super().forward(tokens, state, return_state))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lm: lm.register_forward_hook(banned),
+        lambda lm: lm.body.register_forward_hook(lambda _, __, out: (-out[0], *out[1:])),
+        lambda lm: lm.dropout.register_forward_hook(lambda _, __, out: -out),
+        lambda lm: setattr(lm, "__class__", Louder),
+        lambda lm: setattr(
+            lm,
+            "forward",
+            lambda *args, **kwargs: banned(lm, None, Louder.__base__.forward(lm, *args, **kwargs)),
+        ),
+    ],
+    ids=["model", "body", "dropout", "a subclass", "a function in place of forward"],
+)
+def test_what_hangs_on_the_model_reaches_every_character(change):
+    lm = model("shared-kv", TOKENIZER)
+    before = lm.generate("abc", 20, temperature=0)
+    change(lm)
+    after = lm.generate("abc", 20, temperature=0)
+    assert before != after == greedy_without_cache(lm, "abc", 20)
+
+
+@pytest.mark.parametrize("backend", ["auto", "sequence"])
+def test_autocast_changes_no_character(backend):
+    lm = model("shared-kv", TOKENIZER).float()
+    lm.backend = backend
+    before = lm.generate("be a cog", 20, temperature=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert len(lm.generate("be a cog", 20, temperature=0)) == len(before)

@@ -269,3 +269,21 @@ def test_a_missing_model_is_named(name):
 
 def test_the_file_name_is_where_others_look_for_it():
     assert WEIGHTS_FILE == "model.safetensors"
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda lm: lm.body.half(), "its tensors must all be of one type"),
+        (lambda lm: setattr(lm, "head", torch.nn.Linear(14, 20)), "misshapen 'head.weight"),
+        (lambda lm: lm.register_parameter("more", torch.nn.Parameter(torch.ones(1))), "unknown 'more'"),
+    ],
+)
+def test_what_could_not_be_loaded_is_not_saved(tmp_path, change, said):
+    lm = model("shared-kv")
+    lm.save_pretrained(tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    change(lm)
+    with pytest.raises(ValueError, match=said):
+        lm.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before

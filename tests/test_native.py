@@ -9,6 +9,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 import fbt
 from fbt import native, shared_kv
+from fbt.sequence.native import NativeBackward
 
 
 @pytest.fixture
@@ -181,3 +182,20 @@ def test_a_decoder_of_a_changed_body_is_refused():
     module.layers[1].norm2.eps = 0.1
     with pytest.raises(ValueError, match="a part of this body has hooks or is not as it was made"):
         module.decoder(state, "sequence")
+
+
+def test_backward_has_no_more_threads_than_groups(monkeypatch):
+    """Each would make sums of its own for nothing."""
+    made, threads = [], torch.get_num_threads()
+    run = NativeBackward.steps
+    monkeypatch.setattr(
+        NativeBackward, "steps", lambda loop, *args: made.append(loop.threads) or run(loop, *args)
+    )
+    module = body("shared-kv")
+    torch.set_num_threads(3)
+    try:
+        for batch in (1, 2, 5):
+            module(normal(batch, 9, 14).requires_grad_(), backend="native")[0].sum().backward()
+    finally:
+        torch.set_num_threads(threads)
+    assert made == [1, 1, 2, 2, 3, 3]  # two chunks each

@@ -6,6 +6,7 @@ are not even: three sequences are two and one.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import torch
 from small_runs import TEXT, small_command, untimed
 
 import fbt
-from fbt.checkpoint import Checkpoint
+from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint
 from fbt.recipe import Recipe
 from fbt.training.loop import check_shares
 from fbt.training.metrics import METRICS_FILE
@@ -148,3 +149,13 @@ def test_alone_a_sum_is_what_it_was_and_another_error_stays_itself() -> None:
         assert torch.equal(processes.gather(torch.ones(2, 3), 2), torch.ones(2, 3))
     with pytest.raises(RuntimeError, match="mat1"), joined("cpu"):
         torch.ones(2, 3) @ torch.ones(2, 3)
+
+
+def test_processes_that_see_other_checkpoints_stop_before_they_add_up(alone: Path, tmp_path: Path) -> None:
+    """As where each has a disk of its own: one would resume, and the other begin."""
+    shutil.copytree(alone / "sequence", tmp_path / "0" / "sequence")
+    result = done(torchrun(2, HERE / "several.py", tmp_path / "RANK", "sequence"))
+    assert result.returncode != 0
+    assert "the 2 processes of a run must have the same settings and text and see the same" in result.stderr
+    assert not (tmp_path / "1" / "sequence" / CHECKPOINT_FILE).exists()
+    assert_equal_runs(tmp_path / "0" / "sequence", alone / "sequence")

@@ -1,7 +1,9 @@
 """Schedules, presets and checks of `fbt.recipe`."""
 
 from dataclasses import fields
+from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from fbt.config import Config
@@ -109,3 +111,11 @@ def test_every_setting_is_described_once() -> None:
 def test_bad_settings_are_named(setting: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         Recipe(**setting)  # type: ignore[arg-type]
+
+
+def test_any_real_number_will_do_and_becomes_a_float():
+    numbers = {"lr": np.float32(1e-3), "weight_decay": Fraction(1, 10), "clip": 1, "beta2": np.float64(0.9)}
+    recipe = Recipe(**numbers, min_lr_ratio=0)
+    config = Config(5, dropout=np.float32(0.5))
+    for settings, name in [*((recipe, name) for name in (*numbers, "min_lr_ratio")), (config, "dropout")]:
+        assert type(getattr(settings, name)) is float

@@ -214,13 +214,18 @@ def test_accuracy_counts_asked_steps():
         (lambda: tasks.CodeExecution(6), r"variables must be an int in \[1, 5\], got 6"),
         (lambda: tasks.Parity().sample(0, 3, generator()), "batch must be"),
         (lambda: tasks.Parity().sample(2, 0, generator()), "length must be"),
-        (lambda: next(tasks.Parity().stream(2, 3, seed=-1)), "seed must be"),
+        (lambda: tasks.Parity().stream(2, 3, seed=-1), "seed must be"),
         (
             lambda: tasks.WordTokenizer(["a", "b c"]),
             "words must be without white space and not empty, got 'b c'",
         ),
         (lambda: tasks.WordTokenizer(["a", "b", "a"]), "words must be distinct, got 'a' twice"),
         (lambda: tasks.Parity().tokenizer.encode("1 2"), "text must be made of 2 known words, got '2'"),
+        (
+            lambda: tasks.Parity().tokenizer.decode(torch.tensor([0, -1])),
+            r"numbers must be in \[0, 1\] or -100, got -1",
+        ),
+        (lambda: tasks.Parity().tokenizer.decode(torch.tensor([2])), r"numbers must be in \[0, 1\]"),
     ],
 )
 def test_arguments_out_of_range_are_named(make, message):

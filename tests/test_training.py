@@ -691,3 +691,58 @@ def test_bad_arguments_are_named(settings: dict[str, Any], error: type[Exception
 
 def test_train_is_a_public_name() -> None:
     assert fbt.train is train
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_weights_are_not_replaced_by_a_run(tmp_path: Path, resume: bool) -> None:
+    start = small_run(variant="parallel", steps=1).model
+    path = start.save_pretrained(tmp_path)
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError, match="holds weights, which a new run would replace"):
+        small_run(folder=tmp_path, init_from=tmp_path, resume=resume)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_run_without_its_metrics_says_so(tmp_path: Path) -> None:
+    small_run(folder=tmp_path)
+    (tmp_path / METRICS_FILE).unlink()
+    with pytest.raises(FileNotFoundError, match=f"no {METRICS_FILE} in .*the metrics of 11 steps"):
+        small_run(folder=tmp_path, resume=True)
+
+
+def test_a_figure_that_cannot_be_made_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(runs: Any) -> Any:
+        raise ValueError("Key backend: 'foo' is not a valid value")
+
+    monkeypatch.setattr("fbt.views.figures.loss_curves", fails)
+    assert small_run(folder=tmp_path).finished
+    assert capsys.readouterr().err == f"no {LOSS_FIGURE}: Key backend: 'foo' is not a valid value\n"
+
+
+def test_a_checkpoint_is_not_kept_in_memory_by_the_run_that_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Checkpoint] = []
+    load = Checkpoint.load
+    monkeypatch.setattr(Checkpoint, "load", lambda folder: loaded.append(load(folder)) or loaded[-1])
+    small_run(folder=tmp_path)
+    small_run(folder=tmp_path, resume=True)
+    assert [checkpoint.tensors for checkpoint in loaded] == [{}]
+
+
+def test_a_signal_that_python_did_not_set_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers = {signal.SIGTERM: None, signal.SIGINT: signal.default_int_handler}
+    touched: list[signal.Signals] = []
+    monkeypatch.setattr(signal, "getsignal", handlers.__getitem__)
+    monkeypatch.setattr(signal, "signal", lambda kind, handler: touched.append(kind) or handlers[kind])
+    with Interrupt():
+        pass
+    assert touched == [signal.SIGINT, signal.SIGINT]
+
+
+def test_no_windows_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"windows must be at least one, got \[0, 5\]"):
+        evaluate(small_run(steps=1).model, torch.empty(0, 5, dtype=torch.long))

@@ -53,6 +53,17 @@ def test_a_trace_is_what_the_model_computes(variant, length):
     assert not reader.body.memory._forward_pre_hooks
 
 
+@pytest.mark.parametrize("backend", ["auto", "sequence", "reference"])
+def test_a_trace_is_the_same_in_training_and_with_any_backend(backend):
+    reader, tokens = model_of("shared-kv", dropout=0.5), text_of(T)
+    expected = trace(reader.eval(), tokens)
+    reader.backend = backend
+    reader.train()
+    for found, value in zip(trace(reader, tokens), expected, strict=True):
+        assert torch.equal(found, value)
+    assert reader.training
+
+
 def test_the_parts_of_a_memory_vector_sum_to_it():
     read = trace(model_of(), text_of())
     shares = made_of(read)

@@ -11,6 +11,7 @@ temporary folder of their own, and each library takes its name whole.
 import ctypes
 import functools
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -115,18 +116,18 @@ def _compile() -> bytes:
     # Takes longer to import than all of fbt, and is needed only here.
     from torch.utils import cpp_extension
 
-    compiler = cpp_extension.get_cxx_compiler()
-    if shutil.which(compiler) is None:
+    compiler = shlex.split(cpp_extension.get_cxx_compiler())  # with ccache before it, for one
+    if not compiler or shutil.which(compiler[0]) is None:
         raise RuntimeError(
-            f"build_native needs a C++ compiler, and there is no {compiler!r} here: install one (on Debian, "
-            f"Ubuntu and Colab by 'apt install g++') or name yours in the variable CXX. {INSTEAD}"
+            f"build_native needs a C++ compiler, and there is no {' '.join(compiler)!r} here: install one "
+            f"(on Debian, Ubuntu and Colab by 'apt install g++') or name yours in the variable CXX. {INSTEAD}"
         )
     # From a package inside a zip file the source is put into a file of its own.
     with tempfile.TemporaryDirectory() as folder, as_file(SOURCE) as source:
         made = Path(folder) / "loop.so"
         libraries = [option for path in cpp_extension.library_paths() for option in ("-L", path)]
         command = [
-            compiler,
+            *compiler,
             *FLAGS,
             "-shared",
             "-fPIC",

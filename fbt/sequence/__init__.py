@@ -71,7 +71,8 @@ def run_sequence(body: "SharedKVBody", x: Tensor, state: State | None, native: b
         if autocast:
             given = [tensor.to(dtype) for tensor in given]
         if any(tensor.dtype != dtype for tensor in given):
-            raise TypeError(f"x and state must be {dtype} like the weights, got {x.dtype} and {keys.dtype}")
+            got = f"{x.dtype}, {keys.dtype} and {values.dtype}"
+            raise TypeError(f"x, keys and values must be {dtype} like the weights, got {got}")
         top, keys, values = WholeSequence.apply(sizes, *given, *weights)
     return top.transpose(0, 1), State((keys,), (values,))
 
@@ -93,13 +94,19 @@ class Decoder:
         keys, values = carried(state, state.keys[0])
         x = keys.new_empty(1, state.batch_size, body.d_model)
         kind = NativeForward if native else Forward
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             self.loop = kind(sizes, fold(body, body.span), x, keys, values, room=2 * body.span)
 
     @torch.no_grad()
     def step(self, x: Tensor) -> Tensor:
-        """The top layer's output [B, d] for one more embedding x [B, d] per sequence."""
+        """The top layer's output [B, d] for one more embedding x [B, d] per sequence.
+
+        Raises:
+            ValueError: x has another shape.
+        """
         loop, span = self.loop, self.loop.sizes.span
+        if x.shape != loop.x.shape[2:]:
+            raise ValueError(f"x must have shape {list(loop.x.shape[2:])}, got {list(x.shape)}")
         loop.x[0, 0] = x
         with torch.autocast(x.device.type, enabled=False):
             loop.run()

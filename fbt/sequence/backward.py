@@ -7,9 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fbt.attention import skew
-from fbt.sequence.parts import Chunk, Loop, Sizes, Weights, of_layers, plain_norm, plain_norm_backward
-
-Views = tuple[Tensor, ...]
+from fbt.sequence.parts import Chunk, Loop, Sizes, Views, Weights, of_layers, plain_norm, plain_norm_backward
 
 
 class ChunkGradients(NamedTuple):

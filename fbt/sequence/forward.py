@@ -5,9 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fbt.sequence.parts import Chunk, Loop, Sizes, Weights, noise_, of_layers, plain_norm, turned
-
-Views = tuple[Tensor, ...]
+from fbt.sequence.parts import Chunk, Loop, Sizes, Views, Weights, noise_, of_layers, plain_norm, turned
 
 
 class Step(NamedTuple):

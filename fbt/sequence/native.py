@@ -20,12 +20,21 @@ class NativeLoop(Loop):
 
     def numbers(self, first: int, stop: int, room: int, width: int) -> list[int]:
         """The struct `Sizes` of loop.cpp: `room` for keys in the buffers, `width` of a chunk's scores."""
-        sizes, threads = self.sizes, torch.get_num_threads()
+        sizes = self.sizes
         inner, rows = self.w.b_1.shape[1], self.w.s.shape[2]
         shape = [self.T, self.B, self.H, self.D, self.L, inner, rows, room, sizes.past, sizes.span]
         options = [int(sizes.norm_memory), int(sizes.gelu)]
-        group = min(GROUP, -(-self.B // threads))
-        return [*shape, *options, first, stop, self.oldest_key(first), width, group, threads]
+        return [*shape, *options, first, stop, self.oldest_key(first), width, self.group, self.threads]
+
+    @property
+    def group(self) -> int:
+        """How many sequences a thread takes at once."""
+        return min(GROUP, -(-self.B // torch.get_num_threads()))
+
+    @property
+    def threads(self) -> int:
+        """How many threads there are."""
+        return torch.get_num_threads()
 
 
 class NativeForward(NativeLoop, Forward):
@@ -41,6 +50,11 @@ class NativeForward(NativeLoop, Forward):
 class NativeBackward(NativeLoop, Backward):
     """`Backward` with its steps in C++."""
 
+    @property
+    def threads(self) -> int:
+        """As many threads as have a group; each adds to sums of its own."""
+        return min(torch.get_num_threads(), -(-self.B // self.group))
+
     def steps(self, first: int, stop: int, chunk: Chunk, grads: ChunkGradients, d_top: Tensor) -> None:
         """The steps of a chunk in reverse, then what they owe to the keys and values before the chunk."""
         self.filled = {
@@ -49,9 +63,8 @@ class NativeBackward(NativeLoop, Backward):
             "w_q": self.buffer("w_q", *chunk.y.shape),
         }
         tables = ("table", "s") if self.want & {"table", "s", "u"} else ()
-        threads = torch.get_num_threads()  # each adds to sums of its own
         shares = {
-            name: self.x.new_zeros(threads, *self.found[name].shape)
+            name: self.x.new_zeros(self.threads, *self.found[name].shape)
             for name in ("b_2", "b_1", "b_o", "b_q", *tables)
         }
         outputs = [self.x, self.m, self.keys, self.values_t.mT]

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from fbt.feedback import FeedbackLayer
     from fbt.shared_kv import SharedKVBody
 
+Views = tuple[Tensor, ...]
+
 CHUNK = 8  # steps; 4 is as fast, 16 and more leave the cache and take longer
 
 

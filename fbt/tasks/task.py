@@ -1,5 +1,6 @@
 """What every task is: words, a stream of batches, an oracle."""
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
@@ -43,7 +44,15 @@ class WordTokenizer:
         return torch.tensor([self._numbers[word] for word in text.split()], dtype=torch.long)
 
     def decode(self, numbers: Tensor) -> str:
-        """The words of numbers [n], with spaces between them; a number that is IGNORE becomes "_"."""
+        """The words of numbers [n], with spaces between them; a number that is IGNORE becomes "_".
+
+        Raises:
+            ValueError: a number has no word.
+        """
+        last = len(self.words) - 1
+        unknown = next((i for i in numbers.tolist() if i != IGNORE and not 0 <= i <= last), None)
+        if unknown is not None:
+            raise ValueError(f"numbers must be in [0, {last}] or {IGNORE}, got {unknown}")
         return " ".join("_" if i == IGNORE else self.words[i] for i in numbers.tolist())
 
 
@@ -101,8 +110,7 @@ class Task(ABC):
         """Draw batches without end, the same ones for the same arguments; see `sample`."""
         check_int("seed", seed, low=0, high=2**62)
         generator = torch.Generator().manual_seed(seed)
-        while True:
-            yield self.sample(batch, length, generator)
+        return (self.sample(batch, length, generator) for _ in itertools.count())
 
     def _asked(self, answers: Tensor) -> Tensor:
         """Answers as labels: all of them, or the last one of each sequence."""

@@ -9,6 +9,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
+from fbt._text import in_a_line
 from fbt.config import VARIANTS, Config
 from fbt.recipe import PRESETS, Recipe
 from fbt.training.folder import resume_command
@@ -30,20 +31,29 @@ def main(arguments: list[str] | None = None) -> int:
     given = vars(_parser().parse_args(arguments))
     try:
         run = _start(given)
+        said = _said(run)
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         # Notes say what is left of the run and how to go on.
         print("; ".join([f"{PROGRAM}: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        print(f"{PROGRAM}: it does not fit into memory: {in_a_line(str(error))}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"{PROGRAM}: stopped at once; the last checkpoint is as it was", file=sys.stderr)
         return 130
-    if run.finished:
-        said = f"validation loss {run.val_loss:.4f}; weights, metrics and loss curve are in {run.folder}"
-    else:
-        said = f"stopped after step {run.step}; go on with: {resume_command(str(run.folder))}"
     if not (by_torchrun() and int(os.environ["RANK"])):  # of several processes the first one speaks
         print(said)
     return 0 if run.finished else 130
+
+
+def _said(run: Run) -> str:
+    """How a run ended."""
+    if run.finished:
+        return f"validation loss {run.val_loss:.4f}; weights, metrics and loss curve are in {run.folder}"
+    return f"stopped after step {run.step}; go on with: {resume_command(str(run.folder))}"
 
 
 def _start(given: dict[str, Any]) -> Run:

@@ -18,7 +18,12 @@ def evaluate(model: LanguageModel, windows: Tensor, batch_size: int = 128) -> fl
 
     Returns:
         Nats a character.
+
+    Raises:
+        ValueError: there are no windows.
     """
+    if not len(windows):
+        raise ValueError(f"windows must be at least one, got {list(windows.shape)}")
     return total_loss(model, windows, batch_size) / windows[:, 1:].numel()
 
 

@@ -279,6 +279,8 @@ class Interrupt:
     def __enter__(self) -> "Interrupt":
         self._before: dict[signal.Signals, Any] = {}
         for kind in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(kind) is None:
+                continue  # another language has set it, and Python could not set it back
             with contextlib.suppress(ValueError):  # outside the main thread nobody can press Ctrl-C
                 self._before[kind] = signal.signal(kind, self._ask)
         return self

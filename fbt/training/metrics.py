@@ -28,10 +28,14 @@ def read_metrics(folder: Path | None, step: int) -> list[Metric]:
     """The metrics in a folder up to a step; a run killed between two writes may have a few more.
 
     Raises:
+        FileNotFoundError: there are none, though steps have been taken.
         ValueError: the file holds something else.
     """
-    if folder is None or not (path := folder / METRICS_FILE).is_file():
+    if folder is None or step == 0:
         return []
+    path = folder / METRICS_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"no {METRICS_FILE} in {folder}, which holds the metrics of {step} steps")
     with naming(path, "file of metrics"):
         lines = path.read_text(encoding="utf-8").splitlines()
         metrics = [_metric(f"line {number}", line) for number, line in enumerate(lines, start=1)]

@@ -7,6 +7,7 @@ dropout, which each process draws for itself.
 """
 
 import atexit
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from fbt._text import in_a_line
 
 T = TypeVar("T")
 
@@ -69,6 +72,20 @@ class Processes:
     def wait(self) -> None:
         """Go on when all are here."""
         self.total(0.0)
+
+    def agree(self, what: str) -> None:
+        """See that all processes are about to do the same; numbers of different runs would be added up.
+
+        Raises:
+            ValueError: in each process, if they are not.
+        """
+        number = int.from_bytes(hashlib.sha256(what.encode()).digest()[:5], "big")
+        other = self.sum(torch.tensor(number, device=self.device)).item() != self.count * number
+        if self.total(other):
+            raise ValueError(
+                f"the {self.count} processes of a run must have the same settings and text and see the same "
+                f"checkpoint; process {self.rank} has {in_a_line(what)}"
+            )
 
     def first_then_others(self, work: Callable[[], T]) -> T:
         """Do something in every process, but in the first one before the others: these find its files."""

@@ -11,10 +11,11 @@ import torch
 
 from fbt._checks import check_choice
 from fbt._files import sha256
+from fbt._text import in_a_line
 from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint, Settings, saved_step
 from fbt.config import Config
 from fbt.data import CharTokenizer, load_tiny_shakespeare
-from fbt.language_model import LanguageModel
+from fbt.language_model import WEIGHTS_FILE, LanguageModel
 from fbt.recipe import PRESETS, Recipe
 from fbt.training.events import event_writer
 from fbt.training.folder import advice, held
@@ -122,7 +123,8 @@ def train(
     Raises:
         TypeError, ValueError: a setting is unknown or out of range, the text is too short, or `resume`
             meets other settings.
-        FileExistsError: the folder holds a run and `resume` is False, or another process has just ended one.
+        FileExistsError: the folder holds a run and `resume` is False, or weights and no run, or another
+            process has just ended one.
         OSError: a file cannot be read; the folder cannot be written, which is said before the first step, or
             no longer (the disk is full, the folder was moved away); or another process trains into it.
         ConnectionError: another process of the run has ended.
@@ -136,6 +138,8 @@ def train(
     found = place is not None and (place / CHECKPOINT_FILE).exists()
     if found and not resume:
         raise FileExistsError(f"{folder} holds a run already: resume that one, or give another folder")
+    if place is not None and not found and (place / WEIGHTS_FILE).exists():
+        raise FileExistsError(f"{folder} holds weights, which a new run would replace: give another folder")
     with joined(device) as processes:
         words, source = processes.first_then_others(lambda: _read(text))
         start = LanguageModel.from_pretrained(init_from) if isinstance(init_from, str | Path) else init_from
@@ -253,8 +257,10 @@ def _run(
             raise ValueError(f"log={log!r} needs a folder to write to, got folder=None")
     events = event_writer(folder, log if processes.is_first else None)
     place = processes.device
+    processes.agree(f"{settings.compared()} {None if checkpoint is None else checkpoint.step}")
     # The run is seeded throughout; afterwards the caller's random numbers go on as if it had not been.
-    with torch.random.fork_rng([place] if place.type == "cuda" else []), Interrupt() as interrupt:
+    seeded = place.type == "cuda" or torch.cuda.is_initialized()  # manual_seed seeds every GPU
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if seeded else []), Interrupt() as interrupt:
         torch.manual_seed(settings.recipe.seed)
         if checkpoint is None:
             model = _initial_model(settings, text, start)
@@ -264,6 +270,7 @@ def _run(
         trainer = Trainer(settings, text, model, folder, processes)
         if checkpoint is not None:
             trainer.restore(checkpoint)
+            checkpoint.tensors.clear()  # which would be kept in memory to the end
         processes.wait()  # before the first one writes, all have seen what the folder holds
         with held(folder if processes.is_first else None) as trainer.check_folder:
             # A run that ended between our look into the folder and our hold on it is not to be overwritten.
@@ -301,5 +308,8 @@ def _save_loss_curve(run: Run, path: Path) -> None:
         figure = figures.loss_curves({run.settings.config.variant: run.metrics})
     except ImportError:
         print(f"no {path.name}: it needs the package matplotlib", file=sys.stderr)
+        return
+    except Exception as error:  # whatever matplotlib's settings lead to, the run has ended well
+        print(f"no {path.name}: {in_a_line(str(error))}", file=sys.stderr)
         return
     figures.save_svg(figure, path)

@@ -92,9 +92,11 @@ def control(name: str, values: list[Any], first: Any) -> Any:
     name = name.replace("_", " ")
     if not are_numbers(values):
         return ipywidgets.Combobox(description=name, value=first, options=values, continuous_update=False)
-    whole = all(isinstance(value, int) for value in values)
-    slider = ipywidgets.IntSlider if whole else ipywidgets.FloatSlider
-    return slider(description=name, value=first, min=min(values), max=max(values), continuous_update=False)
+    low, high = min(values), max(values)
+    given = {"description": name, "value": first, "min": low, "max": high, "continuous_update": False}
+    if all(isinstance(value, int) for value in values):
+        return ipywidgets.IntSlider(**given)
+    return ipywidgets.FloatSlider(**given, step=(high - low) / 100)
 
 
 def shown(found: Any) -> dict[str, str]:

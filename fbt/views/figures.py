@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fbt._checks import check_choice
 from fbt._files import write_whole
 from fbt._text import well_formed
 
@@ -91,7 +92,11 @@ def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, over: str = 
     Args:
         runs: the `metrics` of `fbt.train` by the name the legend shows.
         over: what the horizontal axis counts, "step" or "seconds".
+
+    Raises:
+        ValueError: `over` is something else.
     """
+    check_choice("over", over, ("step", "seconds"))
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots()
         looks = cycle(zip(COLOURS, DASHES, strict=True))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fbt.feedback import FeedbackBody
+from fbt.generation import evaluating
 from fbt.language_model import LanguageModel
 
 
@@ -31,7 +32,7 @@ class Trace(NamedTuple):
 
 @torch.no_grad()
 def trace(model: LanguageModel, tokens: Tensor) -> Trace:
-    """Read tokens [T] and keep everything.
+    """Read tokens [T] by the plain loop, without dropout, and keep everything.
 
     Raises:
         TypeError: the model has no memory to look at.
@@ -45,7 +46,9 @@ def trace(model: LanguageModel, tokens: Tensor) -> Trace:
     kept: list[Tensor] = []
     hook = body.memory.register_forward_pre_hook(lambda _, given: kept.append(torch.cat(given[0], dim=1)[0]))
     try:
-        _, state = model(tokens[None], return_state=True)
+        with evaluating(model):
+            x = model.token_embedding(tokens[None])
+            _, state, weights = body(x, backend="stack", need_weights=True)
     finally:
         hook.remove()
     outputs, mixture = torch.stack(kept), body.memory.layer_weights()
@@ -53,8 +56,8 @@ def trace(model: LanguageModel, tokens: Tensor) -> Trace:
         torch.stack([part[0].transpose(0, 1).flatten(1) for part in kind])
         for kind in (state.keys, state.values)
     )
-    weights = model.attention(tokens[None])[:, 0]
-    return Trace(outputs, mixture @ outputs, mixture, keys, values, weights)
+    assert weights is not None  # asked for
+    return Trace(outputs, mixture @ outputs, mixture, keys, values, weights[:, 0])
 
 
 def made_of(read: Trace) -> Tensor:
