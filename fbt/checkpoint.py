@@ -16,7 +16,7 @@ from torch import Tensor
 from fbt._checks import check_instance, check_int
 from fbt._files import naming
 from fbt._text import parsed
-from fbt._weights import Shape, check_tensors, check_weights, part_of, reading, write
+from fbt._weights import Shape, check_sizes, check_tensors, check_weights, part_of, reading, write
 from fbt.config import Config
 from fbt.data import CharTokenizer
 from fbt.language_model import LanguageModel, check_tokenizer, shapes_of
@@ -107,7 +107,10 @@ def save_checkpoint(
     metadata = {"step": str(step), "settings": settings.to_json()}
     if model.tokenizer is not None:
         metadata["vocabulary"] = json.dumps(model.tokenizer.vocabulary)
-    write(folder / CHECKPOINT_FILE, tensors, metadata)
+    path = folder / CHECKPOINT_FILE
+    # The first checkpoint has no moments, two numbers to a weight; that the next is too large shows now.
+    check_sizes(path, 3 * sum(p.numel() * p.element_size() for p in model.parameters()), b"")
+    write(path, tensors, metadata)
 
 
 def saved_step(folder: Path) -> int | None:

@@ -746,3 +746,13 @@ def test_a_signal_that_python_did_not_set_is_left_alone(monkeypatch: pytest.Monk
 def test_no_windows_are_refused() -> None:
     with pytest.raises(ValueError, match=r"windows must be at least one, got \[0, 5\]"):
         evaluate(small_run(steps=1).model, torch.empty(0, 5, dtype=torch.long))
+
+
+def test_a_model_whose_moments_will_not_fit_is_refused_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = small_run(steps=1).model.save_pretrained(tmp_path / "size")
+    monkeypatch.setattr("fbt._weights.LARGEST", 2 * path.stat().st_size)
+    with pytest.raises(ValueError, match=f"{CHECKPOINT_FILE} must have at most"):
+        small_run(folder=tmp_path / "run")
+    assert not (tmp_path / "run" / CHECKPOINT_FILE).exists()
