@@ -322,11 +322,29 @@ def config_fields() -> st.SearchStrategy[dict[str, Any]]:
     return changes.map(lambda found: asdict(CONFIGS[0]) | found)
 
 
+def all_replaced() -> list[str]:
+    """The lines of a play in which all that is to be replaced stands once."""
+    lines = [line for old, _ in REPLACEMENTS for line in old.strip("\n").split("\n")]
+    return ["**A**", *(f"**{line[:-1]}**" if line.endswith(":") else line for line in lines), "the end"]
+
+
+def with_play(lines: list[str]) -> dict[str, str]:
+    """The plays that are needed, all empty but the first."""
+    return dict.fromkeys(PLAYS, "") | {PLAYS[0]: "\n".join(lines)}
+
+
 def plays() -> st.SearchStrategy[dict[str, str]]:
-    """The plays that are needed, empty but for one or two."""
-    one = st.lists(MARKDOWN_PARTS, max_size=30).map("".join)
-    some = st.dictionaries(st.sampled_from(PLAYS), one, max_size=2)
-    return some.map(lambda found: dict.fromkeys(PLAYS, "") | found)
+    """A play that can be rebuilt, with some lines put in."""
+    lines = all_replaced()
+    changes = st.lists(st.tuples(st.integers(0, len(lines)), MARKDOWN_PARTS), max_size=4)
+
+    def changed(found: list[tuple[int, str]]) -> dict[str, str]:
+        result = [*lines]
+        for at, text in found:
+            result.insert(at, text)
+        return with_play(result)
+
+    return changes.map(changed)
 
 
 VALID = {"model": saved_models(), "checkpoint": saved_checkpoints()}
@@ -339,7 +357,7 @@ LOADERS = {
     "settings": Loader(json_texts(SETTINGS), json.dumps(SETTINGS), check_settings),
     "config": Loader(config_fields(), asdict(CONFIGS[0]), check_config),
     "tokenizer": Loader(st.tuples(ANY_TEXT, ANY_TEXT), ("abc", "ab"), check_tokenizer),
-    "plays": Loader(plays(), dict.fromkeys(PLAYS, ""), check_plays),
+    "plays": Loader(plays(), with_play(all_replaced()), check_plays),
 }
 
 
@@ -361,7 +379,7 @@ def fuzz(loader: Loader, examples: int) -> tuple[int, int]:
         with held_short(seconds=1.0):
             taken += loader.check(value)
 
-    loader.check(loader.valid)
+    assert loader.check(loader.valid)
     one()
     return tried, taken
 

@@ -87,3 +87,22 @@ def test_what_is_accepted_has_an_id_a_reason_and_a_day(tmp_path):
     path.write_text('[[ignored]]\nid = "GHSA-1"\nuntil = 2027-01-31\n')
     with pytest.raises(TypeError, match="reason"):
         audit.ignored(path)
+
+
+def test_two_versions_of_a_package_are_two_questions(monkeypatch):
+    asked = []
+    monkeypatch.setattr(audit, "_ask", lambda pins: asked.append(pins) or [])
+    audit.ask({"a==1", "b==2", "a==3"})
+    assert asked == [["a==1", "b==2"], ["a==3"]]
+
+
+def test_packages_of_other_systems_are_asked_about_too():
+    pins = audit.wanted()["requirements.txt"]
+    assert {pin.partition("==")[0] for pin in pins} >= {
+        "appnope",
+        "colorama",
+        "pywinpty",
+        "torch",
+        "soupsieve",
+    }
+    assert len(pins) == 192  # torch, and the list in full

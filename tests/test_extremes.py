@@ -248,3 +248,13 @@ def test_8192_steps_of_a_parallel_model_equal_blocks_of_256():
     module, x = body("parallel", **LONG_TEXT).float(), normal(1, 8192, 4).float().detach().requires_grad_()
     expected = in_blocks(module, x, 256, "reference")
     assert_same(whole(module, x, "reference"), expected, rtol=1e-4, atol=1e-3)
+
+
+@each_case
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_a_nan_inside_a_block_comes_out_of_it(variant, backend, activation):
+    """Nothing takes it for a zero."""
+    module, x = body(variant, **SIZES | {"activation": activation}), normal(2, LENGTH, SIZES["d_model"])
+    with torch.no_grad():
+        module.layers[-1].feed_forward.inner.bias[0] = torch.nan
+    assert module(x, backend=backend)[0].isnan().all()

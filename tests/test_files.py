@@ -143,3 +143,24 @@ def test_the_home_of_nobody_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FBT_CACHE", "~nobody-of-this-name/cache")
     with pytest.raises(ValueError, match="FBT_CACHE must name a folder, got '~nobody-of-this-name/cache'"):
         cache_folder()
+
+
+@pytest.mark.parametrize("size", [1, 100_000])
+def test_a_file_is_whole_on_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Small ones too, which a buffer could still hold; and another writer waits until the name is given."""
+    import fcntl  # not on Windows
+
+    found: list[int] = []
+    replace = Path.replace
+
+    def noted(self: Path, target: Path) -> Path:
+        found.append(self.stat().st_size)
+        with self.open("rb+") as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", noted)
+    write_whole(tmp_path / "file", b"x" * size)
+    assert found == [size]

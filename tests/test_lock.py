@@ -1,12 +1,14 @@
 """The lists of packages: each is written out in full, with hashes, and what is listed is installed."""
 
 import re
+import sysconfig
 import tomllib
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distributions, version
 
 import lock
 import pytest
 from notebooks import ROOT
+from packaging.utils import canonicalize_name
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 every_list = pytest.mark.parametrize("name", lock.LISTS)
@@ -43,6 +45,13 @@ def test_what_is_installed_is_what_is_listed():
             if not pin.specifier.contains(found, prereleases=True):
                 different[str(pin)] = found
     assert not different, "run `make environment`"
+
+
+def test_what_is_not_listed_is_not_installed():
+    listed = {canonicalize_name(pin.name) for pin in lock.requirements(lock.locked("requirements.txt"))}
+    here = {canonicalize_name(found.name) for found in distributions(path=[sysconfig.get_path("purelib")])}
+    rest = {name for name in here - listed if not lock.BY_BUILD.match(f"{name}==")}
+    assert rest == {"fbt-book", "pip"}, "run `make environment`"
 
 
 def test_the_packages_own_requirements_are_among_what_is_pinned():

@@ -199,3 +199,33 @@ def test_backward_has_no_more_threads_than_groups(monkeypatch):
     finally:
         torch.set_num_threads(threads)
     assert made == [1, 1, 2, 2, 3, 3]  # two chunks each
+
+
+def test_a_library_that_cannot_be_written_leaves_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("FBT_CACHE", str(tmp_path))
+    monkeypatch.setattr(native, "_compile", lambda: b"machine code")
+    monkeypatch.setattr("os.fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(OSError, match="No space left"):
+        fbt.build_native()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    "place, name, other",
+    [
+        (torch, "__version__", "2.99"),
+        (native, "FLAGS", ("-O0",)),
+        (native.platform, "machine", lambda: "another"),
+        (native, "SOURCE", native.SOURCE.parent / "__init__.py"),
+        (native.Path, "read_text", lambda *_, **__: "flags: another"),
+    ],
+    ids=["torch", "flags", "machine", "source", "processor"],
+)
+def test_a_library_is_for_one_source_torch_and_processor(monkeypatch, place, name, other):
+    before = native.library_path()
+    native._key.cache_clear()
+    monkeypatch.setattr(place, name, other)
+    try:
+        assert native.library_path() != before
+    finally:
+        native._key.cache_clear()

@@ -23,7 +23,7 @@ from small_runs import TEXT, small_command, untimed
 import fbt
 from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint
 from fbt.recipe import Recipe
-from fbt.training.loop import check_shares
+from fbt.training.loop import Trainer, check_shares
 from fbt.training.metrics import METRICS_FILE
 from fbt.training.processes import Processes, joined
 from fbt.training.run import _explaining
@@ -159,3 +159,17 @@ def test_processes_that_see_other_checkpoints_stop_before_they_add_up(alone: Pat
     assert "the 2 processes of a run must have the same settings and text and see the same" in result.stderr
     assert not (tmp_path / "1" / "sequence" / CHECKPOINT_FILE).exists()
     assert_equal_runs(tmp_path / "0" / "sequence", alone / "sequence")
+
+
+def test_each_process_draws_dropout_of_its_own() -> None:
+    """The first one as a run of one process does."""
+    batch, drawn = torch.zeros(4, 3), []
+    for rank in range(3):
+        processes = Processes(torch.device("cpu"), rank, 3)
+        trainer: Any = SimpleNamespace(processes=processes, device="cpu", recipe=Recipe(), step=5)
+        torch.manual_seed(0)
+        Trainer._share(trainer, batch)
+        drawn.append(torch.rand(3).tolist())
+    torch.manual_seed(0)
+    assert drawn[0] == torch.rand(3).tolist()
+    assert len({*map(tuple, drawn)}) == 3

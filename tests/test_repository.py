@@ -63,6 +63,24 @@ def test_nobody_is_told_to_install_somebody_elses_fbt(path):
     assert not re.search(r"pip3? install (?:-\S+ )*[\"']?fbt(?!-book)\b", path.read_text(encoding="utf-8"))
 
 
+def test_a_font_that_npm_has_changed_is_not_cut(tmp_path, monkeypatch):
+    row = next(row for row in vendor.listed() if row["page"])
+    before = vendor.LIST.read_text(encoding="utf-8")
+    with pytest.raises(SystemExit, match="npm now serves"):
+        vendor.check_font(row, tmp_path / "font.woff", b"another font")
+    assert not [*tmp_path.iterdir()] and vendor.LIST.read_text(encoding="utf-8") == before
+
+
+@pytest.mark.parametrize("there, same", [(b"as recorded", True), (b"changed", False), (None, False)])
+def test_a_file_that_had_to_be_restored_is_not_the_same(tmp_path, there, same):
+    content, path = b"as recorded", tmp_path / "file"
+    if there is not None:
+        path.write_bytes(there)
+    row = {"file": "file", "package": "p", "version": "1", "hash": hashlib.sha256(content).hexdigest()}
+    assert vendor.check(row, path, content) == same
+    assert path.read_bytes() == content
+
+
 @pytest.mark.parametrize("row", vendor.listed(), ids=lambda row: row["file"])
 def test_files_from_other_projects_are_what_third_party_lists(row):
     assert hashlib.sha256((ROOT / row["file"]).read_bytes()).hexdigest() == row["hash"]

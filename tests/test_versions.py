@@ -30,6 +30,18 @@ def test_a_row_takes_the_place_of_the_one_it_repeats(record, monkeypatch):
     assert record()["pythons"] == found  # nothing new
 
 
+def test_a_python_that_is_not_here_takes_nothing_from_the_record(record, monkeypatch):
+    monkeypatch.setattr(versions, "PYTHONS", ("3.12",))
+    monkeypatch.setattr(versions, "copy_code", lambda into: None)
+    monkeypatch.setattr(versions, "compiled", lambda command, code: "3.12.1")
+    for systems, command in ((["Linux"], "python3.12"), (["Linux", "macOS"], None)):
+        monkeypatch.setattr(versions, "resolve", lambda python, systems=systems: systems)
+        monkeypatch.setattr(versions, "interpreter", lambda python, command=command: command)
+        versions.pythons()
+    (row,) = record()["pythons"]
+    assert (row["wheels"], row["compiled"]) == (["Linux", "macOS"], "3.12.1")
+
+
 def test_a_warning_is_no_compilation(tmp_path, capfd):
     (tmp_path / "good.py").write_text("x = 1\n")
     assert versions.compiled(sys.executable, tmp_path) == ".".join(map(str, sys.version_info[:3]))

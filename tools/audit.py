@@ -12,6 +12,7 @@ import sys
 import tempfile
 import tomllib
 from datetime import UTC, date, datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,21 +46,28 @@ def wanted() -> dict[str, set[str]]:
     found = {}
     for name in LISTS:
         pins = requirements(locked(name)) + [pin for pin in requirements(ROOT / name) if pin.name == "torch"]
-        found[name] = {
-            f"{pin.name}{pin.specifier}" for pin in pins if not pin.marker or pin.marker.evaluate()
-        }
+        found[name] = {f"{pin.name}{pin.specifier}" for pin in pins}
     return found
 
 
 def ask(pins: set[str]) -> list[Answer]:
-    """What pip-audit says of each package.
+    """What pip-audit says of each package, which it wants to hear of once: two versions are two questions."""
+    versions: dict[str, list[str]] = {}
+    for pin in sorted(pins):
+        versions.setdefault(pin.partition("==")[0], []).append(pin)
+    questions = zip_longest(*versions.values())
+    return [answer for question in questions for answer in _ask([pin for pin in question if pin])]
+
+
+def _ask(pins: list[str]) -> list[Answer]:
+    """What pip-audit says of packages, each in one version.
 
     Raises:
         SystemExit: it says nothing.
     """
     with tempfile.TemporaryDirectory(prefix="fbt-") as folder:
         listed = Path(folder) / "pins.txt"
-        listed.write_text("\n".join(sorted(pins)) + "\n", encoding="utf-8")
+        listed.write_text("\n".join(pins) + "\n", encoding="utf-8")
         command = [str(tools()), "-m", "pip_audit", f"--requirement={listed}", "--no-deps", "--disable-pip"]
         command += ["--format=json", "--progress-spinner=off"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

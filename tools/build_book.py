@@ -14,7 +14,7 @@ from notebooks import BUILD, ROOT, chapters, digest, executed, executed_path, fi
 
 HTML = BUILD / "html"
 STAMP = BUILD / "book.key"
-SOURCES = ("_config.yml", "_toc.yml", "book", *notebooks.INPUTS, "tools/build_book.py")
+SOURCES = ("_config.yml", "_toc.yml", "CITATION.cff", "book", *notebooks.INPUTS, "tools/build_book.py")
 
 
 def book_key() -> str:

@@ -18,7 +18,7 @@ import build_book
 import distribution
 import nightly
 import yaml
-from notebooks import BUILD, ROOT
+from notebooks import BUILD, ROOT, chapters, executed
 from record import commit
 
 import fbt
@@ -99,7 +99,10 @@ def address() -> str:
         raise Open(f"pyproject.toml says {there}, fbt/_repository.py {URL}: `make repository`")
     old = f"{OWNER}/" + URL.rsplit("/", 1)[1]
     command = ["git", "grep", "--files-with-matches", "--fixed-strings", old]
-    if left := subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split():
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode > 1:
+        raise Open(f"git grep: {done.stderr.strip()}")
+    if left := done.stdout.split():
         raise Open(f"{old} is left in {', '.join(left)}: put the address there")
     return URL
 
@@ -114,7 +117,12 @@ def packages() -> str:
 
 def book() -> str:
     """The book was built from what is here."""
-    if not build_book.STAMP.exists() or build_book.STAMP.read_text(encoding="utf-8") != build_book.book_key():
+    run = all(executed(path) for path in chapters())
+    if (
+        not run
+        or not build_book.STAMP.exists()
+        or build_book.STAMP.read_text(encoding="utf-8") != build_book.book_key()
+    ):
         raise Open("the built pages are missing or of other sources: `make book`")
     return str((build_book.HTML / "index.html").relative_to(ROOT))
 

@@ -21,14 +21,14 @@ ROOT = Path(__file__).resolve().parent.parent
 LIST = ROOT / "THIRD_PARTY.md"
 ROW = re.compile(
     r"^\| (?P<file>\S+) \|.*\(npm `(?P<package>[^`]+)`, `(?P<member>[^`]+)`"
-    r"(?:, characters of `(?P<page>[^`]+)`)?\)"
+    r"(?:, SHA-256 `(?P<original>[0-9a-f]{64})`, characters of `(?P<page>[^`]+)`)?\)"
     r" \| (?P<version>\S+) \|.*\| (?P<hash>[0-9a-f]{64}) \|$",
     re.MULTILINE,
 )
 
 
 def listed() -> list[dict[str, str]]:
-    """The rows of THIRD_PARTY.md's table: file, package, member, page (of a font), version, hash."""
+    """The rows of THIRD_PARTY.md's table: file, package, member, version, hash; of a font original, page."""
     return [row.groupdict() for row in ROW.finditer(LIST.read_text(encoding="utf-8"))]
 
 
@@ -69,40 +69,50 @@ def tables(font: bytes) -> dict[str, bytes]:
     return {tag: reader[tag] for tag in reader.tables}
 
 
-def check_font(row: dict[str, str], path: Path, original: bytes) -> None:
-    """Cut a font again, and write it and its hash if it is not the one that is there."""
+def refuse(row: dict[str, str], content: bytes, recorded: str) -> None:
+    """Stop if npm's copy is not the one that was recorded."""
+    found = hashlib.sha256(content).hexdigest()
+    if found != recorded:
+        sys.exit(f"{row['file']}: npm now serves {found}, THIRD_PARTY.md records {recorded}")
+
+
+def check_font(row: dict[str, str], path: Path, original: bytes) -> bool:
+    """Cut a font again, and write it and its hash if it is not the one that is there; True if it was."""
+    refuse(row, original, row["original"])
     content = cut(original, (ROOT / row["page"]).read_text(encoding="utf-8"))
     if path.exists() and tables(path.read_bytes()) == tables(content):
         print(f"{row['file']}: the same as cut from npm's {row['package']} {row['version']}")
-        return
+        return True
     path.write_bytes(content)
     text = LIST.read_text(encoding="utf-8")
     LIST.write_text(text.replace(row["hash"], hashlib.sha256(content).hexdigest()), encoding="utf-8")
     print(
         f"{row['file']}: cut again from npm's {row['package']} {row['version']}, hash written to {LIST.name}"
     )
+    return False
 
 
-def check(row: dict[str, str], path: Path, content: bytes) -> None:
-    """Restore a file if it is missing or changed; stop if npm's copy is not the one that was recorded."""
-    found = hashlib.sha256(content).hexdigest()
-    if found != row["hash"]:
-        sys.exit(f"{row['file']}: npm now serves {found}, THIRD_PARTY.md records {row['hash']}")
+def check(row: dict[str, str], path: Path, content: bytes) -> bool:
+    """Restore a file if it is missing or changed; True if it was neither."""
+    refuse(row, content, row["hash"])
     if path.exists() and path.read_bytes() == content:
         print(f"{row['file']}: the same as npm's {row['package']} {row['version']}")
-    else:
-        path.write_bytes(content)
-        print(f"{row['file']}: restored from npm's {row['package']} {row['version']}")
+        return True
+    path.write_bytes(content)
+    print(f"{row['file']}: restored from npm's {row['package']} {row['version']}")
+    return False
 
 
 def main() -> None:
-    """Compare every file of the list with npm's."""
+    """Compare every file of the list with npm's, and fail if one had to be written."""
+    same = True
     for row in listed():
         path = ROOT / row["file"]
         path.parent.mkdir(parents=True, exist_ok=True)
-        (check_font if row["page"] else check)(
-            row, path, fetch(row["package"], row["version"], row["member"])
-        )
+        compare = check_font if row["page"] else check
+        same &= compare(row, path, fetch(row["package"], row["version"], row["member"]))
+    if not same:
+        sys.exit("Some files were written anew: look at them, and commit them.")
 
 
 if __name__ == "__main__":

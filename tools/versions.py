@@ -53,14 +53,18 @@ def state() -> str:
 
 
 def note(what: str, row: dict[str, Any], *same: str) -> None:
-    """Put a row into the record, in the place of the one that agrees with it in the columns `same`."""
+    """Put a row into the record, in the place of the one that agrees with it in the columns `same`.
+
+    What the old row says beyond the new one stays.
+    """
     record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
     rows = record.get(what, [])
-    if any(row.items() <= old.items() for old in rows):
-        return  # nothing new, so the file stays as it is
     others = [old for old in rows if any(old[column] != row[column] for column in same)]
+    kept: dict[str, Any] = next((old for old in rows if old not in others), {})
+    if row.items() <= kept.items():
+        return  # nothing new, so the file stays as it is
     when = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": state()}
-    record[what] = sorted([*others, row | when], key=lambda row: [row[column] for column in same])
+    record[what] = sorted([*others, kept | row | when], key=lambda row: [row[column] for column in same])
     write(RECORD, json.dumps(record, indent=1) + "\n")
 
 
@@ -122,7 +126,8 @@ def pythons() -> bool:
                 flush=True,
             )
             good &= len(systems) == len(SYSTEMS) and (command is None or version is not None)
-            note("pythons", {"python": python, "wheels": systems, "compiled": version}, "python")
+            tried = {"compiled": version} if command else {}
+            note("pythons", {"python": python, "wheels": systems} | tried, "python")
     return good
 
 
@@ -139,7 +144,7 @@ def tests(torch: str) -> bool:
     command = [str(python), "-m", "pytest", "-n", "2", "--dist", "loadfile", f"--junitxml={report}"]
     command += [f"--ignore=tests/test_{name}.py" for name in LEFT_OUT.split()]
     report.unlink(missing_ok=True)
-    subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
     suite = ElementTree.parse(report).getroot()[0]
     counts = {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
     exact = [str(python), "-c", "import torch; print(torch.__version__)"]
@@ -147,7 +152,7 @@ def tests(torch: str) -> bool:
     system = f"{platform.system()} {platform.machine()}"
     row = {"torch": version, "python": platform.python_version(), "system": system}
     note("tests", row | counts, "torch", "python", "system")
-    return counts["tests"] > 0 and counts["failures"] == counts["errors"] == 0
+    return done.returncode == 0 and counts["tests"] > 0 and counts["failures"] == counts["errors"] == 0
 
 
 def main() -> None:
