@@ -422,7 +422,7 @@ def test_moments_that_are_wrong_are_refused_before_a_step_is_taken(checkpoint: P
 
 def test_moments_beyond_those_of_the_weights_take_no_memory(checkpoint: Path) -> None:
     header, numbers = taken_apart(checkpoint.read_bytes())
-    many = 40_000_000  # of float32; read and then copied they are more than may be taken
+    many = 30_000_000  # of float32; read and then copied they are more than may be taken
     header["optimizer.99.exp_avg"] = {
         "dtype": "F32",
         "shape": [many],
@@ -431,7 +431,7 @@ def test_moments_beyond_those_of_the_weights_take_no_memory(checkpoint: Path) ->
     checkpoint.write_bytes(put_together(header, numbers))
     with checkpoint.open("r+b") as file:
         file.truncate(checkpoint.stat().st_size + 4 * many)  # a hole, which takes no room on the disk
-    assert re.match(
+    assert re.search(
         r"it has \d+ moments for \d+ weights", refusal(checkpoint, lambda: Checkpoint.load(checkpoint.parent))
     )
 
