@@ -121,12 +121,13 @@ def train(
         under way, saves a checkpoint and returns what there is.
 
     Raises:
-        TypeError, ValueError: a setting is unknown or out of range, the text is too short, or `resume`
-            meets other settings.
+        TypeError, ValueError: a setting is unknown or out of range, the text is too short, `resume` meets
+            other settings, or the processes of a run differ in settings, text or checkpoint.
         FileExistsError: the folder holds a run and `resume` is False, or weights and no run, or another
             process has just ended one.
-        OSError: a file cannot be read; the folder cannot be written, which is said before the first step, or
-            no longer (the disk is full, the folder was moved away); or another process trains into it.
+        OSError: a file cannot be read, or the metrics of the run are gone; the folder cannot be written,
+            which is said before the first step, or no longer (the disk is full, the folder was moved away);
+            or another process trains into it.
         ConnectionError: another process of the run has ended.
         ImportError: `log` asks for tensorboard, and it is not installed.
         FloatingPointError: a loss, the gradient or a weight is no longer finite.
@@ -177,7 +178,7 @@ def resume(
         The `Run`, as from `train`.
 
     Raises:
-        FileNotFoundError: the folder holds no run, or the text is no longer where it was.
+        FileNotFoundError: the folder holds no run or no metrics of it, or the text is no longer where it was.
         ValueError: the checkpoint is damaged, or the text is not the one of the run.
         OSError, ConnectionError, ImportError, FloatingPointError: as in `train`.
     """
