@@ -151,9 +151,9 @@ class LanguageModel(nn.Module):
         return weights
 
     def is_as_made(self) -> bool:
-        """Whether a decoder of the body may take the place of `step`: nothing hangs on what it goes by."""
-        passed = (self, self.body, self.dropout)
-        hooked = any(getattr(part, hooks) for part in passed for hooks in HOOKS)
+        """Whether a decoder of the body computes what `step` would: nothing hangs on the parts it skips."""
+        skipped = (self, self.body, self.dropout)
+        hooked = any(getattr(part, hooks) for part in skipped for hooks in HOOKS)
         own = (LanguageModel.step, LanguageModel.forward, SharedKVBody.forward)
         called = (self.step, self.forward, self.body.forward)
         return not hooked and all(getattr(f, "__func__", f) is g for f, g in zip(called, own, strict=True))

@@ -33,20 +33,23 @@ def main(arguments: list[str] | None = None) -> int:
         run = _start(given)
         said = _said(run)
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-        # Notes say what is left of the run and how to go on.
-        print("; ".join([f"{PROGRAM}: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
-        return 2
+        return _refused(str(error), error)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
-        print(f"{PROGRAM}: it does not fit into memory: {in_a_line(str(error))}", file=sys.stderr)
-        return 2
+        return _refused(f"it does not fit into memory: {in_a_line(str(error))}", error)
     except KeyboardInterrupt:
         print(f"{PROGRAM}: stopped at once; the last checkpoint is as it was", file=sys.stderr)
         return 130
     if not (by_torchrun() and int(os.environ["RANK"])):  # of several processes the first one speaks
         print(said)
     return 0 if run.finished else 130
+
+
+def _refused(reason: str, error: Exception) -> int:
+    """Say why there is no run, or no more of it; notes say what is left of it and how to go on."""
+    print("; ".join([f"{PROGRAM}: {reason}", *getattr(error, "__notes__", [])]), file=sys.stderr)
+    return 2
 
 
 def _said(run: Run) -> str:
