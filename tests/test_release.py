@@ -37,6 +37,13 @@ def ready(tmp_path, monkeypatch):
     git(tmp_path, "init", "--quiet", f"--initial-branch={release.BRANCH}")
     git(tmp_path, "add", "--all")
     git(tmp_path, "commit", "--quiet", "--message=all")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True).stdout
+    run = {"commit": head[:12]}
+    (tmp_path / "tests").mkdir()
+    figures = json.dumps({"kills": {"runs": [run]}, "fuzz": run, "properties": run})
+    (tmp_path / "tests" / "trust.json").write_text(figures, encoding="utf-8")
+    git(tmp_path, "add", "--all")
+    git(tmp_path, "commit", "--quiet", "--message=figures")
     monkeypatch.setattr(release, "ROOT", tmp_path)
     monkeypatch.setattr(release, "URL", ADDRESS)
     monkeypatch.setattr(release, "commit", lambda: "c0ffee")
@@ -128,6 +135,17 @@ def an_old_book(folder, monkeypatch):
     replace(folder / "_build" / "key", "today's", "yesterday's")
 
 
+def no_run(folder, monkeypatch):
+    missing = lambda: (folder / "_build" / "01.ipynb").read_bytes()  # noqa: E731
+    monkeypatch.setattr(release.build_book, "book_key", missing)
+
+
+def other_code(folder, monkeypatch):
+    (folder / "fbt").mkdir()
+    (folder / "fbt" / "new.py").write_text("", encoding="utf-8")
+    git(folder, "add", "fbt")
+
+
 def no_report(folder, monkeypatch):
     (folder / "_build" / "report.json").unlink()
 
@@ -156,6 +174,8 @@ FAULTS = [
     ("address", an_address_left, "is left in README.md"),
     ("packages", something_too_much, "a.whl: tests/test_a.py"),
     ("book", an_old_book, "`make book`"),
+    ("book", no_run, "01.ipynb is missing: `make book`"),
+    ("promises", other_code, "fbt/new.py has changed: `make test-kills`"),
     ("everything", no_report, "`make nightly QUICK=1`"),
     ("everything", an_old_report, "the report is of 0ld"),
     ("everything", a_failure, "failed: audit"),

@@ -18,13 +18,14 @@ import build_book
 import distribution
 import nightly
 import yaml
-from notebooks import BUILD, ROOT, chapters, executed
+from notebooks import BUILD, ROOT
 from record import commit
 
 import fbt
 from fbt._repository import BRANCH, URL
 
 OWNER = "your_name"  # until somebody says whose the repository is
+CODE = ("fbt/*.py", "fbt/*.cpp")  # to git a * is any characters
 
 
 class Open(Exception):
@@ -117,14 +118,26 @@ def packages() -> str:
 
 def book() -> str:
     """The book was built from what is here."""
-    run = all(executed(path) for path in chapters())
-    if (
-        not run
-        or not build_book.STAMP.exists()
-        or build_book.STAMP.read_text(encoding="utf-8") != build_book.book_key()
-    ):
+    try:
+        key = build_book.book_key()
+    except FileNotFoundError as error:
+        raise Open(f"{error.filename} is missing: `make book`") from error
+    if not build_book.STAMP.exists() or build_book.STAMP.read_text(encoding="utf-8") != key:
         raise Open("the built pages are missing or of other sources: `make book`")
     return str((build_book.HTML / "index.html").relative_to(ROOT))
+
+
+def promises() -> str:
+    """What took longer than a test, the page on promises quotes from runs of this code."""
+    found = json.loads(text("tests/trust.json"))
+    runs = [*found["kills"]["runs"], found["fuzz"], found["properties"]]
+    for commit_of_run in sorted({run["commit"] for run in runs}):
+        if changed := git("diff", "--name-only", commit_of_run, "--", *CODE).split():
+            raise Open(
+                f"since {commit_of_run} {changed[0]} has changed: `make test-kills`, `make fuzz` and "
+                f"`make test-properties` again, and their figures into tests/trust.json"
+            )
+    return "tests/trust.json"
 
 
 def everything() -> str:
@@ -151,6 +164,7 @@ CHECKS: tuple[Callable[[], str], ...] = (
     address,
     packages,
     book,
+    promises,
     everything,
 )
 
