@@ -309,6 +309,14 @@ def send(body: bytes, *, length: int | None = None) -> Answer:
     return answer
 
 
+def endless(handler: BaseHTTPRequestHandler) -> None:
+    """Until the other side has closed the connection."""
+    handler.send_response(200)
+    handler.end_headers()
+    while True:
+        handler.wfile.write(BODY)
+
+
 def missing(handler: BaseHTTPRequestHandler) -> None:
     handler.send_error(404)
 
@@ -397,7 +405,7 @@ def server() -> Iterator[str]:
     answers: dict[str, Answer] = {
         "/good": send(BODY),
         "/short": send(BODY[:7000], length=SIZE),
-        "/long": send(BODY + BODY),
+        "/long": endless,
         "/page": send(b"<html>Please log in</html>"),
         "/longer": send(BODY + b"x", length=SIZE + 1),
         "/less": send(BODY, length=SIZE - 1),
