@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import Job, Result, arguments, done_once, write_record
+from record import Job, Result, arguments, done_anew, done_once, write_record
 from tracking import RATES, last, longest_first, run, thinned
 
 import fbt
@@ -70,7 +70,7 @@ def main() -> None:
     fbt.build_native()
     if quick:
         pair = [job("feedback", 1, seconds=60), job("parallel", 2, seconds=60)]
-        done_once("code-quick", pair, run, workers)
+        done_anew("code-quick", pair, run, workers)
         return
     search = done_once("code", search_jobs(), run, workers)
     runs = done_once("code", longest_first(main_jobs(search)), run, workers)

@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from baselines import Transformer
-from record import Job, Result, arguments, done_once, write_record
+from record import Job, Result, arguments, done_anew, done_once, write_record
 from torch import Tensor, nn
 
 import fbt
@@ -152,7 +152,7 @@ def main() -> None:
     fbt.build_native()
     fbt.load_tiny_shakespeare()  # once, before the workers
     if quick:
-        done_once("language-quick", [job_of(model, layers=1) for model in MODELS[::2]], run, workers)
+        done_anew("language-quick", [job_of(model, layers=1) for model in MODELS[::2]], run, workers)
         return
     search = done_once("language", search_jobs(), run, workers)
     rates = best_rates(search)

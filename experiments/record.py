@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -85,6 +86,12 @@ def done_once(name: str, jobs: list[Job], run: Callable[[Job], Result], workers:
             minutes = (time.perf_counter() - start) / 60
             print(f"[{number}/{len(missing)}, {minutes:.1f} min] {describe(result)}", flush=True)
     return [json.loads(place.read_text()) for place in places]
+
+
+def done_anew(name: str, jobs: list[Job], run: Callable[[Job], Result], workers: int) -> list[Result]:
+    """As `done_once`, and none of them found: a quick version is there to see that the code still works."""
+    shutil.rmtree(cache_folder() / "experiments" / name, ignore_errors=True)
+    return done_once(name, jobs, run, workers)
 
 
 def trained(run: fbt.Run) -> Result:

@@ -14,7 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import Job, Result, arguments, commit, done_once, machine, place_of, trained, write_record
+from record import (
+    Job,
+    Result,
+    arguments,
+    commit,
+    done_anew,
+    done_once,
+    machine,
+    place_of,
+    trained,
+    write_record,
+)
 
 import fbt
 from fbt._corpus import SHA256, SIZE
@@ -132,7 +143,7 @@ def main() -> None:
     fbt.build_native()
     fbt.load_tiny_shakespeare()  # once, before the workers
     if quick:
-        done_once("shipped-quick", [SETTINGS | QUICK | {"variant": v} for v in NAMES], train, workers)
+        done_anew("shipped-quick", [SETTINGS | QUICK | {"variant": v} for v in NAMES], train, workers)
         return
     search = done_once("shipped", search_jobs(), train, workers)
     runs = done_once("shipped", best_jobs(search), train, workers)

@@ -9,7 +9,7 @@ on. Writes `fbt/measurements/tiny_shakespeare.json`: settings, losses and layer 
 from pathlib import Path
 
 import torch
-from record import Job, Result, arguments, done_once, trained, write_record
+from record import Job, Result, arguments, done_anew, done_once, trained, write_record
 
 import fbt
 
@@ -30,7 +30,7 @@ def main() -> None:
     fbt.load_tiny_shakespeare()  # once, before the workers
     if quick:
         jobs = [{"variant": variant, "seed": 0, "steps": 200} for variant in VARIANTS]
-        done_once("tiny-shakespeare-quick", jobs, train, workers)
+        done_anew("tiny-shakespeare-quick", jobs, train, workers)
         return
     jobs = [{"variant": variant, "seed": seed} for seed in SEEDS for variant in VARIANTS]
     write_record(RESULTS, {"runs": done_once("tiny-shakespeare", jobs, train, workers)})

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from baselines import LSTM, Transformer
-from record import Job, Result, arguments, done_once, write_record
+from record import Job, Result, arguments, done_anew, done_once, write_record
 from torch import Tensor, nn
 
 import fbt
@@ -290,7 +290,7 @@ def main() -> None:
     torch.set_num_threads(1)  # also what the record says
     fbt.build_native()
     if quick:
-        done_once("tracking-quick", quick_jobs(), run, workers)
+        done_anew("tracking-quick", quick_jobs(), run, workers)
         return
     # Long jobs first, so that cores do not wait for the last one.
     done_once("tracking", longest_first(search_jobs() + ablation_jobs()), run, workers)

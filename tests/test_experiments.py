@@ -90,6 +90,14 @@ def test_jobs_are_done_once_and_results_come_in_order(tmp_path, monkeypatch, cap
     assert "3 jobs, 0 to run" in capsys.readouterr().out
 
 
+def test_quick_versions_are_run_anew(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FBT_CACHE", str(tmp_path))
+    (tmp_path / "seen").mkdir()
+    for _ in range(2):
+        record.done_anew("squares", [{"number": 3, "folder": str(tmp_path / "seen")}], square, workers=1)
+    assert capsys.readouterr().out.count("1 jobs, 1 to run") == 2
+
+
 def test_a_record_says_where_it_comes_from(tmp_path, monkeypatch):
     monkeypatch.setenv("FBT_COMMIT", "abc")
     record.write_record(tmp_path / "r.json", {"runs": [{"a": 1}, {"a": 2}], "settings": {"b": None}})
