@@ -18,7 +18,7 @@ from fbt._checks import check_choice, check_embeddings, check_int
 from fbt.attention import Attention, FeedForward, KeyValue, RelativeTerms, module_list
 from fbt.config import Config
 from fbt.stack import MemoryStack, TorchStack
-from fbt.state import State
+from fbt.state import State, check_state
 
 
 class WeightedMemory(nn.Module):
@@ -97,7 +97,7 @@ class FeedbackBody(nn.Module):
         check_int("n_caches", n_caches, low=1, high=config.n_layers)
         if n_caches not in (1, config.n_layers):
             raise ValueError(f"n_caches must be 1 or n_layers={config.n_layers}, got {n_caches}")
-        self.span, self.d_model = config.span, config.d_model
+        self.d_model, self.n_heads, self.span = config.d_model, config.n_heads, config.span
         tables = config.n_layers if config.relative == "per-layer" else 1
         self.relative = module_list(RelativeTerms(config, range(1, config.span + 1)) for _ in range(tables))
         self.layers = module_list(FeedbackLayer(config) for _ in range(config.n_layers))
@@ -111,7 +111,7 @@ class FeedbackBody(nn.Module):
 
         Args:
             x: embeddings [B, T, d], T >= 1.
-            state: what an earlier block returned, or None to start with an empty memory.
+            state: what an earlier block of the same sequences returned; None is an empty memory.
             backend: "reference" (`torch.stack` at each step), "stack" (`MemoryStack`) or "auto" ("stack").
             need_weights: also return the attention weights.
 
@@ -120,10 +120,13 @@ class FeedbackBody(nn.Module):
             [L, B, H, T, P + T] or None; row = query, P = length of the given state. Row 0 is zero if P = 0.
 
         Raises:
-            ValueError: x is empty or of another width, or there is no such backend.
+            TypeError: the state is no `State`, or of another dtype.
+            ValueError: x is empty or of another width, the state belongs to another batch or body, or there
+                is no such backend.
         """
         check_choice("backend", backend, ("auto", *self.backends))
         check_embeddings(x, self.d_model)
+        self._check_state(state, x)
         stacks = self._stacks(x.shape[1], state, plain=backend == "reference")
         mix = self.memory.layer_weights()
         tops: list[Tensor] = []
@@ -151,6 +154,9 @@ class FeedbackBody(nn.Module):
             after,
             _assemble(trace, 0 if state is None else state.length) if need_weights else None,
         )
+
+    def _check_state(self, state: State | None, x: Tensor) -> None:
+        check_state(state, x, caches=len(self.key_values), heads=self.n_heads, span=self.span)
 
     def _stacks(
         self, length: int, state: State | None, plain: bool

@@ -106,7 +106,6 @@ class LanguageModel(nn.Module):
                 belongs to another batch or model.
         """
         self._check_tokens(tokens, "[B, T]")
-        self._check_state(state, tokens.shape[0])
         x = self.dropout(self.token_embedding(tokens))
         y, state, _ = self.body(x, state, backend=self._backend)
         logits = self.head(self.norm(y))
@@ -379,27 +378,6 @@ class LanguageModel(nn.Module):
             if low < 0 or high >= self.config.vocab_size:
                 wrong = low if low < 0 else high
                 raise ValueError(f"tokens must be in [0, {self.config.vocab_size - 1}], got {wrong}")
-
-    def _check_state(self, state: State | None, batch_size: int) -> None:
-        if state is None:
-            return
-        if not isinstance(state, State):
-            raise TypeError(f"state must be a State or None, got {type(state).__name__}")
-        c, weight = self.config, self.token_embedding.weight
-        caches = 1 if c.variant == "shared-kv" else c.n_layers
-        shapes = {tuple(tensor.shape) for tensor in state.keys + state.values}
-        shape = shapes.pop() if len(shapes) == 1 else ()
-        sizes_fit = len(shape) == 4 and shape == (batch_size, c.n_heads, shape[2], c.d_head)
-        if not sizes_fit or not 1 <= shape[2] <= c.span or {len(state.keys), len(state.values)} != {caches}:
-            raise ValueError(
-                f"state must hold {caches} keys and values [{batch_size}, {c.n_heads}, 1..{c.span}, "
-                f"{c.d_head}] for these tokens and this model, got keys "
-                f"{[list(k.shape) for k in state.keys]} and values {[list(v.shape) for v in state.values]}"
-            )
-        if state.keys[0].dtype != weight.dtype and not torch.is_autocast_enabled(weight.device.type):
-            raise TypeError(f"state must be {weight.dtype} like the model, got {state.keys[0].dtype}")
-        if state.keys[0].device != weight.device:
-            raise ValueError(f"state must be on {weight.device} like the model, got {state.keys[0].device}")
 
 
 def shapes_of(config: Config) -> Iterator[tuple[str, Shape]]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fbt._checks import check_choice, check_embeddings
 from fbt.attention import Attention, FeedForward, KeyValue, RelativeTerms, module_list
 from fbt.config import Config
-from fbt.state import State
+from fbt.state import State, check_state
 
 
 class ParallelLayer(nn.Module):
@@ -61,7 +61,7 @@ class ParallelBody(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.d_model = config.d_model
+        self.d_model, self.n_heads, self.span = config.d_model, config.n_heads, config.span
         tables = config.n_layers if config.relative == "per-layer" else 1
         self.relative = module_list(RelativeTerms(config, range(config.span + 1)) for _ in range(tables))
         self.layers = module_list(ParallelLayer(config) for _ in range(config.n_layers))
@@ -73,7 +73,7 @@ class ParallelBody(nn.Module):
 
         Args:
             x: embeddings [B, T, d], T >= 1.
-            state: what an earlier block returned, or None.
+            state: what an earlier block of the same sequences returned, or None.
             backend: "auto" or "reference", the only one there is.
             need_weights: also return the attention weights.
 
@@ -82,10 +82,13 @@ class ParallelBody(nn.Module):
             [L, B, H, T, P + T], row = query, P = length of the given state, or None.
 
         Raises:
-            ValueError: x is empty or of another width, or there is no such backend.
+            TypeError: the state is no `State`, or of another dtype.
+            ValueError: x is empty or of another width, the state belongs to another batch or body, or there
+                is no such backend.
         """
         check_choice("backend", backend, ("auto", *self.backends))
         check_embeddings(x, self.d_model)
+        check_state(state, x, caches=len(self.layers), heads=self.n_heads, span=self.span)
         caches, trace = [], []
         for l, layer in enumerate(self.layers):
             past = None if state is None else (state.keys[l], state.values[l])

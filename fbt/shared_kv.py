@@ -15,7 +15,7 @@ from torch.nn.modules import module as torch_module
 from fbt._checks import check_choice, check_embeddings
 from fbt.config import Config
 from fbt.feedback import FeedbackBody
-from fbt.native import DTYPES, is_built
+from fbt.native import DTYPES, is_built, is_plain
 from fbt.sequence import Decoder, run_sequence
 from fbt.state import State
 
@@ -58,6 +58,7 @@ class SharedKVBody(FeedbackBody):
             loop = backend if backend in FeedbackBody.backends else "auto"
             return super().forward(x, state, backend=loop, need_weights=need_weights)
         check_embeddings(x, self.d_model)
+        self._check_state(state, x)
         run = torch.compiler.disable(self._run_sequence) if compiling else self._run_sequence
         return *run(x, state, backend == "native"), None
 
@@ -108,4 +109,4 @@ class SharedKVBody(FeedbackBody):
     @staticmethod
     def _native_works(x: Tensor) -> bool:
         """Whether `build_native` has run here, and is of use for a tensor like this."""
-        return x.device.type == "cpu" and x.dtype in DTYPES and is_built()
+        return x.device.type == "cpu" and x.dtype in DTYPES and is_plain(x) and is_built()

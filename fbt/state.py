@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -40,3 +41,39 @@ class State:
     def nbytes(self) -> int:
         """Bytes of all cached keys and values."""
         return sum(t.numel() * t.element_size() for t in self.keys + self.values)
+
+
+def check_state(state: State | None, x: Tensor, *, caches: int, heads: int, span: int) -> None:
+    """Raise unless a state is None or what sequences like x [B, T, d] leave in a body.
+
+    Args:
+        state: to be continued by x.
+        x: embeddings.
+        caches: how many keys and values a step leaves in this body.
+        heads: heads H of each.
+        span: the most steps that a state holds.
+
+    Raises:
+        TypeError: it is no state, or of another dtype than x, where autocast does not see to that.
+        ValueError: it is of another batch or body, or on another device.
+    """
+    if state is None:
+        return
+    if not isinstance(state, State):
+        raise TypeError(f"state must be a State or None, got {type(state).__name__}")
+    tensors = state.keys + state.values
+    batch, _, width = x.shape
+    shapes = {tuple(tensor.shape) for tensor in tensors}
+    shape = shapes.pop() if len(shapes) == 1 else ()
+    sizes_fit = len(shape) == 4 and shape == (batch, heads, shape[2], width // heads)
+    if not sizes_fit or not 1 <= shape[2] <= span or {len(state.keys), len(state.values)} != {caches}:
+        raise ValueError(
+            f"state must hold {caches} keys and values [{batch}, {heads}, 1..{span}, {width // heads}] for "
+            f"these tokens and this model, got keys {[list(k.shape) for k in state.keys]} and values "
+            f"{[list(v.shape) for v in state.values]}"
+        )
+    for tensor in tensors:
+        if tensor.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"state must be {x.dtype} like the model, got {tensor.dtype}")
+        if tensor.device != x.device:
+            raise ValueError(f"state must be on {x.device} like the model, got {tensor.device}")

@@ -157,6 +157,11 @@ BAD_STATES = {
     "one uneven length": (ValueError, lambda s: changed(s, lambda k: (k[0][:, :, :2], *k[1:])), WANTED),
     "nothing": (ValueError, lambda s: fbt.State((), ()), WANTED),
     "a tuple": (TypeError, lambda s: (s.keys, s.values), "state must be a State or None, got tuple"),
+    "values of another dtype": (
+        TypeError,
+        lambda s: changed(s, values=each(torch.Tensor.float)),
+        "state must be torch.float64 like the model, got torch.float32",
+    ),
     "another dtype": (
         TypeError,
         lambda s: changed(s, each(torch.Tensor.float), each(torch.Tensor.float)),
@@ -175,12 +180,28 @@ def test_states(variant, case):
         lm(TOKENS, state)
     with pytest.raises(error, match=message):
         lm.step(TOKENS[:, 0], state)
+    for backend in lm.body.backends:
+        with pytest.raises(error, match=message):
+            lm.body(lm.token_embedding(TOKENS), state, backend=backend)
 
 
 def test_the_state_of_a_model_with_a_cache_per_layer_is_not_that_of_a_shared_one():
     lm, other = model("shared-kv"), model("feedback")
+    state = some_state(other.config, 6)
     with pytest.raises(ValueError, match=r"state must hold 1 keys and values"):
-        lm(TOKENS, some_state(other.config, 6))
+        lm(TOKENS, state)
+    for backend in lm.body.backends:
+        with pytest.raises(ValueError, match=r"state must hold 1 keys and values"):
+            lm.body(lm.token_embedding(TOKENS), state, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["reference", "stack", "sequence"])
+def test_a_state_of_one_sequence_is_not_that_of_several(backend):
+    """With one head it could pass for it, and be read by all."""
+    body = fbt.SharedKVBody(fbt.Config(19, d_model=6, n_heads=1, n_layers=2, span=9))
+    _, state, _ = body(torch.randn(1, 4, 6))
+    with pytest.raises(ValueError, match=r"state must hold 1 keys and values \[3, 1, 1..9, 6\]"):
+        body(torch.randn(3, 4, 6), state, backend=backend)
 
 
 SAMPLING = [

@@ -15,6 +15,7 @@ from exact import (
     normal,
     some_state,
 )
+from torch._subclasses import FakeTensorMode
 
 import fbt
 
@@ -82,3 +83,23 @@ def test_a_step_projects_its_memory_once():
     everything(*shared(normal(BATCH, 9, 14), backend="stack")[:2])
     assert len(shared.key_values) == 1
     assert len(calls) == 9
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference", "stack", "sequence"])
+@pytest.mark.parametrize("place", [lambda: torch.device("meta"), FakeTensorMode], ids=["meta", "fake"])
+def test_shapes_are_found_out_without_numbers(native, place, backend):
+    """Built or not, the native loop is not for them."""
+    with place():
+        body = fbt.SharedKVBody(fbt.Config(19, d_model=6, n_heads=2, n_layers=2, span=9))
+        y, state, _ = body(torch.empty(3, 12, 6), backend=backend)
+        y, state, _ = body(torch.empty(3, 12, 6), state, backend=backend)
+        y.sum().backward()
+    assert (y.shape, state.keys[0].shape) == ((3, 12, 6), (3, 2, 9, 3))
+    assert {name for name, p in body.named_parameters() if p.grad is None} == set()
+
+
+def test_the_native_loop_refuses_what_has_no_numbers(native):
+    with FakeTensorMode():
+        body = fbt.SharedKVBody(fbt.Config(19, d_model=6, n_heads=2, n_layers=2, span=9))
+        with pytest.raises(TypeError, match=r"loop\.cpp reads plain tensors, got a FakeTensor"):
+            body(torch.empty(3, 12, 6), backend="native")

@@ -71,7 +71,7 @@ def run(direction: str, dtype: torch.dtype, sizes: Iterable[int], tensors: Itera
 
     Raises:
         RuntimeError: there is no library; the message names `build_native`.
-        TypeError: there is nothing for this dtype, or a tensor has another one.
+        TypeError: there is nothing for this dtype, or a tensor has another one or is of a subclass.
     """
     if dtype not in DTYPES:
         allowed = " or ".join(DTYPES.values())
@@ -84,11 +84,18 @@ def run(direction: str, dtype: torch.dtype, sizes: Iterable[int], tensors: Itera
 
 def _address(tensor: Tensor, dtype: torch.dtype) -> int | None:
     """Where the numbers of a tensor begin; None if it has none."""
+    if not is_plain(tensor):
+        raise TypeError(f"loop.cpp reads plain tensors, got a {type(tensor).__name__}")
     if tensor.dtype != dtype:
         raise TypeError(f"loop.cpp reads tensors of one dtype, {dtype} here, got {tensor.dtype}")
     if not tensor.is_contiguous() or tensor.device.type != "cpu":
         raise ValueError(f"loop.cpp reads contiguous tensors on the CPU, got strides {tensor.stride()}")
     return tensor.data_ptr() if tensor.numel() else None
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether the numbers of a tensor are in memory: those of a subclass may be elsewhere, or nowhere."""
+    return type(tensor) in (Tensor, torch.nn.Parameter)
 
 
 def library_path() -> Path:

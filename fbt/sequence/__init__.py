@@ -37,6 +37,8 @@ and $dV_t$ gather $ds$ and $do$ of every later step that saw it, from later step
 one, from later chunks by one product for the chunk.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -64,8 +66,7 @@ def run_sequence(body: "SharedKVBody", x: Tensor, state: State | None, native: b
     past = 0 if state is None else state.length
     sizes = sizes_of(body, past, native, dropout=body.layers[0].dropout.p if body.training else 0.0)
     keys, values = carried(state, x.new_empty(sizes.heads * batch, 0, body.d_model // sizes.heads))
-    autocast = torch.is_autocast_enabled(x.device.type)
-    with torch.autocast(x.device.type, enabled=False):  # the buffers of the loop have one dtype
+    with without_autocast(x.device.type) as autocast:  # the buffers of the loop have one dtype
         weights = fold(body, min(body.span, past + length - 1))
         given, dtype = [x.transpose(0, 1), keys, values], weights.b_q.dtype
         if autocast:
@@ -94,7 +95,7 @@ class Decoder:
         keys, values = carried(state, state.keys[0])
         x = keys.new_empty(1, state.batch_size, body.d_model)
         kind = NativeForward if native else Forward
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(x.device.type):
             self.loop = kind(sizes, fold(body, body.span), x, keys, values, room=2 * body.span)
 
     @torch.no_grad()
@@ -108,7 +109,7 @@ class Decoder:
         if x.shape != loop.x.shape[2:]:
             raise ValueError(f"x must have shape {list(loop.x.shape[2:])}, got {list(x.shape)}")
         loop.x[0, 0] = x
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             loop.run()
         past = loop.sizes.past + 1
         if past == loop.values.shape[1]:
@@ -117,6 +118,17 @@ class Decoder:
             past = span
         loop.sizes = loop.sizes._replace(past=past)
         return loop.x[-1, 0].clone()
+
+
+@contextmanager
+def without_autocast(device: str) -> Iterator[bool]:
+    """A context in which operations keep the dtype of what they are given; yields whether they did not."""
+    if not torch.amp.is_autocast_available(device):  # "meta", for one
+        yield False
+        return
+    autocast = torch.is_autocast_enabled(device)
+    with torch.autocast(device, enabled=False):
+        yield autocast
 
 
 def carried(state: State | None, nothing: Tensor) -> tuple[Tensor, Tensor]:
