@@ -379,7 +379,7 @@ def kills_are_as_said() -> bool:
 
 def fuzz_is_as_said() -> bool:
     inputs = trust()["fuzz"]["inputs"]
-    return (sum(inputs.values()), inputs["model"] + inputs["checkpoint"]) == (440_000, 61_000)
+    return (sum(inputs.values()), inputs["model"] + inputs["checkpoint"]) == (431_800, 58_400)
 
 
 def records_are_as_said() -> bool:
@@ -570,7 +570,7 @@ CLAIMS: list[tuple[str, str, Callable[[], bool]]] = [
     (SEVEN, "two seeds in three get to 98 % or more, with one layer as with two", programs_are_as_said),
     (PROMISES, "100 kills in 5 runs, which all ended as if there had been none; 28 files", kills_are_as_said),
     (PROMISES, "12 properties, 1,000 examples each, none differed", properties_are_as_said),
-    (PROMISES, "440,000 inputs in ten minutes, 61,000 of them such files", fuzz_is_as_said),
+    (PROMISES, "431,800 inputs in ten minutes, 58,400 of them such files", fuzz_is_as_said),
     (PROMISES, "compiled on all three", versions_are_as_said),
     (PROMISES, "Python 3.11, 3.12 and 3.13 are tested", versions_of_torch_are_as_said),
     (PROMISES, "2.6.0, 2.11.0 and 2.13.0 were tested", versions_of_torch_are_as_said),
