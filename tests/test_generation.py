@@ -207,9 +207,24 @@ def test_what_hangs_on_the_model_reaches_every_character(change):
 
 
 @pytest.mark.parametrize("backend", ["auto", "sequence"])
-def test_autocast_changes_no_character(backend):
+def test_text_is_generated_under_autocast(backend):
     lm = model("shared-kv", TOKENIZER).float()
     lm.backend = backend
-    before = lm.generate("be a cog", 20, temperature=0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert len(lm.generate("be a cog", 20, temperature=0)) == len(before)
+        text = lm.generate("be a cog", 20, temperature=0)
+    assert text.startswith("be a cog") and len(text) == 28
+
+
+@pytest.mark.parametrize("backend", ["auto", "sequence"])
+def test_autocast_changes_nothing_in_a_decoder(backend):
+    """Its buffers have one dtype."""
+    body, x = model("shared-kv").float().body, torch.randn(2, 9, 14)
+    with torch.no_grad():
+        _, state, _ = body(x)
+    plain = body.decoder(state, backend)
+    expected = [plain.step(x[:, t]) for t in range(9)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        decoder = body.decoder(state, backend)
+        found = [decoder.step(x[:, t]) for t in range(9)]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.dtype == torch.float32 and torch.equal(mine, theirs)
