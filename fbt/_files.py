@@ -1,11 +1,18 @@
-"""Files on disk: where downloads are kept, how one is written whole or not at all, how a bad one is named."""
+"""Files on disk: where downloads are kept, and how files are written and read.
+
+A file is written whole or not at all. A path may come from a stranger: a checkpoint
+says where the text of its run was. So whatever is read is opened by `opened`, which
+takes nothing but a regular file that stays as it is while it is read.
+"""
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import os
 import secrets
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +27,7 @@ if sys.platform != "win32":
     import fcntl
 
 CACHE_VARIABLE = "FBT_CACHE"
+LARGEST = 2**32  # bytes of a file
 
 
 def cache_folder() -> Path:
@@ -134,6 +142,85 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 @contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a regular file for reading, and check that nobody changes it meanwhile.
+
+    If another file takes its name, the block reads the old one to the end.
+
+    Args:
+        path: the file. Anything else is refused and, unless it takes the file's place
+            at this very moment, not even opened: opening a device may make it act.
+
+    Yields:
+        The file, open for reading bytes.
+
+    Raises:
+        ValueError: if the size or the time of the last change is another after the
+            block than before it; also in place of what the block made of such a file.
+        OSError: if the file does not exist, cannot be read or is not a regular file.
+    """
+    _check_regular(path, path.stat())
+    # Without O_NONBLOCK opening a pipe waits for a writer; no terminal becomes that
+    # of this process.
+    extra = ("O_NONBLOCK", "O_NOCTTY", "O_BINARY")
+    flags = sum(getattr(os, name, 0) for name in extra)
+    with os.fdopen(os.open(path, os.O_RDONLY | flags), "rb") as file:
+        before = os.fstat(file.fileno())
+        _check_regular(path, before)
+
+        def check_unchanged() -> None:
+            after = os.fstat(file.fileno())
+            if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+                raise ValueError(
+                    f"{named(path)} was changed while it was read: read it again once it is whole"
+                )
+
+        try:
+            yield file
+        except Exception:
+            check_unchanged()
+            raise
+        check_unchanged()
+
+
+def _check_regular(path: Path, found: os.stat_result) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+
+
+def read_whole(path: Path, largest: int = LARGEST) -> bytes:
+    """Return what a regular file holds.
+
+    Args:
+        path: the file.
+        largest: the number of bytes it may have, checked before memory is taken. Of a
+            file of the system whose size is said to be 0, as under /proc, nothing is
+            read.
+
+    Raises:
+        ValueError: if it is larger, or was changed while it was read.
+        OSError: as for `opened`.
+    """
+    with opened(path) as file:
+        check_size(path, size := os.fstat(file.fileno()).st_size, largest)
+        return file.read(size)
+
+
+def check_size(path: Path, size: int, largest: int) -> None:
+    """Raise a ValueError unless a file of this size may be read."""
+    if size > largest:
+        raise ValueError(f"{named(path)} must have at most {largest} bytes, got {size}")
+
+
+def named(path: str | os.PathLike[str]) -> str:
+    """The path as a message gives it, in one line whatever characters it has."""
+    name = os.fspath(path)
+    return name if name.isprintable() else repr(name)
+
+
+@contextmanager
 def naming(path: Path, kind: str) -> Iterator[None]:
     """Say of whatever turns out to be wrong in the caller's block that this file is no `kind`.
 
@@ -144,4 +231,4 @@ def naming(path: Path, kind: str) -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         reason = in_a_line(str(error))
-        raise ValueError(f"{path} is not a whole {kind} of this version of fbt: {reason}") from error
+        raise ValueError(f"{named(path)} is not a whole {kind} of this version of fbt: {reason}") from error

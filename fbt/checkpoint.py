@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from fbt._checks import check_instance, check_int
-from fbt._files import naming
-from fbt._text import parsed
-from fbt._weights import Shape, check_sizes, check_tensors, check_weights, part_of, reading, write
+from fbt._files import named, naming
+from fbt._text import made_of, parsed
+from fbt._weights import Entry, Shape, check_sizes, check_tensors, check_weights, part_of, reading, write
 from fbt.config import Config
 from fbt.data import CharTokenizer
-from fbt.language_model import LanguageModel, check_tokenizer, shapes_of
+from fbt.language_model import CHECKPOINT_FILE as CHECKPOINT_FILE
+from fbt.language_model import CHECKPOINT_PART, LanguageModel, check_tokenizer, shapes_of
 from fbt.recipe import Recipe
 from fbt.state import State
 
-CHECKPOINT_FILE = "checkpoint.safetensors"
-PARTS = ("model.", "state.", "optimizer.")
+PARTS = (CHECKPOINT_PART, "state.", "optimizer.")
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter
 
 
@@ -68,10 +68,11 @@ class Settings:
         """
         values = parsed("settings", text)
         check_instance("settings", values, dict)
-        for name, kind in (("config", Config), ("recipe", Recipe)):
-            check_instance(name, values.get(name), dict)
-            values[name] = kind(**values[name])
-        return cls(**values)
+        parts: tuple[tuple[str, type[Config] | type[Recipe]], ...] = (("config", Config), ("recipe", Recipe))
+        for name, kind in parts:
+            if name in values:
+                values[name] = made_of(name, kind, values[name])
+        return made_of("settings", cls, values)
 
     def differences(self, other: "Settings") -> list[str]:
         """The settings in which two runs differ, as "name: this value, that value"."""
@@ -98,7 +99,7 @@ def save_checkpoint(
         ValueError: it would be larger than `Checkpoint.load` reads.
         OSError: it cannot be written.
     """
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors = {f"{CHECKPOINT_PART}{name}": value for name, value in model.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
     if state is not None:
@@ -119,7 +120,14 @@ def saved_step(folder: Path) -> int | None:
     if not path.exists():
         return None
     with reading(path, "checkpoint") as file:
-        return int(file.text("step"))
+        return _step(file.text("step"))
+
+
+def _step(text: str, high: int | None = None) -> int:
+    """The step from its text in the metadata, at most `high`."""
+    step: int = parsed("step", text)
+    check_int("step", step, low=0, high=high)
+    return step
 
 
 @dataclass(frozen=True)
@@ -150,23 +158,26 @@ class Checkpoint:
                 not those of its settings; which is checked before memory is taken for them.
         """
         path = folder / CHECKPOINT_FILE
-        if not path.is_file():
-            raise FileNotFoundError(f"no {CHECKPOINT_FILE} in {folder}: there is no run to resume")
+        if not path.exists():
+            raise FileNotFoundError(f"no {CHECKPOINT_FILE} in {named(folder)}: there is no run to resume")
         with reading(path, "checkpoint") as file:
             settings = Settings.from_json(file.text("settings"))
-            step = int(file.text("step"))
-            check_int("step", step, low=0, high=settings.recipe.steps)
+            step = _step(file.text("step"), high=settings.recipe.steps)
             tokenizer = CharTokenizer.from_vocabulary(parsed("vocabulary", file.text("vocabulary")))
             check_tokenizer(tokenizer, settings.config)
-            check_weights(file.tensors, shapes_of(settings.config), "model.")
+            check_weights(file.tensors, shapes_of(settings.config), CHECKPOINT_PART)
             check_weights(file.tensors, _state_shapes(settings, step, file.tensors), "state.")
             if unknown := [name for name in file.tensors if not name.startswith(PARTS)]:
                 raise ValueError(f"its tensors must be named {'*, '.join(PARTS)}*, got {unknown[0]!r}")
-            weights, moments = (part_of(file.tensors, part) for part in ("model.", "optimizer."))
+            weights, moments = (part_of(file.tensors, part) for part in (CHECKPOINT_PART, "optimizer."))
             if _numbers(moments) > 2 * _numbers(weights) + len(weights):
                 raise ValueError(f"it has {_numbers(moments)} moments for {_numbers(weights)} weights")
-            # Copied, so that nothing keeps the file open while the next checkpoint replaces it.
-            tensors = {name: value.clone() for name, value in file.tensors.items()}
+            dtype = file.tensors[f"{CHECKPOINT_PART}token_embedding.weight"].dtype
+            for name, entry in file.tensors.items():
+                if entry.dtype != dtype and not name.endswith(".step"):
+                    got = entry.dtype
+                    raise ValueError(f"{name!r} must be of {dtype} as the weights are, got {got}")
+            tensors = dict(file.read())
         return cls(path, step, settings, tokenizer.vocabulary, tensors)
 
     def restore(
@@ -177,7 +188,7 @@ class Checkpoint:
         Raises:
             ValueError: the moments are not those of the optimizer's parameters.
         """
-        weights = part_of(self.tensors, "model.")
+        weights = part_of(self.tensors, CHECKPOINT_PART)
         model.to(weights["token_embedding.weight"].dtype).load_state_dict(weights)
         moments: dict[int, dict[str, Tensor]] = {}
         with naming(self.path, "checkpoint"):
@@ -215,17 +226,17 @@ class Checkpoint:
         return moments
 
 
-def _numbers(tensors: Mapping[str, Tensor]) -> int:
+def _numbers(tensors: Mapping[str, Entry]) -> int:
     return sum(tensor.numel() for tensor in tensors.values())
 
 
-def _state_shapes(settings: Settings, step: int, found: Mapping[str, Tensor]) -> Iterator[tuple[str, Shape]]:
+def _state_shapes(settings: Settings, step: int, found: Mapping[str, Entry]) -> Iterator[tuple[str, Shape]]:
     """Names and shapes of the carried memory after a step; how long it is, up to the span, the file says."""
     config, recipe = settings.config, settings.recipe
     if not (recipe.carry and step):
         return
     length, first = config.span, found.get("state.keys.0")
-    if first is not None and first.ndim == 4 and 1 <= first.shape[2] <= length:
+    if first is not None and len(first.shape) == 4 and 1 <= first.shape[2] <= length:
         length = first.shape[2]
     for kind in ("keys", "values"):
         for i in range(1 if config.variant == "shared-kv" else config.n_layers):

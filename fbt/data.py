@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fbt import _corpus
 from fbt._checks import check_int
-from fbt._files import CACHE_VARIABLE, cache_folder, write_whole
+from fbt._files import CACHE_VARIABLE, cache_folder, read_whole, write_whole
 from fbt._text import in_a_line
 
 FILE_NAME = "tiny-shakespeare.txt"
@@ -59,7 +59,7 @@ def load_tiny_shakespeare(
     path = (cache_folder() if folder is None else Path(folder)) / FILE_NAME
     failures = []
     try:
-        data = path.read_bytes()
+        data = read_whole(path, _corpus.SIZE)
         _corpus.verify(data, _corpus.SHA256)
         return data.decode()
     except FileNotFoundError:

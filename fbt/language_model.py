@@ -12,6 +12,7 @@ Symbols used across the package (code name in brackets):
 """
 
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from importlib.resources import as_file, files
@@ -23,8 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from fbt._checks import check_choice, check_instance
-from fbt._text import parsed
-from fbt._weights import Shape, check_weights, reading, write
+from fbt._files import named
+from fbt._text import made_of, parsed
+from fbt._weights import Shape, Stored, check_weights, reading, write
 from fbt.config import Config
 from fbt.data import CharTokenizer
 from fbt.feedback import FeedbackBody
@@ -41,6 +43,8 @@ BODIES: dict[str, type[Body]] = {
     "shared-kv": SharedKVBody,
 }
 WEIGHTS_FILE = "model.safetensors"
+CHECKPOINT_FILE = "checkpoint.safetensors"  # of a run: see fbt/checkpoint.py
+CHECKPOINT_PART = "model."  # what the names of the weights begin with there
 PRETRAINED = files("fbt") / "weights"
 
 
@@ -55,8 +59,6 @@ class LanguageModel(nn.Module):
     def __init__(self, config: Config, tokenizer: CharTokenizer | None = None) -> None:
         super().__init__()
         check_instance("config", config, Config)
-        if tokenizer is not None:
-            check_tokenizer(tokenizer, config)
         self.config = config
         self.tokenizer = tokenizer
         self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
@@ -75,6 +77,17 @@ class LanguageModel(nn.Module):
     def backend(self, name: str) -> None:
         check_choice(f"backend of a {self.config.variant!r} model", name, ("auto", *self.body.backends))
         self._backend = name
+
+    @property
+    def tokenizer(self) -> CharTokenizer | None:
+        """The tokenizer, with a character for each token of the config, or None."""
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: CharTokenizer | None) -> None:
+        if tokenizer is not None:
+            check_tokenizer(tokenizer, self.config)
+        self._tokenizer = tokenizer
 
     @overload
     def forward(
@@ -273,12 +286,15 @@ class LanguageModel(nn.Module):
             The path of the file.
 
         Raises:
-            ValueError: `from_pretrained` would not read it: it would be too large, or the weights are of
-                several types or not those of the config, as where a part was changed.
+            ValueError: `from_pretrained` would not read it: it would be too large,
+                the weights are of several types or not those of the config, as where
+                a part was changed, or the tokenizer does not fit a config that was
+                changed.
             OSError: it cannot be written.
         """
         metadata = {"format": "pt", "config": json.dumps(asdict(self.config))}
         if self.tokenizer is not None:
+            check_tokenizer(self.tokenizer, self.config)  # the config may be another by now
             metadata["vocabulary"] = json.dumps(self.tokenizer.vocabulary)
         path = Path(folder) / WEIGHTS_FILE
         weights = self.state_dict()
@@ -294,32 +310,43 @@ class LanguageModel(nn.Module):
         and a CPU computes in float32. Others keep their precision.
 
         Args:
-            name: a folder, or else the name of weights that ship with the package: "tiny-shakespeare" or
-                its parallel twin, "tiny-shakespeare-parallel". A folder of yours goes first.
+            name: a folder; or the name of weights that ship with the package:
+                "tiny-shakespeare" or its parallel twin, "tiny-shakespeare-parallel";
+                or the path of a file. A folder of yours comes first. Of a run that
+                has not ended, whose folder has no `model.safetensors` yet, the
+                weights of the last checkpoint are loaded, and a warning says so;
+                there is none where the path of `checkpoint.safetensors` itself is
+                given.
 
         Raises:
-            FileNotFoundError: there is no such folder or name.
-            ValueError: the file is damaged or no model of this package, is larger than 4 GiB, or its tensors
-                are not those of its config; which is checked before memory is taken for them.
+            FileNotFoundError: there is no such folder, name or file.
+            ValueError: the file is damaged or no model of this package, is larger
+                than 4 GiB, was changed while it was read, or its tensors are not
+                those of its config. Sizes and tensors are checked before memory is
+                taken for them.
         """
         check_instance("name", name, str, Path)
-        path: Traversable = Path(name) / WEIGHTS_FILE
-        if not path.is_file():
-            path = PRETRAINED / str(name) / WEIGHTS_FILE
-        if not path.is_file():
-            shipped = sorted(folder.name for folder in PRETRAINED.iterdir() if folder.is_dir())
-            raise FileNotFoundError(
-                f"no {WEIGHTS_FILE} in {str(name)!r}; names that ship with fbt: {shipped}"
+        path = _weights_path(name)
+        is_checkpoint = path.name == CHECKPOINT_FILE
+        if is_checkpoint and Path(name).is_dir():
+            warnings.warn(
+                f"no {WEIGHTS_FILE} in {named(name)}, of a run that has not ended: its last "
+                "checkpoint is loaded. To go on with the run, call "
+                f"fbt.training.resume({str(name)!r})",
+                stacklevel=2,
             )
-        # The library reads a file of its own, which a package in a zip file has to be given.
-        with as_file(path) as place, reading(place, "model") as file:
-            config = Config(**parsed("config", file.text("config")))
-            tokenizer = None
+        # Files are opened by their paths, and a package in a zip file has none.
+        with as_file(path) as place, reading(place, "checkpoint" if is_checkpoint else "model") as file:
+            config, tokenizer = _config_of(file, is_checkpoint), None
             if "vocabulary" in file.metadata:
                 tokenizer = CharTokenizer.from_vocabulary(parsed("vocabulary", file.text("vocabulary")))
-            check_weights(file.tensors, shapes_of(config))
-            model, stored = cls(config, tokenizer), file.tensors["token_embedding.weight"].dtype
-            model.to(torch.promote_types(stored, torch.float32)).load_state_dict(file.tensors)
+            part = CHECKPOINT_PART if is_checkpoint else ""
+            check_weights(file.tensors, shapes_of(config), part)
+            stored = file.tensors[f"{part}token_embedding.weight"].dtype
+            model = cls(config, tokenizer).to(torch.promote_types(stored, torch.float32))
+            weights = model.state_dict()
+            for key, tensor in file.read(part):
+                weights[key].copy_(tensor)  # one by one, so that memory holds them once
         return model.eval()
 
     @classmethod
@@ -405,3 +432,26 @@ def check_tokenizer(tokenizer: CharTokenizer, config: Config) -> None:
         raise ValueError(
             f"tokenizer must have vocab_size={config.vocab_size} characters, got {tokenizer.vocab_size}"
         )
+
+
+def _weights_path(name: str | Path) -> Traversable:
+    """Where the weights are that `from_pretrained` is asked for."""
+    for file in (WEIGHTS_FILE, CHECKPOINT_FILE):
+        if (Path(name) / file).exists():
+            return Path(name) / file
+    shipped = PRETRAINED / str(name) / WEIGHTS_FILE
+    if shipped.is_file():
+        return shipped
+    if Path(name).is_file():
+        return Path(name)
+    names = sorted(folder.name for folder in PRETRAINED.iterdir() if folder.is_dir())
+    raise FileNotFoundError(f"no {WEIGHTS_FILE} in {str(name)!r}; names that ship with fbt: {names}")
+
+
+def _config_of(file: Stored, is_checkpoint: bool) -> Config:
+    """The config of a file of weights; a checkpoint has it in the settings of its run."""
+    if not is_checkpoint:
+        return made_of("config", Config, parsed("config", file.text("config")))
+    settings = parsed("settings", file.text("settings"))
+    check_instance("settings", settings, dict)
+    return made_of("config", Config, settings.get("config"))

@@ -1,6 +1,8 @@
 """Files that lie, made by hand, and what may be expected of who reads them: soon one clear error."""
 
+import hashlib
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +20,39 @@ def taken_apart(data: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 def put_together(header: Any, numbers: bytes) -> bytes:
-    """A file with this header, JSON or the bytes that stand in its place."""
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    """A file with this header, JSON or the bytes that stand in its place.
+
+    A checksum in the metadata is taken anew: whoever wants to mislead can do that sum
+        too.
+    """
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    if isinstance(metadata, dict) and "sha256" in metadata:
+        metadata["sha256"] = "0" * 64
+        data = _joined(json.dumps(header).encode(), numbers)
+        metadata["sha256"] = hashlib.sha256(data).hexdigest()
+    return _joined(header if isinstance(header, bytes) else json.dumps(header).encode(), numbers)
+
+
+def _joined(text: bytes, numbers: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + numbers
+
+
+def retyped(header: dict[str, Any], numbers: bytes, prefix: str, dtype: str) -> bytes:
+    """Give tensors whose names begin so another type and ones for numbers.
+
+    Returns what is then to follow the header.
+    """
+    one = {"F16": "003c", "BF16": "803f", "F32": "0000803f", "F64": "000000000000f03f"}[dtype]
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    found = b""
+    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+        first, last = entry["data_offsets"]
+        new = numbers[first:last]
+        if name.startswith(prefix):
+            entry["dtype"], new = dtype, bytes.fromhex(one) * math.prod(entry["shape"])
+        entry["data_offsets"] = [len(found), len(found) + len(new)]
+        found += new
+    return found
 
 
 @contextmanager

@@ -77,9 +77,9 @@ def test_what_is_no_regular_file_is_not_opened(here: Path) -> None:
     """A pipe that nobody writes to would be waited for without end."""
     for name in ("model.safetensors", CHECKPOINT_FILE):
         os.mkfifo(here / name)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(OSError, match=r"Not a regular file: '.*model\.safetensors'"):
         fbt.LanguageModel.from_pretrained(here)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(OSError, match=r"Not a regular file: '.*checkpoint\.safetensors'"):
         resume(here)
 
 

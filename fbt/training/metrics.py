@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fbt._checks import check_instance, check_int, check_real
-from fbt._files import naming, write_whole
+from fbt._files import named, naming, read_whole, write_whole
 from fbt._text import parsed
 
 METRICS_FILE = "metrics.jsonl"
@@ -34,15 +34,17 @@ def read_metrics(folder: Path | None, step: int) -> list[Metric]:
     if folder is None or step == 0:
         return []
     path = folder / METRICS_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"no {METRICS_FILE} in {folder}, which holds the metrics of {step} steps")
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no {METRICS_FILE} in {named(folder)}, which holds the metrics of {step} steps"
+        )
+    lines = read_whole(path).splitlines()
     with naming(path, "file of metrics"):
-        lines = path.read_text(encoding="utf-8").splitlines()
         metrics = [_metric(f"line {number}", line) for number, line in enumerate(lines, start=1)]
     return [metric for metric in metrics if metric["step"] <= step]
 
 
-def _metric(name: str, line: str) -> Metric:
+def _metric(name: str, line: bytes) -> Metric:
     """A metric from its line, with the fields that a run relies on."""
     metric: Metric = parsed(name, line)
     check_instance(name, metric, dict)

@@ -1,6 +1,7 @@
 """A run from its settings to its files: `train` starts one, `resume` goes on with one."""
 
 import contextlib
+import io
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from fbt._checks import check_choice
-from fbt._files import sha256
+from fbt._files import named, read_whole, sha256
 from fbt._text import in_a_line
 from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint, Settings, saved_step
 from fbt.config import Config
@@ -191,7 +192,7 @@ def resume(
         text = Path(str(settings.data))
         if not text.is_file():  # a stranger's checkpoint may name something that never ends
             raise FileNotFoundError(
-                f"the text of the run in {folder} is no longer in {text}: say where it is"
+                f"the text of the run in {named(folder)} is no longer in {named(text)}: say where it is"
             )
     with joined(device) as processes:
         words, source = processes.first_then_others(lambda: _read(text))
@@ -210,10 +211,13 @@ def _read(text: str | Path | None) -> tuple[str, str | None]:
         raise TypeError(f"text must be a str, a Path or None, got {text!r} of type {type(text).__name__}")
     source = str(text.resolve())
     try:
-        return text.read_text(encoding="utf-8-sig"), source  # a byte order mark is no character to learn
+        # A byte order mark is no character to learn, and all line ends are alike.
+        return io.TextIOWrapper(io.BytesIO(read_whole(text)), encoding="utf-8-sig").read(), source
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
-        raise ValueError(f"{source} must be UTF-8, got byte {byte:#04x} at position {error.start}") from error
+        raise ValueError(
+            f"{named(source)} must be UTF-8, got byte {byte:#04x} at position {error.start}"
+        ) from error
 
 
 def _resolve(
