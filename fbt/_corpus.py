@@ -29,8 +29,9 @@ import zipfile
 from collections.abc import Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
@@ -251,7 +252,8 @@ class Download:
         body = bytearray()
         with tqdm(total=SIZE, unit="B", unit_scale=True, desc=f"{LABEL}, download") as bar:
             try:
-                with _opener().open(self.url, timeout=self.timeout) as response:
+                timeout = min(self.timeout, self.deadline)
+                with _opener(given_up).open(self.url, timeout=timeout) as response:
                     # A longer body is wrong already; one byte past the end is enough to know.
                     while len(body) <= SIZE and (chunk := response.read1(min(1 << 16, SIZE + 1 - len(body)))):
                         body += chunk
@@ -271,19 +273,92 @@ class Download:
         return bytes(body)
 
 
-def _opener() -> urllib.request.OpenerDirector:
-    """What opens http and https addresses, and neither files nor FTP."""
+class _Bounded(io.RawIOBase):
+    """What a server sends, until it is given up or more than any honest answer.
+
+    The limits of `http.client` and `urllib` leave room for an endless answer: "100
+    Continue" again and again, lines after the last chunk, the body of a redirect.
+    Every byte passes here, so none of these keeps a thread busy, or fills memory,
+    after the deadline.
+    """
+
+    def __init__(self, stream: io.BufferedIOBase, given_up: threading.Event) -> None:
+        self.stream = stream
+        self.given_up = given_up
+        self.left = 2 * SIZE
+
+    def readable(self) -> bool:
+        """Whether it can be read, as it can."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into a buffer what has come; 0 at the end."""
+        try:
+            if self.given_up.is_set():
+                raise TimeoutError("given up")
+            count = self.stream.readinto1(buffer)
+            self.left -= count
+            if self.left < 0:
+                raise OSError(f"the server answered with more than {2 * SIZE} bytes")
+        except OSError:
+            self.stream.close()  # urllib forgets to, while it reads a redirect
+            raise
+        return count
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.stream.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    """A response of which no more is read than `_Bounded` lets through."""
+
+    def __init__(self, sock: Any, *args: Any, given_up: threading.Event, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self.fp = io.BufferedReader(_Bounded(self.fp, given_up))
+
+
+class _Bounding(urllib.request.AbstractHTTPHandler):
+    """Makes the connections of a handler return bounded responses."""
+
+    given_up: threading.Event
+
+    def do_open(self, http_class: Any, req: Any, **options: Any) -> Any:
+        """Send the request and return the response."""
+
+        def connection(*args: Any, **kwargs: Any) -> Any:
+            made = http_class(*args, **kwargs)
+            made.response_class = partial(_Response, given_up=self.given_up)
+            return made
+
+        return super().do_open(connection, req, **options)
+
+
+class _HTTP(_Bounding, urllib.request.HTTPHandler):
+    pass
+
+
+class _HTTPS(_Bounding, urllib.request.HTTPSHandler):
+    pass
+
+
+def _opener(given_up: threading.Event) -> urllib.request.OpenerDirector:
+    """What opens http and https addresses, and neither files nor FTP, until given up."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,
         urllib.request.UnknownHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
+        _HTTP,
+        _HTTPS,
         urllib.request.HTTPDefaultErrorHandler,
         urllib.request.HTTPRedirectHandler,
         urllib.request.HTTPErrorProcessor,
     ):
-        opener.add_handler(handler())
+        made = handler()
+        if isinstance(made, _Bounding):
+            made.given_up = given_up
+        opener.add_handler(made)
     return opener
 
 

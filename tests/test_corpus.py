@@ -395,6 +395,29 @@ def drip(handler: BaseHTTPRequestHandler) -> None:
         time.sleep(0.05)
 
 
+def again_and_again(start: bytes, more: bytes, pause: float = 0.0) -> Answer:
+    """Until the other side has closed the connection."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(start)
+        while True:
+            handler.wfile.write(more)
+            time.sleep(pause)
+
+    return answer
+
+
+# Answers that `http.client` and `urllib` would read without end.
+ENDLESS = {
+    "continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "trailers": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
+        b"X: y\r\n",
+    ),
+    "redirect": (b"HTTP/1.1 302 Found\r\nLocation: /good\r\n\r\n", b"on and on"),
+}
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     released = threading.Event()
@@ -429,6 +452,9 @@ def server() -> Iterator[str]:
         "/hang": hang,
         "/nonsense": nonsense,
     }
+    for name, (start, more) in ENDLESS.items():
+        answers[f"/{name}-slowly"] = again_and_again(start, more, pause=0.01)
+        answers[f"/{name}-fast"] = again_and_again(start, more * 500)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -540,6 +566,29 @@ def test_a_server_that_drips(server: str, path: str) -> None:
     with pytest.raises(TimeoutError, match=r"not finished after 0\.2 s"):
         Download(server + path, deadline=0.2).fetch()
     assert time.monotonic() - began < 5
+
+
+def downloading() -> int:
+    """How many threads are downloading."""
+    return sum("_settle" in thread.name for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_an_endless_answer_keeps_no_thread_busy_after_the_deadline(server: str, name: str) -> None:
+    with pytest.raises(TimeoutError, match=r"not finished after 0\.3 s"):
+        Download(f"{server}/{name}-slowly", deadline=0.3).fetch()
+    end = time.monotonic() + 5
+    while downloading() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not downloading()
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_an_endless_answer_is_read_no_further_than_an_honest_one_could_go(server: str, name: str) -> None:
+    with pytest.raises(OSError) as caught:
+        Download(f"{server}/{name}-fast").fetch()
+    assert str(caught.value) == f"the server answered with more than {2 * SIZE} bytes"
+    assert not downloading()
 
 
 def test_no_server() -> None:
