@@ -2,9 +2,11 @@
 
 import html
 
+import nbconvert
 import pytest
 import torch
 from exact import model, some_tokens
+from front_ends import CELLS, run_by_a_program
 
 from fbt.views.choices import Choices
 from fbt.views.memory import MemoryExplorer, Snapshot
@@ -46,6 +48,23 @@ def test_a_view_works_in_a_sandbox_and_shows_text_as_text(window, name):
     assert frame.locator("b, i, u, script").count() == 1  # the view's own script
     assert not window.complaints
     assert not window.outside("about:")
+
+
+def test_views_of_a_notebook_that_a_program_ran_work_offline(window, tmp_path):
+    """By nbclient, and exported by nbconvert, both as they come."""
+    page, _ = nbconvert.HTMLExporter().from_notebook_node(run_by_a_program())
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    window.goto((tmp_path / "page.html").as_uri())
+    views = window.page.locator(".fbt-view-root")
+    assert views.count() == len(CELLS) - 1
+    said = window.page.locator(".fbt-view-root [aria-live]")
+    assert all(words.is_visible() for words in said.all())
+    assert said.first.text_content().startswith("“c”, step 3 of 3")
+    views.first.locator("[role=option]").first.click()
+    window.page.mouse.move(0, 0)
+    assert said.first.text_content().startswith("“a”, step 1 of 3")
+    views.last.locator("input").press("End")
+    assert said.last.text_content() == "a span of 4"
 
 
 def shown(window, view: View):

@@ -1,7 +1,6 @@
 """The attention explorer: what it shows is what it was given, text stays text, and it needs no kernel."""
 
 import base64
-import importlib
 import json
 import re
 import sys
@@ -9,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from front_ends import WIDGET, attach
 
 import fbt
 
@@ -73,11 +73,11 @@ def test_a_page_fetches_nothing():
     assert not re.search(r"https?:|//[a-z]|@import|\burl\(", page)
 
 
-def test_a_live_kernel_gets_a_widget_that_python_can_read():
-    importlib.import_module("ipykernel")  # as in a notebook
+def test_a_live_notebook_gets_a_widget_that_python_can_read(monkeypatch):
+    attach(monkeypatch, {"allow_stdin": True})
     explorer = fbt.AttentionExplorer(TOKENS, shares(), query=2)
     bundle = explorer._repr_mimebundle_()
-    assert {"text/plain", "text/html", "application/vnd.jupyter.widget-view+json"} <= bundle.keys()
+    assert {"text/plain", "text/html", WIDGET} <= bundle.keys()
     explorer._widget.query = 5  # the reader chooses
     assert explorer.query == 5
     assert explorer._repr_mimebundle_().keys() == bundle.keys()
@@ -85,9 +85,8 @@ def test_a_live_kernel_gets_a_widget_that_python_can_read():
 
 def test_colab_and_plain_python_get_html(monkeypatch):
     explorer = fbt.AttentionExplorer(TOKENS, shares())
-    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
     assert explorer._repr_mimebundle_().keys() == {"text/plain", "text/html"}
-    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    attach(monkeypatch, {"allow_stdin": True})
     monkeypatch.setitem(sys.modules, "google.colab", sys)
     assert explorer._repr_mimebundle_().keys() == {"text/plain", "text/html"}
     assert repr(explorer) == "AttentionExplorer(7 tokens)"
@@ -126,9 +125,9 @@ def test_a_page_does_not_carry_more_than_it_can():
         fbt.AttentionExplorer(["x"] * length, torch.zeros(1).expand(1, 1, length, length))
 
 
-def test_half_a_character_can_be_sent():
+def test_half_a_character_can_be_sent(monkeypatch):
     """Pages and the messages of a kernel are UTF-8, which has no place for one."""
-    importlib.import_module("ipykernel")  # as in a notebook
+    attach(monkeypatch, {"allow_stdin": True})
     explorer = fbt.AttentionExplorer(["\ud800", *TOKENS[1:]], {"\udfff": shares()})
     json.dumps(explorer._repr_mimebundle_(), ensure_ascii=False).encode()
     json.dumps(explorer._widget.get_state("data"), ensure_ascii=False).encode()

@@ -1,6 +1,5 @@
 """The views of memory, recurrence and choices; what all views share is tested with the explorer."""
 
-import importlib
 import json
 import re
 
@@ -8,6 +7,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 from exact import SIZES, model, some_tokens
+from front_ends import CELLS, WIDGET, attach, shown_to_a_person
 
 import fbt
 from fbt.views.choices import MOST, Choices
@@ -151,8 +151,38 @@ def test_the_recurrence_explorer_names_what_is_wrong():
 # In a live notebook
 
 
-def test_each_view_has_a_style_of_its_own():
-    importlib.import_module("ipykernel")  # as in a notebook
+def test_jupyterlab_gets_widgets():
+    outputs = shown_to_a_person()
+    assert len(outputs) == len(CELLS) - 1
+    for output in outputs:
+        assert {"text/plain", "text/html", WIDGET} <= output.keys()
+
+
+@pytest.mark.parametrize(
+    "content, widget",
+    [
+        ({"code": "view", "allow_stdin": True}, True),  # JupyterLab, VS Code
+        ({"code": "view", "allow_stdin": False}, False),  # nbclient
+        ({"comm_id": "1", "data": {}}, True),  # a view shown by a widget's callback
+    ],
+)
+def test_a_widget_is_for_those_who_can_answer(monkeypatch, content, widget):
+    attach(monkeypatch, content)
+    view = Choices(told, span=[1, 2], name=["a"])
+    assert (WIDGET in view._repr_mimebundle_()) == widget
+    assert (view._widget is not None) == widget  # nor was a comm opened
+
+
+def test_a_terminal_gets_no_widget(monkeypatch):
+    attach(monkeypatch, {})
+    for shell in (None, object()):  # plain Python, IPython
+        monkeypatch.setattr("IPython.get_ipython", lambda shell=shell: shell)
+        view = Choices(told, span=[1, 2], name=["a"])
+        assert WIDGET not in view._repr_mimebundle_()
+
+
+def test_each_view_has_a_style_of_its_own(monkeypatch):
+    attach(monkeypatch, {"allow_stdin": True})
     read = trace(model_of(), text_of())
     views = [
         MemoryExplorer(list("abcdefg"), {0: snapshot(model_of(), text_of())}),
@@ -195,15 +225,15 @@ def test_a_figure_of_choices_takes_the_colour_of_the_text():
     assert not plt.get_fignums()
 
 
-def test_live_choices_call_the_function_anew():
+def test_live_choices_call_the_function_anew(monkeypatch):
     def half(number: float, name: str) -> str:
         if name == "wrong":
             raise ValueError("no <such> name")
         return f"{name} {number / 2:g}"
 
-    importlib.import_module("ipykernel")  # as in a notebook
+    attach(monkeypatch, {"allow_stdin": True})
     view = Choices(half, number=[0.5, 1.0, 2.0], name=["a", "b"])
-    assert "application/vnd.jupyter.widget-view+json" in view._repr_mimebundle_()
+    assert WIDGET in view._repr_mimebundle_()
     number, name, output = view._widget.children
     assert "b 0.5" in output.value
     number.value, name.value = 1.5, "c"  # neither is among the choices

@@ -1,8 +1,8 @@
-"""What the views share: a script each, as HTML that needs no kernel, and as a widget where one is live.
+"""What the views share: one script each, as HTML for pages and as a live widget.
 
-A view's script is `common.js` and its own file, its style `common.css` and its own. A page calls `render`
-with a model of plain values; where a kernel is live and anywidget installed, the same script is a widget, and
-Python can read what its reader has chosen.
+A view's script is `common.js` and its own file, its style `common.css` and its own. A
+page calls `render` with a model of plain values; in a live notebook with anywidget
+installed, the same script is a widget, and Python can read what was chosen.
 """
 
 import html
@@ -57,7 +57,7 @@ class View:
         )
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        """HTML for pages and for Colab; where a kernel is live also the widget, which JupyterLab prefers."""
+        """HTML for pages and Colab; in a live notebook also a widget, preferred there."""
         bundle: dict[str, Any] = {}
         if is_live() and find_spec(self.library):
             self._widget = self._widget or self.live()
@@ -65,7 +65,7 @@ class View:
         return bundle | {"text/plain": repr(self), "text/html": self.to_html()}
 
     def live(self) -> Any:
-        """The widget that stands for the view where a kernel is live.
+        """The widget that stands for the view in a live front end.
 
         Raises:
             ImportError: its library is not installed.
@@ -84,8 +84,21 @@ def style(name: str) -> str:
 
 
 def is_live() -> bool:
-    """Whether a kernel runs that shows widgets of its own; Colab shows HTML instead."""
-    return "ipykernel" in sys.modules and "google.colab" not in sys.modules
+    """Return whether someone is looking, through a front end that shows widgets.
+
+    A running kernel does not tell: nbclient, and with it nbconvert, papermill and
+    Jupyter Book, runs one to make pages, which would fetch the widget's manager from
+    the network. Such clients say with each request that nobody can answer `input()`;
+    front ends for people let them answer. Colab shows HTML.
+    """
+    ipython = sys.modules.get("IPython")
+    if ipython is None or "google.colab" in sys.modules:
+        return False
+    shell = ipython.get_ipython()
+    if not hasattr(shell, "get_parent"):  # plain Python, or IPython in a terminal
+        return False
+    # Other messages than requests to run code, such as a widget's, need a front end.
+    return bool(shell.get_parent().get("content", {}).get("allow_stdin", True))
 
 
 def bundle_of(live: Any) -> dict[str, Any]:
