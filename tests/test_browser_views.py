@@ -2,10 +2,13 @@
 
 import html
 
+import nbconvert
 import pytest
 import torch
 from exact import model, some_tokens
+from front_ends import CELLS, run_by_a_program
 
+from fbt import AttentionExplorer
 from fbt.views.choices import Choices
 from fbt.views.memory import MemoryExplorer, Snapshot
 from fbt.views.recurrence import RecurrenceExplorer
@@ -48,9 +51,47 @@ def test_a_view_works_in_a_sandbox_and_shows_text_as_text(window, name):
     assert not window.outside("about:")
 
 
+def test_views_of_a_notebook_that_a_program_ran_work_offline(window, tmp_path):
+    """By nbclient, and exported by nbconvert, both as they come."""
+    page, _ = nbconvert.HTMLExporter().from_notebook_node(run_by_a_program())
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    window.goto((tmp_path / "page.html").as_uri())
+    views = window.page.locator(".fbt-view-root")
+    assert views.count() == len(CELLS) - 1
+    said = window.page.locator(".fbt-view-root [aria-live]")
+    assert all(words.is_visible() for words in said.all())
+    assert said.first.text_content().startswith("“c”, step 3 of 3")
+    views.first.locator("[role=option]").first.click()
+    window.page.mouse.move(0, 0)
+    assert said.first.text_content().startswith("“a”, step 1 of 3")
+    views.last.locator("input").press("End")
+    assert said.last.text_content() == "a span of 4"
+
+
 def shown(window, view: View):
     window.page.set_content(view.to_html())
     return window.page.locator(".fbt-view-root"), window.page.locator("[aria-live]")
+
+
+def test_attention_to_later_steps_is_seen(window):
+    weights = torch.tensor([[0.0, 0.25, 0.75], [0.0, 0.0, 1.0], [0.5, 0.5, 0.0]])[None, None]
+    panels = {"two-way": weights, "causal": torch.eye(3)[None, None]}
+    view, words = shown(window, AttentionExplorer(list("abc"), panels, query=0))
+    heat = "all => all.map((part) => part.style.getPropertyValue('--weight'))"
+    two_way, causal = view.locator(".fbt-explorer-panel").all()
+    assert two_way.locator("[role=option]").evaluate_all(heat) == ["0.000", "0.502", "0.867"]
+    assert two_way.locator(".fbt-later").count() == 0
+    assert causal.locator("[role=option]").evaluate_all(heat) == ["1.000", "0.000", "0.000"]
+    assert causal.locator(".fbt-later").count() == 2
+    assert words.first.text_content().endswith(
+        "1.7 steps away on average, most at “c” 2 ahead, 75 %; “b” 1 ahead, 25 %."
+    )
+    assert words.last.text_content().endswith("0.0 steps back on average, most at “a” itself, 100 %.")
+    two_way.locator("[role=option]").last.click()
+    window.page.mouse.move(0, 0)
+    assert words.first.text_content().endswith(
+        "1.5 steps away on average, most at “a” 2 back, 50 %; “b” 1 back, 50 %."
+    )
 
 
 def test_the_memory_follows_its_slider(window):

@@ -1,7 +1,6 @@
 """The attention explorer: what it shows is what it was given, text stays text, and it needs no kernel."""
 
 import base64
-import importlib
 import json
 import re
 import sys
@@ -9,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from front_ends import WIDGET, attach
 
 import fbt
 
@@ -23,15 +23,30 @@ def shares(*, seed: int = 0) -> torch.Tensor:
     return scores.masked_fill(torch.ones(T, T).triu(1).bool(), -torch.inf).softmax(-1)
 
 
+def two_way(*, seed: int = 0) -> torch.Tensor:
+    """Attention weights of a bidirectional model [L, H, T, T]."""
+    return torch.randn(L, H, T, T, generator=torch.Generator().manual_seed(seed)).softmax(-1)
+
+
+def wrong(value: float) -> torch.Tensor:
+    """Weights with a number at [1, 2, 4, 3] that is not a share."""
+    weights = shares()
+    weights[1, 2, 4, 3] = value
+    return weights
+
+
 def state_of(explorer: fbt.AttentionExplorer) -> dict:
     """What the page's script is given."""
     return json.loads(re.search(r"const state = (.*);\n", explorer.to_html())[1])
 
 
-def weight(text: str, layer: int, head: int, query: int, key: int) -> float:
+def weight(panel: dict, layer: int, head: int, query: int, key: int) -> float:
     """A weight as explorer.js decodes it."""
-    numbers = np.frombuffer(base64.b64decode(text), np.uint8)
-    place = (layer * H + head) * T * (T + 1) // 2 + query * (query + 1) // 2 + key
+    numbers = np.frombuffer(base64.b64decode(panel["weights"]), np.uint8)
+    if panel["causal"]:
+        place = (layer * H + head) * T * (T + 1) // 2 + query * (query + 1) // 2 + key
+    else:
+        place = np.ravel_multi_index((layer, head, query, key), (L, H, T, T))
     return (numbers[place] / 255) ** 2
 
 
@@ -43,8 +58,25 @@ def test_the_page_holds_the_weights():
         assert (panel["layers"], panel["heads"]) == (L, H)
         for (layer, head, query, key), expected in np.ndenumerate(weights[panel["name"]].numpy()):
             if key <= query:
-                found = weight(panel["weights"], layer, head, query, key)
+                found = weight(panel, layer, head, query, key)
                 assert found == pytest.approx(expected, abs=2 / 255)
+
+
+def test_the_page_holds_weights_of_later_steps():
+    weights = {"causal": shares(), "two-way": two_way()}
+    causal, full = state_of(fbt.AttentionExplorer(TOKENS, weights))["data"]["panels"]
+    assert (causal["causal"], full["causal"]) == (True, False)
+    for (layer, head, query, key), expected in np.ndenumerate(weights["two-way"].numpy()):
+        found = weight(full, layer, head, query, key)
+        assert found == pytest.approx(expected, abs=2 / 255)
+    sizes = [len(base64.b64decode(panel["weights"])) for panel in (causal, full)]
+    assert sizes == [L * H * T * (T + 1) // 2, L * H * T * T]
+
+
+def test_what_is_too_small_to_be_seen_takes_no_room():
+    weights = shares() + 1e-7  # rounding errors in masked places, say
+    (panel,) = state_of(fbt.AttentionExplorer(TOKENS, weights))["data"]["panels"]
+    assert panel["causal"]
 
 
 def test_what_is_chosen_first():
@@ -73,11 +105,11 @@ def test_a_page_fetches_nothing():
     assert not re.search(r"https?:|//[a-z]|@import|\burl\(", page)
 
 
-def test_a_live_kernel_gets_a_widget_that_python_can_read():
-    importlib.import_module("ipykernel")  # as in a notebook
+def test_a_live_notebook_gets_a_widget_that_python_can_read(monkeypatch):
+    attach(monkeypatch, {"allow_stdin": True})
     explorer = fbt.AttentionExplorer(TOKENS, shares(), query=2)
     bundle = explorer._repr_mimebundle_()
-    assert {"text/plain", "text/html", "application/vnd.jupyter.widget-view+json"} <= bundle.keys()
+    assert {"text/plain", "text/html", WIDGET} <= bundle.keys()
     explorer._widget.query = 5  # the reader chooses
     assert explorer.query == 5
     assert explorer._repr_mimebundle_().keys() == bundle.keys()
@@ -85,9 +117,8 @@ def test_a_live_kernel_gets_a_widget_that_python_can_read():
 
 def test_colab_and_plain_python_get_html(monkeypatch):
     explorer = fbt.AttentionExplorer(TOKENS, shares())
-    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
     assert explorer._repr_mimebundle_().keys() == {"text/plain", "text/html"}
-    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    attach(monkeypatch, {"allow_stdin": True})
     monkeypatch.setitem(sys.modules, "google.colab", sys)
     assert explorer._repr_mimebundle_().keys() == {"text/plain", "text/html"}
     assert repr(explorer) == "AttentionExplorer(7 tokens)"
@@ -96,26 +127,53 @@ def test_colab_and_plain_python_get_html(monkeypatch):
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"tokens": []}, "must not be empty, got 0 tokens"),
+        ({"tokens": []}, "tokens must not be empty"),
         ({"tokens": TOKENS[1:]}, r"must be \[L, H, 6, 6\] for 6 tokens, got \[2, 3, 7, 7\]"),
         ({"weights": shares()[0]}, r"got \[3, 7, 7\]"),
-        ({"weights": {}}, "0 tensors of weights"),
-        ({"weights": {"a": shares(), "b": shares()[:1]}}, "must have one shape"),
-        ({"weights": 3 * shares()}, "must be shares from 0 to 1"),
-        ({"weights": shares() * torch.nan}, "must be shares from 0 to 1"),
+        ({"weights": {}}, "weights must not be empty"),
+        ({"weights": torch.zeros(0, H, T, T)}, r"weights must be .* got \[0, 3, 7, 7\]"),
+        (
+            {"weights": {"a": shares(), "b": shares()[:1]}},
+            r"weights\['b'\] must be \[2, 3, 7, 7\] like weights\['a'\], got \[1, 3, 7, 7\]",
+        ),
+        ({"weights": {"a": shares(), "b": shares()[0]}}, r"weights\['b'\] must be \[L, H, 7, 7\]"),
+        ({"weights": wrong(1.5)}, r"weights\[1, 2, 4, 3\] must be a share from 0 to 1, got 1.5"),
+        ({"weights": wrong(-1.0)}, r"weights\[1, 2, 4, 3\] must be .*, got -1$"),
+        ({"weights": {"a": shares(), "b": wrong(torch.nan)}}, r"weights\['b'\]\[1, 2, 4, 3\] .* got nan"),
         ({"query": 7}, r"query must be .*6.* got 7"),
         ({"layer": -1}, "layer must be"),
         ({"head": 3}, "head must be"),
     ],
 )
 def test_bad_arguments_are_named(change, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=said) as raised:
         fbt.AttentionExplorer(**{"tokens": TOKENS, "weights": shares()} | change)
+    assert len(str(raised.value).splitlines()) == 1
 
 
-def test_weights_must_be_a_tensor():
-    with pytest.raises(TypeError, match="weights must be a tensor, got list"):
-        fbt.AttentionExplorer(TOKENS, shares().tolist())
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"tokens": 7}, "tokens must be a sequence of texts, got int"),
+        ({"tokens": None}, "tokens must be a sequence of texts, got NoneType"),
+        ({"weights": shares().tolist()}, "weights must be a tensor of real numbers, got list"),
+        ({"weights": {"a": shares(), "b": None}}, r"weights\['b'\] must be a tensor .*, got NoneType"),
+        ({"weights": shares().to(torch.complex64)}, "weights must be .* got torch.complex64"),
+        ({"query": "1"}, "query must be"),
+    ],
+)
+def test_arguments_of_a_wrong_type_are_named(change, said):
+    with pytest.raises(TypeError, match=said) as raised:
+        fbt.AttentionExplorer(**{"tokens": TOKENS, "weights": shares()} | change)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_names_of_weights_are_texts_in_the_page():
+    explorer = fbt.AttentionExplorer(TOKENS, {1: shares(), 2: shares(seed=1)})
+    assert repr(explorer) == "AttentionExplorer(7 tokens, 1, 2)"
+    assert [panel["name"] for panel in state_of(explorer)["data"]["panels"]] == ["1", "2"]
+    with pytest.raises(ValueError, match=r"^.{1,150}$"):
+        fbt.AttentionExplorer(TOKENS, {"\n" * 10_000: shares()[0]})
 
 
 def test_a_page_does_not_carry_more_than_it_can():
@@ -126,9 +184,9 @@ def test_a_page_does_not_carry_more_than_it_can():
         fbt.AttentionExplorer(["x"] * length, torch.zeros(1).expand(1, 1, length, length))
 
 
-def test_half_a_character_can_be_sent():
+def test_half_a_character_can_be_sent(monkeypatch):
     """Pages and the messages of a kernel are UTF-8, which has no place for one."""
-    importlib.import_module("ipykernel")  # as in a notebook
+    attach(monkeypatch, {"allow_stdin": True})
     explorer = fbt.AttentionExplorer(["\ud800", *TOKENS[1:]], {"\udfff": shares()})
     json.dumps(explorer._repr_mimebundle_(), ensure_ascii=False).encode()
     json.dumps(explorer._widget.get_state("data"), ensure_ascii=False).encode()

@@ -42,14 +42,20 @@ print(json.dumps({
 """
 WITHOUT_VIEWS = """
 import sys
+import types
 for name in ("matplotlib", "ipywidgets", "anywidget", "IPython"):
     sys.modules[name] = None
 import torch
 import fbt
 from fbt.views.choices import Choices
-sys.modules["ipykernel"] = sys  # as where a kernel is live
+from fbt.views.view import is_live
+# As in a live notebook.
+shell = types.SimpleNamespace(get_parent=lambda: {"content": {"allow_stdin": True}})
+sys.modules["IPython"] = types.SimpleNamespace(get_ipython=lambda: shell)
+assert is_live()
 for view in (fbt.AttentionExplorer(["a", "b"], torch.eye(2)[None, None]), Choices(str, object=[1, 2])):
     assert set(view._repr_mimebundle_()) == {"text/plain", "text/html"}
+sys.modules["IPython"] = None
 assert "class MemoryStack" in repr(fbt.show(fbt.MemoryStack))
 import fbt.views.figures
 """

@@ -1,6 +1,5 @@
 """The views of memory, recurrence and choices; what all views share is tested with the explorer."""
 
-import importlib
 import json
 import re
 
@@ -8,13 +7,14 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 from exact import SIZES, model, some_tokens
+from front_ends import CELLS, WIDGET, attach, shown_to_a_person
 
 import fbt
 from fbt.views.choices import MOST, Choices
 from fbt.views.figures import STYLE
 from fbt.views.memory import MemoryExplorer, Snapshot, snapshot
 from fbt.views.recurrence import LONGEST, NUMBERS, RecurrenceExplorer
-from fbt.views.trace import made_of, trace
+from fbt.views.trace import Trace, made_of, trace
 from fbt.views.view import View
 
 L, D, T = SIZES["n_layers"], SIZES["d_model"], 7
@@ -104,18 +104,62 @@ def test_the_memory_explorer_shows_the_snapshots():
     assert "<pre>a\nb&lt;&amp;&gt;c</pre>" in explorer.to_html()
 
 
+ABC, EVEN = list("abc"), Snapshot(torch.ones(2) / 2, torch.ones(3, 2) / 2)
+
+
+def with_nan(*shape: int, at: tuple[int, ...]) -> torch.Tensor:
+    tensor = torch.ones(shape) / 2
+    tensor[at] = torch.nan
+    return tensor
+
+
 @pytest.mark.parametrize(
-    "tokens, shares, query, said",
+    "error, change, said",
     [
-        ("", torch.ones(0, 2), None, "got 0 tokens"),
-        ("abc", torch.ones(2, 2), None, r"\[3, 2\] at step 5, got \[2, 2\] for a mixture \[2\]"),
-        ("abc", torch.full((3, 2), torch.nan), None, "finite"),
-        ("abc", torch.ones(3, 2), 3, r"query must be an int in \[0, 2\], got 3"),
+        (ValueError, {"tokens": ""}, "tokens must not be empty"),
+        (TypeError, {"tokens": 3}, "tokens must be a sequence of texts, got int"),
+        (ValueError, {"snapshots": {}}, "snapshots must not be empty"),
+        (TypeError, {"snapshots": [EVEN]}, "snapshots must be of type Mapping"),
+        (TypeError, {"snapshots": {"a": EVEN}}, "key of snapshots must be .* got 'a'"),
+        (TypeError, {"snapshots": {0: EVEN, 5: 7}}, r"snapshots\[5\] must be a Snapshot, got int"),
+        (
+            TypeError,
+            {"snapshots": {5: Snapshot([0.5, 0.5], EVEN.shares)}},
+            r"snapshots\[5\].mixture must be a tensor of real numbers, got list",
+        ),
+        (
+            ValueError,
+            {"snapshots": {5: EVEN._replace(shares=torch.ones(2, 2))}},
+            r"snapshots\[5\].shares must be \[3, 2\] for 3 tokens, got \[2, 2\]",
+        ),
+        (
+            ValueError,
+            {"snapshots": {0: EVEN, 5: Snapshot(torch.ones(3), torch.ones(3, 3))}},
+            r"snapshots\[5\].mixture must be \[2\], got \[3\]",
+        ),
+        (
+            ValueError,
+            {"snapshots": {5: EVEN._replace(shares=with_nan(3, 2, at=(2, 1)))}},
+            r"snapshots\[5\].shares\[2, 1\] must be finite, got nan",
+        ),
+        (
+            ValueError,
+            {"snapshots": {5: EVEN._replace(mixture=with_nan(2, at=(1,)))}},
+            r"snapshots\[5\].mixture\[1\] must be finite, got nan",
+        ),
+        (ValueError, {"query": 3}, r"query must be an int in \[0, 2\], got 3"),
     ],
 )
-def test_the_memory_explorer_names_what_is_wrong(tokens, shares, query, said):
-    with pytest.raises(ValueError, match=said):
-        MemoryExplorer(list(tokens), {5: Snapshot(torch.ones(2) / 2, shares)}, query=query)
+def test_the_memory_explorer_names_what_is_wrong(error, change, said):
+    with pytest.raises(error, match=said):
+        MemoryExplorer(**{"tokens": ABC, "snapshots": {5: EVEN}} | change)
+
+
+def test_large_shares_stay_what_they_are():
+    """A memory vector near zero has parts that are large beside it."""
+    large = EVEN._replace(shares=torch.tensor([[3e6, -3e6], [1.0, 0.0], [0.0, 1.0]]))
+    (moment,) = state_of(MemoryExplorer(ABC, {0: large}))["data"]["moments"]
+    assert moment["shares"][0] == [3_000_000_000, -3_000_000_000]
 
 
 # The recurrence
@@ -138,21 +182,70 @@ def test_the_recurrence_explorer_shows_the_trace():
 
 def test_the_recurrence_explorer_names_what_is_wrong():
     read = trace(model_of(), text_of())
-    with pytest.raises(ValueError, match="tokens must be 7 like the steps read, got 2"):
+    with pytest.raises(ValueError, match=r"read.outputs must be \[2, .* for 2 tokens, got \[7"):
         RecurrenceExplorer(["a", "b"], read)
+    with pytest.raises(TypeError, match="read must be of type Trace"):
+        RecurrenceExplorer(["a", "b"], read.outputs)
     with pytest.raises(ValueError, match=rf"in \[0, {T * (L + 3) - 1}\], got {T * (L + 3)}"):
         RecurrenceExplorer(list("abcdefg"), read, moment=T * (L + 3))
     with pytest.raises(ValueError, match=rf"in \[1, {LONGEST}\], got {LONGEST + 1}"):
         RecurrenceExplorer(["a"] * (LONGEST + 1), read)
-    with pytest.raises(ValueError, match="one cache that all layers share, got 3"):
+    one_cache = rf"read.keys must be \[1, 7, {D}\] \(one cache .*, got \[3, 7, {D}\]"
+    with pytest.raises(ValueError, match=one_cache):
         RecurrenceExplorer(list("abcdefg"), trace(model_of("feedback"), text_of()))
+
+
+@pytest.mark.parametrize("field", Trace._fields)
+def test_the_recurrence_explorer_names_the_field_that_is_wrong(field):
+    read = trace(model_of(), text_of())
+    tensor = getattr(read, field).clone()
+    tensor[(-1,) * tensor.ndim] = torch.inf
+    place = [size - 1 for size in tensor.shape]
+    for error, value, said in (
+        (TypeError, None, "must be a tensor of real numbers, got NoneType"),
+        (ValueError, tensor[..., None], "must be "),
+        (ValueError, tensor, "must be finite, got inf"),
+    ):
+        expected = f"read.{field}{place if 'finite' in said else ''} {said}"
+        with pytest.raises(error, match=re.escape(expected)):
+            RecurrenceExplorer(list("abcdefg"), read._replace(**{field: value}))
 
 
 # In a live notebook
 
 
-def test_each_view_has_a_style_of_its_own():
-    importlib.import_module("ipykernel")  # as in a notebook
+def test_jupyterlab_gets_widgets():
+    outputs = shown_to_a_person()
+    assert len(outputs) == len(CELLS) - 1
+    for output in outputs:
+        assert {"text/plain", "text/html", WIDGET} <= output.keys()
+
+
+@pytest.mark.parametrize(
+    "content, widget",
+    [
+        ({"code": "view", "allow_stdin": True}, True),  # JupyterLab, VS Code
+        ({"code": "view", "allow_stdin": False}, False),  # nbclient
+        ({"comm_id": "1", "data": {}}, True),  # a view shown by a widget's callback
+    ],
+)
+def test_a_widget_is_for_those_who_can_answer(monkeypatch, content, widget):
+    attach(monkeypatch, content)
+    view = Choices(told, span=[1, 2], name=["a"])
+    assert (WIDGET in view._repr_mimebundle_()) == widget
+    assert (view._widget is not None) == widget  # nor was a comm opened
+
+
+def test_a_terminal_gets_no_widget(monkeypatch):
+    attach(monkeypatch, {})
+    for shell in (None, object()):  # plain Python, IPython
+        monkeypatch.setattr("IPython.get_ipython", lambda shell=shell: shell)
+        view = Choices(told, span=[1, 2], name=["a"])
+        assert WIDGET not in view._repr_mimebundle_()
+
+
+def test_each_view_has_a_style_of_its_own(monkeypatch):
+    attach(monkeypatch, {"allow_stdin": True})
     read = trace(model_of(), text_of())
     views = [
         MemoryExplorer(list("abcdefg"), {0: snapshot(model_of(), text_of())}),
@@ -195,15 +288,15 @@ def test_a_figure_of_choices_takes_the_colour_of_the_text():
     assert not plt.get_fignums()
 
 
-def test_live_choices_call_the_function_anew():
+def test_live_choices_call_the_function_anew(monkeypatch):
     def half(number: float, name: str) -> str:
         if name == "wrong":
             raise ValueError("no <such> name")
         return f"{name} {number / 2:g}"
 
-    importlib.import_module("ipykernel")  # as in a notebook
+    attach(monkeypatch, {"allow_stdin": True})
     view = Choices(half, number=[0.5, 1.0, 2.0], name=["a", "b"])
-    assert "application/vnd.jupyter.widget-view+json" in view._repr_mimebundle_()
+    assert WIDGET in view._repr_mimebundle_()
     number, name, output = view._widget.children
     assert "b 0.5" in output.value
     number.value, name.value = 1.5, "c"  # neither is among the choices
@@ -213,12 +306,37 @@ def test_live_choices_call_the_function_anew():
 
 
 def test_too_many_choices_are_refused():
-    with pytest.raises(ValueError, match=f"1 to {MOST} combinations, got {MOST + 1}"):
+    said = f"at most {MOST} combinations, got {MOST + 1}: Choices(span: {MOST + 1}, name: 1)"
+    with pytest.raises(ValueError, match=re.escape(said)):
         Choices(told, span=list(range(MOST + 1)), name=["a"])
-    with pytest.raises(ValueError, match="got 0"):
-        Choices(told, span=[], name=["a"])
-    with pytest.raises(ValueError, match="got 1"):
-        Choices(told)
+    many = range(10_000)
+    with pytest.raises(ValueError, match="at most"):  # and no list of them is made
+        Choices(told, span=many, name=many, more=many)
+
+
+@pytest.mark.parametrize(
+    "error, choices, said",
+    [
+        (ValueError, {}, "choices must not be empty"),
+        (ValueError, {"span": [], "name": ["a"]}, "span must not be empty"),
+        (TypeError, {"span": 3}, "span must be a sequence of values, got int"),
+        (TypeError, {"span": "abc"}, "span must be a sequence of values, got str"),
+        (TypeError, {"span": [1, None]}, r"span\[1\] must be a text or a number, got NoneType"),
+        (ValueError, {"span": [1.0, torch.nan]}, r"span\[1\] must be finite, got nan"),
+    ],
+)
+def test_a_choice_that_is_wrong_is_named(error, choices, said):
+    with pytest.raises(error, match=said):
+        Choices(told, **choices)
+
+
+@pytest.mark.parametrize("result", [None, 3, ("a", "b"), ("a", "b", "c"), b"a"])
+def test_what_a_function_must_return_is_said(result):
+    said = f"a text, or a figure and a text, got {type(result).__name__} for span=1, name='a'"
+    with pytest.raises(TypeError, match=said):
+        Choices(lambda span, name: result, span=[1, 2], name=["a"])
+    with pytest.raises(TypeError, match="function must be callable, got str"):
+        Choices("told", span=[1])
 
 
 def test_a_choice_may_not_have_the_name_of_what_the_page_is_given():

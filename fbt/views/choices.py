@@ -2,11 +2,12 @@
 
 import html
 import itertools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from fbt._text import well_formed
-from fbt.views.view import View
+from fbt.views.view import View, check_count
 
 Value = str | int | float
 MOST = 64  # results that a page carries
@@ -25,19 +26,26 @@ class Choices(View):
     the range, a text any at all.
 
     Raises:
-        ValueError: there is nothing to choose, or too much.
+        TypeError: `function` cannot be called or returns something else, or a choice is
+            not a list of texts and numbers.
+        ValueError: there is nothing to choose or too much, or a number is not finite.
     """
 
     library = "ipywidgets"
 
     def __init__(self, function: Callable[..., Any], **choices: Sequence[Value]) -> None:
-        self.function, self.choices = function, {name: list(values) for name, values in choices.items()}
-        combinations = list(itertools.product(*self.choices.values()))
+        if not callable(function):
+            raise TypeError(f"function must be callable, got {type(function).__name__}")
         if "data" in choices:
             raise ValueError("a choice must have a name other than 'data'")
-        if not choices or not 1 <= len(combinations) <= MOST:
-            raise ValueError(f"choices must have 1 to {MOST} combinations, got {len(combinations)}")
-        results = [shown(self.call(values)) for values in combinations]
+        check_count("choices", choices)
+        self.function = function
+        self.choices = {name: checked(name, values) for name, values in choices.items()}
+        count = math.prod(map(len, self.choices.values()))
+        if count > MOST:
+            raise ValueError(f"choices must have at most {MOST} combinations, got {count}: {self!r}")
+        combinations = list(itertools.product(*self.choices.values()))
+        results = [self.result(values) for values in combinations]
         controls = [
             {"name": name, "values": values, "slider": are_numbers(values)}
             for name, values in self.choices.items()
@@ -47,9 +55,19 @@ class Choices(View):
         text = results[combinations.index(first)]["text"]
         super().__init__("choices", {"controls": controls, "results": results}, start, text)
 
-    def call(self, values: Sequence[Value]) -> Any:
-        """What the function returns for one value of each choice."""
-        return self.function(**dict(zip(self.choices, values, strict=True)))
+    def result(self, values: Sequence[Value]) -> dict[str, str]:
+        """The text for one value of each choice, and the figure where there is one.
+
+        Raises:
+            TypeError: the function returned something else.
+        """
+        chosen = dict(zip(self.choices, values, strict=True))
+        found = self.function(**chosen)
+        try:
+            return shown(found)
+        except TypeError as error:
+            where = ", ".join(f"{name}={value!r}" for name, value in chosen.items())
+            raise TypeError(f"{error} for {where}") from error
 
     def __repr__(self) -> str:
         return f"Choices({', '.join(f'{name}: {len(values)}' for name, values in self.choices.items())})"
@@ -69,7 +87,7 @@ class Choices(View):
 
         def compute(change: Any = None) -> None:
             try:
-                found = shown(self.call([part.value for part in controls.values()]))
+                found = self.result([part.value for part in controls.values()])
             except ValueError as error:  # what a reader typed, as a rule
                 found = {"text": f"ValueError: {error}"}
             output.value = f"{found.get('figure', '')}<pre>{html.escape(found['text'])}</pre>"
@@ -78,6 +96,26 @@ class Choices(View):
             part.observe(compute, "value")
         compute()
         return ipywidgets.VBox([*controls.values(), output])
+
+
+def checked(name: str, values: Any) -> list[Value]:
+    """The values of a choice.
+
+    Raises:
+        TypeError: `values` is not a sequence, or holds other than texts and numbers.
+        ValueError: there are none, or a number is not finite.
+    """
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a sequence of values, got {type(values).__name__}")
+    values = list(values)
+    check_count(name, values)
+    for place, value in enumerate(values):
+        if not isinstance(value, str | int | float):
+            found = type(value).__name__
+            raise TypeError(f"{name}[{place}] must be a text or a number, got {found}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name}[{place}] must be finite, got {value}")
+    return values
 
 
 def are_numbers(values: Sequence[Value]) -> bool:
@@ -100,9 +138,17 @@ def control(name: str, values: list[Any], first: Any) -> Any:
 
 
 def shown(found: Any) -> dict[str, str]:
-    """What a page is given of a result: its text, and the figure where there is one."""
+    """What a page is given of a result: its text, and the figure where there is one.
+
+    Raises:
+        TypeError: it is neither a text nor a figure and a text.
+    """
     if isinstance(found, str):
         return {"text": well_formed(found)}
+    pair = isinstance(found, tuple | list) and len(found) == 2
+    if not pair or not hasattr(found[0], "savefig") or not isinstance(found[1], str):
+        kind = type(found).__name__
+        raise TypeError(f"function must return a text, or a figure and a text, got {kind}")
     from fbt.views.figures import INK, svg_of
 
     figure, text = found

@@ -2,41 +2,51 @@
 
 const STRONGEST = 4;
 
-// Weights arrive as bytes, round(255 sqrt(w)), the rows of a lower triangle one after another.
-function decode(text) {
-  const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-  return (map, length, query, key) =>
-    (bytes[(map * length * (length + 1)) / 2 + (query * (query + 1)) / 2 + key] / 255) ** 2;
+// Weights arrive as bytes, round(255 sqrt(w)), row after row of each map; of causal
+// weights only the lower triangle.
+function decode({ weights, causal }, length) {
+  const bytes = Uint8Array.from(atob(weights), (c) => c.charCodeAt(0));
+  const size = causal ? (length * (length + 1)) / 2 : length ** 2;
+  return (map, query, key) => {
+    const start = causal ? (query * (query + 1)) / 2 : query * length;
+    return (bytes[map * size + start + key] / 255) ** 2;
+  };
 }
 
 // The weights of one query: of a head, or the mean of those that `layer` and `head` leave open (-1).
-function row({ at, layers, heads }, length, query, layer, head) {
+function row({ at, causal, layers, heads }, length, query, layer, head) {
   const maps = [];
   for (let l = 0; l < layers; l++)
     for (let h = 0; h < heads; h++)
       if ((layer < 0 || layer === l) && (head < 0 || head === h)) maps.push(l * heads + h);
-  return Array.from({ length: query + 1 }, (_, key) =>
-    maps.reduce((sum, map) => sum + at(map, length, query, key), 0) / maps.length);
+  return Array.from({ length: causal ? query + 1 : length }, (_, key) =>
+    maps.reduce((sum, map) => sum + at(map, query, key), 0) / maps.length);
 }
 
-function inWords(tokens, weights, query) {
+function place(key, query) {
+  if (key === query) return "itself";
+  return key < query ? `${query - key} back` : `${key - query} ahead`;
+}
+
+function inWords(tokens, weights, query, causal) {
   const total = weights.reduce((a, b) => a + b, 0);
   if (total < 0.5) return "no memory to look at yet.";
-  const back = weights.reduce((sum, weight, key) => sum + weight * (query - key), 0) / total;
+  const moved = weights.map((weight, key) => weight * Math.abs(query - key));
+  const distance = moved.reduce((a, b) => a + b, 0) / total;
   const strongest = weights
     .map((weight, key) => [weight, key])
     .sort((a, b) => b[0] - a[0])
     .slice(0, STRONGEST)
     .filter(([weight]) => weight >= 0.005)
-    .map(([weight, key]) => `“${shown(tokens[key])}” ${key === query ? "itself" : `${query - key} back`}, ${percent(weight)}`);
-  return `${back.toFixed(1)} steps back on average, most at ${strongest.join("; ")}.`;
+    .map(([weight, key]) => `“${shown(tokens[key])}” ${place(key, query)}, ${percent(weight)}`);
+  return `${distance.toFixed(1)} steps ${causal ? "back" : "away"} on average, most at ${strongest.join("; ")}.`;
 }
 
 function render({ model, el }) {
   const { tokens, panels } = model.get("data");
   const length = tokens.length;
   const root = element("div", { class: "fbt-view-root fbt-explorer" });
-  const views = panels.map((panel) => ({ ...panel, at: decode(panel.weights) }));
+  const views = panels.map((panel) => ({ ...panel, at: decode(panel, length) }));
   let hovered = -1;
 
   const value = (name) => model.get(name);
@@ -81,13 +91,13 @@ function render({ model, el }) {
     for (const view of views) {
       const weights = row(view, length, query, layer, head);
       view.spans.forEach((span, key) => {
-        span.style.setProperty("--weight", key <= query ? Math.sqrt(weights[key]).toFixed(3) : 0);
-        span.classList.toggle("fbt-later", key > query);
+        span.style.setProperty("--weight", Math.sqrt(weights[key] ?? 0).toFixed(3));
+        span.classList.toggle("fbt-later", key >= weights.length);
       });
       select(view, query);
       const which = `${layer < 0 ? "all layers" : `layer ${layer + 1}`}, ${head < 0 ? "all heads" : `head ${head + 1}`}`;
       view.words.textContent =
-        `“${shown(tokens[query])}”, step ${query + 1} of ${length} (${which}): ${inWords(tokens, weights, query)}`;
+        `“${shown(tokens[query])}”, step ${query + 1} of ${length} (${which}): ${inWords(tokens, weights, query, view.causal)}`;
     }
   }
 

@@ -2,12 +2,20 @@
 
 import base64
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fbt._checks import check_int
-from fbt.views.view import View
+from fbt.views.view import (
+    View,
+    check_count,
+    check_entries,
+    check_shape,
+    entry,
+    texts_of,
+)
 
 MOST = 20_000_000  # weights of a panel, a byte each in the page
 
@@ -18,7 +26,8 @@ class AttentionExplorer(View):
     Args:
         tokens: the T texts of the steps, characters as a rule.
         weights: [L, H, T, T], row = query, as `LanguageModel.attention` returns for one sequence; or several
-            such tensors of equal shape by name, to be shown side by side.
+            such tensors of equal shape by name, to be shown side by side. Causal weights
+            take about half the room of others.
         query: the step that is chosen first; None is the last.
         layer: the layer that is shown first, from 0; None is the mean of all.
         head: the head that is shown first, from 0; None is the mean of all.
@@ -26,8 +35,9 @@ class AttentionExplorer(View):
     In a live notebook `query`, `layer` and `head` follow what its reader looks at.
 
     Raises:
-        TypeError, ValueError: tokens and weights do not fit, weights are no shares, or a number is out of
-            range.
+        TypeError: `tokens` or `weights` is of a wrong type.
+        ValueError: tokens and weights do not fit, a weight is not in [0, 1], or a choice
+            is out of range.
     """
 
     def __init__(
@@ -39,26 +49,29 @@ class AttentionExplorer(View):
         layer: int | None = None,
         head: int | None = None,
     ) -> None:
-        self.tokens = [str(token) for token in tokens]
+        self.tokens = texts_of(tokens)
+        length = check_count("tokens", self.tokens)
+        named = isinstance(weights, Mapping)
         panels = dict(weights) if isinstance(weights, Mapping) else {"": weights}
-        if not self.tokens or not panels:
-            found = f"{len(self.tokens)} tokens and {len(panels)} tensors of weights"
-            raise ValueError(f"tokens and weights must not be empty, got {found}")
-        shapes = {name: checked(name, panel, len(self.tokens)) for name, panel in panels.items()}
-        if len(set(shapes.values())) > 1:
-            raise ValueError(f"weights must have one shape, got {shapes}")
-        layers, heads = next(iter(shapes.values()))
-        chosen = {"query": (query, len(self.tokens)), "layer": (layer, layers), "head": (head, heads)}
+        check_count("weights", panels)
+        titles = {name: entry("weights", name) if named else "weights" for name in panels}
+        for name, panel in panels.items():
+            check_weights(titles[name], panel, length)
+        first = next(iter(panels))
+        layers, heads = panels[first].shape[:2]
+        for name, panel in panels.items():
+            check_shape(titles[name], panel, panels[first].shape, f" like {titles[first]}")
+        chosen = {"query": (query, length), "layer": (layer, layers), "head": (head, heads)}
         for name, (value, count) in chosen.items():
             if value is not None:
                 check_int(name, value, low=0, high=count - 1)
         start = {
-            "query": len(self.tokens) - 1 if query is None else query,
+            "query": length - 1 if query is None else query,
             "layer": -1 if layer is None else layer,
             "head": -1 if head is None else head,
         }
         size = {"layers": layers, "heads": heads}
-        shown = [{"name": name, "weights": packed(panel)} | size for name, panel in panels.items()]
+        shown = [{"name": str(name)} | packed(panel) | size for name, panel in panels.items()]
         super().__init__("explorer", {"tokens": self.tokens, "panels": shown}, start, "".join(self.tokens))
 
     @property
@@ -81,31 +94,31 @@ class AttentionExplorer(View):
         return f"AttentionExplorer({', '.join([f'{len(self.tokens)} tokens', *names])})"
 
 
-def checked(name: str, weights: Tensor, length: int) -> tuple[int, int]:
-    """The layers and heads of weights [L, H, T, T] over T tokens.
+def check_weights(name: str, weights: Any, length: int) -> None:
+    """Raise unless `weights` [L, H, T, T] over `length` tokens are numbers in [0, 1].
 
     Raises:
-        TypeError: they are no tensor.
-        ValueError: they have another shape, are too many for a page, or no shares.
+        TypeError: `weights` is not a tensor of real numbers.
+        ValueError: they have another shape, are too many for a page, or out of range.
     """
-    if not isinstance(weights, Tensor):
-        raise TypeError(f"weights must be a tensor, got {type(weights).__name__} {name!r}")
-    if weights.ndim != 4 or weights.shape[2:] != (length, length) or 0 in weights.shape:
-        raise ValueError(
-            f"weights must be [L, H, {length}, {length}] for {length} tokens, got {[*weights.shape]}"
-        )
+    check_shape(name, weights, ("L", "H", length, length), f" for {length} tokens")
     if weights.numel() > MOST:
-        raise ValueError(
-            f"weights must be at most {MOST} numbers for a page, got {weights.numel()}, {[*weights.shape]}"
-        )
-    low, high = (v.item() for v in torch.aminmax(weights.float().nan_to_num(nan=-1.0)))
-    if low < 0 or high > 1.001:
-        raise ValueError(f"weights must be shares from 0 to 1, got numbers from {low:g} to {high:g}")
-    return weights.shape[0], weights.shape[1]
+        found = f"{weights.numel()}, {[*weights.shape]}"
+        raise ValueError(f"{name} must be at most {MOST} numbers for a page, got {found}")
+    numbers = weights.detach().float()
+    check_entries(name, numbers, (numbers >= 0) & (numbers <= 1.001), "a share from 0 to 1")
 
 
-def packed(weights: Tensor) -> str:
-    """Weights [L, H, T, T] in base64, a byte each, round(255 sqrt(w)): the lower triangle, row after row."""
-    rows, columns = torch.tril_indices(*weights.shape[2:])
-    shares = weights.detach().float().cpu().clamp(0, 1)[..., rows, columns]
-    return base64.b64encode((255 * shares.sqrt()).round().to(torch.uint8).numpy().tobytes()).decode()
+def packed(weights: Tensor) -> dict[str, Any]:
+    """Weights [L, H, T, T] in base64, a byte each, round(255 sqrt(w)), row after row.
+
+    Of causal weights only the lower triangle is kept.
+    """
+    shares = weights.detach().float().cpu().clamp(0, 1)
+    levels = (255 * shares.sqrt()).round().to(torch.uint8)
+    causal = not levels.triu(1).any()
+    if causal:
+        rows, columns = torch.tril_indices(*weights.shape[2:])
+        levels = levels[..., rows, columns]
+    text = base64.b64encode(levels.numpy().tobytes()).decode()
+    return {"weights": text, "causal": causal}

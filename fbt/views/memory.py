@@ -3,13 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from fbt._checks import check_int
+from fbt._checks import check_instance, check_int
 from fbt.language_model import LanguageModel
 from fbt.views.trace import made_of, trace
-from fbt.views.view import View
+from fbt.views.view import View, check_count, check_finite, check_shape, entry, texts_of
 
 
 class Snapshot(NamedTuple):
@@ -36,25 +35,34 @@ class MemoryExplorer(View):
     In a live notebook `query` and `moment` follow what its reader looks at.
 
     Raises:
-        TypeError, ValueError: there is nothing to show, the sizes do not fit, or a number is out of range.
+        TypeError: an argument, or an entry of `snapshots`, is of a wrong type.
+        ValueError: there is nothing to show, the sizes do not fit, a number is not
+            finite, or `query` is out of range.
     """
 
     def __init__(
         self, tokens: Sequence[str], snapshots: Mapping[int, Snapshot], *, query: int | None = None
     ) -> None:
-        self.tokens = [str(token) for token in tokens]
-        if not self.tokens or not snapshots:
-            found = f"{len(self.tokens)} tokens and {len(snapshots)} snapshots"
-            raise ValueError(f"tokens and snapshots must not be empty, got {found}")
-        for step, (mixture, shares) in snapshots.items():
-            expected = (len(self.tokens), *mixture.shape)
-            if mixture.ndim != 1 or shares.shape != expected or not torch.isfinite(shares).all():
-                found = f"{[*shares.shape]} for a mixture {[*mixture.shape]}"
-                raise ValueError(f"shares must be finite, {[*expected]} at step {step}, got {found}")
-        query = len(self.tokens) - 1 if query is None else query
-        check_int("query", query, low=0, high=len(self.tokens) - 1)
+        self.tokens = texts_of(tokens)
+        length = check_count("tokens", self.tokens)
+        check_instance("snapshots", snapshots, Mapping)
+        check_count("snapshots", snapshots)
+        query = length - 1 if query is None else query
+        check_int("query", query, low=0, high=length - 1)
+        size: int | str = "L + 1"  # that of the first snapshot
+        for step, found in snapshots.items():
+            check_int("each key of snapshots", step, low=0)
+            name = entry("snapshots", step)
+            if not isinstance(found, tuple) or len(found) != 2:
+                raise TypeError(f"{name} must be a Snapshot, got {type(found).__name__}")
+            mixture, shares = found
+            check_shape(f"{name}.mixture", mixture, (size,))
+            size = len(mixture)
+            check_shape(f"{name}.shares", shares, (length, size), f" for {length} tokens")
+            check_finite(f"{name}.mixture", mixture)
+            check_finite(f"{name}.shares", shares)
         shown = [
-            {"step": int(step), "mixture": per_mille(mixture), "shares": per_mille(shares)}
+            {"step": step, "mixture": per_mille(mixture), "shares": per_mille(shares)}
             for step, (mixture, shares) in snapshots.items()
         ]
         start = {"query": query, "moment": len(shown) - 1}
@@ -76,5 +84,6 @@ class MemoryExplorer(View):
 
 def per_mille(shares: Tensor) -> list[int] | list[list[int]]:
     """Shares as whole numbers, which are short to write down."""
-    numbers: list[int] | list[list[int]] = (1000 * shares).round().int().tolist()
+    rounded = (1000 * shares.double()).round().long()
+    numbers: list[int] | list[list[int]] = rounded.tolist()
     return numbers

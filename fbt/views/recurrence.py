@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fbt._checks import check_int
+from fbt._checks import check_instance, check_int
 from fbt.views.trace import Trace
-from fbt.views.view import View
+from fbt.views.view import View, check_finite, check_shape, texts_of
 
 LONGEST = 12  # steps that fit side by side
 NUMBERS = 8  # of each vector that are shown
@@ -25,17 +25,17 @@ class RecurrenceExplorer(View):
     In a live notebook `moment` follows what its reader looks at.
 
     Raises:
-        ValueError: the sizes do not fit, there are several caches, or the moment is out of range.
+        TypeError: an argument, or a field of `read`, is of a wrong type.
+        ValueError: the sizes do not fit, there are several caches, a number is not
+            finite, or `moment` is out of range.
     """
 
     def __init__(self, tokens: Sequence[str], read: Trace, *, moment: int = 0) -> None:
-        self.tokens = [str(token) for token in tokens]
-        steps, layers = read.outputs.shape[0], read.outputs.shape[1] - 1
-        check_int("number of tokens", len(self.tokens), low=1, high=LONGEST)
-        if len(self.tokens) != steps:
-            raise ValueError(f"tokens must be {steps} like the steps read, got {len(self.tokens)}")
-        if len(read.keys) != 1:
-            raise ValueError(f"read must have one cache that all layers share, got {len(read.keys)}")
+        self.tokens = texts_of(tokens)
+        steps = len(self.tokens)
+        check_int("number of tokens", steps, low=1, high=LONGEST)
+        check_instance("read", read, Trace)
+        layers = check_trace(read, steps)
         check_int("moment", moment, low=0, high=steps * (layers + 3) - 1)
         data = {
             "tokens": self.tokens,
@@ -56,6 +56,27 @@ class RecurrenceExplorer(View):
 
     def __repr__(self) -> str:
         return f"RecurrenceExplorer({len(self.tokens)} tokens, {len(self._data['outputs']) - 1} layers)"
+
+
+def check_trace(read: Trace, steps: int) -> int:
+    """Return the number of layers in a trace of `steps` steps with one cache.
+
+    Raises:
+        TypeError: a field is not a tensor of real numbers.
+        ValueError: a field has another shape, or a number is not finite.
+    """
+    check_shape("read.outputs", read.outputs, (steps, "L + 1", "d"), f" for {steps} tokens")
+    _, outputs, width = read.outputs.shape
+    layers = outputs - 1
+    one = " (one cache that all layers share)"
+    check_shape("read.memory", read.memory, (steps, width))
+    check_shape("read.mixture", read.mixture, (outputs,))
+    check_shape("read.keys", read.keys, (1, steps, width), one)
+    check_shape("read.values", read.values, (1, steps, width), one)
+    check_shape("read.weights", read.weights, (layers, "H", steps, steps))
+    for name, numbers in read._asdict().items():
+        check_finite(f"read.{name}", numbers)
+    return layers
 
 
 def first_numbers(vectors: Tensor) -> list[list[int]]:

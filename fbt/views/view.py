@@ -1,16 +1,20 @@
-"""What the views share: a script each, as HTML that needs no kernel, and as a widget where one is live.
+"""What the views share: one script each, as HTML for pages and as a live widget.
 
-A view's script is `common.js` and its own file, its style `common.css` and its own. A page calls `render`
-with a model of plain values; where a kernel is live and anywidget installed, the same script is a widget, and
-Python can read what its reader has chosen.
+A view's script is `common.js` and its own file, its style `common.css` and its own. A
+page calls `render` with a model of plain values; in a live notebook with anywidget
+installed, the same script is a widget, and Python can read what was chosen.
 """
 
 import html
 import json
+import reprlib
 import sys
+from collections.abc import Iterable, Sequence, Sized
 from importlib.resources import files
 from importlib.util import find_spec
 from typing import Any
+
+from torch import Tensor
 
 from fbt._text import well_formed
 
@@ -57,7 +61,7 @@ class View:
         )
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        """HTML for pages and for Colab; where a kernel is live also the widget, which JupyterLab prefers."""
+        """HTML for pages and Colab; a live notebook gets a widget as well."""
         bundle: dict[str, Any] = {}
         if is_live() and find_spec(self.library):
             self._widget = self._widget or self.live()
@@ -65,7 +69,7 @@ class View:
         return bundle | {"text/plain": repr(self), "text/html": self.to_html()}
 
     def live(self) -> Any:
-        """The widget that stands for the view where a kernel is live.
+        """The widget that stands for the view in a live front end.
 
         Raises:
             ImportError: its library is not installed.
@@ -84,8 +88,21 @@ def style(name: str) -> str:
 
 
 def is_live() -> bool:
-    """Whether a kernel runs that shows widgets of its own; Colab shows HTML instead."""
-    return "ipykernel" in sys.modules and "google.colab" not in sys.modules
+    """Return whether someone is looking, through a front end that shows widgets.
+
+    A running kernel does not tell: nbclient, and with it nbconvert, papermill and
+    Jupyter Book, runs one to make pages, which would fetch the widget's manager from
+    the network. Such clients say with each request that nobody can answer `input()`;
+    front ends for people let them answer. Colab shows HTML.
+    """
+    ipython = sys.modules.get("IPython")
+    if ipython is None or "google.colab" in sys.modules:
+        return False
+    shell = ipython.get_ipython()
+    if not hasattr(shell, "get_parent"):  # plain Python, or IPython in a terminal
+        return False
+    # Other messages than requests to run code, such as a widget's, need a front end.
+    return bool(shell.get_parent().get("content", {}).get("allow_stdin", True))
 
 
 def bundle_of(live: Any) -> dict[str, Any]:
@@ -104,3 +121,60 @@ def widget(name: str, data: dict[str, Any], start: dict[str, int]) -> Any:
     members = {"_esm": script(name), "_css": style(name)} | traits
     # A front end keeps one style sheet for all classes of a name.
     return type(f"Live{name.title()}", (anywidget.AnyWidget,), members)(data=data, **start)
+
+
+def texts_of(tokens: Any) -> list[str]:
+    """The texts of the steps.
+
+    Raises:
+        TypeError: `tokens` is not a sequence.
+    """
+    if not isinstance(tokens, Iterable):
+        found = type(tokens).__name__
+        raise TypeError(f"tokens must be a sequence of texts, got {found}")
+    return [str(token) for token in tokens]
+
+
+def entry(name: str, key: Any) -> str:
+    """An entry of an argument as a message names it: weights['first']."""
+    return f"{name}[{reprlib.repr(key)}]"
+
+
+def check_count(name: str, values: Sized) -> int:
+    """Return how many values there are; raise a ValueError if there are none."""
+    if not values:
+        raise ValueError(f"{name} must not be empty")
+    return len(values)
+
+
+def check_shape(name: str, value: Any, sizes: Sequence[int | str], why: str = "") -> None:
+    """Raise unless `value` is a tensor of real numbers of the given sizes, none 0.
+
+    A size given as a text, such as "L", may be any.
+
+    Raises:
+        TypeError: `value` is not a tensor of real numbers.
+        ValueError: it has another shape.
+    """
+    if not isinstance(value, Tensor) or value.is_complex():
+        found = type(value).__name__ if not isinstance(value, Tensor) else value.dtype
+        raise TypeError(f"{name} must be a tensor of real numbers, got {found}")
+    fits = len(sizes) == value.ndim and all(
+        isinstance(size, str) or size == found for size, found in zip(sizes, value.shape, strict=True)
+    )
+    if not fits or 0 in value.shape:
+        expected = ", ".join(map(str, sizes))
+        raise ValueError(f"{name} must be [{expected}]{why}, got {[*value.shape]}")
+
+
+def check_finite(name: str, numbers: Tensor) -> None:
+    """Raise a ValueError that names the first infinite or NaN entry of `numbers`."""
+    check_entries(name, numbers, numbers.isfinite(), "finite")
+
+
+def check_entries(name: str, numbers: Tensor, right: Tensor, what: str) -> None:
+    """Raise a ValueError that names the first of `numbers` where `right` is False."""
+    if not right.all():
+        place = (~right).nonzero()[0].tolist()
+        found = numbers[tuple(place)].item()
+        raise ValueError(f"{name}{place} must be {what}, got {found:g}")
