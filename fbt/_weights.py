@@ -8,14 +8,14 @@ large file and header may be, and whether names, shapes and types of the tensors
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fbt._files import naming, write_whole
+from fbt._files import naming
 
 LARGEST = 2**32  # bytes of a file
 LONGEST_HEADER = 2_000_000  # bytes of it; the library would take 100 MB, and a gigabyte of memory for them
@@ -124,12 +124,17 @@ def reading(path: Path, kind: str) -> Iterator[Stored]:
             raise ValueError(str(error)) from error
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a file of tensors, whole or not at all.
+def serialise(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """Return the bytes of a file of tensors that `reading` takes.
+
+    Args:
+        path: where the file is going to be, for messages.
+        tensors: by name.
+        metadata: texts by name.
 
     Raises:
-        ValueError: it would be larger than what `reading` takes, or have a name that the library cannot open.
-        OSError: it cannot be written.
+        ValueError: if the file would be too large, or its path cannot be opened by the
+            library.
     """
     try:
         str(path).encode()
@@ -139,7 +144,13 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -
     own = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
     data = save(own, metadata)
     check_sizes(path, len(data), data[:8])
-    write_whole(path, data)
+    return data
+
+
+def header_of(file: IO[bytes]) -> bytes:
+    """Return the header of a file of tensors, not parsed: metadata, names, shapes."""
+    length = file.read(8)
+    return length + file.read(min(int.from_bytes(length, "little"), LONGEST_HEADER))
 
 
 def check_sizes(path: Path, size: int, start: bytes) -> None:
