@@ -8,9 +8,9 @@ takes nothing but a regular file that stays as it is while it is read.
 from __future__ import annotations
 
 import errno
-import glob
 import hashlib
 import os
+import re
 import secrets
 import stat
 import sys
@@ -56,75 +56,131 @@ def sha256(data: bytes) -> str:
 
 @contextmanager
 def writing_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """As `replacing`, after creating missing parent folders."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with replacing(Path(path)) as file:
+        yield file
+
+
+@contextmanager
+def replacing(target: Path, dir_fd: int | None = None) -> Iterator[IO[bytes]]:
     """Open a file for writing that takes its name only once everything in it is safe on disk.
 
-    The bytes go to a temporary file in the same folder, which then replaces `path` in one step. A reader, or
-    another process writing the same file, sees the old file or the new one, never a part of either. A process
-    killed while writing leaves its temporary file behind; the next one to write `path` removes it first.
+    The bytes go to a temporary file in the same folder, which then replaces `target`
+    in one step. A reader, or another process writing the same file, sees the old file
+    or the new one, never a part of either. A process killed while writing leaves its
+    temporary file behind; the next one to write `target` removes it first.
 
     Args:
-        path: the file to write; missing parent folders are created.
+        target: the file to write. If it exists its permission bits are kept; those of
+            a new file follow the umask.
+        dir_fd: descriptor of the folder to write into, wherever that is now; the rest of
+            `target` is then for messages alone. None uses the whole path.
 
     Yields:
         A binary file, open for writing.
 
     Raises:
-        OSError: the folder cannot be created or the file cannot be written; the message names `path`.
-            Whatever is raised, here or in the caller's block, the temporary file is removed and `path` is
-            left as it was.
+        OSError: if there is no such folder or the file cannot be written; the message
+            names `target`. Whatever is raised, here or in the caller's block, the
+            temporary file is removed and `target` is left as it was.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(target)
-    temporary: Path | None = None
+    _remove_leftovers(target, dir_fd)
+    temporary: str | None = None
     try:
-        with _temporary(target) as file:
-            temporary = Path(file.name)
+        with _temporary(target, dir_fd) as file:
+            temporary = file.name
             yield file
             file.flush()
             os.fsync(file.fileno())
             if sys.platform != "win32":
-                temporary.replace(target)  # before the lock goes with the open file
+                _rename(temporary, target, dir_fd)  # before the lock goes with the open file
         if sys.platform == "win32":
-            temporary.replace(target)  # which Windows refuses for an open file
+            _rename(temporary, target, dir_fd)  # which Windows refuses for an open file
     except BaseException as error:
         if temporary is not None:
             with suppress(OSError):
-                temporary.unlink()
+                os.unlink(temporary, dir_fd=dir_fd)
         # What the system says of a write, or of the temporary file, is said of the file that was wanted.
-        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
+        if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
             raise OSError(error.errno, error.strerror, str(target)) from error
         raise
 
 
-def _temporary(target: Path) -> IO[bytes]:
+def _relative(target: Path, dir_fd: int | None) -> str:
+    """The path of `target` for a call to the system that also takes `dir_fd`."""
+    return str(target) if dir_fd is None else target.name
+
+
+def _rename(temporary: str, target: Path, dir_fd: int | None) -> None:
+    os.replace(temporary, _relative(target, dir_fd), src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+
+
+def _permissions(target: Path, dir_fd: int | None) -> int | None:
+    """The permission bits of a regular file, or None if there is none, as on Windows."""
+    if sys.platform == "win32":
+        return None
+    try:
+        found = os.stat(_relative(target, dir_fd), dir_fd=dir_fd, follow_symlinks=False)
+    except OSError:
+        return None
+    return found.st_mode & 0o777 if stat.S_ISREG(found.st_mode) else None
+
+
+def _temporary(target: Path, dir_fd: int | None) -> IO[bytes]:
     """A new file beside `target`, locked as long as its writer lives: `_remove_leftovers` lets it be."""
+    kept = _permissions(target, dir_fd)
+
+    def create(path: str, flags: int) -> int:
+        # Never open to more readers than `target`, not even while it is empty.
+        return os.open(path, flags, 0o666 if kept is None else kept, dir_fd=dir_fd)
+
     while True:
         # Opened by name rather than with tempfile, whose files nobody but their owner may read.
-        path = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
+        name = f".{target.name}.{secrets.token_hex(8)}.part"
+        path = _relative(target.with_name(name), dir_fd)
         try:
-            file = path.open("xb")
+            file = open(path, "xb", opener=create)  # noqa: SIM115
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(target)) from error
         if sys.platform != "win32":
+            if kept is not None:
+                with suppress(OSError):  # a file system without permissions
+                    os.fchmod(file.fileno(), kept)
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(file, fcntl.LOCK_EX)
-        if path.exists():
+        with suppress(FileNotFoundError):
+            os.stat(path, dir_fd=dir_fd)
             return file
         file.close()  # taken for a leftover in the moment before it was locked
 
 
-def _remove_leftovers(target: Path) -> None:
+def _remove_leftovers(target: Path, dir_fd: int | None) -> None:
     """Remove the temporary files of writers that were killed; one that lives has locked its own.
 
     Where there are no such locks, as on Windows, they stay.
     """
     if sys.platform == "win32":
         return
-    for path in target.parent.glob(f".{glob.escape(target.name)}.{'?' * 16}.part"):
-        with suppress(OSError), path.open("rb+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
+    pattern = re.compile(rf"\.{re.escape(target.name)}\..{{16}}\.part", re.DOTALL)
+    with suppress(OSError):
+        with os.scandir(target.parent if dir_fd is None else dir_fd) as entries:
+            names = [entry.name for entry in entries]
+        for name in filter(pattern.fullmatch, names):
+            _remove_leftover(_relative(target.with_name(name), dir_fd), dir_fd)
+
+
+def _remove_leftover(path: str, dir_fd: int | None) -> None:
+    if sys.platform == "win32":
+        return
+    with suppress(OSError):
+        # It may be anything: a link is not followed, a pipe is not waited for.
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path, dir_fd=dir_fd)
+        finally:
+            os.close(descriptor)
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
@@ -135,7 +191,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
         data: everything the file is to hold.
 
     Raises:
-        OSError: as for `writing_whole`.
+        OSError: as for `replacing`.
     """
     with writing_whole(path) as file:
         file.write(data)

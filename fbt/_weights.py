@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from fbt._checks import check_choice, check_instance, check_int
-from fbt._files import LARGEST, check_size, named, naming, opened, write_whole
+from fbt._files import LARGEST, check_size, named, naming, opened
 from fbt._text import parsed
 
 LONGEST_HEADER = 2_000_000  # bytes of it
@@ -299,14 +299,10 @@ def serialise(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, 
     return file.getvalue()
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a file of tensors, whole or not at all.
-
-    Raises:
-        ValueError: as in `serialise`.
-        OSError: it cannot be written.
-    """
-    write_whole(path, serialise(path, tensors, metadata))
+def header_of(file: IO[bytes]) -> bytes:
+    """Return the header of a file of tensors, not parsed: metadata, names, shapes."""
+    length = file.read(8)
+    return length + file.read(min(int.from_bytes(length, "little"), LONGEST_HEADER))
 
 
 def check_sizes(path: Path, size: int, start: bytes) -> None:

@@ -5,6 +5,7 @@ random state is kept: batches and dropout of a step depend on the seed and the s
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,16 @@ from torch import Tensor
 from fbt._checks import check_instance, check_int
 from fbt._files import named, naming
 from fbt._text import made_of, parsed
-from fbt._weights import Entry, Shape, check_sizes, check_tensors, check_weights, part_of, reading, write
+from fbt._weights import (
+    Entry,
+    Shape,
+    check_sizes,
+    check_tensors,
+    check_weights,
+    part_of,
+    reading,
+    serialise,
+)
 from fbt.config import Config
 from fbt.data import CharTokenizer
 from fbt.language_model import CHECKPOINT_FILE as CHECKPOINT_FILE
@@ -26,6 +36,39 @@ from fbt.state import State
 
 PARTS = (CHECKPOINT_PART, "state.", "optimizer.")
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What the file of metrics looked like when the checkpoint was written.
+
+    Attributes:
+        size: its length in bytes; lines that were written later are not counted.
+        sha256: SHA-256 of these bytes, 64 hexadecimal digits.
+    """
+
+    size: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        """Check both fields."""
+        check_int("size", self.size, low=0)
+        check_instance("sha256", self.sha256, str)
+        if re.fullmatch("[0-9a-f]{64}", self.sha256) is None:
+            raise ValueError(f"sha256 must be 64 hexadecimal digits, got {self.sha256[:80]!r}")
+
+    def to_json(self) -> str:
+        """Return both fields as a JSON object."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Fingerprint":
+        """Return the inverse of `to_json`.
+
+        Raises:
+            TypeError, ValueError: if a field is missing, unknown or not allowed.
+        """
+        return made_of("metrics", cls, parsed("metrics", text))
 
 
 @dataclass(frozen=True)
@@ -85,19 +128,28 @@ class Settings:
         return names | asdict(self.config) | asdict(self.recipe)
 
 
-def save_checkpoint(
-    folder: Path,
+def checkpoint_bytes(
+    path: Path,
     step: int,
     settings: Settings,
     model: LanguageModel,
     optimizer: torch.optim.Optimizer,
     state: State | None,
-) -> None:
-    """Write the checkpoint after `step` steps, whole or not at all.
+    metrics: Fingerprint,
+) -> bytes:
+    """Return the bytes of the checkpoint after `step` steps.
+
+    Args:
+        path: where the file is going to be, for messages.
+        step: the number of steps taken.
+        settings: of the run.
+        model: with its tokenizer.
+        optimizer: whose moments are saved.
+        state: the carried memory, if any.
+        metrics: fingerprint of the file of metrics up to this step.
 
     Raises:
-        ValueError: it would be larger than `Checkpoint.load` reads.
-        OSError: it cannot be written.
+        ValueError: if it would be larger than `Checkpoint.load` reads.
     """
     tensors = {f"{CHECKPOINT_PART}{name}": value for name, value in model.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
@@ -105,22 +157,12 @@ def save_checkpoint(
     if state is not None:
         for i, (keys, values) in enumerate(zip(state.keys, state.values, strict=True)):
             tensors |= {f"state.keys.{i}": keys, f"state.values.{i}": values}
-    metadata = {"step": str(step), "settings": settings.to_json()}
+    metadata = {"step": str(step), "settings": settings.to_json(), "metrics": metrics.to_json()}
     if model.tokenizer is not None:
         metadata["vocabulary"] = json.dumps(model.tokenizer.vocabulary)
-    path = folder / CHECKPOINT_FILE
     # The first checkpoint has no moments, two numbers to a weight; that the next is too large shows now.
     check_sizes(path, 3 * sum(p.numel() * p.element_size() for p in model.parameters()), b"")
-    write(path, tensors, metadata)
-
-
-def saved_step(folder: Path) -> int | None:
-    """The step of the checkpoint in a folder, or None where there is none."""
-    path = folder / CHECKPOINT_FILE
-    if not path.exists():
-        return None
-    with reading(path, "checkpoint") as file:
-        return _step(file.text("step"))
+    return serialise(path, tensors, metadata)
 
 
 def _step(text: str, high: int | None = None) -> int:
@@ -138,6 +180,7 @@ class Checkpoint:
         path: where it was read.
         step: how many steps had been taken.
         settings: what the run is.
+        metrics: fingerprint of the file of metrics up to this step.
         vocabulary: the tokenizer's characters.
         tensors: weights, moments and carried memory, by their names in the file.
     """
@@ -145,6 +188,7 @@ class Checkpoint:
     path: Path
     step: int
     settings: Settings
+    metrics: Fingerprint
     vocabulary: str
     tensors: dict[str, Tensor]
 
@@ -163,6 +207,7 @@ class Checkpoint:
         with reading(path, "checkpoint") as file:
             settings = Settings.from_json(file.text("settings"))
             step = _step(file.text("step"), high=settings.recipe.steps)
+            metrics = Fingerprint.from_json(file.text("metrics"))
             tokenizer = CharTokenizer.from_vocabulary(parsed("vocabulary", file.text("vocabulary")))
             check_tokenizer(tokenizer, settings.config)
             check_weights(file.tensors, shapes_of(settings.config), CHECKPOINT_PART)
@@ -178,7 +223,7 @@ class Checkpoint:
                     got = entry.dtype
                     raise ValueError(f"{name!r} must be of {dtype} as the weights are, got {got}")
             tensors = dict(file.read())
-        return cls(path, step, settings, tokenizer.vocabulary, tensors)
+        return cls(path, step, settings, metrics, tokenizer.vocabulary, tensors)
 
     def restore(
         self, model: LanguageModel, optimizer: torch.optim.Optimizer, device: torch.device

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from fbt._checks import check_choice, check_instance
-from fbt._files import named
+from fbt._files import named, write_whole
 from fbt._text import made_of, parsed
-from fbt._weights import Shape, Stored, check_weights, reading, write
+from fbt._weights import Shape, Stored, check_weights, reading, serialise
 from fbt.config import Config
 from fbt.data import CharTokenizer
 from fbt.feedback import FeedbackBody
@@ -292,14 +292,8 @@ class LanguageModel(nn.Module):
                 changed.
             OSError: it cannot be written.
         """
-        metadata = {"format": "pt", "config": json.dumps(asdict(self.config))}
-        if self.tokenizer is not None:
-            check_tokenizer(self.tokenizer, self.config)  # the config may be another by now
-            metadata["vocabulary"] = json.dumps(self.tokenizer.vocabulary)
         path = Path(folder) / WEIGHTS_FILE
-        weights = self.state_dict()
-        check_weights(weights, shapes_of(self.config))
-        write(path, weights, metadata)
+        write_whole(path, model_bytes(self, path))
         return path
 
     @classmethod
@@ -423,6 +417,25 @@ def shapes_of(config: Config) -> Iterator[tuple[str, Shape]]:
         layers = range(1, config.n_layers) if ".1." in name else range(1)
         for layer in layers:
             yield name.replace(".1.", f".{layer}."), tuple(sizes[size] for size in tensor.shape)
+
+
+def model_bytes(model: LanguageModel, path: Path) -> bytes:
+    """Return the bytes of the file that `save_pretrained` writes.
+
+    Args:
+        model: the model to save.
+        path: where the file is going to be, for messages.
+
+    Raises:
+        ValueError: as in `save_pretrained`.
+    """
+    metadata = {"format": "pt", "config": json.dumps(asdict(model.config))}
+    if model.tokenizer is not None:
+        check_tokenizer(model.tokenizer, model.config)  # either may have changed
+        metadata["vocabulary"] = json.dumps(model.tokenizer.vocabulary)
+    weights = model.state_dict()
+    check_weights(weights, shapes_of(model.config))
+    return serialise(path, weights, metadata)
 
 
 def check_tokenizer(tokenizer: CharTokenizer, config: Config) -> None:

@@ -22,10 +22,11 @@ import torch.nn.functional as F
 from hostile_files import held_short, put_together, reason, taken_apart
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from small_runs import fingerprint, save_checkpoint
 
 from fbt import CharTokenizer, Config, LanguageModel
 from fbt._corpus import PLAYS, REPLACEMENTS, rebuild
-from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint, Settings, save_checkpoint
+from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint, Settings
 from fbt.language_model import WEIGHTS_FILE
 from fbt.recipe import Recipe
 from fbt.training.loop import adamw
@@ -193,8 +194,8 @@ def saved_checkpoints() -> list[bytes]:
         optimizer, state = adamw(lm, RECIPE), None
         for _ in range(2):
             state = a_step(lm, optimizer, state)
-        save_checkpoint(FOLDER, 2, Settings(config, RECIPE, "text.txt", "abc", None), lm, optimizer, state)
-        found.append((FOLDER / CHECKPOINT_FILE).read_bytes())
+        settings = Settings(config, RECIPE, "text.txt", "abc", None)
+        found.append(save_checkpoint(FOLDER, 2, settings, lm, optimizer, state).read_bytes())
     return found
 
 
@@ -234,19 +235,22 @@ def check_checkpoint(data: bytes) -> bool:
         reason(path, error)
         return False
     assert 0 <= checkpoint.step <= checkpoint.settings.recipe.steps
+    assert checkpoint.metrics.size >= 0 and len(checkpoint.metrics.sha256) == 64
     a_step(lm, optimizer, state)
     return True
 
 
 def check_metrics(text: str) -> bool:
     path = FOLDER / METRICS_FILE
-    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    data = text.encode("utf-8", "surrogatepass")
+    path.write_bytes(data)
     try:
-        metrics = read_metrics(FOLDER, 10)
+        metrics = read_metrics(FOLDER, fingerprint(data), METRIC["step"])
     except ValueError as error:
         reason(path, error)
         return False
-    assert all(metric["step"] <= 10 and metric["seconds"] >= 0 for metric in metrics)
+    assert all(metric["step"] >= 0 and metric["seconds"] >= 0 for metric in metrics)
+    assert metrics[-1]["step"] == METRIC["step"]
     return True
 
 

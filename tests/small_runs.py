@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from fbt._files import sha256
+from fbt.checkpoint import CHECKPOINT_FILE, Fingerprint, checkpoint_bytes
 from fbt.training import Run, train
 
 # Of other processes: warnings are errors, but for a folder that torch 2.6 leaves to be cleaned up.
@@ -33,6 +35,18 @@ SMALL: dict[str, Any] = {
 def small_run(text: str | Path = TEXT, **changes: Any) -> Run:
     """Train a small model without a bar."""
     return train(text, **{"progress": False} | SMALL | changes)
+
+
+def fingerprint(data: bytes) -> Fingerprint:
+    """Of a file of metrics that holds these bytes."""
+    return Fingerprint(len(data), sha256(data))
+
+
+def save_checkpoint(folder: Path, step: int, *what: Any, metrics: bytes = b"") -> Path:
+    """Write the checkpoint of a run without a run."""
+    path = folder / CHECKPOINT_FILE
+    path.write_bytes(checkpoint_bytes(path, step, *what, fingerprint(metrics)))
+    return path
 
 
 def small_command(data: Path, folder: Path, **changes: Any) -> list[str]:

@@ -1,15 +1,18 @@
 """What `fbt.checkpoint` writes comes back as it was, and what is not a checkpoint is named."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hostile_files import put_together, taken_apart
 from safetensors.torch import save_file
+from small_runs import fingerprint, save_checkpoint
 
 from fbt import CharTokenizer, Config, LanguageModel, State
-from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint, Settings, save_checkpoint
+from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint, Fingerprint, Settings
 from fbt.recipe import Recipe
 from fbt.training.loop import adamw
 
@@ -39,10 +42,13 @@ def step(model: LanguageModel, optimizer: torch.optim.AdamW, state: State | None
 
 def test_weights_moments_memory_and_settings_come_back(tmp_path: Path) -> None:
     model, optimizer, state = stepped()
-    save_checkpoint(tmp_path, 2, SETTINGS, model, optimizer, state)
+    save_checkpoint(tmp_path, 2, SETTINGS, model, optimizer, state, metrics=b"abc")
     assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT_FILE]
     checkpoint = Checkpoint.load(tmp_path)
     assert (checkpoint.step, checkpoint.settings, checkpoint.vocabulary) == (2, SETTINGS, "abcde")
+    # FIPS 180-2, appendix B.1.
+    abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert checkpoint.metrics == Fingerprint(3, abc)
 
     torch.manual_seed(1)
     other = LanguageModel(CONFIG)
@@ -95,6 +101,42 @@ def test_the_text_counts_and_not_where_it_came_from() -> None:
 def test_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=f"no {CHECKPOINT_FILE} in .*there is no run to resume"):
         Checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        (None, "there is no metrics in its metadata"),  # as before there was a fingerprint
+        ("{", "metrics is no JSON that can be read"),
+        ("[]", "metrics must be of type dict"),
+        ({}, "missing .* 'size' and 'sha256'"),
+        ({"size": 1}, "missing .* 'sha256'"),
+        ({"size": 1, "sha256": "0" * 64, "md5": ""}, "unexpected keyword argument 'md5'"),
+        ({"size": -1, "sha256": "0" * 64}, "size must be an int >= 0, got -1"),
+        ({"size": 1.5, "sha256": "0" * 64}, "size must be an int >= 0, got 1.5"),
+        ({"size": True, "sha256": "0" * 64}, "size must be an int >= 0, got True"),
+        ({"size": 1, "sha256": None}, "sha256 must be of type str, got None"),
+        ({"size": 1, "sha256": "0" * 63}, "sha256 must be 64 hexadecimal digits, got '000"),
+        ({"size": 1, "sha256": "A" * 64}, "sha256 must be 64 hexadecimal digits, got 'AAA"),
+        ({"size": 1, "sha256": "0" * 64 + "\n"}, "sha256 must be 64 hexadecimal digits, got"),
+    ],
+)
+def test_a_bad_fingerprint_is_named(tmp_path: Path, metrics: object, message: str) -> None:
+    path = save_checkpoint(tmp_path, 2, SETTINGS, *stepped())
+    header, numbers = taken_apart(path.read_bytes())
+    if metrics is None:
+        del header["__metadata__"]["metrics"]
+    else:
+        text = metrics if isinstance(metrics, str) else json.dumps(metrics)
+        header["__metadata__"]["metrics"] = text
+    path.write_bytes(put_together(header, numbers))
+    with pytest.raises(ValueError, match=f"{CHECKPOINT_FILE} is not a whole checkpoint .*{message}"):
+        Checkpoint.load(tmp_path)
+
+
+def test_a_fingerprint_survives_json() -> None:
+    found = fingerprint(b"abc")
+    assert Fingerprint.from_json(found.to_json()) == found
 
 
 @pytest.mark.parametrize("kept", [0, 7, 100, -1])

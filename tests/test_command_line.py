@@ -1,5 +1,6 @@
 """`python -m fbt.training`: in this process where that will do, in one of its own where it is killed."""
 
+import json
 import os
 import random
 import signal
@@ -35,6 +36,13 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
+def steps_in(folder: Path) -> list[int]:
+    """The steps of all whole lines of metrics so far."""
+    path = folder / METRICS_FILE
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
+
+
 def begin(words: list[str], folder: Path) -> "subprocess.Popen[str]":
     """Start a process and wait until it has saved a step drawn at random."""
     step = random.randint(7, 60)
@@ -42,9 +50,7 @@ def begin(words: list[str], folder: Path) -> "subprocess.Popen[str]":
         COMMAND + words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 300
-    while not (folder / METRICS_FILE).exists() or not any(
-        metric["step"] >= step for metric in read_metrics(folder, LONG["steps"])
-    ):
+    while not any(written >= step for written in steps_in(folder)):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -66,12 +72,15 @@ def test_a_killed_run_resumes_bit_for_bit(kind: dict[str, Any], data: Path, tmp_
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    step = Checkpoint.load(folder).step
+    checkpoint = Checkpoint.load(folder)
+    step = checkpoint.step
     assert 0 <= step < 150
     names = {path.name for path in folder.iterdir()}
     assert {name for name in names if not name.endswith(".part")} == {CHECKPOINT_FILE, METRICS_FILE}
     # However the kill fell between the two files, the metrics are whole and reach the checkpoint.
-    assert [m["step"] for m in read_metrics(folder, step) if "loss" in m] == list(range(1, step + 1))
+    assert [m["step"] for m in read_metrics(folder, checkpoint.metrics, step) if "loss" in m] == [
+        *range(1, step + 1)
+    ]
     run = resume(folder, progress=False)
     assert_same_run(run, uninterrupted(**kind))
     assert not [path for path in folder.iterdir() if path.name.endswith(".part")]

@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 import stat
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import IO
 import pytest
 
 from fbt import _files
-from fbt._files import cache_folder, sha256, write_whole, writing_whole
+from fbt._files import cache_folder, replacing, sha256, write_whole, writing_whole
 
 
 def names(folder: Path) -> list[str]:
@@ -139,6 +140,70 @@ def test_the_file_has_a_new_file_s_permissions(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no permission bits")
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o400, 0o666, 0o755])
+def test_a_file_keeps_its_permissions(tmp_path: Path, mode: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    created, fchmod = [], os.fchmod
+
+    def noted(descriptor: int, wanted: int) -> None:
+        created.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
+        fchmod(descriptor, wanted)
+
+    monkeypatch.setattr(os, "fchmod", noted)
+    previous = os.umask(0o022)
+    try:
+        write_whole(path, b"new")
+    finally:
+        os.umask(previous)
+    assert path.read_bytes() == b"new"
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+    assert created == [mode & ~0o022]  # nobody else could open it before it had its bits
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such pipes")
+def test_a_pipe_or_a_link_among_the_leftovers_is_not_waited_for_nor_followed(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    os.mkfifo(folder / ".file.0123456789abcdef.part")
+    (tmp_path / "other").write_bytes(b"kept")
+    (folder / ".file.0123456789abcdee.part").symlink_to(tmp_path / "other")
+    (folder / ".file.0123456789abcded.part").symlink_to(tmp_path)
+    write_whole(folder / "file", b"new")
+    assert (folder / "file").read_bytes() == b"new"
+    assert (tmp_path / "other").read_bytes() == b"kept"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no descriptors of folders")
+def test_a_descriptor_leads_to_its_folder_wherever_that_is(tmp_path: Path) -> None:
+    first, moved = tmp_path / "first", tmp_path / "moved"
+    first.mkdir()
+    (first / "file").write_bytes(b"old")
+    (first / ".file.0123456789abcdef.part").write_bytes(b"half")
+    descriptor = os.open(first, os.O_RDONLY)
+    try:
+        first.rename(moved)
+        first.mkdir()
+        (first / "file").write_bytes(b"another's")
+        with replacing(first / "file", descriptor) as file:
+            file.write(b"new")
+        with pytest.raises(RuntimeError), replacing(first / "file", descriptor) as file:
+            raise RuntimeError
+        assert {path.name: path.read_bytes() for path in moved.iterdir()} == {"file": b"new"}
+        assert {path.name: path.read_bytes() for path in first.iterdir()} == {"file": b"another's"}
+        shutil.rmtree(moved)
+        with (
+            pytest.raises(FileNotFoundError, match=r"'.*/first/file'$"),
+            replacing(first / "file", descriptor),
+        ):
+            pass
+    finally:
+        os.close(descriptor)
+    assert not moved.exists()
+
+
 def test_the_home_of_nobody_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FBT_CACHE", "~nobody-of-this-name/cache")
     with pytest.raises(ValueError, match="FBT_CACHE must name a folder, got '~nobody-of-this-name/cache'"):
@@ -153,14 +218,14 @@ def test_a_file_is_whole_on_disk_before_it_has_its_name(
     import fcntl  # not on Windows
 
     found: list[int] = []
-    replace = Path.replace
+    replace = os.replace
 
-    def noted(self: Path, target: Path) -> Path:
-        found.append(self.stat().st_size)
-        with self.open("rb+") as file, pytest.raises(BlockingIOError):
+    def noted(source: str, target: str, **folders: int | None) -> None:
+        found.append(Path(source).stat().st_size)
+        with Path(source).open("rb+") as file, pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return replace(self, target)
+        replace(source, target, **folders)
 
-    monkeypatch.setattr(Path, "replace", noted)
+    monkeypatch.setattr(os, "replace", noted)
     write_whole(tmp_path / "file", b"x" * size)
     assert found == [size]

@@ -1,10 +1,19 @@
 """A run's folder: who may write into it, and what is said and left when it cannot be written any more."""
 
 import errno
+import itertools
+import json
+import multiprocessing
 import os
+import re
 import resource
 import shutil
-from collections.abc import Callable
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +21,13 @@ import pytest
 from small_runs import TEXT, assert_same_run, small_command, small_run
 
 from fbt import _files
-from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint, save_checkpoint
+from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint
+from fbt.language_model import WEIGHTS_FILE
+from fbt.training import Run, resume
+from fbt.training import folder as training_folder
 from fbt.training import loop as training_loop
-from fbt.training import resume
-from fbt.training import run as training_run
 from fbt.training.__main__ import main
-from fbt.training.folder import FolderGone, held
+from fbt.training.folder import FolderGone, FolderTaken, RunFolder
 from fbt.training.loop import Trainer
 from fbt.training.metrics import METRICS_FILE
 from fbt.training.run import LOSS_FIGURE
@@ -57,14 +67,18 @@ def at_step(step: int, do: Callable[[], object], patch: Patch) -> None:
 
 
 def test_a_folder_is_held_by_one_and_free_afterwards(folder: Path) -> None:
-    with held(folder) as check:
-        check()
+    place = RunFolder(folder)
+    with place.held():
+        place.check()
         with (
-            pytest.raises(BlockingIOError, match=r"another process is training into this folder: .*a run"),
-            held(folder),
+            pytest.raises(
+                BlockingIOError, match=r"another process is training into this folder: .*a run"
+            ) as caught,
+            RunFolder(folder).held(),
         ):
             pass
-    with held(folder):
+        assert caught.value.__notes__ == ["it is this process itself"]
+    with RunFolder(folder).held():
         pass
     assert list(folder.iterdir()) == []  # no lock file
 
@@ -75,11 +89,13 @@ def test_a_second_process_is_told_in_a_line_and_disturbs_nothing(
     monkeypatch.setattr(training_loop.Interrupt, "asked", True)
     small_run(data, folder=folder)
     before = files(folder)
-    with held(folder):
+    with RunFolder(folder).held():
         assert main(["--resume", str(folder), "--log=tensorboard"]) == 2
         assert main(small_command(data, folder)) == 2
     refused, found = capsys.readouterr().err.splitlines()
-    assert refused.endswith(f"another process is training into this folder: '{folder}'")
+    assert refused.endswith(
+        f"another process is training into this folder: '{folder}'; it is this process itself"
+    )
     assert "holds a run already" in found
     assert files(folder) == before
 
@@ -88,19 +104,77 @@ def test_a_second_process_is_told_in_a_line_and_disturbs_nothing(
 def test_a_run_that_ended_just_before_the_folder_was_held_is_kept(
     begun: bool, folder: Path, monkeypatch: Patch
 ) -> None:
-    def late(place: Path) -> Any:
-        monkeypatch.setattr(training_run, "held", held)
-        small_run(folder=folder, resume=True)
-        return held(place)
-
     if begun:
         with monkeypatch.context() as patch:
             patch.setattr(training_loop.Interrupt, "asked", True)
             small_run(folder=folder)
-    monkeypatch.setattr(training_run, "held", late)
-    with pytest.raises(FileExistsError, match=r"another process has trained into .*a run meanwhile"):
+    just_before_holding(lambda: small_run(folder=folder, resume=True), monkeypatch)
+    with pytest.raises(FolderTaken, match=r"another process has trained into .*a run meanwhile"):
         small_run(folder=folder, resume=begun)
     assert Checkpoint.load(folder).step == 11
+
+
+def just_before_holding(do: Callable[[], object], monkeypatch: Patch) -> None:
+    """Have something happen after the next run has looked into its folder."""
+    hold = RunFolder.held
+
+    def late(self: RunFolder) -> Any:
+        monkeypatch.setattr(RunFolder, "held", hold)
+        do()
+        return hold(self)
+
+    monkeypatch.setattr(RunFolder, "held", late)
+
+
+@pytest.mark.parametrize("name", [CHECKPOINT_FILE, WEIGHTS_FILE])
+def test_a_folder_put_in_the_place_just_before_it_was_held_is_kept(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    """It may be at the same step, or hold weights alone."""
+    other = tmp_path / "other"
+    for place in (folder, other):
+        with monkeypatch.context() as patch:
+            patch.setattr(training_loop.Interrupt, "asked", True)
+            small_run(folder=place, seed=int(place == other))
+    if name == WEIGHTS_FILE:
+        shutil.rmtree(folder)
+        (other / CHECKPOINT_FILE).rename(other / WEIGHTS_FILE)
+    before = files(other)
+
+    def swap() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        other.rename(folder)
+
+    just_before_holding(swap, monkeypatch)
+    with pytest.raises(FolderTaken):
+        small_run(folder=folder, resume=True)
+    assert files(folder) == before
+
+
+def test_where_there_are_no_locks_one_of_two_runs_stops(folder: Path, monkeypatch: Patch) -> None:
+    """Each looks at the checkpoint before it writes: it must be its own."""
+
+    def no_locks(*args: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    expected = small_run()
+    monkeypatch.setattr(_files.fcntl, "flock", no_locks)
+    other: list[Run] = []
+    began: list[str] = []
+
+    def resumed() -> None:
+        if not began:
+            began.append("the other run, which comes to its fifth step too")
+            other.append(resume(folder, TEXT, progress=False))
+
+    at_step(5, resumed, monkeypatch)
+    with pytest.raises(FolderTaken, match="another process has trained into .*a run meanwhile") as caught:
+        small_run(folder=folder)
+    assert caught.value.__notes__ == [f"this run ends here; what is in {folder} now is the other run's"]
+    assert_same_run(other[0], expected)
+    before = files(folder)
+    assert sorted(before) == [CHECKPOINT_FILE, LOSS_FIGURE, METRICS_FILE, WEIGHTS_FILE]
+    assert_same_run(resume(folder, TEXT, progress=False), expected)
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EBADF])
@@ -151,6 +225,265 @@ def test_another_run_in_its_place_is_left_alone(folder: Path, monkeypatch: Patch
     assert files(folder) == {CHECKPOINT_FILE: b"another run's"}
 
 
+# --- a folder that goes away between two calls to the system -------------------------------------------------
+
+CALLS = [
+    "open",
+    "stat",
+    "lstat",
+    "fstat",
+    "replace",
+    "rename",
+    "unlink",
+    "scandir",
+    "listdir",
+    "mkdir",
+    "fsync",
+]
+
+
+class Calls:
+    """Counts the system calls of a run's saves, and does something before one of them."""
+
+    def __init__(self, monkeypatch: Patch) -> None:
+        self.active, self.count, self.at, self.do = False, 0, -1, lambda: None
+        for name in CALLS:
+            monkeypatch.setattr(os, name, self.counted(getattr(os, name)))
+        for method in ("save", "save_metrics"):
+            monkeypatch.setattr(Trainer, method, self.within(getattr(Trainer, method)))
+        for method in ("write", "check"):
+            monkeypatch.setattr(RunFolder, method, self.within(getattr(RunFolder, method)))
+
+    def counted(self, function: Any) -> Any:
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            if self.active:
+                self.count += 1
+                if self.count - 1 == self.at:
+                    self.active = False
+                    self.do()
+                    self.active = True
+            return function(*args, **kwargs)
+
+        return counting
+
+    def within(self, function: Any) -> Any:
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            before, self.active = self.active, True
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.active = before
+
+        return counting
+
+
+TINY: dict[str, Any] = {"steps": 2, "checkpoint_every": 1, "eval_every": 2, "sample": 0, "eval_windows": 1}
+
+
+def tiny_run(folder: Path, **changes: Any) -> Run:
+    return small_run(folder=folder, **TINY | changes)
+
+
+@pytest.fixture
+def another(tmp_path: Path) -> dict[str, bytes]:
+    """The files of another run, of another seed."""
+    tiny_run(tmp_path / "another", seed=1)
+    return files(tmp_path / "another")
+
+
+@contextmanager
+def moving(how: str, folder: Path, moved: Path, another: dict[str, bytes]) -> Iterator[Callable[[], None]]:
+    def move() -> None:
+        if how == "removed":
+            shutil.rmtree(folder)
+            return
+        folder.rename(moved)
+        if how == "swapped":
+            folder.mkdir()
+            for name, data in another.items():
+                (folder / name).write_bytes(data)
+
+    yield move
+    assert folder.exists() == (how == "swapped")
+    if how == "swapped":
+        assert files(folder) == another
+    if how == "removed":
+        assert not moved.exists()
+
+
+@pytest.mark.parametrize("how", ["moved", "swapped", "removed"])
+def test_nothing_is_written_elsewhere_between_whichever_calls_the_folder_goes(
+    how: str, tmp_path: Path, another: dict[str, bytes], monkeypatch: Patch
+) -> None:
+    saves = Calls(monkeypatch)
+    monkeypatch.setattr(
+        "fbt.training.run._save_loss_curve", lambda run, folder: folder.write(LOSS_FIGURE, b"<svg/>")
+    )
+    expected = tiny_run(tmp_path / "undisturbed")
+    total, said = saves.count, set()
+    print(total)
+    assert total > 60
+    for saves.at in range(total):
+        saves.count = 0
+        folder, moved = tmp_path / f"run {saves.at}", tmp_path / f"moved {saves.at}"
+        with moving(how, folder, moved, another) as saves.do, pytest.raises(FolderGone) as caught:
+            tiny_run(folder)
+        saves.do = lambda: None
+        assert caught.value.filename == str(folder)
+        if how == "removed":
+            continue
+        found = files(moved)
+        assert {name for name in found if name.endswith(".part")} == set()
+        notes = getattr(caught.value, "__notes__", [])
+        step = re.findall("the checkpoint of step (\\d+) is as it was", "".join(notes))
+        said.update(step)
+        # What the note says is there is there, and nothing is where it says nothing.
+        assert [str(Checkpoint.load(moved).step)] == step if step else CHECKPOINT_FILE not in found
+        if step:
+            assert notes[0].startswith("if it was moved, ")
+            last = saves.at % 7 == 0
+            if last:
+                assert_same_run(resume(moved, TEXT, progress=False), expected)
+    assert how == "removed" or said == {"0", "1", "2"}
+
+
+@pytest.mark.parametrize("how", ["moved", "swapped", "removed"])
+def test_where_folders_have_no_descriptors_the_path_is_compared_before_each_file(
+    how: str, tmp_path: Path, another: dict[str, bytes], monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(training_folder, "RELATIVE", False)
+    write, written = RunFolder.write, itertools.count()
+    assert_same_run(tiny_run(tmp_path / "undisturbed"), small_run(**TINY))
+    for last in range(1, 6):
+        folder, moved = tmp_path / f"run {last}", tmp_path / f"moved {last}"
+        written = itertools.count(1)
+        with moving(how, folder, moved, another) as move, monkeypatch.context() as patch:
+
+            def late(self: RunFolder, name: str, data: bytes, move: Any = move, last: int = last) -> None:
+                if next(written) == last:
+                    move()
+                write(self, name, data)
+
+            patch.setattr(RunFolder, "write", late)
+            with pytest.raises(FolderGone):
+                tiny_run(folder)
+
+
+# --- a forked child, and a run whose torchrun is gone ---------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_keeps_no_lock(folder: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ready, done = context.Event(), context.Event()
+    place = RunFolder(folder)
+
+    def child() -> None:
+        with pytest.raises(BlockingIOError, match="only the process that began the run may write"):
+            place.write("file", b"")
+        ready.set()
+        done.wait(60)
+
+    with place.held():
+        process = context.Process(target=child)
+        process.start()
+        assert ready.wait(60)
+        with pytest.raises(BlockingIOError), RunFolder(folder).held():
+            pass
+    try:
+        with RunFolder(folder).held():  # though the child is still there
+            assert process.is_alive()
+    finally:
+        done.set()
+        process.join(60)
+    assert process.exitcode == 0
+    assert files(folder) == {}
+
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from fbt.training.folder import RunFolder
+with RunFolder(Path(sys.argv[1])).held():
+    if os.fork() == 0:
+        try:
+            raise SystemExit  # which leaves the block that holds the folder
+        finally:
+            os.write(1, b"left\\n")
+            time.sleep(60)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_neither_unlocks_the_folder_of_its_parent_nor_keeps_it_when_that_is_killed(
+    folder: Path,
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"left\n"
+        with pytest.raises(BlockingIOError) as caught, RunFolder(folder).held():
+            pass
+        if sys.platform == "linux":
+            assert caught.value.__notes__ == [
+                f"if it was left behind, as by a torchrun that was killed, end it with: kill {process.pid}"
+            ]
+        process.kill()
+        process.wait()
+        with RunFolder(folder).held():
+            pass
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # the child
+        process.stdout.close()
+
+
+def test_who_holds_a_folder_may_not_be_told(folder: Path, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(training_folder, "_holders", lambda descriptor: [])
+    with RunFolder(folder).held(), pytest.raises(BlockingIOError) as caught, RunFolder(folder).held():
+        pass
+    assert caught.value.__notes__ == ["if it was left behind, as by a torchrun that was killed, end it"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_what_a_killed_torchrun_leaves_can_be_ended_and_the_run_goes_on(
+    data: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = small_command(data, folder, steps=100_000)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    process = subprocess.Popen(
+        [*torchrun, "-m", "fbt.training", *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    path, deadline = folder / CHECKPOINT_FILE, time.monotonic() + 120
+    while not path.exists() or Checkpoint.load(folder).step == 0:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    assert main(["--resume", str(folder)]) == 2
+    said = capsys.readouterr().err
+    found = re.search(
+        r"; if it was left behind, as by a torchrun that was killed, end it with: kill (\d+)$", said
+    )
+    assert found is not None, said
+    os.kill(int(found[1]), signal.SIGTERM)
+    while True:
+        try:
+            with RunFolder(folder).held():
+                break
+        except (BlockingIOError, FolderTaken):  # it is still there, and saves
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    step = Checkpoint.load(folder).step
+    lines = (folder / METRICS_FILE).read_text().splitlines()
+    assert json.loads(lines[-1])["step"] == step  # it was saved before it ended
+
+
 # --- a disk that is full, or may not be written -------------------------------------------------------------
 
 
@@ -169,16 +502,18 @@ def test_no_room_for_a_checkpoint(
     monkeypatch: Patch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def full_at_step_6(place: Path, step: int, *args: Any) -> None:
-        if step == 6:
-            room((place / CHECKPOINT_FILE).stat().st_size // 2)
+    write, number = RunFolder.write, itertools.count()
+
+    def full_at_step_6(self: RunFolder, name: str, data: bytes) -> None:
+        if name == CHECKPOINT_FILE and next(number) == 2:
+            room(len(data) // 2)
         try:
-            save_checkpoint(place, step, *args)
+            write(self, name, data)
         finally:
             room(resource.RLIM_INFINITY)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_loop, "save_checkpoint", full_at_step_6)
+        patch.setattr(RunFolder, "write", full_at_step_6)
         assert main(small_command(data, folder)) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == (
@@ -204,11 +539,15 @@ def test_a_file_that_cannot_be_written_is_named_and_the_checkpoint_stays(
     name: str, number: int, when: str, folder: Path, monkeypatch: Patch
 ) -> None:
     step = 3 if name in (METRICS_FILE, CHECKPOINT_FILE) else 11
-    fsync, temporary, begun = os.fsync, _files._temporary, [""]
+    fsync, temporary, append, begun = os.fsync, _files._temporary, RunFolder.append, [""]
 
-    def noted(target: Path) -> Any:
+    def noted(target: Path, dir_fd: int | None) -> Any:
         begun.append(target.name)
-        return temporary(target)
+        return temporary(target, dir_fd)
+
+    def noted_too(self: RunFolder, wanted: str, data: bytes, size: int) -> bool:
+        begun.append(wanted)
+        return append(self, wanted, data, size)
 
     def failing(descriptor: int) -> None:
         if begun[-1] == name and saved():
@@ -221,6 +560,7 @@ def test_a_file_that_cannot_be_written_is_named_and_the_checkpoint_stays(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", failing)
         patch.setattr(_files, "_temporary", noted)
+        patch.setattr(RunFolder, "append", noted_too)
         with pytest.raises(OSError) as caught:
             small_run(folder=folder)
     assert (caught.value.errno, caught.value.filename) == (number, str(folder / name))

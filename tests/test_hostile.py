@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from hostile_files import put_together, reason, taken_apart
-from small_runs import TEXT, small_command, small_run
+from small_runs import TEXT, fingerprint, small_command, small_run
 
 import fbt
 from fbt.checkpoint import CHECKPOINT_FILE
@@ -189,12 +189,17 @@ def run(files_of_a_run: dict[str, bytes], here: Path) -> Path:
         ('{"step": 1, "seconds": 1, "layer_weights": "all"}', "layer_weights in line 1 must be a number"),
         ('{"step": 1, "seconds": 1, "layer_weights": [null]}', "layer_weights in line 1 must be a number"),
         (b"\xff", "invalid start byte"),
+        ('{"step": 2, "seconds": 1}', "its last step must be 3, as in the checkpoint, got 2"),
     ],
     ids=lambda value: ascii(value)[:40],
 )
 def test_metrics_that_are_none_are_named(run: Path, line: str | bytes, message: str) -> None:
     path = run / METRICS_FILE
-    path.write_bytes((line if isinstance(line, bytes) else line.encode()) + b"\n")
+    data = (line if isinstance(line, bytes) else line.encode()) + b"\n"
+    path.write_bytes(data)
+    header, numbers = taken_apart((run / CHECKPOINT_FILE).read_bytes())
+    header["__metadata__"]["metrics"] = fingerprint(data).to_json()
+    (run / CHECKPOINT_FILE).write_bytes(put_together(header, numbers))
     with pytest.raises(ValueError) as caught:
         resume(run, TEXT, progress=False)
     said = reason(path, caught.value)

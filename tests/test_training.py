@@ -401,12 +401,12 @@ KINDS: dict[str, dict[str, Any]] = {
 def test_a_killed_run_goes_on_bit_for_bit(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = small_run(**KINDS[kind])
     # Before its first checkpoint but one, between its metrics and its checkpoint, and just after both.
-    for call, name in ((3, "_update"), (3, "save_checkpoint"), (2, "_update")):
+    for call, name in ((3, "_update"), (3, "checkpoint_bytes"), (2, "_update")):
         with monkeypatch.context() as patch:
             if name == "_update":
                 patch.setattr(Trainer, name, die_at(call, Trainer._update))
             else:
-                patch.setattr(training_loop, name, die_at(call, training_loop.save_checkpoint))
+                patch.setattr(training_loop, name, die_at(call, training_loop.checkpoint_bytes))
             with pytest.raises(Killed):
                 small_run(folder=tmp_path, resume=True, **KINDS[kind])
         saved = Checkpoint.load(tmp_path)

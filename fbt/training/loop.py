@@ -9,7 +9,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,13 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import TqdmWarning
 
-from fbt.checkpoint import Checkpoint, Settings, save_checkpoint
+from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint, Fingerprint, Settings, checkpoint_bytes
 from fbt.data import even_windows, random_windows, split
 from fbt.language_model import LanguageModel
 from fbt.recipe import Recipe
 from fbt.state import State
 from fbt.training.evaluation import total_loss
-from fbt.training.metrics import Metric, read_metrics, write_metrics
+from fbt.training.folder import RunFolder
+from fbt.training.metrics import Metric, MetricsFile, read_metrics
 from fbt.training.processes import Processes
 
 with warnings.catch_warnings():
@@ -39,7 +39,7 @@ class Trainer:
         settings: what the run is.
         text: what to learn; every character must be in the model's vocabulary.
         model: what to train, with its tokenizer.
-        folder: where checkpoints and metrics go, or None.
+        folder: where checkpoints and metrics go, or None; the first process must hold it.
         processes: who takes part, and where to compute.
 
     Raises:
@@ -47,7 +47,12 @@ class Trainer:
     """
 
     def __init__(
-        self, settings: Settings, text: str, model: LanguageModel, folder: Path | None, processes: Processes
+        self,
+        settings: Settings,
+        text: str,
+        model: LanguageModel,
+        folder: RunFolder | None,
+        processes: Processes,
     ) -> None:
         if model.tokenizer is None:
             raise ValueError("the model to train must have a tokenizer, got tokenizer=None")
@@ -67,7 +72,7 @@ class Trainer:
         self.state: State | None = None
         self.metrics: list[Metric] = []
         self.saved: int | None = None
-        self.check_folder: Callable[[], None] = lambda: None
+        self._metrics_file = None if folder is None else MetricsFile(folder)
 
     @functools.cached_property
     def replica(self) -> nn.Module:
@@ -79,29 +84,31 @@ class Trainer:
         state = checkpoint.restore(self.model, self.optimizer, self.device)
         self.state = state and state.map(self.processes.share)
         self.step = self.saved = checkpoint.step
-        self.metrics = read_metrics(self.folder, self.step)
+        if self.folder is not None:
+            self.metrics = read_metrics(self.folder.path, checkpoint.metrics, self.step)
         self.seconds = self.metrics[-1]["seconds"] if self.metrics else 0.0
 
     def save(self) -> None:
-        """Write the metrics, then the checkpoint: what a kill in between leaves too much, `restore` drops."""
+        """Write the metrics, then the checkpoint, which says how many belong to it."""
         if not all(p.isfinite().all() for p in self.model.parameters()):
             remedy = self._calmer() if self.step else "start from others"
             raise FloatingPointError(f"the weights after step {self.step} must be finite: {remedy}")
         if self.folder is None:
             return
         state = self.state and self.state.map(lambda t: self.processes.gather(t, self.recipe.batch_size))
-        if not self.processes.is_first:
+        metrics = self.save_metrics()
+        if metrics is None:
             return
-        self.save_metrics()
-        save_checkpoint(self.folder, self.step, self.settings, self.model, self.optimizer, state)
+        path = self.folder.path / CHECKPOINT_FILE
+        data = checkpoint_bytes(path, self.step, self.settings, self.model, self.optimizer, state, metrics)
+        self.folder.write(CHECKPOINT_FILE, data)
         self.saved = self.step
 
-    def save_metrics(self) -> None:
-        """Write the metrics alone."""
-        if self.folder is None or not self.processes.is_first:
-            return
-        self.check_folder()
-        write_metrics(self.folder, self.metrics)
+    def save_metrics(self) -> Fingerprint | None:
+        """Write the metrics alone, in the first process and if there is a folder."""
+        if self._metrics_file is None or not self.processes.is_first:
+            return None
+        return self._metrics_file.write(self.metrics)
 
     def run(self, interrupt: "Interrupt", watch: Callable[[Metric], None], progress: bool) -> bool:
         """Train to the end or to an interrupt.
@@ -279,8 +286,10 @@ class Interrupt:
     def __enter__(self) -> "Interrupt":
         self._before: dict[signal.Signals, Any] = {}
         for kind in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(kind) is None:
-                continue  # another language has set it, and Python could not set it back
+            if signal.getsignal(kind) in (None, signal.SIG_IGN):
+                # Set by another language, which Python could not set back; or ignored, as
+                # shells have it for what a script starts in the background.
+                continue
             with contextlib.suppress(ValueError):  # outside the main thread nobody can press Ctrl-C
                 self._before[kind] = signal.signal(kind, self._ask)
         return self

@@ -13,13 +13,13 @@ import torch
 from fbt._checks import check_choice
 from fbt._files import named, read_whole, sha256
 from fbt._text import in_a_line
-from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint, Settings, saved_step
+from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint, Settings
 from fbt.config import Config
 from fbt.data import CharTokenizer, load_tiny_shakespeare
-from fbt.language_model import WEIGHTS_FILE, LanguageModel
+from fbt.language_model import WEIGHTS_FILE, LanguageModel, model_bytes
 from fbt.recipe import PRESETS, Recipe
 from fbt.training.events import event_writer
-from fbt.training.folder import advice, held
+from fbt.training.folder import RunFolder
 from fbt.training.loop import Interrupt, Trainer
 from fbt.training.metrics import Metric
 from fbt.training.processes import Processes, joined
@@ -137,6 +137,7 @@ def train(
     place = None if folder is None else Path(folder)
     if resume and place is None:
         raise ValueError("resume needs the folder of a run, got folder=None")
+    run_folder = None if place is None else RunFolder(place)
     found = place is not None and (place / CHECKPOINT_FILE).exists()
     if found and not resume:
         raise FileExistsError(f"{folder} holds a run already: resume that one, or give another folder")
@@ -155,7 +156,7 @@ def train(
                 raise ValueError(
                     f"the run in {folder} has other settings (given, stored): {'; '.join(differences)}"
                 )
-        return _run(settings, words, start, checkpoint, place, processes, progress, log)
+        return _run(settings, words, start, checkpoint, run_folder, processes, progress, log)
 
 
 def resume(
@@ -183,8 +184,8 @@ def resume(
         ValueError: the checkpoint is damaged, or the text is not the one of the run.
         OSError, ConnectionError, ImportError, FloatingPointError: as in `train`.
     """
-    place = Path(folder)
-    checkpoint = Checkpoint.load(place)
+    run_folder = RunFolder(Path(folder))
+    checkpoint = Checkpoint.load(run_folder.path)
     settings = checkpoint.settings
     if text is None and settings.data is None:
         raise ValueError(f"the run in {folder} was given its text in Python: give the same text again")
@@ -198,7 +199,7 @@ def resume(
         words, source = processes.first_then_others(lambda: _read(text))
         if sha256(words.encode()) != settings.data_sha256:
             raise ValueError(f"{source or 'the text given'} is not what the run in {folder} began with")
-        return _run(settings, words, None, checkpoint, place, processes, progress, log)
+        return _run(settings, words, None, checkpoint, run_folder, processes, progress, log)
 
 
 def _read(text: str | Path | None) -> tuple[str, str | None]:
@@ -251,7 +252,7 @@ def _run(
     text: str,
     start: LanguageModel | None,
     checkpoint: Checkpoint | None,
-    folder: Path | None,
+    folder: RunFolder | None,
     processes: Processes,
     progress: bool,
     log: str | None,
@@ -260,11 +261,12 @@ def _run(
         check_choice("log", log, ("tensorboard",))
         if folder is None:
             raise ValueError(f"log={log!r} needs a folder to write to, got folder=None")
-    events = event_writer(folder, log if processes.is_first else None)
-    place = processes.device
+    place = None if folder is None else folder.path
+    events = event_writer(place, log if processes.is_first else None)
+    device = processes.device
     processes.agree(f"{settings.compared()} {None if checkpoint is None else checkpoint.step}")
     # The run is seeded throughout; afterwards the caller's random numbers go on as if it had not been.
-    seeded = place.type == "cuda" or torch.cuda.is_initialized()  # manual_seed seeds every GPU
+    seeded = device.type == "cuda" or torch.cuda.is_initialized()  # manual_seed seeds every GPU
     with torch.random.fork_rng(range(torch.cuda.device_count()) if seeded else []), Interrupt() as interrupt:
         torch.manual_seed(settings.recipe.seed)
         if checkpoint is None:
@@ -277,17 +279,20 @@ def _run(
             trainer.restore(checkpoint)
             checkpoint.tensors.clear()  # which would be kept in memory to the end
         processes.wait()  # before the first one writes, all have seen what the folder holds
-        with held(folder if processes.is_first else None) as trainer.check_folder:
-            # A run that ended between our look into the folder and our hold on it is not to be overwritten.
-            if folder is not None and processes.is_first and saved_step(folder) != trainer.saved:
-                raise FileExistsError(f"another process has trained into {folder} meanwhile: resume that run")
-            with _explaining(trainer), events(trainer.step) as watch:
-                trainer.save()  # what is wrong with the folder shows now, not in an hour
-                finished = trainer.run(interrupt, watch, progress and processes.is_first)
-                run = Run(model.eval(), settings, trainer.metrics, finished, folder)
-                if folder is not None and finished and processes.is_first:
-                    model.save_pretrained(folder)
-                    _save_loss_curve(run, folder / LOSS_FIGURE)
+        writes = folder if processes.is_first else None
+        with (
+            writes.held() if writes is not None else contextlib.nullcontext(),
+            _explaining(trainer),
+            events(trainer.step) as watch,
+        ):
+            trainer.save()  # what is wrong with the folder shows now, not in an hour
+            finished = trainer.run(interrupt, watch, progress and processes.is_first)
+            run = Run(model.eval(), settings, trainer.metrics, finished, place)
+            if writes is not None:
+                if finished:
+                    writes.write(WEIGHTS_FILE, model_bytes(model, writes.path / WEIGHTS_FILE))
+                    _save_loss_curve(run, writes)
+                writes.check()  # the run that is returned says where its files are
     processes.wait()  # where this returns, the files are there
     return run
 
@@ -302,19 +307,19 @@ def _explaining(trainer: Trainer) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 trainer.save_metrics()  # up to there, for whoever asks how it came to that
         if trainer.processes.is_first and trainer.folder is not None and trainer.saved is not None:
-            error.add_note(advice(error, trainer.folder, trainer.saved))
+            error.add_note(trainer.folder.advice(error, trainer.saved))
         raise
 
 
-def _save_loss_curve(run: Run, path: Path) -> None:
+def _save_loss_curve(run: Run, folder: RunFolder) -> None:
     try:
         from fbt.views import figures
 
         figure = figures.loss_curves({run.settings.config.variant: run.metrics})
     except ImportError:
-        print(f"no {path.name}: it needs the package matplotlib", file=sys.stderr)
+        print(f"no {LOSS_FIGURE}: it needs the package matplotlib", file=sys.stderr)
         return
     except Exception as error:  # whatever matplotlib's settings lead to, the run has ended well
-        print(f"no {path.name}: {in_a_line(str(error))}", file=sys.stderr)
+        print(f"no {LOSS_FIGURE}: {in_a_line(str(error))}", file=sys.stderr)
         return
-    figures.save_svg(figure, path)
+    folder.write(LOSS_FIGURE, figures.svg_of(figure))
