@@ -1,6 +1,7 @@
 """Checkpoints of a training run: one safetensors file with everything the next step depends on.
 
-Weights, AdamW's moments, the carried memory and, in the file's metadata, the step and the settings. No
+Weights, AdamW's moments, the carried memory, the best weights so far if these are others, and, in the file's
+metadata, the step and the settings. No
 random state is kept: batches and dropout of a step depend on the seed and the step's number alone.
 """
 
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fbt._checks import check_instance, check_int
+from fbt._checks import check_bool, check_instance, check_int, check_real
 from fbt._files import naming
 from fbt._text import parsed
 from fbt._weights import Shape, check_sizes, check_tensors, check_weights, part_of, reading, write
@@ -24,7 +25,7 @@ from fbt.recipe import Recipe
 from fbt.state import State
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
-PARTS = ("model.", "state.", "optimizer.")
+PARTS = ("model.", "state.", "optimizer.", "best.")
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter
 
 
@@ -84,6 +85,28 @@ class Settings:
         return names | asdict(self.config) | asdict(self.recipe)
 
 
+@dataclass(frozen=True, eq=False)
+class Best:
+    """The weights with the lowest validation loss of a run so far.
+
+    Attributes:
+        step: after how many steps.
+        val_loss: their loss, nats per character: over the windows of the evaluations during the run, or, once
+            `final`, over those of the last one.
+        final: whether the last evaluation of the run has been made, and these are the weights it returns.
+        weights: by name, as in the model's state dict.
+    """
+
+    step: int
+    val_loss: float
+    final: bool
+    weights: dict[str, Tensor]
+
+    def to_json(self) -> str:
+        """Everything but the weights."""
+        return json.dumps({"step": self.step, "val_loss": self.val_loss, "final": self.final})
+
+
 def save_checkpoint(
     folder: Path,
     step: int,
@@ -91,6 +114,7 @@ def save_checkpoint(
     model: LanguageModel,
     optimizer: torch.optim.Optimizer,
     state: State | None,
+    best: Best | None = None,
 ) -> None:
     """Write the checkpoint after `step` steps, whole or not at all.
 
@@ -105,11 +129,16 @@ def save_checkpoint(
         for i, (keys, values) in enumerate(zip(state.keys, state.values, strict=True)):
             tensors |= {f"state.keys.{i}": keys, f"state.values.{i}": values}
     metadata = {"step": str(step), "settings": settings.to_json()}
+    if best is not None:
+        metadata["best"] = best.to_json()
+        if best.step != step:
+            tensors |= {f"best.{name}": value for name, value in best.weights.items()}
     if model.tokenizer is not None:
         metadata["vocabulary"] = json.dumps(model.tokenizer.vocabulary)
     path = folder / CHECKPOINT_FILE
-    # The first checkpoint has no moments, two numbers to a weight; that the next is too large shows now.
-    check_sizes(path, 3 * sum(p.numel() * p.element_size() for p in model.parameters()), b"")
+    # The first checkpoint has no moments, two numbers to a weight, and no best weights beside its own; that a
+    # later one is too large shows now.
+    check_sizes(path, 4 * sum(p.numel() * p.element_size() for p in model.parameters()), b"")
     write(path, tensors, metadata)
 
 
@@ -131,7 +160,8 @@ class Checkpoint:
         step: how many steps had been taken.
         settings: what the run is.
         vocabulary: the tokenizer's characters.
-        tensors: weights, moments and carried memory, by their names in the file.
+        tensors: weights, moments, carried memory and best weights, by their names in the file.
+        best: the best evaluation so far, or None; its weights are in `tensors`.
     """
 
     path: Path
@@ -139,6 +169,7 @@ class Checkpoint:
     settings: Settings
     vocabulary: str
     tensors: dict[str, Tensor]
+    best: Best | None = None
 
     @classmethod
     def load(cls, folder: Path) -> "Checkpoint":
@@ -160,6 +191,11 @@ class Checkpoint:
             check_tokenizer(tokenizer, settings.config)
             check_weights(file.tensors, shapes_of(settings.config), "model.")
             check_weights(file.tensors, _state_shapes(settings, step, file.tensors), "state.")
+            best = _best(file.metadata.get("best"), step)
+            if best is not None and best.step != step:
+                check_weights(file.tensors, shapes_of(settings.config), "best.")
+            else:
+                check_tensors(file.tensors, (), "best.")
             if unknown := [name for name in file.tensors if not name.startswith(PARTS)]:
                 raise ValueError(f"its tensors must be named {'*, '.join(PARTS)}*, got {unknown[0]!r}")
             weights, moments = (part_of(file.tensors, part) for part in ("model.", "optimizer."))
@@ -167,7 +203,9 @@ class Checkpoint:
                 raise ValueError(f"it has {_numbers(moments)} moments for {_numbers(weights)} weights")
             # Copied, so that nothing keeps the file open while the next checkpoint replaces it.
             tensors = {name: value.clone() for name, value in file.tensors.items()}
-        return cls(path, step, settings, tokenizer.vocabulary, tensors)
+        if best is not None:
+            best.weights.update(part_of(tensors, "best." if best.step != step else "model."))
+        return cls(path, step, settings, tokenizer.vocabulary, tensors, best)
 
     def restore(
         self, model: LanguageModel, optimizer: torch.optim.Optimizer, device: torch.device
@@ -213,6 +251,23 @@ class Checkpoint:
         if self.step and not moments:
             raise ValueError(f"there are no moments after {self.step} steps")
         return moments
+
+
+def _best(text: str | None, step: int) -> Best | None:
+    """The best evaluation as a checkpoint's metadata describes it, without its weights.
+
+    Raises:
+        TypeError, ValueError: a field is missing, unknown, of the wrong type or out of range.
+    """
+    if text is None:
+        return None
+    values = parsed("best", text)
+    check_instance("best", values, dict)
+    best = Best(**values, weights={})
+    check_int("step of the best evaluation", best.step, low=1, high=step)
+    check_real("val_loss of the best evaluation", best.val_loss, low=0.0)
+    check_bool("final of the best evaluation", best.final)
+    return best
 
 
 def _numbers(tensors: Mapping[str, Tensor]) -> int:
