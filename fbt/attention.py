@@ -12,7 +12,8 @@ feedback bodies): only the number of queries differs. The relative terms are tho
 (Dai et al. 2019, section 3.3) with learned tables in place of sinusoids.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar, cast
 
 import torch
@@ -85,7 +86,11 @@ def skew(by_distance: Tensor, keys: int | None = None) -> Tensor:
 
 
 def attend(
-    query: Tensor, keys: Tensor, values: Tensor, relative: RelativeTerms, dropout: float = 0.0
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    relative: RelativeTerms,
+    dropout: float | nn.Module = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Attend from T queries to J keys, each query over the span that ends at its own newest key.
 
@@ -97,7 +102,7 @@ def attend(
         keys: [B, H, J, D], J >= T.
         values: [B, H, J, D].
         relative: the tables; see `RelativeTerms`.
-        dropout: probability with which an attention weight is dropped.
+        dropout: probability with which an attention weight is dropped, or a module that drops them.
 
     Returns:
         The attended values [B, H, T, D] and the attention weights [B, H, T, J] before dropout.
@@ -116,7 +121,55 @@ def attend(
     scores += position  # in place, since memory of this size costs more than the sum
     scores += s
     weights = torch.softmax(scores, dim=-1)
-    return F.dropout(weights, dropout, training=dropout > 0) @ values, weights
+    if isinstance(dropout, nn.Module):
+        dropped = dropout(weights)
+    else:
+        dropped = F.dropout(weights, dropout, training=dropout > 0)
+    return dropped @ values, weights
+
+
+def noise_(x: Tensor, dropout: float, generator: torch.Generator | None = None) -> Tensor:
+    """Fill x with the factors of dropout, 0 or 1 / (1 - dropout), and return it.
+
+    On a CPU these are the factors that `F.dropout` draws from a generator in the same state.
+
+    Args:
+        x: its shape, layout and dtype are those of the tensor to be multiplied; its values do not matter.
+        dropout: probability of a 0.
+        generator: source of randomness; None is torch's global generator.
+    """
+    return x.bernoulli_(1 - dropout, generator=generator).div_(1 - dropout)
+
+
+class Dropout(nn.Dropout):
+    """`nn.Dropout` that can draw from a generator of its own; see `drawing_from`."""
+
+    _generator: torch.Generator | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop entries of x while training, and scale the others by 1 / (1 - p)."""
+        generator = self._generator
+        if generator is None or not (self.training and self.p):
+            return super().forward(x)
+        return x * noise_(torch.empty_like(x), self.p, generator)
+
+
+@contextmanager
+def drawing_from(generator: torch.Generator, module: nn.Module) -> Iterator[None]:
+    """A context in which all dropout of a module draws from `generator` instead of torch's global one.
+
+    Args:
+        generator: on the device of the module.
+        module: contains the `Dropout` modules. Only one thread at a time may train it.
+    """
+    parts = [part for part in module.modules() if isinstance(part, Dropout)]
+    for part in parts:
+        part._generator = generator
+    try:
+        yield
+    finally:
+        for part in parts:
+            del part._generator
 
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:
@@ -135,7 +188,7 @@ class Attention(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.n_heads = config.n_heads
-        self.dropout = config.dropout
+        self.dropout = Dropout(config.dropout)
         self.query = nn.Linear(config.d_model, config.d_model, bias=False)
         self.output = nn.Linear(config.d_model, config.d_model)
         scale_residual_output(self.output, config)
@@ -145,7 +198,7 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """From normalised inputs z [B, T, d] to the attention output [B, T, d] and weights [B, H, T, J]."""
         query = split_heads(self.query(z), self.n_heads)
-        attended, weights = attend(query, keys, values, relative, self.dropout if self.training else 0.0)
+        attended, weights = attend(query, keys, values, relative, self.dropout)
         return self.output(merge_heads(attended)), weights
 
 

@@ -1,7 +1,9 @@
-"""Checkpoints of a training run: one safetensors file with everything the next step depends on.
+"""Checkpoints of a training run: one safetensors file with all that the next step needs.
 
-Weights, AdamW's moments, the carried memory and, in the file's metadata, the step and the settings. No
-random state is kept: batches and dropout of a step depend on the seed and the step's number alone.
+It holds the weights, AdamW's moments, the carried memory, the best weights so far if
+these are others and, in its metadata, the step, the settings and the fingerprint of the
+metrics. No random state is kept: batches and dropout of a step depend on the seed and
+the step's number alone.
 """
 
 import json
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fbt._checks import check_instance, check_int
+from fbt._checks import check_bool, check_instance, check_int, check_real
 from fbt._files import named, naming
 from fbt._text import made_of, parsed
 from fbt._weights import (
@@ -34,7 +36,7 @@ from fbt.language_model import CHECKPOINT_PART, LanguageModel, check_tokenizer, 
 from fbt.recipe import Recipe
 from fbt.state import State
 
-PARTS = (CHECKPOINT_PART, "state.", "optimizer.")
+PARTS = (CHECKPOINT_PART, "state.", "optimizer.", "best.")
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter
 
 
@@ -128,6 +130,28 @@ class Settings:
         return names | asdict(self.config) | asdict(self.recipe)
 
 
+@dataclass(frozen=True, eq=False)
+class Best:
+    """The weights with the lowest validation loss of a run so far.
+
+    Attributes:
+        step: after how many steps.
+        val_loss: their loss, nats per character: over the windows of the evaluations during the run, or, once
+            `final`, over those of the last one.
+        final: whether the last evaluation of the run has been made, and these are the weights it returns.
+        weights: by name, as in the model's state dict.
+    """
+
+    step: int
+    val_loss: float
+    final: bool
+    weights: dict[str, Tensor]
+
+    def to_json(self) -> str:
+        """Everything but the weights."""
+        return json.dumps({"step": self.step, "val_loss": self.val_loss, "final": self.final})
+
+
 def checkpoint_bytes(
     path: Path,
     step: int,
@@ -136,6 +160,7 @@ def checkpoint_bytes(
     optimizer: torch.optim.Optimizer,
     state: State | None,
     metrics: Fingerprint,
+    best: Best | None = None,
 ) -> bytes:
     """Return the bytes of the checkpoint after `step` steps.
 
@@ -147,6 +172,7 @@ def checkpoint_bytes(
         optimizer: whose moments are saved.
         state: the carried memory, if any.
         metrics: fingerprint of the file of metrics up to this step.
+        best: the best weights so far, stored unless they are the model's own.
 
     Raises:
         ValueError: if it would be larger than `Checkpoint.load` reads.
@@ -158,10 +184,15 @@ def checkpoint_bytes(
         for i, (keys, values) in enumerate(zip(state.keys, state.values, strict=True)):
             tensors |= {f"state.keys.{i}": keys, f"state.values.{i}": values}
     metadata = {"step": str(step), "settings": settings.to_json(), "metrics": metrics.to_json()}
+    if best is not None:
+        metadata["best"] = best.to_json()
+        if best.step != step:
+            tensors |= {f"best.{name}": value for name, value in best.weights.items()}
     if model.tokenizer is not None:
         metadata["vocabulary"] = json.dumps(model.tokenizer.vocabulary)
-    # The first checkpoint has no moments, two numbers to a weight; that the next is too large shows now.
-    check_sizes(path, 3 * sum(p.numel() * p.element_size() for p in model.parameters()), b"")
+    # The first checkpoint has neither moments, two numbers per weight, nor best
+    # weights; that a later one would be too large shows now.
+    check_sizes(path, 4 * sum(p.numel() * p.element_size() for p in model.parameters()), b"")
     return serialise(path, tensors, metadata)
 
 
@@ -182,7 +213,8 @@ class Checkpoint:
         settings: what the run is.
         metrics: fingerprint of the file of metrics up to this step.
         vocabulary: the tokenizer's characters.
-        tensors: weights, moments and carried memory, by their names in the file.
+        tensors: weights, moments, carried memory and best weights, by their names in the file.
+        best: the best evaluation so far, or None; its weights are in `tensors`.
     """
 
     path: Path
@@ -191,6 +223,7 @@ class Checkpoint:
     metrics: Fingerprint
     vocabulary: str
     tensors: dict[str, Tensor]
+    best: Best | None = None
 
     @classmethod
     def load(cls, folder: Path) -> "Checkpoint":
@@ -212,6 +245,11 @@ class Checkpoint:
             check_tokenizer(tokenizer, settings.config)
             check_weights(file.tensors, shapes_of(settings.config), CHECKPOINT_PART)
             check_weights(file.tensors, _state_shapes(settings, step, file.tensors), "state.")
+            best = _best(file.metadata.get("best"), step)
+            if best is not None and best.step != step:
+                check_weights(file.tensors, shapes_of(settings.config), "best.")
+            else:
+                check_tensors(file.tensors, (), "best.")
             if unknown := [name for name in file.tensors if not name.startswith(PARTS)]:
                 raise ValueError(f"its tensors must be named {'*, '.join(PARTS)}*, got {unknown[0]!r}")
             weights, moments = (part_of(file.tensors, part) for part in (CHECKPOINT_PART, "optimizer."))
@@ -223,7 +261,10 @@ class Checkpoint:
                     got = entry.dtype
                     raise ValueError(f"{name!r} must be of {dtype} as the weights are, got {got}")
             tensors = dict(file.read())
-        return cls(path, step, settings, metrics, tokenizer.vocabulary, tensors)
+        if best is not None:
+            part = "best." if best.step != step else CHECKPOINT_PART
+            best.weights.update(part_of(tensors, part))
+        return cls(path, step, settings, metrics, tokenizer.vocabulary, tensors, best)
 
     def restore(
         self, model: LanguageModel, optimizer: torch.optim.Optimizer, device: torch.device
@@ -269,6 +310,23 @@ class Checkpoint:
         if self.step and not moments:
             raise ValueError(f"there are no moments after {self.step} steps")
         return moments
+
+
+def _best(text: str | None, step: int) -> Best | None:
+    """The best evaluation as a checkpoint's metadata describes it, without its weights.
+
+    Raises:
+        TypeError, ValueError: a field is missing, unknown, of the wrong type or out of range.
+    """
+    if text is None:
+        return None
+    values = parsed("best", text)
+    check_instance("best", values, dict)
+    best = Best(**values, weights={})
+    check_int("step of the best evaluation", best.step, low=1, high=step)
+    check_real("val_loss of the best evaluation", best.val_loss, low=0.0)
+    check_bool("final of the best evaluation", best.final)
+    return best
 
 
 def _numbers(tensors: Mapping[str, Entry]) -> int:

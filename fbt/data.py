@@ -281,10 +281,10 @@ def even_windows(tokens: Tensor, *, length: int, count: int | None = None) -> Te
     _check_windows(tokens, length)
     last = len(tokens) - length - 1
     if count is None:
-        starts = torch.arange(0, last + 1, length)
+        starts = torch.arange(0, last + 1, length, device=tokens.device)
     else:
         check_int("count", count, low=1, high=last + 1)
-        starts = torch.arange(count) * last // max(count - 1, 1)
+        starts = torch.arange(count, device=tokens.device) * last // max(count - 1, 1)
     return _cut(tokens, starts, length)
 
 

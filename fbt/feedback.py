@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fbt._checks import check_choice, check_embeddings, check_int
-from fbt.attention import Attention, FeedForward, KeyValue, RelativeTerms, module_list
+from fbt.attention import Attention, Dropout, FeedForward, KeyValue, RelativeTerms, module_list
 from fbt.config import Config
 from fbt.stack import MemoryStack, TorchStack
 from fbt.state import State, check_state
@@ -26,25 +26,27 @@ class WeightedMemory(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        layers = config.n_layers + 1
+        self.kind, self.n_outputs = config.memory, config.n_layers + 1
         self.layer_logits: nn.Parameter | None = None
         if config.memory == "learned":
-            self.layer_logits = nn.Parameter(torch.zeros(layers))
-        else:
-            fixed = {
-                "uniform": torch.ones(layers),
-                "top": torch.eye(layers)[-1],
-                "embedding": torch.eye(layers)[0],
-            }
-            self.register_buffer("fixed_shares", fixed[config.memory], persistent=False)
+            self.layer_logits = nn.Parameter(torch.zeros(self.n_outputs))
         self.norm = nn.LayerNorm(config.d_model) if config.memory_norm else nn.Identity()
 
-    def layer_weights(self) -> Tensor:
-        """w, [L + 1]: how much of each layer goes into the memory; layer 0 is the embedding."""
-        if self.layer_logits is None:
-            shares = self.get_buffer("fixed_shares")
-            return shares / shares.sum()  # here, so that 1 / (L + 1) is exact in whatever dtype the model has
-        return torch.softmax(self.layer_logits, dim=0)
+    def layer_weights(self, like: Tensor | None = None) -> Tensor:
+        """w, [L + 1]: how much of each layer goes into the memory; layer 0 is the embedding.
+
+        Args:
+            like: a tensor with the dtype and device of the model, for fixed weights, which are computed
+                rather than stored. None means torch's default dtype and device.
+        """
+        if self.layer_logits is not None:
+            return torch.softmax(self.layer_logits, dim=0)
+        like = torch.empty(0) if like is None else like
+        if self.kind == "uniform":
+            return like.new_ones(self.n_outputs) / self.n_outputs
+        weights = like.new_zeros(self.n_outputs)
+        weights[-1 if self.kind == "top" else 0] = 1
+        return weights
 
     def forward(self, outputs: list[Tensor], layer_weights: Tensor) -> Tensor:
         """Mix the L + 1 outputs x_t^l, each [B, 1, d], by `layer_weights` [L + 1] into LN(m_t), [B, 1, d]."""
@@ -60,7 +62,7 @@ class FeedbackLayer(nn.Module):
         self.attention = Attention(config)
         self.norm2 = nn.LayerNorm(config.d_model)
         self.feed_forward = FeedForward(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(
         self, x: Tensor, keys: Tensor | None, values: Tensor | None, relative: RelativeTerms
@@ -128,7 +130,7 @@ class FeedbackBody(nn.Module):
         check_embeddings(x, self.d_model)
         self._check_state(state, x)
         stacks = self._stacks(x.shape[1], state, plain=backend == "reference")
-        mix = self.memory.layer_weights()
+        mix = self.layer_weights()
         tops: list[Tensor] = []
         trace: list[list[Tensor]] = []
         for h in x.split(1, dim=1):
@@ -154,6 +156,10 @@ class FeedbackBody(nn.Module):
             after,
             _assemble(trace, 0 if state is None else state.length) if need_weights else None,
         )
+
+    def layer_weights(self) -> Tensor:
+        """w, [L + 1], in the dtype and on the device of the body; see `WeightedMemory.layer_weights`."""
+        return self.memory.layer_weights(self.relative[0].query_bias)
 
     def _check_state(self, state: State | None, x: Tensor) -> None:
         check_state(state, x, caches=len(self.key_values), heads=self.n_heads, span=self.span)

@@ -1,7 +1,6 @@
 """Sampling token by token: the loop behind `LanguageModel.generate` and `stream`."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fbt._checks import check_int, check_real
+from fbt.evaluation_copy import evaluation_copy, without_gradients
 from fbt.shared_kv import SharedKVBody
 from fbt.state import State
 
@@ -43,7 +43,7 @@ def sample(
     never depends on its neighbours.
 
     Args:
-        model: predicts; its mode is left as it is.
+        model: predicts, in evaluation mode whatever its own mode is.
         prompts: token ids, one [n] tensor each.
         max_new_tokens: tokens to add to each prompt.
         temperature: logits are divided by it; 0 takes the likeliest token.
@@ -54,6 +54,7 @@ def sample(
         One item per sequence and step: the token drawn, or None while the prompt is being read and after
         the last token.
     """
+    model = evaluation_copy(model)
     device = model.token_embedding.weight.device
     shortest, longest = min(map(len, prompts)), max(map(len, prompts))
     first = torch.Generator().seed() % 2**62 if seed is None else seed
@@ -61,7 +62,7 @@ def sample(
     tokens = torch.stack([prompt[:shortest] for prompt in prompts])
     step: Callable[[Tensor], Tensor] | None = None
     for t in range(shortest, longest + max_new_tokens):
-        with torch.no_grad(), evaluating(model):
+        with without_gradients():
             if step is None:
                 logits, state = model(tokens.to(device), return_state=True)
                 logits, step = logits[:, -1], stepper(model, state)
@@ -76,7 +77,8 @@ def sample(
         ]
         yield drawn
         read = [int(p[min(t, len(p) - 1)]) for p in prompts]
-        tokens = torch.tensor([[r if d is None else d] for r, d in zip(read, drawn, strict=True)])
+        following = [[r if d is None else d] for r, d in zip(read, drawn, strict=True)]
+        tokens = torch.tensor(following, device="cpu")
 
 
 def stepper(model: "LanguageModel", state: State) -> Callable[[Tensor], Tensor]:
@@ -121,16 +123,3 @@ def probabilities(logits: Tensor, temperature: float, top_k: int | None) -> Tens
         logits = torch.full_like(logits, -torch.inf).scatter(-1, where, kept)
     # The largest becomes 0 before the division, so that no temperature is too small for it.
     return torch.softmax((logits - logits.amax(-1, keepdim=True)) / temperature, dim=-1)
-
-
-@contextmanager
-def evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """A context in which a module is in evaluation mode; afterwards each part is in the mode it was in."""
-    training = [part for part in module.modules() if part.training]
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True

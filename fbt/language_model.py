@@ -27,10 +27,13 @@ from fbt._checks import check_choice, check_instance
 from fbt._files import named, write_whole
 from fbt._text import made_of, parsed
 from fbt._weights import Shape, Stored, check_weights, reading, serialise
+from fbt.attention import Dropout
 from fbt.config import Config
 from fbt.data import CharTokenizer
+from fbt.evaluation_copy import evaluation_copy, without_gradients
 from fbt.feedback import FeedbackBody
-from fbt.generation import check_sampling, evaluating, sample
+from fbt.generation import check_sampling, sample
+from fbt.initialisation import initialising
 from fbt.parallel import ParallelBody
 from fbt.shared_kv import HOOKS, SharedKVBody
 from fbt.state import State
@@ -62,7 +65,7 @@ class LanguageModel(nn.Module):
         self.config = config
         self.tokenizer = tokenizer
         self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.body = BODIES[config.variant](config)
         self.norm = nn.LayerNorm(config.d_model)
         self.head = nn.Linear(config.d_model, config.vocab_size)
@@ -141,7 +144,6 @@ class LanguageModel(nn.Module):
         logits, state = self(tokens[:, None], state, return_state=True)
         return logits[:, 0], state
 
-    @torch.no_grad()
     def attention(self, tokens: Tensor) -> Tensor:
         """The attention weights of every layer and head over a text, without dropout.
 
@@ -156,10 +158,10 @@ class LanguageModel(nn.Module):
             TypeError, ValueError: as in `forward`.
         """
         self._check_tokens(tokens, "[B, T]")
-        with evaluating(self):
-            weights: Tensor = self.body(
-                self.token_embedding(tokens), backend=self._backend, need_weights=True
-            )[2]
+        model = evaluation_copy(self)
+        with without_gradients():
+            x = model.token_embedding(tokens)
+            weights: Tensor = model.body(x, backend=self._backend, need_weights=True)[2]
         return weights
 
     def is_as_made(self) -> bool:
@@ -178,7 +180,7 @@ class LanguageModel(nn.Module):
         """
         if isinstance(self.body, ParallelBody):
             raise ValueError("layer_weights needs variant 'feedback' or 'shared-kv', got 'parallel'")
-        return self.body.memory.layer_weights().detach()
+        return self.body.layer_weights().detach()
 
     def num_parameters(self) -> int:
         """How many numbers are trained."""
@@ -337,7 +339,9 @@ class LanguageModel(nn.Module):
             part = CHECKPOINT_PART if is_checkpoint else ""
             check_weights(file.tensors, shapes_of(config), part)
             stored = file.tensors[f"{part}token_embedding.weight"].dtype
-            model = cls(config, tokenizer).to(torch.promote_types(stored, torch.float32))
+            with initialising():
+                model = cls(config, tokenizer)
+            model.to(torch.promote_types(stored, torch.float32))
             weights = model.state_dict()
             for key, tensor in file.read(part):
                 weights[key].copy_(tensor)  # one by one, so that memory holds them once
@@ -374,11 +378,9 @@ class LanguageModel(nn.Module):
             ValueError: the model is not parallel, the variant is no feedback one, or a change is another.
         """
         check_instance("parallel", parallel, cls)
-        check_choice("variant of the model to start from", parallel.config.variant, ("parallel",))
-        check_choice("variant", variant, ("shared-kv", "feedback"))
-        for name in changes:
-            check_choice("a changed field", name, ("dropout", "memory", "memory_norm"))
-        model = cls(replace(parallel.config, variant=variant, **changes), parallel.tokenizer)
+        config = config_from_parallel(parallel.config, variant, **changes)
+        with initialising():
+            model = cls(config, parallel.tokenizer)
         model.to(parallel.token_embedding.weight)
         for part in ("token_embedding", "norm", "head"):
             getattr(model, part).load_state_dict(getattr(parallel, part).state_dict())
@@ -407,7 +409,7 @@ def shapes_of(config: Config) -> Iterator[tuple[str, Shape]]:
     They are read off a model of two layers with sizes that all differ, so that an axis tells which size it
     has; layers after the second are like the second.
     """
-    with torch.random.fork_rng(devices=[]):
+    with initialising():
         small = LanguageModel(
             replace(config, vocab_size=13, d_model=10, n_heads=2, n_layers=2, d_ff=11, span=17)
         )
@@ -436,6 +438,19 @@ def model_bytes(model: LanguageModel, path: Path) -> bytes:
     weights = model.state_dict()
     check_weights(weights, shapes_of(model.config))
     return serialise(path, weights, metadata)
+
+
+def config_from_parallel(config: Config, variant: str, **changes: Any) -> Config:
+    """The config of the model that `LanguageModel.from_parallel` makes of a model of this config.
+
+    Raises:
+        ValueError: as in `LanguageModel.from_parallel`.
+    """
+    check_choice("variant of the model to start from", config.variant, ("parallel",))
+    check_choice("variant", variant, ("shared-kv", "feedback"))
+    for name in changes:
+        check_choice("a changed field", name, ("dropout", "memory", "memory_norm"))
+    return replace(config, variant=variant, **changes)
 
 
 def check_tokenizer(tokenizer: CharTokenizer, config: Config) -> None:

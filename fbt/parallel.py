@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fbt._checks import check_choice, check_embeddings
-from fbt.attention import Attention, FeedForward, KeyValue, RelativeTerms, module_list
+from fbt.attention import Attention, Dropout, FeedForward, KeyValue, RelativeTerms, module_list
 from fbt.config import Config
 from fbt.state import State, check_state
 
@@ -29,7 +29,7 @@ class ParallelLayer(nn.Module):
         self.attention = Attention(config)
         self.norm2 = nn.LayerNorm(config.d_model)
         self.feed_forward = FeedForward(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(
         self, x: Tensor, past: tuple[Tensor, Tensor] | None, relative: RelativeTerms

@@ -4,9 +4,9 @@ import torch
 
 from fbt.feedback import FeedbackBody
 from fbt.parallel import ParallelBody
+from fbt.sequence import without_autocast
 
 
-@torch.no_grad()
 def copy_parallel_body(source: ParallelBody, target: FeedbackBody) -> None:
     """Overwrite `target` with the weights of `source`; `LanguageModel.from_parallel` says what goes where.
 
@@ -14,6 +14,12 @@ def copy_parallel_body(source: ParallelBody, target: FeedbackBody) -> None:
         source: L parallel layers.
         target: a feedback body of the same sizes whose memory norm is still plain (gain 1, bias 0).
     """
+    # Under autocast, the products of weights would be rounded, and their casts kept.
+    with torch.no_grad(), without_autocast(source.relative[0].query_bias.device.type):
+        _copy(source, target)
+
+
+def _copy(source: ParallelBody, target: FeedbackBody) -> None:
     for theirs, ours in zip(source.relative, target.relative, strict=True):
         ours.query_bias.copy_(theirs.query_bias)
         ours.key_embedding.copy_(theirs.key_embedding[:, :-1])  # the last row is distance 0

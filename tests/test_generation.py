@@ -5,7 +5,7 @@ import torch
 from exact import VARIANTS, model
 
 import fbt
-from fbt.generation import evaluating, probabilities
+from fbt.generation import probabilities
 
 TOKENIZER = fbt.CharTokenizer("\n abcdefghijklmnopq")
 PROMPTS = ["a", "abcdefghijklmno", "\n", "be a cog", "qq"]  # unequal lengths, one beyond the span
@@ -116,14 +116,6 @@ def test_dropout_is_off_while_sampling():
     with_dropout, without = (model("shared-kv", TOKENIZER, dropout=p) for p in (0.5, 0.0))
     with_dropout.train()
     assert with_dropout.generate("a", 30, seed=1) == without.generate("a", 30, seed=1)
-
-
-def test_the_mode_comes_back_after_an_error(lm):
-    lm.train()
-    with pytest.raises(RuntimeError, match="stop"), evaluating(lm):
-        assert not lm.training
-        raise RuntimeError("stop")
-    assert all(part.training for part in lm.modules())
 
 
 def test_the_cache_is_read_one_token_at_a_time(lm):

@@ -166,10 +166,11 @@ def test_each_process_draws_dropout_of_its_own() -> None:
     batch, drawn = torch.zeros(4, 3), []
     for rank in range(3):
         processes = Processes(torch.device("cpu"), rank, 3)
-        trainer: Any = SimpleNamespace(processes=processes, device="cpu", recipe=Recipe(), step=5)
-        torch.manual_seed(0)
+        noise = torch.Generator().manual_seed(0)
+        trainer: Any = SimpleNamespace(
+            processes=processes, device="cpu", recipe=Recipe(), step=5, noise=noise
+        )
         Trainer._share(trainer, batch)
-        drawn.append(torch.rand(3).tolist())
-    torch.manual_seed(0)
-    assert drawn[0] == torch.rand(3).tolist()
+        drawn.append(torch.rand(3, generator=noise).tolist())
+    assert drawn[0] == torch.rand(3, generator=torch.Generator().manual_seed(0)).tolist()
     assert len({*map(tuple, drawn)}) == 3

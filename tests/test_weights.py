@@ -486,7 +486,7 @@ WRONG_CHECKPOINTS: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], An
     ),
     "a part of nothing": (
         lambda h, m: renamed(h, "optimizer.0.step", "other"),
-        "must be named model.*, state.*, optimizer.*, got 'other'",
+        "must be named model.*, state.*, optimizer.*, best.*, got 'other'",
     ),
 }
 WRONG_MOMENTS: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = {

@@ -149,6 +149,7 @@ def sizes_of(body: "SharedKVBody", past: int, native: bool, dropout: float) -> S
         norm_memory=isinstance(body.memory.norm, torch.nn.LayerNorm),
         gelu=layer.feed_forward.activation is F.gelu,
         dropout=dropout,
+        generator=layer.dropout._generator,
         recompute=body.recompute,
         native=native,
         keep=torch.is_grad_enabled(),

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fbt.sequence.parts import Chunk, Loop, Sizes, Views, Weights, noise_, of_layers, plain_norm, turned
+from fbt.attention import noise_
+from fbt.sequence.parts import Chunk, Loop, Sizes, Views, Weights, of_layers, plain_norm, turned
 
 
 class Step(NamedTuple):
@@ -71,13 +72,14 @@ class Forward(Loop):
     def draw(self, chunk: Chunk, first: int, stop: int) -> Chunk:
         """Draw all masks of a chunk, in the order of the plain loop: step by step, layer by layer."""
         chunk = chunk._replace(noise=torch.zeros_like(chunk.p), drops=self.new(2, *chunk.y.shape))
+        dropout = self.sizes.dropout, self.sizes.generator
         for t in range(first, stop):
             for l, noise in enumerate(self.step_of_scores(chunk.noise, first, t)):
                 if noise.shape[2]:
-                    drawn = noise_(self.new(self.B, self.H, 1, noise.shape[2]), self.sizes.dropout)
+                    drawn = noise_(self.new(self.B, self.H, 1, noise.shape[2]), *dropout)
                     noise.copy_(drawn.transpose(0, 1).flatten(0, 1))
-                    noise_(chunk.drops[0, l, t - first], self.sizes.dropout)
-                noise_(chunk.drops[1, l, t - first], self.sizes.dropout)
+                    noise_(chunk.drops[0, l, t - first], *dropout)
+                noise_(chunk.drops[1, l, t - first], *dropout)
         return chunk
 
     def steps(self, chunk: Chunk, first: int, stop: int) -> None:

@@ -28,6 +28,7 @@ class Sizes(NamedTuple):
     norm_memory: bool
     gelu: bool
     dropout: float
+    generator: torch.Generator | None  # of dropout
     recompute: bool
     native: bool
     keep: bool  # whether a backward may follow
@@ -175,11 +176,6 @@ def plain_norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> 
     return result
 
 
-def noise_(x: Tensor, dropout: float) -> Tensor:
-    """Fill x with what dropout multiplies by, 0 or 1 / (1 - dropout), and return it."""
-    return x.bernoulli_(1 - dropout).div_(1 - dropout)
-
-
 def fold(body: "SharedKVBody", rows: int) -> Weights:
     """The weights of a body, stacked over layers, with norms and 1 / sqrt(D) folded in. Plain autograd.
 
@@ -217,7 +213,7 @@ def fold(body: "SharedKVBody", rows: int) -> Weights:
         ),
         w_2=stacked(lambda layer: layer.feed_forward.outer.weight),
         b_2=stacked(lambda layer: layer.feed_forward.outer.bias),
-        mix=body.memory.layer_weights(),
+        mix=body.layer_weights(),
         w_kv=w_kv,
         b_kv=b_kv,
     )

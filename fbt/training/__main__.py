@@ -55,7 +55,8 @@ def _refused(reason: str, error: Exception) -> int:
 def _said(run: Run) -> str:
     """How a run ended."""
     if run.finished:
-        return f"validation loss {run.val_loss:.4f}; weights, metrics and loss curve are in {run.folder}"
+        loss = f"validation loss {run.val_loss:.4f}{run.when}"
+        return f"{loss}; weights, metrics and loss curve are in {run.folder}"
     return f"stopped after step {run.step}; go on with: {resume_command(str(run.folder))}"
 
 

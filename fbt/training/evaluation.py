@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fbt.generation import evaluating
+from fbt.evaluation_copy import evaluation_copy, without_gradients
 from fbt.language_model import LanguageModel
 
 
@@ -12,12 +12,12 @@ def evaluate(model: LanguageModel, windows: Tensor, batch_size: int = 128) -> fl
     """Mean cross-entropy over windows, without dropout and each from an empty memory.
 
     Args:
-        model: predicts; its mode is left as it is.
+        model: predicts, in evaluation mode whatever its own mode is.
         windows: token ids [N, T + 1].
         batch_size: windows at a time.
 
     Returns:
-        Nats a character.
+        Nats per character, summed in float32 or more.
 
     Raises:
         ValueError: there are no windows.
@@ -31,11 +31,19 @@ def total_loss(model: LanguageModel, windows: Tensor, batch_size: int = 128) -> 
     """The sum, over all characters of some windows [N, T + 1] or none, of what `evaluate` takes the mean."""
     if not len(windows):
         return 0.0
-    total = 0.0
+    total, model = 0.0, evaluation_copy(model)
     device = model.token_embedding.weight.device
-    with torch.no_grad(), evaluating(model):
+    with without_gradients():
         for batch in torch.split(windows, batch_size):
             batch = batch.to(device)
-            logits = model(batch[:, :-1])
-            total += F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum").item()
+            total += cross_entropy(model(batch[:, :-1]), batch[:, 1:], reduction="sum").item()
     return total
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """`F.cross_entropy` of logits [B, T, V] and targets [B, T], computed in float32 or more.
+
+    Half precision would round a sum of thousands of losses to three digits, or overflow.
+    """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(logits.flatten(0, 1).to(dtype), targets.flatten(), reduction=reduction)

@@ -1,6 +1,7 @@
 """The training loop: what a step does, when it evaluates and saves, and how it is stopped."""
 
 import contextlib
+import copy
 import functools
 import hashlib
 import math
@@ -9,19 +10,27 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import TqdmWarning
 
-from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint, Fingerprint, Settings, checkpoint_bytes
+from fbt.attention import drawing_from
+from fbt.checkpoint import (
+    CHECKPOINT_FILE,
+    Best,
+    Checkpoint,
+    Fingerprint,
+    Settings,
+    checkpoint_bytes,
+)
 from fbt.data import even_windows, random_windows, split
 from fbt.language_model import LanguageModel
 from fbt.recipe import Recipe
 from fbt.state import State
-from fbt.training.evaluation import total_loss
+from fbt.training.evaluation import cross_entropy, total_loss
 from fbt.training.folder import RunFolder
 from fbt.training.metrics import Metric, MetricsFile, read_metrics
 from fbt.training.processes import Processes
@@ -30,6 +39,15 @@ with warnings.catch_warnings():
     # In a notebook without ipywidgets tqdm draws its bar as text, which is no reason to warn.
     warnings.simplefilter("ignore", TqdmWarning)
     from tqdm.auto import tqdm
+
+LAST_CHARACTERS = (
+    131_072  # that the last evaluation looks at; the validation text of Tiny Shakespeare has less
+)
+BATCH = 128  # windows of an evaluation, between which it can be interrupted
+
+
+class Interrupted(Exception):
+    """A run was asked to stop while it evaluated."""
 
 
 class Trainer:
@@ -65,12 +83,18 @@ class Trainer:
         length = self.recipe.seq_len
         count = min(self.recipe.eval_windows, len(held_out) - length)
         self.some_windows = even_windows(held_out, length=length, count=count)
-        self.all_windows = even_windows(held_out, length=length)
+        most = max(1, LAST_CHARACTERS // length)
+        fewer = most if (len(held_out) - 1) // length > most else None
+        self.last_windows = even_windows(held_out, length=length, count=fewer)
         self.prompt = "\n" if "\n" in model.tokenizer.vocabulary else text[0]
+        # Of batches, and of dropout: torch's global generator belongs to the caller and to other threads.
+        self.generator = torch.Generator("cpu")
+        self.noise = self.generator if self.device.type == "cpu" else torch.Generator(self.device)
         self.step = 0
         self.seconds = 0.0
         self.state: State | None = None
         self.metrics: list[Metric] = []
+        self.best: Best | None = None
         self.saved: int | None = None
         self._metrics_file = None if folder is None else MetricsFile(folder)
 
@@ -86,6 +110,7 @@ class Trainer:
         self.step = self.saved = checkpoint.step
         if self.folder is not None:
             self.metrics = read_metrics(self.folder.path, checkpoint.metrics, self.step)
+        self.best = checkpoint.best
         self.seconds = self.metrics[-1]["seconds"] if self.metrics else 0.0
 
     def save(self) -> None:
@@ -100,7 +125,9 @@ class Trainer:
         if metrics is None:
             return
         path = self.folder.path / CHECKPOINT_FILE
-        data = checkpoint_bytes(path, self.step, self.settings, self.model, self.optimizer, state, metrics)
+        data = checkpoint_bytes(
+            path, self.step, self.settings, self.model, self.optimizer, state, metrics, self.best
+        )
         self.folder.write(CHECKPOINT_FILE, data)
         self.saved = self.step
 
@@ -121,6 +148,23 @@ class Trainer:
         Returns:
             True if the end was reached.
         """
+        with contextlib.suppress(Interrupted):
+            self._run(interrupt, watch, progress)
+        if not self.finished:
+            self.save()
+        return self.finished
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps have been taken, and the last evaluation been made."""
+        return self.step == self.recipe.steps and not self._awaits_evaluation()
+
+    def _awaits_evaluation(self) -> bool:
+        """Whether an evaluation is due after this step and has not been made."""
+        due = self.step == self.recipe.steps or self.step % self.recipe.eval_every == 0
+        return self.step > 0 and due and not (self.metrics and "val_loss" in self.metrics[-1])
+
+    def _run(self, interrupt: "Interrupt", watch: Callable[[Metric], None], progress: bool) -> None:
         recipe, began = self.recipe, time.perf_counter() - self.seconds
         shown: dict[str, str] = {}
 
@@ -137,14 +181,22 @@ class Trainer:
             dynamic_ncols=True,
             disable=not progress,
         ) as bar:
-            while self.step < recipe.steps and not self.processes.total(interrupt.asked):
-                values = self._update()
-                self.step += 1
-                record(**values)
-                shown["loss"] = f"{values['loss']:.3f}"
+            while not (self.finished or self.processes.total(interrupt.asked)):
+                if not self._awaits_evaluation():  # as where it was interrupted in its last run
+                    values = self._update()
+                    self.step += 1
+                    record(**values)
+                    shown["loss"] = f"{values['loss']:.3f}"
+                    bar.set_postfix(shown, refresh=False)
+                    bar.update()
                 last = self.step == recipe.steps
-                if last or self.step % recipe.eval_every == 0:
-                    values = self._evaluate(self.all_windows if last else self.some_windows)
+                if last:
+                    self.save()  # the last evaluation may take a while
+                if self._awaits_evaluation():
+                    evaluate = functools.partial(
+                        self._validation_loss, interrupt=interrupt, progress=progress
+                    )
+                    values = self._evaluate(evaluate)
                     record(**values)
                     shown["val_loss"] = f"{values['val_loss']:.3f}"
                     if progress:
@@ -152,24 +204,22 @@ class Trainer:
                         lines = filter(None, (heading, values["sample"].strip()))
                         bar.write("\n".join(lines) + "\n", file=sys.stderr)
                 bar.set_postfix(shown, refresh=False)
-                bar.update()
                 if last or self.step % recipe.checkpoint_every == 0:
                     self.save()
-        if self.step < recipe.steps:
-            self.save()
-        return self.step == recipe.steps
 
     def _update(self) -> dict[str, Any]:
         """One optimiser step; what is worth knowing about it."""
         recipe, step = self.recipe, self.step
         # All that is random in a step follows from the seed and its number: no random state to resume.
-        torch.manual_seed(step_seed(recipe.seed, step))
+        for generator in (self.generator, self.noise):
+            generator.manual_seed(step_seed(recipe.seed, step))
         batch, weight = self._share(self._batch())
         lr = recipe.learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        logits, state = self.replica(batch[:, :-1], self.state, return_state=True)
-        loss = weight * F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+        with drawing_from(self.noise, self.model):
+            logits, state = self.replica(batch[:, :-1], self.state, return_state=True)
+        loss = weight * cross_entropy(logits, batch[:, 1:])
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip or math.inf)
@@ -181,6 +231,7 @@ class Trainer:
                 f"finite: {self._calmer()}"
             )
         self.optimizer.step()
+        torch.clear_autocast_cache()  # it holds casts of the weights as they were
         self.state = state.detach() if recipe.carry else None
         return values
 
@@ -188,9 +239,7 @@ class Trainer:
         """The windows [B, T + 1] of this step: random, or the next block of every stream when carrying."""
         size, length = self.recipe.batch_shape(self.step)
         if not self.recipe.carry:
-            return random_windows(
-                self.train_tokens, length=length, batch_size=size, generator=torch.default_generator
-            )
+            return random_windows(self.train_tokens, length=length, batch_size=size, generator=self.generator)
         stream = len(self.train_tokens) // size
         start = self.step % ((stream - 1) // length) * length
         if start == 0:
@@ -202,22 +251,64 @@ class Trainer:
         processes = self.processes
         share = processes.share(batch)
         if not processes.is_first:  # each draws dropout of its own
-            torch.manual_seed(step_seed(self.recipe.seed, self.step, processes.rank))
+            self.noise.manual_seed(step_seed(self.recipe.seed, self.step, processes.rank))
         return share.to(self.device), processes.count * len(share) / len(batch)
 
-    def _evaluate(self, windows: Tensor) -> dict[str, Any]:
+    def _validation_loss(
+        self, model: LanguageModel, windows: Tensor, interrupt: "Interrupt", progress: bool
+    ) -> float:
+        """The mean loss of a model over windows, found out by all processes together.
+
+        Raises:
+            Interrupted: the run was asked to stop meanwhile.
+        """
+        total = 0.0
+        batches = windows.split(BATCH * self.processes.count)
+        bar = tqdm(
+            total=len(windows), desc="validation", unit="window", leave=False, delay=1, disable=not progress
+        )
+        with bar:
+            for number, batch in enumerate(batches):
+                if number and self.processes.total(interrupt.asked):
+                    raise Interrupted
+                total += total_loss(model, self.processes.share(batch))
+                bar.update(len(batch))
+        return self.processes.total(total) / windows[:, 1:].numel()
+
+    def _evaluate(self, loss_of: Callable[[LanguageModel, Tensor], float]) -> dict[str, Any]:
         """How far the model has come, found out without touching the random state of the run."""
-        total = self.processes.total(total_loss(self.model, self.processes.share(windows)))
-        values: dict[str, Any] = {"val_loss": total / windows[:, 1:].numel(), "sample": ""}
+        last = self.step == self.recipe.steps
+        loss = loss_of(self.model, self.last_windows if last else self.some_windows)
+        values: dict[str, Any] = {"val_loss": loss, "sample": ""}
         if not math.isfinite(values["val_loss"]):
             raise FloatingPointError(
                 f"validation loss {values['val_loss']} at step {self.step} must be finite: {self._calmer()}"
             )
+        self.best = self._best(loss_of, loss)
         if self.recipe.sample and self.processes.is_first:
             values["sample"] = self.model.generate(self.prompt, self.recipe.sample, seed=self.recipe.seed)
         if self.settings.config.variant != "parallel":
             values["layer_weights"] = self.model.layer_weights().tolist()
         return values
+
+    def _best(self, loss_of: Callable[[LanguageModel, Tensor], float], loss: float) -> Best:
+        """The best weights up to this step, at which the model has this validation loss.
+
+        Losses are compared over the same windows: those of the evaluations during the run, and in the end,
+        if earlier weights are better there, those of the last evaluation.
+        """
+        last, best = self.step == self.recipe.steps, self.best
+        now = Best(self.step, loss, last, self.model.state_dict())
+        if not last:
+            if best is not None and best.val_loss < loss:
+                return best
+            return replace(now, weights={name: value.clone() for name, value in now.weights.items()})
+        if best is None or best.val_loss >= loss_of(self.model, self.some_windows):
+            return now
+        earlier = copy.deepcopy(self.model)
+        earlier.load_state_dict(best.weights)
+        best = replace(best, final=True, val_loss=loss_of(earlier, self.last_windows))
+        return best if best.val_loss < loss else now
 
     def _calmer(self) -> str:
         """What to change where training goes astray."""

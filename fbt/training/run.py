@@ -10,13 +10,19 @@ from typing import Any
 
 import torch
 
-from fbt._checks import check_choice
+from fbt._checks import check_choice, check_instance
 from fbt._files import named, read_whole, sha256
 from fbt._text import in_a_line
-from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint, Settings
+from fbt.checkpoint import CHECKPOINT_FILE, Best, Checkpoint, Settings
 from fbt.config import Config
 from fbt.data import CharTokenizer, load_tiny_shakespeare
-from fbt.language_model import WEIGHTS_FILE, LanguageModel, model_bytes
+from fbt.initialisation import initialising
+from fbt.language_model import (
+    WEIGHTS_FILE,
+    LanguageModel,
+    config_from_parallel,
+    model_bytes,
+)
 from fbt.recipe import PRESETS, Recipe
 from fbt.training.events import event_writer
 from fbt.training.folder import RunFolder
@@ -33,14 +39,19 @@ class Run:
     """A finished or interrupted training run.
 
     Attributes:
-        model: the trained model, in evaluation mode.
+        model: the trained model, in evaluation mode. After a finished run its weights are those with the
+            lowest validation loss among the evaluations, which need not be the last ones; where a run was
+            interrupted, they are those of its last step.
         settings: what it was trained with.
         metrics: one dict a step with "step", "loss" (training, nats a character), "grad_norm" (before
             clipping), "lr", "length" (characters a sequence) and "seconds" since the start; and one an
             evaluation with "step", "val_loss", the generated "sample", the "layer_weights" [L + 1] of a
             feedback model, and "seconds".
         finished: False where the run was interrupted.
-        folder: where the files are, or None.
+        folder: where the files are, or None. `model.safetensors` holds the weights of `model`, the
+            checkpoint those of the last step.
+        best: the best evaluation so far, or None before the first: its `step`, its `val_loss` in nats per
+            character, and the `weights`, for `model.load_state_dict`.
     """
 
     model: LanguageModel
@@ -48,6 +59,7 @@ class Run:
     metrics: list[Metric]
     finished: bool
     folder: Path | None
+    best: Best | None = None
 
     @property
     def step(self) -> int:
@@ -61,25 +73,49 @@ class Run:
 
     @property
     def val_loss(self) -> float:
-        """The last validation loss, nats a character.
+        """The validation loss of `model`, or of its last evaluation if the run was interrupted.
+
+        It is in nats per character. That of the last step is in `evaluations[-1]`.
 
         Raises:
             ValueError: the run was interrupted before its first evaluation.
         """
+        if self.finished and self.best is not None:
+            return self.best.val_loss
         evaluations = self.evaluations
         if not evaluations:
             raise ValueError(f"no evaluation yet: the run was stopped after step {self.step}")
         return float(evaluations[-1]["val_loss"])
 
+    @property
+    def when(self) -> str:
+        """At which step the model had its validation loss, as a phrase; empty if at the last one."""
+        if not self.finished or self.best is None or self.best.step == self.step:
+            return ""
+        last = self.evaluations[-1]["val_loss"]
+        return f" at step {self.best.step} ({last:.4f} at step {self.step})"
+
     def __repr__(self) -> str:
         parts = [self.settings.config.variant, f"{self.step} of {self.settings.recipe.steps} steps"]
         if self.evaluations:
-            parts.append(f"validation loss {self.val_loss:.4f}")
+            parts.append(f"validation loss {self.val_loss:.4f}{self.when}")
         if self.folder is not None:
             parts.append(f"in {self.folder}")
         return f"Run({', '.join(parts)})"
 
 
+@contextlib.contextmanager
+def _own_modes() -> Iterator[None]:
+    """A context, or a decorator, in which modes of the caller's that a run could not bear are off.
+
+    These are no_grad, inference mode and a default device. Autocast and the default dtype apply.
+    """
+    device = torch.get_default_device().type != "cpu" and torch.device("cpu")
+    with torch.inference_mode(False), torch.enable_grad(), device or contextlib.nullcontext():
+        yield
+
+
+@_own_modes()
 def train(
     text: str | Path | None = None,
     *,
@@ -159,6 +195,7 @@ def train(
         return _run(settings, words, start, checkpoint, run_folder, processes, progress, log)
 
 
+@_own_modes()
 def resume(
     folder: str | Path,
     text: str | Path | None = None,
@@ -235,14 +272,15 @@ def _resolve(
     if start is None:
         vocab_size = CharTokenizer(text).vocab_size
         return Config(vocab_size, variant=variant, **PRESETS[preset].model | model), recipe
-    with torch.random.fork_rng(devices=[]):
-        return LanguageModel.from_parallel(start, variant, **model).config, recipe
+    check_instance("init_from", start, LanguageModel)
+    return config_from_parallel(start.config, variant, **model), recipe
 
 
 def _initial_model(settings: Settings, text: str, start: LanguageModel | None) -> LanguageModel:
     config = settings.config
     if start is None:
-        return LanguageModel(config, CharTokenizer(text))
+        with initialising(settings.recipe.seed):
+            return LanguageModel(config, CharTokenizer(text))
     changes = {"dropout": config.dropout, "memory": config.memory, "memory_norm": config.memory_norm}
     return LanguageModel.from_parallel(start, config.variant, **changes)
 
@@ -263,17 +301,14 @@ def _run(
             raise ValueError(f"log={log!r} needs a folder to write to, got folder=None")
     place = None if folder is None else folder.path
     events = event_writer(place, log if processes.is_first else None)
-    device = processes.device
     processes.agree(f"{settings.compared()} {None if checkpoint is None else checkpoint.step}")
-    # The run is seeded throughout; afterwards the caller's random numbers go on as if it had not been.
-    seeded = device.type == "cuda" or torch.cuda.is_initialized()  # manual_seed seeds every GPU
-    with torch.random.fork_rng(range(torch.cuda.device_count()) if seeded else []), Interrupt() as interrupt:
-        torch.manual_seed(settings.recipe.seed)
+    with Interrupt() as interrupt:
         if checkpoint is None:
             model = _initial_model(settings, text, start)
         else:
             tokenizer = CharTokenizer.from_vocabulary(checkpoint.vocabulary)
-            model = LanguageModel(settings.config, tokenizer)
+            with initialising():
+                model = LanguageModel(settings.config, tokenizer)
         trainer = Trainer(settings, text, model, folder, processes)
         if checkpoint is not None:
             trainer.restore(checkpoint)
@@ -287,7 +322,9 @@ def _run(
         ):
             trainer.save()  # what is wrong with the folder shows now, not in an hour
             finished = trainer.run(interrupt, watch, progress and processes.is_first)
-            run = Run(model.eval(), settings, trainer.metrics, finished, place)
+            if finished and trainer.best is not None:
+                model.load_state_dict(trainer.best.weights)
+            run = Run(model.eval(), settings, trainer.metrics, finished, place, trainer.best)
             if writes is not None:
                 if finished:
                     writes.write(WEIGHTS_FILE, model_bytes(model, writes.path / WEIGHTS_FILE))

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fbt.evaluation_copy import evaluation_copy, without_gradients
 from fbt.feedback import FeedbackBody
-from fbt.generation import evaluating
 from fbt.language_model import LanguageModel
 
 
@@ -30,7 +30,6 @@ class Trace(NamedTuple):
     weights: Tensor
 
 
-@torch.no_grad()
 def trace(model: LanguageModel, tokens: Tensor) -> Trace:
     """Read tokens [T] by the plain loop, without dropout, and keep everything.
 
@@ -38,26 +37,24 @@ def trace(model: LanguageModel, tokens: Tensor) -> Trace:
         TypeError: the model has no memory to look at.
         ValueError: the text is longer than the span, so the state has lost its first steps.
     """
+    model = evaluation_copy(model)
     body = model.body
     if not isinstance(body, FeedbackBody):
         raise TypeError(f"model must have a memory, got the variant {model.config.variant!r}")
     if not 1 <= len(tokens) <= model.config.span:
         raise ValueError(f"tokens must be 1 to {model.config.span} like the span, got {len(tokens)}")
     kept: list[Tensor] = []
-    hook = body.memory.register_forward_pre_hook(lambda _, given: kept.append(torch.cat(given[0], dim=1)[0]))
-    try:
-        with evaluating(model):
-            x = model.token_embedding(tokens[None])
-            _, state, weights = body(x, backend="stack", need_weights=True)
-    finally:
-        hook.remove()
-    outputs, mixture = torch.stack(kept), body.memory.layer_weights()
-    keys, values = (
-        torch.stack([part[0].transpose(0, 1).flatten(1) for part in kind])
-        for kind in (state.keys, state.values)
-    )
-    assert weights is not None  # asked for
-    return Trace(outputs, mixture @ outputs, mixture, keys, values, weights[:, 0])
+    body.memory.register_forward_pre_hook(lambda _, given: kept.append(torch.cat(given[0], dim=1)[0]))
+    with without_gradients():
+        x = model.token_embedding(tokens[None])
+        _, state, weights = body(x, backend="stack", need_weights=True)
+        outputs, mixture = torch.stack(kept), body.layer_weights()
+        keys, values = (
+            torch.stack([part[0].transpose(0, 1).flatten(1) for part in kind])
+            for kind in (state.keys, state.values)
+        )
+        assert weights is not None  # asked for
+        return Trace(outputs, mixture @ outputs, mixture, keys, values, weights[:, 0])
 
 
 def made_of(read: Trace) -> Tensor:
