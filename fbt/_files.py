@@ -25,6 +25,8 @@ from fbt._text import in_a_line
 
 if sys.platform != "win32":
     import fcntl
+    import grp
+    import pwd
 
 CACHE_VARIABLE = "FBT_CACHE"
 LARGEST = 2**32  # bytes of a file
@@ -38,7 +40,8 @@ def cache_folder() -> Path:
         `~` is expanded); otherwise the user's cache folder for `fbt` on this operating system.
 
     Raises:
-        ValueError: the variable names the home of a user who is not there.
+        ValueError: the variable names the home of a user who is not there, or it is not
+            set and this user has no home.
     """
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
@@ -46,7 +49,64 @@ def cache_folder() -> Path:
             return Path(chosen).expanduser()
         except RuntimeError as error:
             raise ValueError(f"{CACHE_VARIABLE} must name a folder, got {chosen!r}: {error}") from error
-    return Path(platformdirs.user_cache_dir("fbt", appauthor=False))
+    folder = Path(platformdirs.user_cache_dir("fbt", appauthor=False))
+    if folder.parts[0] == "~":  # would be a folder of that name in the current one
+        reason = "since this user has no home folder"
+        raise ValueError(f"{CACHE_VARIABLE} must name a folder, {reason}")
+    return folder
+
+
+def check_owned(path: Path) -> None:
+    """Raise unless a file or folder belongs to this user or root and no one else may write.
+
+    A file that is run must pass this check, and so must its folder. A symbolic link
+    counts as well as what it points to. Others may write to a folder that has the
+    sticky bit, like /tmp: there each user can rename and remove only their own files.
+
+    Raises:
+        PermissionError: the path is relative, the owner is someone else, or others have
+            the permission to write; the message names the path and the reason.
+        OSError: there is nothing at this path.
+    """
+    if sys.platform == "win32":
+        raise PermissionError(f"who may write to {path} is not known on this system")
+    if not path.is_absolute():
+        raise PermissionError(
+            f"{path} depends on the current folder: {CACHE_VARIABLE} must be an absolute path here"
+        )
+    for info in (path.lstat(), path.stat()):
+        if info.st_uid not in (0, os.geteuid()):
+            raise PermissionError(f"{path} belongs to the user with number {info.st_uid}")
+        sticky = stat.S_ISDIR(info.st_mode) and info.st_mode & stat.S_ISVTX
+        if stat.S_ISLNK(info.st_mode) or sticky:
+            continue
+        if info.st_mode & stat.S_IWOTH:
+            raise PermissionError(f"{path} is writable for everyone: use 'chmod go-w'")
+        private = _is_private(info.st_gid) and not _has_acl(path)
+        if info.st_mode & stat.S_IWGRP and not private:
+            raise PermissionError(f"{path} is writable for its group: use 'chmod g-w'")
+
+
+def _is_private(group: int) -> bool:
+    """Whether a group is this user's own: many systems create a group for each user."""
+    try:
+        user, members = pwd.getpwuid(os.geteuid()), grp.getgrgid(group).gr_mem
+    except KeyError:
+        return False
+    if user.pw_gid != group or not set(members) <= {user.pw_name}:
+        return False
+    return all(u.pw_uid == user.pw_uid for u in pwd.getpwall() if u.pw_gid == group)
+
+
+def _has_acl(path: Path) -> bool:
+    """Whether there is an access control list.
+
+    The permission of the group is then the most that any user named in the list has.
+    """
+    try:
+        return bool(os.getxattr(path, "system.posix_acl_access"))
+    except OSError:  # there is none, or the file system has no such lists
+        return False
 
 
 def sha256(data: bytes) -> str:

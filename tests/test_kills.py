@@ -32,6 +32,7 @@ from fbt import LanguageModel
 from fbt._files import sha256
 from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint
 from fbt.data import FILE_NAME
+from fbt.native import DIGEST
 from fbt.training import Run, resume
 from fbt.training.folder import held
 from fbt.training.metrics import METRICS_FILE
@@ -60,8 +61,9 @@ class World:
         self.url, self.text = url, TEXT.encode()
         built = fbt.build_native()
         self.library, self.machine_code = self.cache / "native" / built.name, built.read_bytes()
-        compiler, scratch = root / "compiler", root / "scratch"
-        quoted = shlex.quote(str(built))
+        compiler, scratch, code = root / "compiler", root / "scratch", root / "code"
+        code.write_bytes(self.machine_code[:-DIGEST])
+        quoted = shlex.quote(str(code))
         # Compiles by copying what has been compiled, in two parts and not at once.
         compiler.write_text(
             '#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\n'

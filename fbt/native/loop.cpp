@@ -10,9 +10,11 @@
 // reads all keys and values, which no cache near a core holds.
 
 #include <algorithm>
+#include <climits>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <limits>
 #include <omp.h>
 #include <type_traits>
@@ -78,6 +80,10 @@ template <class S> struct Backward {
   S *d_table, *d_s;  // [threads, L, H, R, D] and [threads, L, H, R], or null where nobody wants them
 };
 
+// What a call returns. An exception must leave neither a parallel region nor this file:
+// it would end the process.
+enum Status : int { done, out_of_memory, too_large };
+
 // Small pieces --------------------------------------------------------------------------------------------------------
 
 void blas(char ta, char tb, int m, int n, int k, const float* a, int lda, const float* b, int ldb, float beta, float* c,
@@ -90,6 +96,13 @@ void blas(char ta, char tb, int m, int n, int k, const double* a, int lda, const
           double* c, int ldc) {
   const double one = 1;
   dgemm_(&ta, &tb, &m, &n, &k, &one, a, &lda, b, &ldb, &beta, c, &ldc);
+}
+
+// Whether all sizes of the products below fit in an int, the integer type of BLAS. The
+// largest distance between rows is that in `ask`.
+bool fits(const Sizes& z) {
+  const Int rows = z.steps() * z.L * std::max<Int>(1, z.width);
+  return std::max({2 * z.d(), z.F, z.group, rows}) <= INT_MAX;
 }
 
 // C [M, N] = beta C + A [M, K] B [K, N], rows `ld` apart. BLAS counts columns first, hence the swap.
@@ -152,14 +165,16 @@ template <class S> void norm_backward(Int n, Int d, const S* dz, const S* x, S* 
   }
 }
 
-// exp, in a form that compilers turn into vector code: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2]. What would be
-// subnormal is 0.
+// exp for arguments <= 0 and NaN, in a form that compilers turn into vector code: 2^n
+// times a polynomial on [-ln 2 / 2, ln 2 / 2]. What would be subnormal is 0. No integer n
+// can be computed from a NaN: n is then that of -87, and r is NaN.
 inline float exponential(float given) {
-  const float x = given < -87.0f ? -87.0f : given;
-  const float n = std::nearbyint(x * 1.44269504f), r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  const float x = given > -87.0f ? given : -87.0f;
+  const float n = std::nearbyint(x * 1.44269504f);
+  const float r = given - n * 0.693359375f + n * 2.12194440e-4f;
   float y = 1.98756915e-4f;
   for (float c : {1.39819995e-3f, 8.33345190e-3f, 4.16657959e-2f, 1.66666655e-1f, 0.5f}) y = y * r + c;
-  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  const uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23;
   float power;
   std::memcpy(&power, &bits, sizeof power);
   return given < -87.0f ? 0.0f : (y * r * r + r + 1) * power;
@@ -191,11 +206,11 @@ template <class S> void gelu_backward(Int n, const S* a, S* g, S* out) {
 }
 
 template <class S> void relu(Int n, S* a) {
-  for (Int i = 0; i < n; i++) a[i] = a[i] > 0 ? a[i] : a[i] * 0;  // * 0, so that NaN stays NaN
+  for (Int i = 0; i < n; i++) a[i] = a[i] < 0 ? 0 : a[i];  // NaN stays NaN
 }
 
 template <class S> void relu_backward(Int n, const S* a, S* g) {
-  for (Int i = 0; i < n; i++) g[i] = a[i] > 0 ? g[i] : 0;
+  for (Int i = 0; i < n; i++) g[i] = a[i] <= 0 ? 0 : g[i];  // as torch where a is NaN
 }
 
 template <class S> void multiply(Int n, const S* factor, S* x) {
@@ -584,25 +599,41 @@ template <class S> void backward_group(const Sizes& z, const Backward<S>& f, Int
 
 // Threads -------------------------------------------------------------------------------------------------------------
 
+// work(first sequence, count) for group g; sets `failed` if memory runs out.
+template <class F> void take(const Sizes& z, Int g, bool& failed, F work) {
+  try {
+    work(g * z.group, std::min(z.group, z.B - g * z.group));
+  } catch (const std::exception&) {
+#pragma omp atomic write
+    failed = true;
+  }
+}
+
 // A thread that finds no group helps with the products of others.
-template <class S> void forward(const Sizes* z, const Forward<S>* f) {
+template <class S> Status forward(const Sizes* z, const Forward<S>* f) {
+  if (!fits(*z)) return too_large;
+  bool failed = false;
 #pragma omp parallel num_threads(z->threads) if (z->threads > 1)
 #pragma omp single
 #pragma omp taskloop grainsize(1)
-  for (Int g = 0; g < z->groups(); g++) forward_group(*z, *f, g * z->group, std::min(z->group, z->B - g * z->group));
+  for (Int g = 0; g < z->groups(); g++) take(*z, g, failed, [&](Int b0, Int n) { forward_group(*z, *f, b0, n); });
+  return failed ? out_of_memory : done;
 }
 
 // Each thread always has the same groups, so that what it adds up is the same to the last bit in every run.
-template <class S> void backward(const Sizes* z, const Backward<S>* f) {
+template <class S> Status backward(const Sizes* z, const Backward<S>* f) {
+  if (!fits(*z)) return too_large;
+  bool failed = false;
 #pragma omp parallel for schedule(static) num_threads(z->threads) if (z->threads > 1)
-  for (Int g = 0; g < z->groups(); g++) backward_group(*z, *f, g * z->group, std::min(z->group, z->B - g * z->group));
+  for (Int g = 0; g < z->groups(); g++) take(*z, g, failed, [&](Int b0, Int n) { backward_group(*z, *f, b0, n); });
+  return failed ? out_of_memory : done;
 }
 
 }  // namespace
 
 extern "C" {
-void forward_float32(const Sizes* sizes, const Forward<float>* tensors) { forward(sizes, tensors); }
-void forward_float64(const Sizes* sizes, const Forward<double>* tensors) { forward(sizes, tensors); }
-void backward_float32(const Sizes* sizes, const Backward<float>* tensors) { backward(sizes, tensors); }
-void backward_float64(const Sizes* sizes, const Backward<double>* tensors) { backward(sizes, tensors); }
+int forward_float32(const Sizes* sizes, const Forward<float>* tensors) { return forward(sizes, tensors); }
+int forward_float64(const Sizes* sizes, const Forward<double>* tensors) { return forward(sizes, tensors); }
+int backward_float32(const Sizes* sizes, const Backward<float>* tensors) { return backward(sizes, tensors); }
+int backward_float64(const Sizes* sizes, const Backward<double>* tensors) { return backward(sizes, tensors); }
 }
