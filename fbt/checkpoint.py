@@ -166,7 +166,7 @@ class Checkpoint:
             tokenizer = CharTokenizer.from_vocabulary(parsed("vocabulary", file.text("vocabulary")))
             check_tokenizer(tokenizer, settings.config)
             check_weights(file.tensors, shapes_of(settings.config), CHECKPOINT_PART)
-            check_weights(file.tensors, _state_shapes(settings, step, file.tensors), "state.")
+            check_tensors(file.tensors, _state_shapes(settings, step, file.tensors), "state.")
             if unknown := [name for name in file.tensors if not name.startswith(PARTS)]:
                 raise ValueError(f"its tensors must be named {'*, '.join(PARTS)}*, got {unknown[0]!r}")
             weights, moments = (part_of(file.tensors, part) for part in (CHECKPOINT_PART, "optimizer."))
