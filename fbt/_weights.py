@@ -231,8 +231,12 @@ def check_weights(
 ) -> None:
     """As `check_tensors`, and that they are all of one type."""
     check_tensors(tensors, expected, prefix)
-    if len(types := {str(tensor.dtype) for tensor in part_of(tensors, prefix).values()}) > 1:
-        raise ValueError(f"its tensors must all be of one type, got {', '.join(sorted(types))}")
+    first: dict[torch.dtype, str] = {}
+    for name, tensor in part_of(tensors, prefix).items():
+        first.setdefault(tensor.dtype, name)
+    if len(first) > 1:
+        got = ", ".join(f"{dtype} for {prefix + name!r}" for dtype, name in first.items())
+        raise ValueError(f"its tensors must all be of one type, got {got}")
 
 
 @contextmanager

@@ -244,10 +244,10 @@ class Checkpoint:
             tokenizer = CharTokenizer.from_vocabulary(parsed("vocabulary", file.text("vocabulary")))
             check_tokenizer(tokenizer, settings.config)
             check_weights(file.tensors, shapes_of(settings.config), CHECKPOINT_PART)
-            check_weights(file.tensors, _state_shapes(settings, step, file.tensors), "state.")
+            check_tensors(file.tensors, _state_shapes(settings, step, file.tensors), "state.")
             best = _best(file.metadata.get("best"), step)
             if best is not None and best.step != step:
-                check_weights(file.tensors, shapes_of(settings.config), "best.")
+                check_tensors(file.tensors, shapes_of(settings.config), "best.")
             else:
                 check_tensors(file.tensors, (), "best.")
             if unknown := [name for name in file.tensors if not name.startswith(PARTS)]:

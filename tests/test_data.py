@@ -1,4 +1,5 @@
 import copy
+import os
 import pickle
 import re
 import time
@@ -130,6 +131,24 @@ def test_the_error_says_what_is_wrong_with_the_copy(tmp_path: Path) -> None:
     with pytest.raises(CorpusUnavailable, match=rf"{NAME}: sha256 is 2d71\w+, expected {_corpus.SHA256}\n"):
         load_tiny_shakespeare(tmp_path, sources=[])
     assert (tmp_path / NAME).read_bytes() == b"x"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+def test_a_pipe_in_place_of_the_copy_is_replaced(corpus: bytes, text: str, tmp_path: Path) -> None:
+    """Opening it would wait for a writer without end."""
+    os.mkfifo(tmp_path / NAME)
+    with pytest.raises(CorpusUnavailable, match=rf"{NAME}: Not a regular file\n"):
+        load_tiny_shakespeare(tmp_path, sources=[])
+    assert load_tiny_shakespeare(tmp_path, sources=[Fake("first", corpus)]) == text
+    assert (tmp_path / NAME).read_bytes() == corpus
+
+
+def test_a_copy_that_is_too_large_is_not_read(corpus: bytes, text: str, tmp_path: Path) -> None:
+    (tmp_path / NAME).write_bytes(b"")
+    os.truncate(tmp_path / NAME, 2**40)  # a hole, which takes no room on the disk
+    with pytest.raises(CorpusUnavailable, match=f"must have at most {len(corpus)} bytes, got {2**40}\n"):
+        load_tiny_shakespeare(tmp_path, sources=[])
+    assert load_tiny_shakespeare(tmp_path, sources=[Fake("first", corpus)]) == text
 
 
 def test_a_copy_that_cannot_be_read(tmp_path: Path) -> None:

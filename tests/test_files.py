@@ -1,6 +1,8 @@
+import contextlib
 import errno
 import os
 import shutil
+import socket
 import stat
 import sys
 from pathlib import Path
@@ -9,7 +11,16 @@ from typing import IO
 import pytest
 
 from fbt import _files
-from fbt._files import cache_folder, replacing, sha256, write_whole, writing_whole
+from fbt._files import (
+    cache_folder,
+    named,
+    opened,
+    read_whole,
+    replacing,
+    sha256,
+    write_whole,
+    writing_whole,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -229,3 +240,108 @@ def test_a_file_is_whole_on_disk_before_it_has_its_name(
     monkeypatch.setattr(os, "replace", noted)
     write_whole(tmp_path / "file", b"x" * size)
     assert found == [size]
+
+
+# Reading.
+
+
+def test_a_file_is_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for data in (b"", b"abc", b"x" * 10**6):
+        path.write_bytes(data)
+        assert read_whole(path) == read_whole(path, len(data)) == data
+    (tmp_path / "link").symlink_to(path)
+    assert read_whole(tmp_path / "link") == data
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+    with pytest.raises(ValueError) as caught:
+        read_whole(path, 2)
+    assert str(caught.value) == f"{path} must have at most 2 bytes, got 3"
+    os.truncate(path, 2**40)  # a hole, which takes no room on the disk
+    with pytest.raises(ValueError, match=rf"must have at most {2**32} bytes, got {2**40}"):
+        read_whole(path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
+@pytest.mark.parametrize("place", ["pipe", "link", "socket", ".", "/dev/zero", "/dev/full", "/dev/stdin"])
+def test_nothing_but_a_regular_file_is_opened(
+    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening a pipe would wait for its writer, and opening a device may make it act."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    path = tmp_path / place
+    with socket.socket(socket.AF_UNIX) as made:
+        if place == "socket":
+            monkeypatch.chdir(tmp_path)  # the path of a socket must be short
+            made.bind("socket")
+        elif place == "/dev/stdin":
+            path.resolve().is_file() and pytest.skip("a file is what stdin is here")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", None)
+            with pytest.raises(OSError, match=r"Not a regular file|Is a directory") as caught, opened(path):
+                pass
+    assert caught.value.filename == str(path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pipes with names")
+def test_a_pipe_that_comes_between_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, kept = tmp_path / "file", tmp_path / "kept"
+    kept.write_bytes(b"abc")
+    os.mkfifo(path)
+    seen = kept.stat()
+    monkeypatch.setattr(Path, "stat", lambda self: seen)
+    with pytest.raises(OSError, match=r"Not a regular file: '.*/file'"), opened(path):
+        pass
+
+
+@pytest.mark.skipif(not Path("/proc/kmsg").exists(), reason="Linux has it")
+def test_a_file_without_a_size_is_read_as_empty() -> None:
+    """Such as /proc/kmsg, which is called regular and would be waited for without end."""
+    assert read_whole(Path("/proc/self/status")) == b""
+    if os.geteuid() == 0:
+        with contextlib.suppress(PermissionError):  # of a container
+            assert read_whole(Path("/proc/kmsg")) == b""
+
+
+@pytest.mark.parametrize("change", ["longer", "shorter", "rewritten"])
+def test_a_file_that_changes_while_it_is_read_is_named(tmp_path: Path, change: str) -> None:
+    """Also in place of what is then wrong with what was read, but not of what has nothing to do with it."""
+    path = tmp_path / "a\nfile"
+    message = f"{str(path)!r} was changed while it was read: read it again once it is whole"
+    for raised in (None, ValueError("nonsense"), KeyError("nonsense")):
+        path.write_bytes(b"abc")
+        with pytest.raises(ValueError) as caught, opened(path) as file:
+            assert file.read() == b"abc"
+            path.write_bytes({"longer": b"abcd", "shorter": b"ab", "rewritten": b"abd"}[change])
+            os.utime(path, ns=(0, 10**9))  # as if a moment had passed
+            if raised is not None:
+                raise raised
+        assert str(caught.value) == message
+    with pytest.raises(KeyboardInterrupt), opened(path) as file:
+        path.write_bytes(b"")
+        raise KeyboardInterrupt
+
+
+def test_an_error_of_the_reader_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+    with pytest.raises(KeyError, match="mine"), opened(path):
+        raise KeyError("mine")
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("a b", "a b"),
+        ("日本", "日本"),
+        ("a\nb", r"'a\nb'"),
+        ("a\u202eb", r"'a\u202eb'"),
+        ("\udcff", r"'\udcff'"),
+    ],
+)
+def test_a_path_is_named_in_one_line(path: str, name: str) -> None:
+    assert named(path) == named(Path(path)) == name

@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hostile_files import put_together, reason, taken_apart
+from safetensors.torch import load_file
 from small_runs import TEXT, fingerprint, small_command, small_run
 
 import fbt
@@ -111,6 +114,43 @@ def test_the_command_to_go_on_with_can_be_pasted(
     assert sorted(path.name for path in here.iterdir()) == sorted([data.name, name])
 
 
+# A run that was stopped
+
+
+def test_the_weights_of_a_stopped_run_are_loaded(run: Path, here: Path) -> None:
+    """Its folder has a checkpoint and no model yet: that is said, and how to go on."""
+    with pytest.warns(UserWarning) as caught:
+        lm = fbt.LanguageModel.from_pretrained(run)
+    (warning,) = caught
+    assert str(warning.message) == (
+        f"no model.safetensors in {run}, of a run that has not ended: its last checkpoint is "
+        f"loaded. To go on with the run, call fbt.training.resume({str(run)!r})"
+    )
+    assert warning.filename == __file__
+    named = fbt.LanguageModel.from_pretrained(run / CHECKPOINT_FILE)  # which was asked for
+    weights = {
+        name.removeprefix("model."): tensor
+        for name, tensor in load_file(run / CHECKPOINT_FILE).items()
+        if name.startswith("model.")
+    }
+    for loaded in (lm, named):
+        assert not loaded.training and loaded.tokenizer == fbt.CharTokenizer(TEXT)
+        assert loaded.state_dict().keys() == weights.keys()
+        assert all(torch.equal(loaded.state_dict()[name], weights[name]) for name in weights)
+    ended = resume(run, TEXT, progress=False)
+    loaded = fbt.LanguageModel.from_pretrained(run)  # without a warning, which would be an error
+    for name, tensor in ended.model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_a_stopped_run_whose_checkpoint_is_damaged_is_named(run: Path) -> None:
+    path = run / CHECKPOINT_FILE
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError) as caught:
+        fbt.LanguageModel.from_pretrained(path)
+    assert reason(path, caught.value).startswith("is not a whole checkpoint of this version of fbt: ")
+
+
 # Prompts
 
 
@@ -188,8 +228,9 @@ def run(files_of_a_run: dict[str, bytes], here: Path) -> Path:
         ('{"step": 1, "seconds": 1, "sample": 3}', "sample in line 1 must be of type str, got 3"),
         ('{"step": 1, "seconds": 1, "layer_weights": "all"}', "layer_weights in line 1 must be a number"),
         ('{"step": 1, "seconds": 1, "layer_weights": [null]}', "layer_weights in line 1 must be a number"),
-        (b"\xff", "invalid start byte"),
         ('{"step": 2, "seconds": 1}', "its last step must be 3, as in the checkpoint, got 2"),
+        (b"\xff", "line 1 is no JSON that can be read: 'utf-8' codec can't decode byte 0xff"),
+        ('{"step": 1, "step": 2}', "line 1 is no JSON that can be read: 'step' occurs twice"),
     ],
     ids=lambda value: ascii(value)[:40],
 )
@@ -207,15 +248,53 @@ def test_metrics_that_are_none_are_named(run: Path, line: str | bytes, message: 
     assert message in said
 
 
-@pytest.mark.parametrize("place", ["/dev/zero", "/dev/stdin", ".", "pipe", "no\nsuch", "a\0b", "/dev/full"])
-def test_a_text_that_never_ends_is_not_read(run: Path, here: Path, place: str) -> None:
-    """The settings of a stranger's run say where its text was."""
-    os.mkfifo(here / "pipe")
+def set_data(run: Path, place: str) -> None:
+    """Let the checkpoint of a run say that its text was there."""
     path = run / CHECKPOINT_FILE
     header, numbers = taken_apart(path.read_bytes())
     settings = json.loads(header["__metadata__"]["settings"]) | {"data": place}
     header["__metadata__"]["settings"] = json.dumps(settings)
     path.write_bytes(put_together(header, numbers))
+
+
+@pytest.mark.parametrize("place", ["/proc/kmsg", "/proc/kcore", "hole", "/proc/self/environ"])
+def test_a_file_of_the_system_is_not_read_as_a_text(run: Path, here: Path, place: str) -> None:
+    """They are called regular, and are without end, would be waited for, or hold secrets."""
+    if place == "hole":
+        (here / place).touch()
+        os.truncate(here / place, 2**40)
+    elif not os.access(place, os.R_OK):
+        pytest.skip("not here")
+    set_data(run, place)
+    began = time.monotonic()
+    with pytest.raises((ValueError, OSError)) as caught:
+        resume(run, progress=False)
+    assert re.search(
+        r"must have at most \d+ bytes|is not what the run in|Not a regular|Operation not permitted",
+        str(caught.value),
+    )
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("place", ["pipe", "/dev/zero", "."])
+def test_a_text_to_train_on_is_a_regular_file(here: Path, place: str) -> None:
+    os.mkfifo(here / "pipe")
+    with pytest.raises(OSError, match=r"Not a regular file: '|Is a directory: '"):
+        small_run(Path(place))
+
+
+def test_metrics_that_are_no_regular_file_are_not_waited_for(run: Path) -> None:
+    (run / METRICS_FILE).unlink()
+    os.mkfifo(run / METRICS_FILE)
+    with pytest.raises(OSError, match=r"Not a regular file: '.*metrics\.jsonl'"):
+        resume(run, TEXT, progress=False)
+
+
+@pytest.mark.parametrize("place", ["/dev/zero", "/dev/stdin", ".", "pipe", "no\nsuch", "a\0b", "/dev/full"])
+def test_a_text_that_never_ends_is_not_read(run: Path, here: Path, place: str) -> None:
+    """The settings of a stranger's run say where its text was."""
+    os.mkfifo(here / "pipe")
+    set_data(run, place)
     began = time.monotonic()
     with pytest.raises(FileNotFoundError, match=r"the text of the run in .* is no longer in "):
         resume(run, progress=False)

@@ -1,6 +1,7 @@
 """The language model: whole texts against single steps, states, attention, saving and loading."""
 
 import json
+from dataclasses import replace
 
 import plain
 import pytest
@@ -271,10 +272,73 @@ def test_the_file_name_is_where_others_look_for_it():
     assert WEIGHTS_FILE == "model.safetensors"
 
 
+def test_the_path_of_a_file_is_taken_as_well(tmp_path):
+    lm = model("shared-kv", TOKENIZER)
+    path = lm.save_pretrained(tmp_path)
+    other = tmp_path / "another name"
+    other.write_bytes(path.read_bytes())
+    for name in (path, str(path), other):
+        loaded = fbt.LanguageModel.from_pretrained(name)
+        assert loaded.tokenizer == TOKENIZER
+        assert_same(loaded.state_dict(), lm.state_dict(), rtol=0, atol=0)
+
+
+def test_another_file_is_named(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("not weights")
+    with pytest.raises(ValueError, match=r"README\.md must be a safetensors file with a header"):
+        fbt.LanguageModel.from_pretrained(path)
+    path.write_text("{}")
+    with pytest.raises(
+        ValueError, match=r"README\.md is not a whole model of this version of fbt: its header"
+    ):
+        fbt.LanguageModel.from_pretrained(path)
+
+
+# The tokenizer.
+
+
+@pytest.mark.parametrize(
+    "tokenizer, error, said",
+    [
+        (fbt.CharTokenizer("abc"), ValueError, "must have vocab_size=19 characters, got 3"),
+        ("abc", TypeError, "tokenizer must be of type CharTokenizer, got 'abc'"),
+    ],
+)
+def test_a_tokenizer_is_checked_where_it_is_given(tokenizer, error, said):
+    with pytest.raises(error, match=said):
+        fbt.LanguageModel(config("shared-kv"), tokenizer)
+    lm = model("shared-kv", TOKENIZER)
+    with pytest.raises(error, match=said):
+        lm.tokenizer = tokenizer
+    assert lm.tokenizer is TOKENIZER
+
+
+def test_a_tokenizer_can_be_replaced_and_removed(tmp_path):
+    lm, other = model("shared-kv"), fbt.CharTokenizer.from_vocabulary(TOKENIZER.vocabulary[::-1])
+    for tokenizer in (TOKENIZER, other, None):
+        lm.tokenizer = tokenizer
+        lm.save_pretrained(tmp_path)
+        assert fbt.LanguageModel.from_pretrained(tmp_path).tokenizer == tokenizer
+    assert "tokenizer" not in lm.state_dict()
+
+
+def test_a_tokenizer_that_no_longer_fits_is_not_saved(tmp_path):
+    lm = model("shared-kv", TOKENIZER)
+    path = lm.save_pretrained(tmp_path)
+    before = path.read_bytes()
+    lm.config = replace(lm.config, vocab_size=20)
+    lm.token_embedding, lm.head = torch.nn.Embedding(20, 14).double(), torch.nn.Linear(14, 20).double()
+    with pytest.raises(ValueError, match="tokenizer must have vocab_size=20 characters, got 19"):
+        lm.save_pretrained(tmp_path)
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     "change, said",
     [
         (lambda lm: lm.body.half(), "its tensors must all be of one type"),
+        (lambda lm: lm.to(torch.float8_e4m3fn), "'body.key_values.0.key.weight' must be of one of "),
         (lambda lm: setattr(lm, "head", torch.nn.Linear(14, 20)), "misshapen 'head.weight"),
         (lambda lm: lm.register_parameter("more", torch.nn.Parameter(torch.ones(1))), "unknown 'more'"),
     ],

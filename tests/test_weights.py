@@ -3,23 +3,29 @@
 import ast
 import gzip
 import json
+import os
 import pickle
 import re
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from exact import OPTIONS, VARIANTS, config, model
-from hostile_files import put_together, refusal, taken_apart
+from hostile_files import little_memory, put_together, reason, refusal, retyped, taken_apart
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from small_runs import TEXT, small_run
+from small_runs import TEXT, WARNINGS, small_run
 
 import fbt
 from fbt import _weights
-from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint
+from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint, Settings, save_checkpoint
 from fbt.language_model import WEIGHTS_FILE, LanguageModel, shapes_of
+from fbt.recipe import Recipe
 from fbt.training import resume
 
 TOKENIZER = fbt.CharTokenizer("\n abcdefghijklmnopq")
@@ -314,11 +320,38 @@ def test_a_file_that_is_wrong_is_refused(saved: Path, case: str) -> None:
     assert message in refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
 
 
+# A value that each field of a config or recipe refuses, by its type.
+REFUSED: dict[Any, tuple[Any, ...]] = {
+    int: (-1, 1.5, "13", None, [1], True, float("nan")),
+    float: (-1, "0.1", [], float("nan"), 10**400),
+    bool: (1, "yes", None),
+    str: ("", 3, None, ["gelu"]),
+}
+
+
+def refused(kind: type) -> list[Any]:
+    """Each field with each value that it refuses."""
+    return [
+        pytest.param(field.name, value, id=f"{field.name}-{value!r}"[:40])
+        for field in fields(kind)
+        for value in REFUSED[field.type]
+        if (field.name, value) != ("d_ff", None)  # which stands for the default
+    ]
+
+
+@pytest.mark.parametrize("field, value", refused(fbt.Config))
+def test_each_field_of_a_config_is_named_where_it_is_wrong(saved: Path, field: str, value: Any) -> None:
+    rewrite(saved, lambda h, m: set_field(m, **{field: value}))
+    said = refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
+    assert said.startswith(f"is not a whole model of this version of fbt: {field} must be ")
+
+
 def test_all_weights_are_of_one_type(saved: Path) -> None:
     weights, metadata = load_file(saved), without_checksum(saved)
     save_file(weights | {"head.bias": weights["head.bias"].float()}, saved, metadata)
     said = refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
-    assert "must all be of one type, got torch.float32, torch.float64" in said
+    assert "must all be of one type, got torch.float64 for " in said
+    assert "torch.float32 for 'head.bias'" in said
 
 
 SWAPPED: dict[str, Callable[[bytes], bytes]] = {
@@ -382,6 +415,24 @@ def test_a_header_just_short_enough_is_read_at_once(saved: Path) -> None:
     assert "its tensors are not those it should have" in said
 
 
+@pytest.mark.parametrize("kind", ["model", "checkpoint"])
+def test_a_file_takes_the_memory_of_its_numbers_once(kind: str, tmp_path: Path) -> None:
+    """64 MB of weights; twice that is more than may be taken beside the model's own."""
+    lm = fbt.LanguageModel(fbt.Config(19, d_model=2000, n_heads=1, n_layers=1, d_ff=1, span=1), TOKENIZER)
+    size = lm.save_pretrained(tmp_path).stat().st_size
+    assert size > 64e6
+    if kind == "checkpoint":
+        settings = Settings(lm.config, Recipe(), None, "", None)
+        save_checkpoint(tmp_path, 0, settings, lm, torch.optim.AdamW(lm.parameters()), None)
+    load: Callable[[], object] = {
+        "model": lambda: LanguageModel.from_pretrained(tmp_path),
+        "checkpoint": lambda: Checkpoint.load(tmp_path),
+    }[kind]
+    times = 2 if kind == "model" else 1  # the model is made before its weights are read
+    with little_memory(int((times + 0.5) * size)):
+        load()
+
+
 @pytest.mark.parametrize("limit", ["LARGEST", "LONGEST_HEADER"])
 def test_what_could_not_be_read_is_not_written(
     saved: Path, limit: str, monkeypatch: pytest.MonkeyPatch
@@ -400,6 +451,196 @@ def test_weights_that_are_no_numbers_are_loaded_to_be_looked_at(tmp_path: Path) 
         lm.head.bias[3] = torch.nan
     lm.save_pretrained(tmp_path)
     assert LanguageModel.from_pretrained(tmp_path).head.bias.isnan().sum() == 1
+
+
+# The bytes of a file
+
+
+@pytest.mark.parametrize("dtype", _weights.CODES, ids=str)
+def test_the_library_reads_what_is_written(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensors = {
+        "a": torch.randn(3, 5).to(dtype),
+        "é \n": torch.randn(7).to(dtype),
+        "none of its own": torch.randn(2, 3).to(dtype).T,
+        "a single number": torch.tensor(3.25, dtype=dtype),
+        "parameter": torch.nn.Parameter(torch.ones(1, dtype=dtype)),
+    }
+    path = tmp_path / "tensors"
+    _weights.write(path, tensors, {"text": '"ä\n\\'})
+    found = load_file(path)
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == dtype and torch.equal(found[name], tensor), name
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata()["text"] == '"ä\n\\'
+    with _weights.reading(path, "model") as stored:
+        assert stored.text("text") == '"ä\n\\'
+        again = dict(stored.read())
+    for name, tensor in tensors.items():
+        assert again[name].dtype == dtype and torch.equal(again[name], tensor), name
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"text": "ä"}])
+def test_what_the_library_writes_is_read(tmp_path: Path, metadata: dict[str, str] | None) -> None:
+    path = tmp_path / "tensors"
+    tensors = {f"t{i}": torch.randn(i + 1, 3).to(dtype) for i, dtype in enumerate(_weights.CODES)}
+    save_file(tensors, path, metadata)
+    with _weights.reading(path, "model") as stored:
+        assert stored.metadata == (metadata or {})
+        found = dict(stored.read())
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
+def test_each_tensor_begins_where_its_numbers_are_aligned(tmp_path: Path) -> None:
+    """Else a reader that maps the file would have to copy it."""
+    tensors = {f"{i} {dtype}": torch.ones(3, dtype=dtype) for i in range(2) for dtype in _weights.CODES}
+    header, numbers = taken_apart(_weights.serialise(tmp_path, tensors, {"odd": "x"}))
+    for name, entry in header.items():
+        if name != "__metadata__":
+            assert entry["data_offsets"][0] % tensors[name].element_size() == 0, name
+    assert len(numbers) == sum(t.nbytes for t in tensors.values())
+
+
+def test_a_machine_of_the_other_byte_order_writes_and_reads_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = {str(dtype): torch.arange(3.0).to(dtype) for dtype in _weights.CODES}
+    path = tmp_path / "tensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "byteorder", "big")
+        _weights.write(path, tensors, {})
+        with _weights.reading(path, "model") as stored:
+            again = dict(stored.read())
+    assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
+    turned = load_file(path)  # what there are bytes of here
+    for name, tensor in tensors.items():
+        swapped = tensor.view(torch.uint8).view(3, -1).flip(1).flatten()
+        assert torch.equal(turned[name].view(torch.uint8), swapped), name
+
+
+SAVING = """
+import hashlib, random, sys, torch
+from pathlib import Path
+import fbt
+from fbt import _weights
+from fbt.checkpoint import Settings, save_checkpoint
+from fbt.recipe import Recipe
+
+torch.manual_seed(0)
+tokenizer = fbt.CharTokenizer("abcdefghijklmnopqrs")
+lm = fbt.LanguageModel(fbt.Config(19, d_model=6, n_heads=2, n_layers=2, span=3), tokenizer)
+folder = Path(sys.argv[1])
+for i in range(3):
+    paths = [lm.save_pretrained(folder / "m")]
+    optimizer = torch.optim.AdamW(lm.parameters())
+    save_checkpoint(folder, 0, Settings(lm.config, Recipe(), "x", "y", None), lm, optimizer, None)
+    paths.append(folder / "checkpoint.safetensors")
+    tensors = list(lm.state_dict().items())
+    random.shuffle(tensors)
+    metadata = [(name, name * 9) for name in ("step", "settings", "vocabulary", "format", "x")]
+    random.shuffle(metadata)
+    _weights.write(folder / "shuffled", dict(tensors), dict(metadata))
+    paths.append(folder / "shuffled")
+    print(*(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths))
+"""
+
+
+def test_equal_models_are_equal_files(tmp_path: Path) -> None:
+    """In every process, whatever the order of its dicts and sets."""
+    found = set()
+    for seed in ("0", "1", "random"):
+        command = [sys.executable, *WARNINGS, "-c", SAVING, str(tmp_path)]
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        found |= {*done.stdout.splitlines()}
+    assert len(found) == 1
+
+
+# Checksums
+
+
+def test_a_file_says_what_its_bytes_hash_to(saved: Path) -> None:
+    header, numbers = taken_apart(data := saved.read_bytes())
+    assert re.fullmatch("[0-9a-f]{64}", header["__metadata__"]["sha256"])
+    assert len(data) == 8 + int.from_bytes(data[:8], "little") + len(numbers)
+    put = put_together(header, numbers)  # which takes the checksum anew, of a header with spaces
+    saved.write_bytes(put)
+    assert LanguageModel.from_pretrained(saved.parent).tokenizer == TOKENIZER
+
+
+def test_a_turned_bit_in_a_number_is_noticed(saved: Path) -> None:
+    whole = saved.read_bytes()
+    start = len(whole) - len(taken_apart(whole)[1])
+    for place in (start, (start + len(whole)) // 2, len(whole) - 1):
+        saved.write_bytes(turned(whole, 8 * place + 3))
+        said = refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
+        assert "sha256 in its metadata must be the hash of its other bytes, " in said
+
+
+def test_a_config_put_over_another_is_noticed(saved: Path) -> None:
+    whole = saved.read_bytes()
+    for old, new in ((b"0.0", b"0.5"), (b"relu", b"gelu"), (b"abcd", b"abdc")):
+        assert whole.count(old) == 1
+        saved.write_bytes(whole.replace(old, new))
+        said = refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
+        assert "sha256 in its metadata must be the hash of its other bytes, " in said
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_mixture_of_two_models_is_noticed(saved: Path, share: float) -> None:
+    one, lm = saved.read_bytes(), model("shared-kv", TOKENIZER)
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            parameter += 1.0
+    other = lm.save_pretrained(saved.parent).read_bytes()
+    assert len(one) == len(other)
+    cut = int(share * len(one))
+    saved.write_bytes(one[:cut] + other[cut:])
+    said = refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
+    assert "sha256 in its metadata must be the hash of its other bytes, " in said
+
+
+@pytest.mark.parametrize("checksum", ["", "0" * 64, "x" * 10**5, "\ud800", "SHA"])
+def test_a_checksum_that_is_none_is_refused(saved: Path, checksum: str) -> None:
+    header, numbers = taken_apart(saved.read_bytes())
+    header["__metadata__"]["sha256"] = checksum
+    saved.write_bytes(put_together(json.dumps(header).encode(), numbers))
+    said = refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
+    assert "sha256 in its metadata must be the hash of its other bytes, " in said
+
+
+def test_a_file_without_a_checksum_is_read(saved: Path) -> None:
+    """As those of other programs, and those that ship with the package, which were written before."""
+    expected = LanguageModel.from_pretrained(saved.parent).state_dict()
+    save_file(load_file(saved), saved, without_checksum(saved))
+    for name, tensor in LanguageModel.from_pretrained(saved.parent).state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_named(saved: Path) -> None:
+    """A mapped file would end the process."""
+    with pytest.raises(ValueError) as caught, _weights.reading(saved, "model") as stored:
+        os.truncate(saved, saved.stat().st_size // 2)
+        dict(stored.read())
+    assert reason(saved, caught.value) == "was changed while it was read: read it again once it is whole"
+
+
+def test_a_file_that_is_written_to_while_it_is_read_is_named(saved: Path) -> None:
+    whole = saved.read_bytes()
+    with pytest.raises(ValueError) as caught, _weights.reading(saved, "model") as stored:
+        dict(stored.read())  # all of it, and nothing is wrong with it
+        saved.write_bytes(whole + b"\0")
+    assert reason(saved, caught.value) == "was changed while it was read: read it again once it is whole"
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_the_old_one(saved: Path) -> None:
+    expected = load_file(saved)
+    with _weights.reading(saved, "model") as stored:
+        model("parallel", TOKENIZER).save_pretrained(saved.parent)
+        found = dict(stored.read())
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 # Checkpoints
@@ -527,6 +768,46 @@ def test_a_checkpoint_that_is_wrong_is_refused(checkpoint: Path, case: str) -> N
     change, message = WRONG_CHECKPOINTS[case]
     rewrite(checkpoint, change)
     assert message in refusal(checkpoint, lambda: Checkpoint.load(checkpoint.parent))
+
+
+@pytest.mark.parametrize("field, value", [*refused(fbt.Config), *refused(Recipe)])
+def test_each_setting_is_named_where_it_is_wrong(checkpoint: Path, field: str, value: Any) -> None:
+    part = "config" if field in {f.name for f in fields(fbt.Config)} else "recipe"
+    rewrite(checkpoint, lambda h, m: set_setting(m, part, **{field: value}))
+    said = refusal(checkpoint, lambda: Checkpoint.load(checkpoint.parent))
+    assert said.startswith(f"is not a whole checkpoint of this version of fbt: {field} must be ")
+
+
+@pytest.mark.parametrize("field", ["config", "recipe", "data", "data_sha256", "init_from"])
+def test_a_setting_that_is_missing_is_named(checkpoint: Path, field: str) -> None:
+    def remove(header: dict[str, Any], metadata: dict[str, str]) -> None:
+        settings = json.loads(metadata["settings"])
+        del settings[field]
+        metadata["settings"] = json.dumps(settings)
+
+    rewrite(checkpoint, remove)
+    said = refusal(checkpoint, lambda: Checkpoint.load(checkpoint.parent))
+    assert f"settings must have the field '{field}', got " in said
+
+
+@pytest.mark.parametrize("part", ["state.keys.0", "state.values.0", "state.", "optimizer.0.exp_avg"])
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F64"])
+def test_all_but_the_steps_are_of_the_weights_type(checkpoint: Path, part: str, dtype: str) -> None:
+    header, numbers = taken_apart(checkpoint.read_bytes())
+    checkpoint.write_bytes(put_together(header, retyped(header, numbers, part, dtype)))
+    said = refusal(checkpoint, lambda: Checkpoint.load(checkpoint.parent))
+    assert re.search(rf"'{part}.*' must be of torch.float32 as the weights are, got torch\.\w+$", said)
+
+
+def test_weights_memory_and_moments_may_all_be_of_another_type(checkpoint: Path) -> None:
+    header, numbers = taken_apart(checkpoint.read_bytes())
+    for part in ("model.", "state."):
+        numbers = retyped(header, numbers, part, "F64")
+    for name in [name for name in header if ".exp_avg" in name]:
+        numbers = retyped(header, numbers, name, "F64")
+    checkpoint.write_bytes(put_together(header, numbers))
+    loaded = Checkpoint.load(checkpoint.parent)
+    assert {t.dtype for name, t in loaded.tensors.items() if not name.endswith(".step")} == {torch.float64}
 
 
 @pytest.mark.parametrize("case", WRONG_MOMENTS)
