@@ -1,7 +1,7 @@
-"""Who is measured: our bodies with every backend, the yardstick, and the other implementations as published.
+"""The contenders: our bodies with every backend, the yardstick and published peers.
 
-Each is built by name for a size and is then a module and a function from embeddings [B, T, d] to the top
-layer's outputs [B, T, d], dropout 0.
+Each one is built by name for a given size. It consists of a module and a function
+that maps embeddings [B, T, d] to the top layer's outputs [B, T, d], without dropout.
 """
 
 from collections.abc import Callable
@@ -18,21 +18,34 @@ from fbt.shared_kv import SharedKVBody
 
 YARDSTICK = "parallel (SDPA)"
 PARALLEL = "parallel body"
-OURS = ("reference", "stack", "sequence", "sequence, recompute", "native", "native, recompute")
+OURS = (
+    "reference",
+    "stack",
+    "sequence",
+    "sequence, recompute",
+    "native",
+    "native, recompute",
+)
 PEERS = ("labml shared KV", "labml plain", "feedback-transformer-pytorch")
 EVERYONE = (YARDSTICK, PARALLEL, *OURS, *PEERS)
-SLOW = ("reference", "stack", *PEERS)  # those that record every operation of every step
+SLOW = (
+    "reference",
+    "stack",
+    *PEERS,
+)  # these record every operation of every step
 
-# Where a contender computes something else than ours, or has other parameters; the record counts them.
+# How contenders differ from ours in what they compute; their parameters are recorded.
 DIFFERENCES = {
     YARDSTICK: "no relative terms; biases in every projection",
     PARALLEL: "chapter 1's body: relative terms, keys and values of every layer",
-    "labml shared KV": "labml-nn 0.5.1, FeedbackTransformerKV: relative tables of 4096 rows at any span, "
-    "no normalisation of the memory, a norm after the top layer; at most 512 steps",
-    "labml plain": "labml-nn 0.5.1, FeedbackTransformer: the same with keys and values of every layer, "
-    "projected anew from all memories at every step",
-    "feedback-transformer-pytorch": "version 0.0.11, one token per step: a gated feed-forward block (GEGLU), "
-    "which has half as many parameters again, one learned bias per head in place of relative terms",
+    "labml shared KV": "labml-nn 0.5.1, FeedbackTransformerKV: relative tables of "
+    "4096 rows at any span, no normalisation of the memory, a norm after the top "
+    "layer; at most 512 steps",
+    "labml plain": "labml-nn 0.5.1, FeedbackTransformer: the same with keys and "
+    "values of every layer, projected anew from all memories at every step",
+    "feedback-transformer-pytorch": "version 0.0.11, one token per step: a gated "
+    "feed-forward block (GEGLU) with half as many parameters again, one learned bias "
+    "per head in place of relative terms",
 }
 
 
@@ -48,18 +61,18 @@ class Size(NamedTuple):
 
 
 class Unavailable(Exception):
-    """Why a contender cannot be measured here."""
+    """A contender cannot be measured here; the message says why."""
 
 
 class Contender(NamedTuple):
-    """A module, and how to call it."""
+    """A module and the function that runs it."""
 
     module: nn.Module
     run: Callable[[Tensor], Tensor]
 
 
 def build(name: str, size: Size) -> Contender:
-    """Make a contender.
+    """Build a contender.
 
     Args:
         name: one of `EVERYONE`.
@@ -69,7 +82,7 @@ def build(name: str, size: Size) -> Contender:
         The module and its function from [B, T, d] to [B, T, d].
 
     Raises:
-        Unavailable: it cannot run here, or not at this size; says why.
+        Unavailable: if it cannot run on this machine or at this size.
     """
     if name == YARDSTICK:
         model = Transformer(size.d, size.H, size.F, size.L)
@@ -83,31 +96,33 @@ def build(name: str, size: Size) -> Contender:
         return Contender(parallel, lambda x: parallel(x)[0])
     backend, _, recompute = name.partition(", ")
     if backend == "native":
-        compiled()
+        load_native()
     body = SharedKVBody(our_config(size))
     body.recompute = bool(recompute)
     return Contender(body, lambda x: body(x, backend=backend)[0])
 
 
 def our_config(size: Size) -> fbt.Config:
-    """The configuration of a body of the package, with span T."""
-    return fbt.Config(1, d_model=size.d, n_heads=size.H, d_ff=size.F, n_layers=size.L, span=size.T)
+    """Return the configuration of a body of the package, with span T."""
+    return fbt.Config(
+        1, d_model=size.d, n_heads=size.H, d_ff=size.F, n_layers=size.L, span=size.T
+    )
 
 
-def compiled() -> None:
-    """Compile the C++ loop, or load it where that was done before.
+def load_native() -> None:
+    """Compile the C++ loop, or load it if it has been compiled before.
 
     Raises:
-        Unavailable: there is no compiler.
+        Unavailable: if it cannot be built.
     """
     try:
         build_native()
     except (OSError, RuntimeError) as error:
-        raise Unavailable(f"the native loop could not be built: {error}") from error
+        raise Unavailable(f"could not build the native loop: {error}") from error
 
 
 def labml(size: Size, shared: bool) -> Contender:
-    """The model of labml-nn, with the cached keys and values or without."""
+    """Build a model of labml-nn, with shared keys and values or without."""
     try:
         from labml_nn.transformers.feed_forward import FeedForward
         from labml_nn.transformers.feedback import (
@@ -134,24 +149,26 @@ def labml(size: Size, shared: bool) -> Contender:
     return Contender(model, lambda x: model(x.transpose(0, 1)).transpose(0, 1))
 
 
-class Given(nn.Module):
-    """In the place of an embedding: the embeddings it was given, whatever the tokens."""
+class PresetEmbedding(nn.Module):
+    """Replaces an embedding: returns preset embeddings, whatever the tokens."""
 
     embeddings: Tensor
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """[B, T] -> [B, T, d]."""
+        """Return the preset embeddings [B, T, d]."""
         return self.embeddings
 
 
 def lucidrains(size: Size) -> Contender:
-    """The model of feedback-transformer-pytorch, from embeddings to the top layer's outputs."""
+    """Build the model of feedback-transformer-pytorch, without embedding and head."""
     try:
         from feedback_transformer_pytorch import FeedbackTransformer
     except ImportError as error:
-        raise Unavailable(f"feedback-transformer-pytorch is not installed: {error}") from error
+        raise Unavailable(
+            f"feedback-transformer-pytorch is not installed: {error}"
+        ) from error
     if 4 * size.d != size.F:
-        raise Unavailable("its feed-forward width is four times the model's")
+        raise Unavailable("its feed-forward width is always four times the model's")
     model = FeedbackTransformer(
         num_tokens=1,
         dim=size.d,
@@ -161,11 +178,11 @@ def lucidrains(size: Size) -> Contender:
         heads=size.H,
         dim_head=size.d // size.H,
     )
-    model.token_emb = given = Given()
+    model.token_emb = preset = PresetEmbedding()
     model.to_logits = nn.Identity()
 
     def run(x: Tensor) -> Tensor:
-        given.embeddings = x
+        preset.embeddings = x
         return model(torch.zeros(x.shape[:2], dtype=torch.long))
 
     return Contender(model, run)

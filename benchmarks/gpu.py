@@ -1,9 +1,10 @@
-"""Training steps on a CUDA device, launched one kernel at a time and replayed as a CUDA graph.
+"""Training steps on a CUDA device: one kernel launch at a time, and as a CUDA graph.
 
     .venv/bin/python benchmarks/gpu.py [RECORD]
 
-The loop's steps are small, and there are many: on a GPU most of the time goes into launching them, which a
-graph does once. Apart from run.py, for it needs a CUDA device. Writes `fbt/measurements/gpu.json`.
+The loop consists of many small operations, so on a GPU most of its time goes into
+kernel launches; a CUDA graph launches them all at once. This script is separate from
+run.py because it needs a CUDA device. It writes `fbt/measurements/gpu.json`.
 """
 
 import json
@@ -29,7 +30,7 @@ ROUNDS = 7
 
 
 def training_step(name: str, size: Size) -> Callable[[], None]:
-    """Forward, loss and backward of a body on random embeddings, its gradients anew."""
+    """Return a training step of a body on random embeddings."""
     torch.manual_seed(0)
     contender = build(name, size)
     contender.module.cuda()
@@ -45,7 +46,10 @@ def training_step(name: str, size: Size) -> Callable[[], None]:
 
 
 def graph_of(step: Callable[[], None]) -> Callable[[], None]:
-    """The step as one launch; captured after three steps on a stream of their own, as PyTorch's notes ask."""
+    """Capture a step as a CUDA graph and return its replay.
+
+    As in PyTorch's notes on CUDA graphs, three steps on a side stream come first.
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -59,7 +63,7 @@ def graph_of(step: Callable[[], None]) -> Callable[[], None]:
 
 
 def row(label: str, size: Size, name: str, graph: bool) -> dict[str, Any]:
-    """The times of one contender; the first round is not counted."""
+    """Time one contender; the first round is not counted."""
     step = training_step(name, size)
     run = graph_of(step) if graph else step
     samples = []
@@ -70,26 +74,40 @@ def row(label: str, size: Size, name: str, graph: bool) -> dict[str, Any]:
         torch.cuda.synchronize()
         samples.append(time.perf_counter() - start)
     seconds = median(samples[1:])
-    print(f"{label:<8} {name:<16} {'graph' if graph else '':<6} {seconds * 1e3:9.2f} ms", flush=True)
-    about = {"label": label, **size._asdict(), "name": name, "graph": graph}
-    return about | {"seconds": seconds, "samples": samples}
+    title = f"{label:<8} {name:<16} {'graph' if graph else '':<6}"
+    print(f"{title} {seconds * 1e3:9.2f} ms", flush=True)
+    fields = {"label": label, **size._asdict(), "name": name, "graph": graph}
+    return fields | {"seconds": seconds, "samples": samples}
 
 
 def main() -> None:
     """Measure everything, then write the record."""
-    into = Path(sys.argv[1]) if len(sys.argv) > 1 else MEASUREMENTS / "gpu.json"
+    path = Path(sys.argv[1]) if len(sys.argv) > 1 else MEASUREMENTS / "gpu.json"
     rows = [
         row(label, size, name, graph)
         for label, size in SIZES.items()
         for name in NAMES
         for graph in (False, True)
     ]
-    machine = {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "fbt": fbt.__version__}
+    machine = {
+        "gpu": torch.cuda.get_device_name(),
+        "cuda": torch.version.cuda,
+        "fbt": fbt.__version__,
+    }
     machine |= {"python": platform.python_version(), "torch": torch.__version__}
-    settings = {"dtype": "float32", "tf32": torch.backends.cuda.matmul.allow_tf32, "dropout": 0.0}
-    settings["seconds"] = f"median of {ROUNDS} steps, wall time, after one that is not counted"
-    record = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": machine, "settings": settings, "rows": rows}
-    write_whole(into, (json.dumps(record, indent=1) + "\n").encode())
+    settings = {
+        "dtype": "float32",
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "dropout": 0.0,
+    }
+    settings["seconds"] = f"median of {ROUNDS} steps, wall time, after one warm-up"
+    record = {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "machine": machine,
+        "settings": settings,
+        "rows": rows,
+    }
+    write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

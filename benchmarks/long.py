@@ -1,12 +1,15 @@
-"""One long text: peak memory and CPU time of a training step on up to 8,192 characters.
+"""One long text: peak memory and CPU time of a training step, up to 8,192 characters.
 
     .venv/bin/python benchmarks/long.py [--quick]
 
-A language model of four layers, 128 wide, with a span of 256, reads the beginning of Tiny Shakespeare as a
-single sequence; a step is forward, loss and backward. With "blocks" it reads 512 characters at a time and
-carries its memory from block to block, cut from the graph, while gradients add up: what `fbt.train` does with
-`carry`, but for its update after every block. Writes `fbt/measurements/long.json`, in ten minutes;
---quick, up to 1,024 characters, only prints.
+A language model of four layers, 128 wide, with a span of 256, reads the beginning of
+Tiny Shakespeare as a single sequence. A step is forward, loss and backward. With
+"blocks" the model reads 512 characters at a time and carries its memory from block to
+block without gradient, while parameter gradients accumulate. `fbt.train` with `carry`
+does the same, but updates the weights after every block.
+
+Writes `fbt/measurements/long.json`, in ten minutes. With --quick it only prints, and
+stops at 1,024 characters.
 """
 
 import argparse
@@ -18,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measure import in_a_fork, raised, seconds_of
+from measure import in_a_fork, peak_increase, seconds_of
 from run import machine
 from torch import Tensor
 
@@ -31,7 +34,8 @@ RESULTS = Path(fbt.__file__).parent / "measurements" / "long.json"
 MODEL: dict[str, Any] = {"d_model": 128, "n_heads": 4, "n_layers": 4, "span": 256}
 BLOCK = 512
 LENGTHS = (512, 1024, 2048, 4096, 8192)
-# The longest text of each: the first two keep what grows with the square of it, or with steps times span.
+# The longest text of each way. The first two stop earlier: their memory grows with
+# the square of the length, or with steps times span.
 WAYS = {
     "parallel": 4096,
     "reference": 4096,
@@ -43,19 +47,19 @@ WAYS = {
 
 
 def step(model: LanguageModel, tokens: Tensor, block: int) -> None:
-    """Forward, loss and backward over a text [1, T + 1], block by block."""
+    """Run forward, loss and backward over a text [1, T + 1], block by block."""
     state = None
     length = tokens.shape[1] - 1
     for start in range(0, length, block):
-        part = tokens[:, start : start + block + 1]
-        logits, after = model(part[:, :-1], state, return_state=True)
-        loss = F.cross_entropy(logits[0], part[0, 1:], reduction="sum") / length
+        window = tokens[:, start : start + block + 1]
+        logits, next_state = model(window[:, :-1], state, return_state=True)
+        loss = F.cross_entropy(logits[0], window[0, 1:], reduction="sum") / length
         loss.backward()
-        state = after.detach()
+        state = next_state.detach()
 
 
 def measured(way: str, text: str) -> dict[str, Any]:
-    """Memory and time of one step over a text, in a process that has done nothing else."""
+    """Return memory and time of one step over a text; call it in a fresh process."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     tokenizer = fbt.CharTokenizer(text)
@@ -66,21 +70,31 @@ def measured(way: str, text: str) -> dict[str, Any]:
     if isinstance(model.body, SharedKVBody):
         model.backend = way.partition(",")[0]
         model.body.recompute = "recompute" in way
-    step(model, tokens[:, :3], 2)  # what a process does once is not part of a step
+    # One-time work of the process is not part of a step.
+    step(model, tokens[:, :3], 2)
     model.zero_grad()
     block, seconds = BLOCK if "blocks" in way else length, list[float]()
-    megabytes = raised(lambda: seconds.append(seconds_of(lambda: step(model, tokens, block), 1)))
-    row = {"name": way, "T": length, "memory_mb": round(megabytes, 1), "seconds": round(seconds[0], 2)}
-    print(f"{way:<28}{length:>6}{megabytes:>10.0f} MB{seconds[0]:>8.1f} s", file=sys.stderr, flush=True)
-    return row
+
+    def timed() -> None:
+        seconds.append(seconds_of(lambda: step(model, tokens, block), 1))
+
+    megabytes = peak_increase(timed)
+    line = f"{way:<28}{length:>6}{megabytes:>10.0f} MB{seconds[0]:>8.1f} s"
+    print(line, file=sys.stderr, flush=True)
+    result = {"memory_mb": round(megabytes, 1), "seconds": round(seconds[0], 2)}
+    return {"name": way, "T": length} | result
 
 
 def main() -> None:
-    """Measure every way at every length it is given."""
+    """Measure every way at every length, then write the record."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="up to 1,024 characters, no record")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="stop at 1,024 characters and write no record",
+    )
     quick = parser.parse_args().quick
     fbt.build_native()
     text = fbt.load_tiny_shakespeare()
@@ -93,7 +107,10 @@ def main() -> None:
     if quick:
         return
     settings = {"model": MODEL, "block": BLOCK, "dtype": "float32", "threads": 1}
-    record: dict[str, Any] = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": machine()}
+    record: dict[str, Any] = {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "machine": machine(),
+    }
     record |= {"settings": settings, "rows": rows}
     write_whole(RESULTS, (json.dumps(record, indent=1) + "\n").encode())
 

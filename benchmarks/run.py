@@ -1,10 +1,13 @@
-"""`make bench`: speed, memory, growth and decoding beside a parallel transformer and other implementations.
+"""`make bench`: speed, memory, growth and decoding, compared with other models.
 
-    .venv/bin/python benchmarks/run.py [--quick] [--into FOLDER] [speed] [memory] [growth] [decoding]
+    .venv/bin/python benchmarks/run.py [--quick] [--into FOLDER] [PART ...]
 
-Each part becomes a JSON file in fbt/measurements, written whole (--quick: in _build/benchmarks/quick), and a
-table. A part is a list of jobs, each in a process of its own; a run that was broken off goes on with the jobs
-it lacks, unless code has changed. All of it takes half an hour on two quiet cores, --quick about three.
+The models are a parallel transformer and other implementations. The parts are speed,
+memory, growth and decoding. Each is written to a JSON file in fbt/measurements (with
+--quick: in _build/benchmarks/quick) and printed as a table. A part is a list of jobs,
+each in a process of its own. An interrupted run continues with the missing jobs,
+unless code has changed. Everything takes half an hour on two quiet cores, or about
+three minutes with --quick.
 """
 
 import argparse
@@ -50,25 +53,29 @@ SETTINGS = {
     "dropout": 0.0,
     "activation": "relu",
     "span": "T",
-    "step": "forward, loss, backward of a body on random embeddings [B, T, d], which need a gradient too; "
-    "the loss is the sum of the outputs times fixed random numbers",
+    "step": "forward, loss, backward of a body on random embeddings [B, T, d], which "
+    "require a gradient too; the loss is the sum of the outputs times fixed random "
+    "numbers",
     "clock": "one thread: CPU time of the process; two threads: wall time",
-    "seconds": "median of the samples without the first, where there are more; low and high are their range",
-    "ratio": "to the yardstick: median of the ratios within a round; contenders take turns in one process, "
-    "slow ones in another, where the yardstick takes turns too",
-    "memory_mb": "peak resident memory of one step, in 10^6 bytes, above what was resident before it (model, "
-    "embeddings, libraries after a tiny step), each contender in a process that did nothing else",
-    "decode": "keys and values of T - steps tokens are given; the seconds are those of the next `steps` ones",
+    "seconds": "median of all samples but the first, if there are more; low and high "
+    "are their range",
+    "ratio": "to the yardstick: median of the ratios within a round; contenders take "
+    "turns in one process, slow ones in another, where the yardstick takes turns too",
+    "memory_mb": "peak resident memory of one step, in 10^6 bytes, above what was "
+    "resident before it (model, embeddings, libraries after a tiny step), each "
+    "contender in a process that did nothing else",
+    "decode": "keys and values of T - steps tokens are given; the seconds are those "
+    "of the next `steps` tokens",
     "yardstick": YARDSTICK,
     "differences": DIFFERENCES,
 }
 
-# The peers with their hashes, made by `make lock` from requirements.txt beside it.
+# The peers with hashes; `make lock` writes it from benchmarks/requirements.txt.
 PINS = ROOT / "benchmarks" / "requirements.lock"
 
 
 def speed(quick: bool) -> list[Job]:
-    """Training steps at three sizes, on one thread and on two."""
+    """Plan the training steps: three sizes, one thread and two."""
     if quick:
         return [step("M", M, 1, EVERYONE, 3, 3.0), step("L", LARGE, 1, CORE, 2, 30.0)]
     long = (*FAST, "stack", "labml shared KV")
@@ -82,8 +89,15 @@ def speed(quick: bool) -> list[Job]:
     ]
 
 
-def step(label: str, size: Size, threads: int, names: tuple[str, ...], rounds: int, patience: float) -> Job:
-    """Training steps of some contenders; the others are listed as left out."""
+def step(
+    label: str,
+    size: Size,
+    threads: int,
+    names: tuple[str, ...],
+    rounds: int,
+    patience: float,
+) -> Job:
+    """Return a job for training steps of the named contenders."""
     return {
         "what": "steps",
         "label": label,
@@ -96,20 +110,26 @@ def step(label: str, size: Size, threads: int, names: tuple[str, ...], rounds: i
 
 
 def memory(quick: bool) -> list[Job]:
-    """One step of each contender in a process of its own."""
+    """Plan the peak memory of one step, each contender in a process of its own."""
     if quick:
         return [peaks("M", [(M, EVERYONE)], 1)]
-    return [peaks("M", [(M, EVERYONE)], 2), peaks("L", [(LARGE, (*FAST, "stack", "labml shared KV"))], 2)]
+    large = (*FAST, "stack", "labml shared KV")
+    return [peaks("M", [(M, EVERYONE)], 2), peaks("L", [(LARGE, large)], 2)]
 
 
-def peaks(label: str, points: list[tuple[Size, tuple[str, ...]]], threads: int) -> Job:
-    """Peak memory at some sizes, each with its contenders."""
-    listed = [{"size": size._asdict(), "names": names} for size, names in points]
-    return {"what": "memory", "label": label, "threads": threads, "points": listed}
+def peaks(
+    label: str, points: list[tuple[Size, tuple[str, ...]]], threads: int
+) -> Job:
+    """Return a job for the peak memory at some sizes, each with its contenders."""
+    entries = [{"size": size._asdict(), "names": names} for size, names in points]
+    return {"what": "memory", "label": label, "threads": threads, "points": entries}
 
 
 def growth(quick: bool) -> list[Job]:
-    """Around M, one size at a time: steps, the floor, and memory; the peers where a step takes seconds."""
+    """Plan steps, floor and memory while one size at a time grows, starting from M.
+
+    Peers take part where a step takes seconds.
+    """
     axes = {
         "T": [M._replace(T=T) for T in (32, 64, 128, 256, 512, 1024)],
         "B": [M._replace(B=B) for B in (1, 4, 16, 256)],
@@ -125,98 +145,133 @@ def growth(quick: bool) -> list[Job]:
             names = [YARDSTICK, "sequence", "sequence, recompute", *NATIVE]
             if not quick and size.T <= 256 and size.d <= 256 and size.B <= M.B:
                 names.append("labml shared KV")
-                names += PEERS[1:] if size.T <= M.T and size.d <= M.d and size.L <= M.L else ()
+                if size.T <= M.T and size.d <= M.d and size.L <= M.L:
+                    names += PEERS[1:]
             points.append((size, tuple(names)))
         job = peaks(axis, points, 1)
-        jobs.append(job | {"what": "grow", "rounds": 4, "patience": 2.0 if quick else 5.0})
+        grow = {"what": "grow", "rounds": 4}
+        jobs.append(job | grow | {"patience": 2.0 if quick else 5.0})
         if not quick:
-            ours = [(size, tuple(name for name in names if name not in PEERS[1:])) for size, names in points]
-            jobs.append(peaks(axis, ours, 2) | {"what": "grow", "rounds": 4, "patience": 4.0})
+            fewer = [
+                (size, tuple(name for name in names if name not in PEERS[1:]))
+                for size, names in points
+            ]
+            jobs.append(peaks(axis, fewer, 2) | grow | {"patience": 4.0})
         jobs.append(job)
     return jobs
 
 
 def decoding(quick: bool) -> list[Job]:
-    """Single steps at a context of 512, and a prompt of 512 tokens, by two models and two batches."""
+    """Plan decoding: single steps at a context of 512, and a prompt of 512 tokens.
+
+    Two models, two batch sizes.
+    """
     jobs = []
     for label, model in (("d = 128", M), ("d = 512", LARGE))[: 1 if quick else 2]:
         for batch in (1, 64):
             for threads in (1,) if quick else (1, 2):
                 size = model._replace(T=512, B=batch)
-                about = {"label": label, "size": size._asdict(), "threads": threads}
-                about |= {"rounds": 4 if quick else 8, "patience": 3.0 if quick else 6.0}
-                jobs.append(about | {"what": "decode", "steps": 32 if batch == 1 else 8})
-                jobs.append(about | {"what": "ingest", "names": CORE})
+                common = {"label": label, "size": size._asdict(), "threads": threads}
+                common["rounds"] = 4 if quick else 8
+                common["patience"] = 3.0 if quick else 6.0
+                steps = 32 if batch == 1 else 8
+                jobs.append(common | {"what": "decode", "steps": steps})
+                jobs.append(common | {"what": "ingest", "names": CORE})
     return jobs
 
 
 def run(job: Job, python: str, store: Path, title: str) -> list[Row]:
-    """The rows of a job, from the store if an earlier run got so far."""
+    """Run a job and return its rows, or load those of an interrupted run."""
     if store.exists():
-        print(f"{title}: measured before", flush=True)
+        print(f"{title}: loaded from an earlier run", flush=True)
         return json.loads(store.read_text())
     started = time.monotonic()
     print(title, flush=True)
-    asked = {key: value for key, value in job.items() if key != "label"}
+    arguments = {key: value for key, value in job.items() if key != "label"}
     result = subprocess.run(
-        [python, str(ROOT / "benchmarks" / "measure.py"), json.dumps(asked)],
+        [python, str(ROOT / "benchmarks" / "measure.py"), json.dumps(arguments)],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": str(job["threads"])},
     )
     if result.returncode != 0:
-        sys.exit(f"{title}: failed, see above. The same command goes on from here.")
-    rows = [{"what": job["what"], "label": job["label"]} | row for row in json.loads(result.stdout)]
+        sys.exit(
+            f"{title}: failed, see above. Run the same command again to continue."
+        )
+    about = {"what": job["what"], "label": job["label"]}
+    rows = [about | row for row in json.loads(result.stdout)]
     points = job.get("points", [job] if job["what"] == "steps" else [])
-    several = len(points) > 1
-    wanted = dict.fromkeys(name for point in points for name in point["names"]) if several else EVERYONE
+    everyone = EVERYONE
+    if len(points) > 1:
+        named = dict.fromkeys(name for point in points for name in point["names"])
+        everyone = tuple(named)
+    about = {
+        "what": rows[0]["what"],
+        "label": job["label"],
+        "threads": job["threads"],
+    }
     for point in points:
-        about = {"what": rows[0]["what"], "label": job["label"], "threads": job["threads"], **point["size"]}
-        left_out = [name for name in wanted if name not in point["names"]]
-        rows += [about | {"name": name, "not_run": LEFT_OUT} for name in left_out]
+        left_out = [name for name in everyone if name not in point["names"]]
+        common = about | point["size"] | {"not_run": LEFT_OUT}
+        rows += [common | {"name": name} for name in left_out]
     write_whole(store, json.dumps(rows).encode())
     print(f"    done in {time.monotonic() - started:.0f} s", flush=True)
     return rows
 
 
-def stored(job: Job) -> Path:
-    """Where a job's rows are kept until the run is complete: by the job, the code and the versions."""
-    code = [*sorted((ROOT / "fbt").rglob("*.py")), *sorted((ROOT / "fbt").rglob("*.cpp"))]
+def store_path(job: Job) -> Path:
+    """Return where a job's rows are kept until the run is complete.
+
+    The path depends on the job, the code and the versions.
+    """
+    code = sorted((ROOT / "fbt").rglob("*.py"))
+    code += sorted((ROOT / "fbt").rglob("*.cpp"))
     code += sorted((ROOT / "benchmarks").glob("*.py"))
-    digest = hashlib.sha256(json.dumps([job, torch.__version__, sys.version]).encode())
+    key = json.dumps([job, torch.__version__, sys.version])
+    digest = hashlib.sha256(key.encode())
     for path in code:
         digest.update(path.read_bytes())
     return WORK / "jobs" / f"{digest.hexdigest()[:24]}.json"
 
 
 def peers_python() -> str:
-    """The Python of an environment that has the peers, beside everything .venv has; ours if it fails."""
+    """Return the Python of an environment with the peers and all packages of .venv.
+
+    If it cannot be installed, return the current Python.
+    """
     home = WORK / "peers"
     wanted = repr((PINS.read_text(encoding="utf-8"), sys.prefix))
     try:
-        python = environment(home, wanted, ["--no-deps", "--require-hashes", "-r", str(PINS)])
+        options = ["--no-deps", "--require-hashes", "-r", str(PINS)]
+        python = environment(home, wanted, options)
     except subprocess.CalledProcessError:
-        print("The peers could not be installed, see above: measuring without them", flush=True)
+        message = "Could not install the peers, see above: measuring without them."
+        print(message, flush=True)
         return sys.executable
     packages = next(home.glob("lib/python*/site-packages"))
     ours = Path(torch.__file__).parents[1]
-    (packages / "book.pth").write_text(f"import site; site.addsitedir({str(ours)!r})\n")
+    line = f"import site; site.addsitedir({str(ours)!r})\n"
+    (packages / "book.pth").write_text(line)
     return str(python)
 
 
 def machine() -> dict[str, Any]:
-    """What it was measured on: what every record says, but for the threads, which each job has its own of."""
-    about: dict[str, Any] = {key: value for key, value in machine_of_records().items() if key != "threads"}
+    """Describe the machine as every record does, without the number of threads."""
+    info: dict[str, Any] = dict(machine_of_records())
+    del info["threads"]
     flags: set[str] = set()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        flags = set(next((line for line in lines if line.startswith("flags")), "").split())
+        line = next((line for line in lines if line.startswith("flags")), "")
+        flags = set(line.split())
     known = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile")
     caches = {}
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
+        level, kind, size = (
+            (index / name).read_text().strip() for name in ("level", "type", "size")
+        )
         caches[f"L{level} {kind.lower()}"] = size
-    return about | {
+    return info | {
         "flags": [flag for flag in known if flag in flags],
         "caches": caches,
         "capability": torch.backends.cpu.get_cpu_capability(),
@@ -225,32 +280,41 @@ def machine() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the parts asked for, write and print each when its jobs are done."""
+    """Run the selected parts; write and print each when its jobs are done."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {PARTS}; all of them if none is named")
+    parser.add_argument(
+        "parts",
+        nargs="*",
+        metavar="part",
+        help=f"of {PARTS}; all of them if none is named",
+    )
     parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds")
     parser.add_argument("--into", type=Path, help="the folder for the JSON files")
-    given = parser.parse_args()
-    if unknown := set(given.parts) - set(PARTS):
+    args = parser.parse_args()
+    if unknown := set(args.parts) - set(PARTS):
         parser.error(f"part must be one of {PARTS}, got {sorted(unknown)}")
-    into = given.into or (WORK / "quick" if given.quick else MEASUREMENTS)
+    folder = args.into or (WORK / "quick" if args.quick else MEASUREMENTS)
     python, stores, reports = peers_python(), [], []
     plans = {"speed": speed, "memory": memory, "growth": growth, "decoding": decoding}
-    for part in given.parts or PARTS:
+    for part in args.parts or PARTS:
         started, rows = time.monotonic(), []
-        jobs = plans[part](given.quick)
+        jobs = plans[part](args.quick)
         for i, job in enumerate(jobs, start=1):
             threads = f"{job['threads']} thread{'s' if job['threads'] > 1 else ''}"
-            title = f"[{part} {i}/{len(jobs)}] {job['what']} {job['label']}, {threads}"
-            stores.append(stored(job))
+            number = f"[{part} {i}/{len(jobs)}]"
+            title = f"{number} {job['what']} {job['label']}, {threads}"
+            stores.append(store_path(job))
             rows += run(job, python, stores[-1], title)
-        record = {"part": part, "quick": given.quick, "date": f"{datetime.now(UTC):%Y-%m-%d}"}
-        record |= {"machine": machine(), "settings": SETTINGS, "rows": rows, "targets": judged(part, rows)}
-        write_whole(into / f"{part}.json", (json.dumps(record, indent=1) + "\n").encode())
+        record: dict[str, Any] = {"part": part, "quick": args.quick}
+        record |= {"date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": machine()}
+        record |= {"settings": SETTINGS, "rows": rows, "targets": judged(part, rows)}
+        path = folder / f"{part}.json"
+        write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
         reports.append(report(record))
-        print(f"\n{reports[-1]}\n\n{into / part}.json: {time.monotonic() - started:.0f} s\n", flush=True)
+        seconds = time.monotonic() - started
+        print(f"\n{reports[-1]}\n\n{path}: {seconds:.0f} s\n", flush=True)
     for store in stores:
         store.unlink(missing_ok=True)
 

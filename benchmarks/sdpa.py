@@ -1,7 +1,7 @@
-"""The yardstick: a causal pre-norm transformer as one writes it with PyTorch's own attention.
+"""The yardstick: a causal pre-norm transformer on PyTorch's own attention.
 
-Nothing in it is slower than it need be, and nothing is tuned by hand. It has no position terms, which our
-models have: the comparison is in its favour.
+It is written in the ordinary way, without needless work and without tuning by hand.
+It has no position terms, unlike our models, so the comparison is in its favour.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Layer(nn.Module):
-    """Self-attention by `scaled_dot_product_attention`, then a ReLU feed-forward block."""
+    """Attention by `scaled_dot_product_attention`, then a ReLU feed-forward block."""
 
     def __init__(self, d_model: int, n_heads: int, d_ff: int) -> None:
         super().__init__()
@@ -20,23 +20,29 @@ class Layer(nn.Module):
         self.output = nn.Linear(d_model, d_model)
         self.inner, self.outer = nn.Linear(d_model, d_ff), nn.Linear(d_ff, d_model)
 
-    def forward(self, x: Tensor, cache: tuple[Tensor, Tensor] | None = None, start: int = 0) -> Tensor:
+    def forward(
+        self, x: Tensor, cache: tuple[Tensor, Tensor] | None = None, start: int = 0
+    ) -> Tensor:
         """Map x [B, T, d] to [B, T, d].
 
         Args:
-            x: a whole sequence; with a cache also its first steps, or the one step that follows.
-            cache: keys and values [B, H, capacity, D] into which those of x are written from row `start` on.
-            start: how many steps the cache holds.
+            x: a whole sequence. With a cache: the first steps, or the single next
+                step.
+            cache: keys and values [B, H, capacity, D]; those of x are stored in it
+                from row `start` on.
+            start: the number of steps already in the cache.
         """
         query, keys, values = (
-            part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-            for part in self.query_key_value(self.norm1(x)).chunk(3, dim=-1)
+            projected.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+            for projected in self.query_key_value(self.norm1(x)).chunk(3, dim=-1)
         )
         if cache is not None:
             stop = start + x.shape[1]
             cache[0][:, :, start:stop], cache[1][:, :, start:stop] = keys, values
             keys, values = cache[0][:, :, :stop], cache[1][:, :, :stop]
-        attended = F.scaled_dot_product_attention(query, keys, values, is_causal=start == 0)
+        attended = F.scaled_dot_product_attention(
+            query, keys, values, is_causal=start == 0
+        )
         x = x + self.output(attended.transpose(1, 2).flatten(-2))
         return x + self.outer(F.relu(self.inner(self.norm2(x))))
 
@@ -47,7 +53,9 @@ class Transformer(nn.Module):
     def __init__(self, d_model: int, n_heads: int, d_ff: int, n_layers: int) -> None:
         super().__init__()
         self.d_model, self.n_heads = d_model, n_heads
-        self.layers = nn.ModuleList(Layer(d_model, n_heads, d_ff) for _ in range(n_layers))
+        self.layers = nn.ModuleList(
+            Layer(d_model, n_heads, d_ff) for _ in range(n_layers)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [B, T, d] to [B, T, d], all steps at once."""
@@ -57,12 +65,12 @@ class Transformer(nn.Module):
 
 
 class Decoder:
-    """The transformer one step at a time, with keys and values of all layers in preallocated caches.
+    """The transformer one step at a time, with preallocated keys and values.
 
     Args:
         model: the transformer.
-        batch: B, sequences side by side.
-        capacity: the most steps there will be.
+        batch: B, the number of sequences.
+        capacity: the maximum number of steps.
     """
 
     def __init__(self, model: Transformer, batch: int, capacity: int) -> None:
@@ -72,7 +80,10 @@ class Decoder:
 
     @torch.no_grad()
     def extend(self, x: Tensor) -> Tensor:
-        """Map the next steps x [B, T, d] to [B, T, d]: the prompt at once, or one step after it."""
+        """Map the next steps x [B, T, d] to [B, T, d].
+
+        They are the whole prompt, or one step after it.
+        """
         for layer, cache in zip(self.model.layers, self.cache, strict=True):
             x = layer(x, cache, self.length)
         self.length += x.shape[1]

@@ -1,4 +1,4 @@
-"""What feedback is compared with, beside fbt's parallel model: other positions, and an LSTM."""
+"""Baselines beside fbt's parallel model: other position schemes, and an LSTM."""
 
 import torch
 import torch.nn.functional as F
@@ -8,34 +8,45 @@ POSITIONS = ("absolute", "rotary", "none")
 
 
 class Transformer(nn.Module):
-    """A causal pre-norm transformer, positions absolute (learned), rotary or none.
+    """A causal pre-norm transformer with absolute (learned), rotary or no positions.
 
     Args:
-        vocab_size: tokens.
-        d_model: width d; the feed-forward block is four times as wide.
-        n_heads: heads.
-        n_layers: layers.
-        positions: one of `POSITIONS`. "none" has the causal mask alone to tell places apart.
-        longest: steps of the longest sequence. Absolute positions that no training saw stay as they began.
+        vocab_size: the number of tokens.
+        d_model: the width d; the feed-forward block is four times as wide.
+        n_heads: the number of heads.
+        n_layers: the number of layers.
+        positions: one of `POSITIONS`. With "none" only the causal mask tells
+            positions apart.
+        longest: length of the longest sequence. Absolute positions beyond the
+            training length keep their initial values.
     """
 
     def __init__(
-        self, vocab_size: int, d_model: int, n_heads: int, n_layers: int, positions: str, longest: int
+        self,
+        vocab_size: int,
+        d_model: int,
+        n_heads: int,
+        n_layers: int,
+        positions: str,
+        longest: int,
     ) -> None:
         super().__init__()
         self.positions = positions
         self.token_embedding = nn.Embedding(vocab_size, d_model)
         self.layers = nn.ModuleList(
-            Layer(d_model, n_heads, positions == "rotary", n_layers) for _ in range(n_layers)
+            Layer(d_model, n_heads, positions == "rotary", n_layers)
+            for _ in range(n_layers)
         )
         self.norm, self.head = nn.LayerNorm(d_model), nn.Linear(d_model, vocab_size)
-        nn.init.normal_(self.token_embedding.weight, std=0.02 if positions == "absolute" else 1.0)
+        nn.init.normal_(
+            self.token_embedding.weight, std=0.02 if positions == "absolute" else 1.0
+        )
         if positions == "absolute":
             self.position_embedding = nn.Embedding(longest, d_model)
             nn.init.normal_(self.position_embedding.weight, std=0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits [B, T, V] of tokens [B, T]."""
+        """Return logits [B, T, V] for tokens [B, T]."""
         x = self.token_embedding(tokens)
         if self.positions == "absolute":
             x = x + self.position_embedding.weight[: tokens.shape[1]]
@@ -45,15 +56,23 @@ class Transformer(nn.Module):
 
 
 class Layer(nn.Module):
-    """Self-attention, then a ReLU feed-forward block; outputs start at 1 / sqrt(2 L), as in fbt."""
+    """Self-attention, then a ReLU feed-forward block.
 
-    def __init__(self, d_model: int, n_heads: int, rotary: bool, n_layers: int) -> None:
+    Output weights are scaled by 1 / sqrt(2 L) at the start, as in fbt.
+    """
+
+    def __init__(
+        self, d_model: int, n_heads: int, rotary: bool, n_layers: int
+    ) -> None:
         super().__init__()
         self.n_heads, self.rotary = n_heads, rotary
         self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
         self.query_key_value = nn.Linear(d_model, 3 * d_model)
         self.output = nn.Linear(d_model, d_model)
-        self.inner, self.outer = nn.Linear(d_model, 4 * d_model), nn.Linear(4 * d_model, d_model)
+        self.inner, self.outer = (
+            nn.Linear(d_model, 4 * d_model),
+            nn.Linear(4 * d_model, d_model),
+        )
         with torch.no_grad():
             for linear in (self.output, self.outer):
                 linear.weight.mul_((2 * n_layers) ** -0.5)
@@ -62,8 +81,8 @@ class Layer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map x [B, T, d] to [B, T, d]."""
         query, key, value = (
-            part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-            for part in self.query_key_value(self.norm1(x)).chunk(3, dim=-1)
+            projected.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+            for projected in self.query_key_value(self.norm1(x)).chunk(3, dim=-1)
         )
         if self.rotary:
             query, key = rotate(query), rotate(key)
@@ -73,18 +92,20 @@ class Layer(nn.Module):
 
 
 def rotate(x: Tensor) -> Tensor:
-    """Rotary positions (Su et al. 2021): turn pairs of x [B, H, T, D] by angles that grow with the step."""
+    """Apply rotary positions (Su et al. 2021).
+
+    Rotate pairs of components of x [B, H, T, D] by angles proportional to the step.
+    """
     *_, length, width = x.shape
     speed = 10_000.0 ** (-torch.arange(0, width, 2, device=x.device) / width)
     angle = torch.arange(length, device=x.device)[:, None] * speed
-    one, other = x.chunk(2, dim=-1)
-    return torch.cat(
-        [one * angle.cos() - other * angle.sin(), one * angle.sin() + other * angle.cos()], dim=-1
-    )
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
 class LSTM(nn.Module):
-    """Embeddings, an LSTM (Hochreiter and Schmidhuber 1997), a head."""
+    """An embedding, an LSTM (Hochreiter and Schmidhuber 1997) and a linear head."""
 
     def __init__(self, vocab_size: int, d_model: int, n_layers: int) -> None:
         super().__init__()
@@ -93,5 +114,5 @@ class LSTM(nn.Module):
         self.head = nn.Linear(d_model, vocab_size)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits [B, T, V] of tokens [B, T]."""
+        """Return logits [B, T, V] for tokens [B, T]."""
         return self.head(self.lstm(self.token_embedding(tokens))[0])

@@ -1,13 +1,16 @@
-"""Running a program in one's head, the paper's task in miniature: feedback and parallel models twice as deep.
+"""Code execution, the paper's task in miniature: feedback against twice the depth.
 
     .venv/bin/python experiments/code_execution.py [--quick] [--workers N]
 
-Programs of three variables and 30 statements, some 130 tokens; the answer is what a print shows. All models
-can see the whole program. They learn from programs that ask after every statement, which is many times
-faster, and are read where a print asks; one row has prints alone to learn from, as in the paper. Models are
-trained as in `tracking.py`, parallel ones for twice the time, with a rate that was searched on one seed.
-Results are kept in the cache folder: run again after an interruption it goes on. Writes
-`fbt/measurements/code_execution.json`, in two CPU hours.
+Programs have three variables and 30 statements, some 130 tokens; the answer is the
+output of a print. All models can see the whole program. They are trained on programs
+with a question after every statement, which is many times faster, and evaluated at
+prints. One row is trained on prints alone, as in the paper. Training works as in
+`tracking.py`; parallel models get twice the time, and learning rates were searched
+with one seed.
+
+Results are cached: run the same command again to continue after an interruption.
+Writes `fbt/measurements/code_execution.json`, in two CPU hours.
 """
 
 from pathlib import Path
@@ -20,38 +23,36 @@ from tracking import RATES, last, longest_first, run, thinned
 import fbt
 
 RESULTS = Path(fbt.__file__).parent / "measurements" / "code_execution.json"
-STATEMENTS = [4, 8, 15, 30]  # of the curriculum's programs
-BATCH, SPAN = 64, 192  # programs of a step; tokens, of which hardly a program of 30 statements has more
+STATEMENTS = [4, 8, 15, 30]  # lengths of the curriculum's programs
+BATCH = 64  # programs per step
+SPAN = 192  # in tokens; hardly any program of 30 statements is longer
 PAIRS = ((1, 2), (2, 4))  # layers of feedback and of parallel models
-SECONDS = 240  # of the feedback models
+SECONDS = 240  # training time of the feedback models
 
 
 def job(model: str, layers: int, **changes: Any) -> Job:
-    """Train a model of so many layers."""
+    """Return a job that trains a model with the given number of layers."""
     seconds = SECONDS if model == "feedback" else 2 * SECONDS
-    made = {
-        "task": "code",
-        "model": model,
-        "layers": layers,
-        "rate": 1e-3,
-        "ask": "statements",
-        "batch": BATCH,
-    }
-    made |= {"positions": "relative"} if model == "parallel" else {}
-    return made | {"lengths": STATEMENTS, "options": {"span": SPAN}, "seed": 0, "seconds": seconds} | changes
+    settings = {"task": "code", "model": model, "layers": layers, "rate": 1e-3}
+    settings |= {"ask": "statements", "batch": BATCH}
+    settings |= {"positions": "relative"} if model == "parallel" else {}
+    settings |= {"lengths": STATEMENTS, "options": {"span": SPAN}}
+    return settings | {"seed": 0, "seconds": seconds} | changes
 
 
 def search_jobs() -> list[Job]:
-    """Rates for both kinds of models, one seed, half the time."""
+    """Return jobs that search learning rates: one seed, half the time."""
+    feedback, parallel = PAIRS[-1]
+    models = (("feedback", feedback, SECONDS // 2), ("parallel", parallel, SECONDS))
     return [
-        job(model, layers, rate=rate, seconds=SECONDS // 2 * (2 if model == "parallel" else 1))
-        for model, layers in (("feedback", PAIRS[-1][0]), ("parallel", PAIRS[-1][1]))
+        job(model, layers, rate=rate, seconds=seconds)
+        for model, layers, seconds in models
         for rate in RATES
     ]
 
 
 def main_jobs(search: list[Result]) -> list[Job]:
-    """Both kinds at all depths, with the rates that were best."""
+    """Return jobs for both models at all depths, with the best learning rates."""
     jobs = []
     for feedback, parallel in PAIRS:
         for model, layers in (("feedback", feedback), ("parallel", parallel)):
@@ -64,9 +65,11 @@ def main_jobs(search: list[Result]) -> list[Job]:
 
 
 def main() -> None:
-    """Run what is missing, then write the record."""
-    quick, workers = arguments(__doc__, quick="two jobs of a minute; writes no record")
-    torch.set_num_threads(1)  # also what the record says
+    """Run the missing jobs, then write the record."""
+    quick, workers = arguments(
+        __doc__, quick="two jobs of one minute; writes no record"
+    )
+    torch.set_num_threads(1)  # the record states this number
     fbt.build_native()
     if quick:
         pair = [job("feedback", 1, seconds=60), job("parallel", 2, seconds=60)]
@@ -75,7 +78,11 @@ def main() -> None:
     search = done_once("code", search_jobs(), run, workers)
     runs = done_once("code", longest_first(main_jobs(search)), run, workers)
     curve = ["steps", "tokens", "seconds", "accuracy"]
-    content = {"curve": curve, "runs": [thinned(r) for r in runs], "search": [thinned(r) for r in search]}
+    content = {
+        "curve": curve,
+        "runs": [thinned(r) for r in runs],
+        "search": [thinned(r) for r in search],
+    }
     write_record(RESULTS, content)
 
 

@@ -1,7 +1,8 @@
-"""What experiments share: their options, jobs that are done once, and what a record says of the machine.
+"""What experiments share: options, jobs that run once, and the records they write.
 
-A job is a dict of numbers and words, and its result depends on nothing else. Results are kept one file a
-job, so an interrupted experiment goes on with the jobs it lacks, and a changed job is a new one.
+A job is a dict of numbers and strings, and its result depends on nothing else. Each
+result is stored in a file of its own, so an interrupted experiment continues with the
+missing jobs, and a changed job is a new one.
 """
 
 import argparse
@@ -30,29 +31,45 @@ Result = dict[str, Any]
 
 
 def arguments(about: str | None, quick: str) -> tuple[bool, int]:
-    """Read the command line: whether to do the quick version, and how many jobs to run side by side."""
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Return the options --quick and --workers of the command line."""
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help=quick)
-    parser.add_argument("--workers", type=int, default=2, help="jobs side by side, a core each")
-    found = parser.parse_args()
-    return found.quick, found.workers
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=2,
+        help="number of jobs run in parallel, one core each",
+    )
+    args = parser.parse_args()
+    return args.quick, args.workers
 
 
 def machine() -> dict[str, str | int]:
-    """What times were measured on, and the libraries that LD_PRELOAD put before others, where it did."""
+    """Describe the machine, the versions, and any libraries in LD_PRELOAD."""
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "fbt": fbt.__version__}
-    names = [Path(place).name for place in re.split("[ :]+", os.environ.get("LD_PRELOAD", "")) if place]
-    preloaded = {"preloaded": ", ".join(names)} if names else {}
-    threads = torch.get_num_threads()
-    return {"cpu": cpu, "cores": os.cpu_count() or 1, "threads": threads, **versions, **preloaded}
+        names = (line for line in lines if line.startswith("model name"))
+        cpu = next((line.split(":", 1)[1].strip() for line in names), cpu)
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "fbt": fbt.__version__,
+    }
+    paths = re.split("[ :]+", os.environ.get("LD_PRELOAD", ""))
+    libraries = ", ".join(Path(path).name for path in paths if path)
+    preloaded = {"preloaded": libraries} if libraries else {}
+    sizes = {"cores": os.cpu_count() or 1, "threads": torch.get_num_threads()}
+    return {"cpu": cpu, **sizes, **versions, **preloaded}
 
 
 def commit() -> str:
-    """The commit the code is at, with a + if something differs from it; FBT_COMMIT says it of a bare copy."""
+    """Return the current commit, with a + if the working tree has changes.
+
+    Outside a repository, the variable FBT_COMMIT gives the commit.
+    """
     if "FBT_COMMIT" in os.environ:
         return os.environ["FBT_COMMIT"]
     root = Path(__file__).parent
@@ -61,47 +78,60 @@ def commit() -> str:
     return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
-def done_once(name: str, jobs: list[Job], run: Callable[[Job], Result], workers: int) -> list[Result]:
-    """The results of all jobs, in their order; those not found in the cache folder are run.
+def done_once(
+    name: str, jobs: list[Job], run: Callable[[Job], Result], workers: int
+) -> list[Result]:
+    """Return the results of all jobs in order, and run those that are not cached.
 
     Args:
-        name: of the experiment; a folder of this name keeps the results.
-        jobs: what to run.
-        run: a function of a module, that runs one of them on one thread.
-        workers: how many run side by side, each in a process of its own.
+        name: of the experiment, and of the cache folder for its results.
+        jobs: the jobs.
+        run: a module-level function that runs one job on one thread.
+        workers: the number of processes that run jobs in parallel.
     """
     folder = cache_folder() / "experiments" / name
     folder.mkdir(parents=True, exist_ok=True)
-    places = {place_of(folder, job): job for job in jobs}
-    missing = {place: job for place, job in places.items() if not place.exists()}
-    print(f"{name}: {len(places)} jobs, {len(missing)} to run, in {folder}", flush=True)
+    paths = {result_path(folder, job): job for job in jobs}
+    missing = {path: job for path, job in paths.items() if not path.exists()}
+    plan = f"{len(paths)} jobs, {len(missing)} to run, in {folder}"
+    print(f"{name}: {plan}", flush=True)
     start = time.perf_counter()
-    # Processes are spawned, since a fork after torch has started its threads may hang.
-    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        running = {pool.submit(run, job): place for place, job in missing.items()}
+    # Spawn, because a fork can hang once torch has started threads.
+    with ProcessPoolExecutor(
+        workers, get_context("spawn"), torch.set_num_threads, (1,)
+    ) as pool:
+        running = {pool.submit(run, job): path for path, job in missing.items()}
         for number, future in enumerate(as_completed(running), start=1):
-            place = running[future]
-            result = {"job": missing[place]} | future.result()
-            write_whole(place, (json.dumps(result) + "\n").encode())
+            path = running[future]
+            result = {"job": missing[path]} | future.result()
+            write_whole(path, (json.dumps(result) + "\n").encode())
             minutes = (time.perf_counter() - start) / 60
-            print(f"[{number}/{len(missing)}, {minutes:.1f} min] {describe(result)}", flush=True)
-    return [json.loads(place.read_text()) for place in places]
+            progress = f"[{number}/{len(missing)}, {minutes:.1f} min]"
+            print(progress, describe(result), flush=True)
+    return [json.loads(path.read_text()) for path in paths]
 
 
-def done_anew(name: str, jobs: list[Job], run: Callable[[Job], Result], workers: int) -> list[Result]:
-    """As `done_once`, and none of them found: a quick version is there to see that the code still works."""
+def done_anew(
+    name: str, jobs: list[Job], run: Callable[[Job], Result], workers: int
+) -> list[Result]:
+    """Delete the cached results, then run all jobs as `done_once` does.
+
+    A quick version is there to check that the code still works.
+    """
     shutil.rmtree(cache_folder() / "experiments" / name, ignore_errors=True)
     return done_once(name, jobs, run, workers)
 
 
 def trained(run: fbt.Run) -> Result:
-    """What is kept of a training run.
+    """Return the part of a training run that is stored as a result.
 
     Raises:
-        SystemExit: the run was interrupted.
+        SystemExit: if the run was interrupted.
     """
     if not run.finished:
-        raise SystemExit(f"stopped after step {run.step}; run this again to go on")
+        raise SystemExit(
+            f"stopped after step {run.step}: run the same command again to continue"
+        )
     kept = ("step", "seconds", "val_loss", "layer_weights")
     return {
         "summary": {"val_loss": round(run.val_loss, 4)},
@@ -109,36 +139,44 @@ def trained(run: fbt.Run) -> Result:
         "seconds": round(run.metrics[-1]["seconds"], 1),
         "config": asdict(run.settings.config),
         "recipe": asdict(run.settings.recipe),
-        "evaluations": [{name: rounded(m[name]) for name in kept if name in m} for m in run.evaluations],
+        "evaluations": [
+            {name: rounded(m[name]) for name in kept if name in m}
+            for m in run.evaluations
+        ],
     }
 
 
 def rounded(value: Any) -> Any:
-    """A number, or each of a list, with four digits."""
+    """Round a number, or each number of a list, to four digits."""
     return [rounded(v) for v in value] if isinstance(value, list) else round(value, 4)
 
 
-def place_of(folder: Path, job: Job) -> Path:
-    """The file of a job's result."""
-    return folder / f"{hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:16]}.json"
+def result_path(folder: Path, job: Job) -> Path:
+    """Return the path of a job's result."""
+    digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode())
+    return folder / f"{digest.hexdigest()[:16]}.json"
 
 
 def describe(result: Result) -> str:
-    """A line about a result."""
-    words = [f"{key}={value}" for key, value in result["job"].items()]
-    return " ".join(words) + "  " + json.dumps(result.get("summary", {}))
+    """Describe a result in one line."""
+    settings = [f"{key}={value}" for key, value in result["job"].items()]
+    return " ".join(settings) + "  " + json.dumps(result.get("summary", {}))
 
 
 def write_record(path: Path, content: dict[str, Any]) -> None:
-    """Write a record whole, with the machine and the commit that made it; an item of a list is one line."""
+    """Write a record atomically, with the machine and the commit that produced it.
+
+    Each item of a list is on a line of its own.
+    """
     record = {"machine": machine(), "commit": commit()} | content
-    parts = [f"{json.dumps(key)}: {lines(value)}" for key, value in record.items()]
-    write_whole(path, ("{\n" + ",\n".join(parts) + "\n}\n").encode())
+    fields = [f"{json.dumps(key)}: {lines(value)}" for key, value in record.items()]
+    write_whole(path, ("{\n" + ",\n".join(fields) + "\n}\n").encode())
     print(f"wrote {path}, {path.stat().st_size / 1000:.0f} kB")
 
 
 def lines(value: Any) -> str:
-    """JSON in short, the items of a list each on a line."""
+    """Return compact JSON, with each item of a list on its own line."""
     if not isinstance(value, list):
         return json.dumps(value)
-    return "[\n" + ",\n".join(json.dumps(item, separators=(",", ":")) for item in value) + "\n]"
+    items = [json.dumps(item, separators=(",", ":")) for item in value]
+    return "[\n" + ",\n".join(items) + "\n]"

@@ -1,12 +1,15 @@
-"""The two language models that ship with fbt: a feedback model and its parallel twin, on Tiny Shakespeare.
+"""The two models that ship with fbt: a feedback model and its parallel twin.
 
     .venv/bin/python experiments/shipped.py [--quick] [--workers N]
 
-Both have one shape and see the same characters in the same order. A search on a twentieth of the characters
-tries learning rates, of which each model takes its best, and a few other settings with feedback, which
-decided what `SETTINGS` says; then each model is trained once. Two or three hours of one core: checkpoints
-are kept in the cache folder, and the same command goes on from the last one. Writes the weights in float16
-with a card beside each, and `fbt/measurements/shipped.json`, which has every run.
+Both have the same shape and are trained on the same characters of Tiny Shakespeare in
+the same order. A search on a twentieth of the characters gives each model its
+learning rate. It also tries a few other settings with feedback, on which `SETTINGS`
+is based. Then each model is trained once.
+
+Takes two or three hours on one core. Checkpoints are cached: run the same command
+again to continue from the last one. Writes the weights in float16 with a model card,
+and all runs to `fbt/measurements/shipped.json`.
 """
 
 import copy
@@ -22,7 +25,7 @@ from record import (
     done_anew,
     done_once,
     machine,
-    place_of,
+    result_path,
     trained,
     write_record,
 )
@@ -58,28 +61,41 @@ OTHERS: tuple[dict[str, Any], ...] = (
     {"steps": 500, "batch_size": 8},
     {"steps": 500, "batch_size": 8, "lr": RATES[2]},
 )
-QUICK = {"d_model": 32, "n_heads": 2, "n_layers": 1, "span": 32, "seq_len": 32, "curriculum": 16, "steps": 20}
+QUICK = {
+    "d_model": 32,
+    "n_heads": 2,
+    "n_layers": 1,
+    "span": 32,
+    "seq_len": 32,
+    "curriculum": 16,
+    "steps": 20,
+}
 
 
 def train(job: Job) -> Result:
-    """Do a run, or go on with it."""
-    return trained(fbt.train(folder=folder_of(job), resume=True, progress=False, **job))
+    """Start a run, or continue it."""
+    return trained(
+        fbt.train(folder=folder_of(job), resume=True, progress=False, **job)
+    )
 
 
 def folder_of(job: Job) -> Path:
-    """Where a run's checkpoints and its final weights are."""
-    return place_of(cache_folder() / "experiments" / "shipped", job).with_suffix("")
+    """Return the folder of a run's checkpoints and final weights."""
+    folder = cache_folder() / "experiments" / "shipped"
+    return result_path(folder, job).with_suffix("")
 
 
 def search_jobs() -> list[Job]:
-    """Learning rates for both; and with feedback, at one of them, what else might help."""
-    changes = [{"variant": variant, "lr": rate} for variant in NAMES for rate in RATES]
+    """Return jobs that search learning rates and, with feedback, other settings."""
+    changes = [
+        {"variant": variant, "lr": rate} for variant in NAMES for rate in RATES
+    ]
     changes += [{"variant": "shared-kv", "lr": RATES[1]} | other for other in OTHERS]
     return [SEARCH | change for change in changes]
 
 
 def best_jobs(search: list[Result]) -> list[Job]:
-    """Both variants in full at the rate that was best."""
+    """Return full runs of both variants at their best learning rates."""
     jobs = []
     for variant in NAMES:
         plain = [SEARCH | {"variant": variant, "lr": rate} for rate in RATES]
@@ -95,41 +111,58 @@ def ship(result: Result) -> dict[str, float]:
     model = fbt.LanguageModel.from_pretrained(folder_of(result["job"]))
     copy.deepcopy(model).half().save_pretrained(folder)
     stored = fbt.LanguageModel.from_pretrained(folder)
-    encoded = fbt.CharTokenizer(fbt.load_tiny_shakespeare()).encode(fbt.load_tiny_shakespeare())
-    windows = even_windows(split(encoded)[1], length=model.config.span)
-    losses = {"float32": evaluate(model, windows), "float16": evaluate(stored, windows)}
+    text = fbt.load_tiny_shakespeare()
+    tokens = fbt.CharTokenizer(text).encode(text)
+    windows = even_windows(split(tokens)[1], length=model.config.span)
+    losses = {
+        "float32": evaluate(model, windows),
+        "float16": evaluate(stored, windows),
+    }
     write_whole(folder / "README.md", card(result, losses).encode())
     return {name: round(loss, 5) for name, loss in losses.items()}
 
 
 def card(result: Result, losses: dict[str, float]) -> str:
-    """What there is to know about a model that ships."""
-    config, recipe, variant = result["config"], result["recipe"], result["job"]["variant"]
-    feedback = variant == "shared-kv"
-    what = "Feedback Transformer with shared keys and values" if feedback else "parallel transformer"
-    size = f"{config['n_layers']} layers, {config['d_model']} wide, {config['n_heads']} heads"
-    batch = f"{recipe['batch_size']} sequences of {recipe['seq_len']} characters"
+    """Return the text of a model card."""
+    config, recipe = result["config"], result["recipe"]
+    variant = result["job"]["variant"]
+    other = "parallel" if variant == "shared-kv" else "shared-kv"
+    kinds = {
+        "shared-kv": "Feedback Transformer with shared keys and values",
+        "parallel": "parallel transformer",
+    }
     rows = {
-        "model": f"{size}, span {config['span']}; {result['parameters']:,} parameters",
-        "data": f"Tiny Shakespeare (sha256 `{SHA256}`), the first nine tenths of {SIZE:,} characters",
+        "model": f"{config['n_layers']} layers, {config['d_model']} wide, "
+        f"{config['n_heads']} heads, span {config['span']}; "
+        f"{result['parameters']:,} parameters",
+        "data": f"Tiny Shakespeare (sha256 `{SHA256}`), the first nine tenths of "
+        f"{SIZE:,} characters",
         "command": f"`python experiments/shipped.py`, seed {recipe['seed']}",
-        "steps": f"{recipe['steps']} of {batch}, at first more and shorter ones, from {recipe['curriculum']}",
-        "optimiser": f"AdamW at {recipe['lr']:g}, then a cosine to {recipe['min_lr_ratio']:g}; "
-        f"weight decay {recipe['weight_decay']:g}, dropout {config['dropout']:g}",
-        "cost": f"{result['seconds'] / 3600:.1f} hours of one core: {machine()['cpu']}",
-        "validation loss": f"**{losses['float16']:.4f}** nats a character, over the last tenth in windows of "
-        f"{config['span']}, each from an empty memory",
-        "precision": f"float16 on disk, float32 once loaded; the loss before was {losses['float32']:.4f}",
+        "steps": f"{recipe['steps']} of {recipe['batch_size']} sequences of "
+        f"{recipe['seq_len']} characters, at first more and shorter ones, "
+        f"from {recipe['curriculum']}",
+        "optimiser": f"AdamW at {recipe['lr']:g}, then a cosine to "
+        f"{recipe['min_lr_ratio']:g}; weight decay {recipe['weight_decay']:g}, "
+        f"dropout {config['dropout']:g}",
+        "cost": f"{result['seconds'] / 3600:.1f} hours of one core: "
+        f"{machine()['cpu']}",
+        "validation loss": f"**{losses['float16']:.4f}** nats per character, over "
+        f"the last tenth in windows of {config['span']}, each from an empty memory",
+        "precision": "float16 on disk, float32 once loaded; the loss before "
+        f"conversion was {losses['float32']:.4f}",
     }
     lines = [
         f"# {NAMES[variant]}\n",
-        f"A {what} that predicts the next character of Shakespeare's plays:",
-        f'`fbt.LanguageModel.from_pretrained("{NAMES[variant]}")`. Its twin of the same shape, which saw the',
-        f"same characters, is `{NAMES['parallel' if feedback else 'shared-kv']}`.\n",
+        f"A {kinds[variant]} that predicts the next character",
+        "of Shakespeare's plays:",
+        f'`fbt.LanguageModel.from_pretrained("{NAMES[variant]}")`.',
+        "Its twin of the same shape, trained on the same characters, is",
+        f"`{NAMES[other]}`.\n",
         "| | |\n|---|---|",
         *(f"| {name} | {value} |" for name, value in rows.items()),
-        "\nIt has seen nothing but these plays, and writes what looks like them: words, verse, speakers, no",
-        "sense. Every run that was tried is in `fbt/measurements/shipped.json`.\n",
+        "\nThe model has seen nothing but these plays. It writes what looks like",
+        "them: words, verse, speakers, no sense. Every run that was tried is",
+        "recorded in `fbt/measurements/shipped.json`.\n",
         "| step | validation loss |\n|---|---|",
         *(f"| {e['step']} | {e['val_loss']:.4f} |" for e in result["evaluations"]),
     ]
@@ -137,19 +170,22 @@ def card(result: Result, losses: dict[str, float]) -> str:
 
 
 def main() -> None:
-    """Train what is missing, then write weights, cards and the record."""
+    """Run the missing jobs, then write weights, cards and the record."""
     quick, workers = arguments(__doc__, quick="two tiny models; writes nothing")
-    torch.set_num_threads(1)  # also what the record says
+    torch.set_num_threads(1)  # the record states this number
     fbt.build_native()
-    fbt.load_tiny_shakespeare()  # once, before the workers
+    fbt.load_tiny_shakespeare()  # download it once, before the workers start
     if quick:
-        done_anew("shipped-quick", [SETTINGS | QUICK | {"variant": v} for v in NAMES], train, workers)
+        jobs = [SETTINGS | QUICK | {"variant": variant} for variant in NAMES]
+        done_anew("shipped-quick", jobs, train, workers)
         return
     search = done_once("shipped", search_jobs(), train, workers)
     runs = done_once("shipped", best_jobs(search), train, workers)
-    origin = commit()  # the weights that are written next would make the tree differ from it
+    origin = commit()  # before the new weights change the working tree
     losses = {NAMES[result["job"]["variant"]]: ship(result) for result in runs}
-    write_record(RESULTS, {"commit": origin, "losses": losses, "runs": runs, "search": search})
+    write_record(
+        RESULTS, {"commit": origin, "losses": losses, "runs": runs, "search": search}
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""The runs that chapter 5 compares: the "small" preset, a parallel model and one with feedback, three seeds.
+"""The runs of chapter 5: the "small" preset, parallel and with feedback, three seeds.
 
     .venv/bin/python experiments/tiny_shakespeare.py [--quick] [--workers N]
 
-About 12 minutes of one core. Results are kept in the cache folder: run again after an interruption it goes
-on. Writes `fbt/measurements/tiny_shakespeare.json`: settings, losses and layer weights of every run.
+Takes about 12 minutes on one core. Results are cached: run the same command again to
+continue after an interruption. Writes settings, losses and layer weights of every run
+to `fbt/measurements/tiny_shakespeare.json`.
 """
 
 from pathlib import Path
@@ -18,22 +19,28 @@ VARIANTS, SEEDS = ("parallel", "shared-kv"), (0, 1, 2)
 
 
 def train(job: Job) -> Result:
-    """Do a run."""
+    """Run one job."""
     return trained(fbt.train(preset="small", eval_every=100, progress=False, **job))
 
 
 def main() -> None:
-    """Train what is missing, then write the record."""
-    quick, workers = arguments(__doc__, quick="one seed, a tenth of the steps; writes no record")
-    torch.set_num_threads(1)  # also what the record says
+    """Run the missing jobs, then write the record."""
+    quick, workers = arguments(
+        __doc__, quick="one seed, a tenth of the steps; writes no record"
+    )
+    torch.set_num_threads(1)  # the record states this number
     fbt.build_native()
-    fbt.load_tiny_shakespeare()  # once, before the workers
+    fbt.load_tiny_shakespeare()  # download it once, before the workers start
     if quick:
         jobs = [{"variant": variant, "seed": 0, "steps": 200} for variant in VARIANTS]
         done_anew("tiny-shakespeare-quick", jobs, train, workers)
         return
-    jobs = [{"variant": variant, "seed": seed} for seed in SEEDS for variant in VARIANTS]
-    write_record(RESULTS, {"runs": done_once("tiny-shakespeare", jobs, train, workers)})
+    jobs = [
+        {"variant": variant, "seed": seed} for seed in SEEDS for variant in VARIANTS
+    ]
+    write_record(
+        RESULTS, {"runs": done_once("tiny-shakespeare", jobs, train, workers)}
+    )
 
 
 if __name__ == "__main__":

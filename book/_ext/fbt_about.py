@@ -1,4 +1,4 @@
-"""What a page says under its title: how long it takes to read, and where its notebook and its source are."""
+"""The line under a page's title: reading time and links to notebook and source."""
 
 from __future__ import annotations
 
@@ -8,54 +8,64 @@ from math import ceil
 from docutils import nodes
 from sphinx.application import Sphinx
 
-# How a chapter states its minutes in its first cell.
+# The sentence in a chapter's first cell that states its reading time.
 STATED = re.compile(r"Reading takes about (\d+) minutes, the exercises about (\d+)")
-WORDS_A_MINUTE = 200
-# Chinese and Japanese have no spaces; two of their characters take about as long as a word.
-WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]{1,2}|[^\s\u3040-\u30ff\u3400-\u9fff]+")
+WORDS_PER_MINUTE = 200
+# Chinese and Japanese have no spaces; two characters count as one word.
+WORD = re.compile(
+    r"[\u3040-\u30ff\u3400-\u9fff]{1,2}|[^\s\u3040-\u30ff\u3400-\u9fff]+"
+)
 HOST = "https://github.com/"
 
 
 def minutes(text: str) -> tuple[int, int]:
-    """The minutes a page's text takes to read, and those its exercises take.
+    """Return the minutes needed to read a page and to do its exercises.
 
-    As the text states them, or else by the number of its words and without exercises.
+    They are taken from the text where it states them. Otherwise the reading time is
+    estimated from the number of words, and the exercises take none.
     """
     stated = STATED.search(text)
     if stated is not None:
         return int(stated[1]), int(stated[2])
-    return max(1, ceil(len(WORD.findall(text)) / WORDS_A_MINUTE)), 0
+    return max(1, ceil(len(WORD.findall(text)) / WORDS_PER_MINUTE)), 0
 
 
 def links(app: Sphinx, docname: str) -> list[tuple[str, str]]:
-    """The texts and addresses of the links under a page's title."""
+    """Return the texts and addresses of the links under a page's title."""
     theme = app.config.html_theme_options
     url, branch = theme["repository_url"], theme["repository_branch"]
     file = app.env.doc2path(docname, base=False)
-    found = []
+    result = []
     if file.endswith(".ipynb"):
-        copy = app.builder.get_relative_uri(docname, "_sources/").removesuffix(".html")
-        found.append(("Notebook", f"{copy}{file}"))
-        place = f"{url.removeprefix(HOST)}/blob/{branch}/{file}"
-        found.append(("Open in Colab", f"{theme['launch_buttons']['colab_url']}/github/{place}"))
-    return [*found, ("Edit this page", f"{url}/edit/{branch}/{file}")]
+        sources = app.builder.get_relative_uri(docname, "_sources/")
+        result.append(("Notebook", f"{sources.removesuffix('.html')}{file}"))
+        path = f"{url.removeprefix(HOST)}/blob/{branch}/{file}"
+        colab = theme["launch_buttons"]["colab_url"]
+        result.append(("Open in Colab", f"{colab}/github/{path}"))
+    return [*result, ("Edit this page", f"{url}/edit/{branch}/{file}")]
 
 
 def add_line(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Put the line under the title of a page."""
+    """Insert the line under the title of a page."""
     title = next(iter(doctree.findall(nodes.title)), None)
-    # A module of the package is a page too, but code is not read by the minute.
-    if app.builder.format != "html" or title is None or not docname.startswith("book/"):
+    # Pages of source code have no reading time.
+    has_line = app.builder.format == "html" and docname.startswith("book/")
+    if title is None or not has_line:
         return
-    # Not the markup of figures, which stands in the page as it is.
-    texts = [text for text in doctree.findall(nodes.Text) if not isinstance(text.parent, nodes.raw)]
+    # Skip the markup of inlined figures.
+    texts = [
+        text
+        for text in doctree.findall(nodes.Text)
+        if not isinstance(text.parent, nodes.raw)
+    ]
     reading, exercises = minutes(" ".join(texts))
-    said = f"{reading} minute{'s' * (reading != 1)} to read"
+    summary = f"{reading} minute{'s' * (reading != 1)} to read"
     if exercises:
-        said += f", {exercises} for the exercises"
-    line = nodes.container("", nodes.inline(said, said), classes=["fbt-about"])
+        summary += f", {exercises} for the exercises"
+    line = nodes.container("", nodes.inline(summary, summary), classes=["fbt-about"])
     for text, address in links(app, docname):
-        line += [nodes.Text(" "), nodes.inline("", "", nodes.reference(text, text, refuri=address))]
+        link = nodes.reference(text, text, refuri=address)
+        line += [nodes.Text(" "), nodes.inline("", "", link)]
     title.parent.insert(title.parent.index(title) + 1, line)
 
 

@@ -1,4 +1,4 @@
-"""What the book adds to Jupyter Book: figures that follow the theme, pages that load nothing from outside."""
+"""Changes to Jupyter Book: figures follow the theme, pages load nothing external."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ from sphinx.application import Sphinx
 
 DESCRIPTION_LENGTH = 180
 EMPTY_CORNER = re.compile(r'<th class="head stub">\s*(?:<p>\s*</p>)?\s*</th>')
-# The lines around a word are read from its page, which browsers refuse to pages from the disk.
-PLAIN_SEARCH = 'if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;'
+# Search summaries are read from the pages, which browsers refuse for file: addresses.
+PLAIN_SEARCH = (
+    'if (location.protocol === "file:") '
+    "DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;"
+)
 
 
-def find_public_name(app: Sphinx, env: Any, node: Any, contnode: nodes.Node) -> nodes.Node | None:
-    """Lead fbt.state.State to the entry of fbt.State: the API page lists names as people import them."""
+def find_public_name(
+    app: Sphinx, env: Any, node: Any, contnode: nodes.Node
+) -> nodes.Node | None:
+    """Resolve fbt.state.State to the entry of fbt.State on the API page."""
     target = node.get("reftarget", "")
     if node.get("refdomain") != "py" or not target.startswith("fbt."):
         return None
@@ -25,12 +30,14 @@ def find_public_name(app: Sphinx, env: Any, node: Any, contnode: nodes.Node) -> 
     public = f"fbt.{target.rsplit('.', 1)[-1]}"
     if public == target or public not in python.objects:
         return None
-    found = python.resolve_xref(env, node["refdoc"], app.builder, "obj", public, node, contnode)
-    return found if isinstance(found, nodes.Node) else None
+    link = python.resolve_xref(
+        env, node["refdoc"], app.builder, "obj", public, node, contnode
+    )
+    return link if isinstance(link, nodes.Node) else None
 
 
 def name_rows(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Make the first column name the rows of tables that give it no heading of its own."""
+    """Mark the first column as row headers in tables whose corner cell is empty."""
     for table in doctree.findall(nodes.tgroup):
         corner = next(table.findall(nodes.entry), None)
         if corner is not None and not corner.astext().strip():
@@ -38,33 +45,61 @@ def name_rows(app: Sphinx, doctree: nodes.document, docname: str) -> None:
 
 
 def drop_thebe(app: Sphinx, config: Any) -> None:
-    """Unload the live-code extension that Jupyter Book always loads: it fetches a script on every page."""
+    """Unload sphinx-thebe, the live-code extension that Jupyter Book always loads.
+
+    It would fetch a script on every page.
+    """
     for listeners in app.events.listeners.values():
-        listeners[:] = [item for item in listeners if not item.handler.__module__.startswith("sphinx_thebe")]
+        listeners[:] = [
+            item
+            for item in listeners
+            if not item.handler.__module__.startswith("sphinx_thebe")
+        ]
 
 
-def finish_page(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
-    """Leave out the live-code files and a label that the theme adds, and say what the page is about."""
+def finish_page(
+    app: Sphinx,
+    pagename: str,
+    templatename: str,
+    context: dict[str, Any],
+    doctree: Any,
+) -> None:
+    """Add a description to the page, and remove what the theme adds needlessly.
+
+    That is the live-code files and a label that is the same for all buttons.
+    """
     for kind in ("script_files", "css_files"):
         files = context.get(kind, [])
         files[:] = [
-            file for file in files if "thebe" not in f"{file} {getattr(file, 'attributes', '')}".lower()
+            file
+            for file in files
+            if "thebe" not in f"{file} {getattr(file, 'attributes', '')}".lower()
         ]
-    # An empty corner is no heading.
+    # An empty corner cell is not a heading.
     context["body"] = EMPTY_CORNER.sub("<td></td>", context.get("body", ""))
-    # The theme labels every button that unfolds code alike, whatever is written on it.
-    context["body"] = context["body"].replace(' aria-label="Toggle hidden content"', "")
+    # The theme labels every button that unfolds code alike, whatever its text.
+    context["body"] = context["body"].replace(
+        ' aria-label="Toggle hidden content"', ""
+    )
     if pagename == "search":
         app.add_js_file(None, body=PLAIN_SEARCH)
     if doctree is not None:
-        context["metatags"] = context.get("metatags", "") + _description(doctree, app.config.html_title)
+        context["metatags"] = context.get("metatags", "") + _description(
+            doctree, app.config.html_title
+        )
 
 
 def _description(doctree: nodes.document, book: str) -> str:
-    """A meta description from the page's first full paragraph, unless the page has its own."""
+    """Return a meta description, taken from the first long paragraph.
+
+    It is empty for a page that has its own.
+    """
     if any(node.get("name") == "description" for node in doctree.findall(nodes.meta)):
         return ""
-    paragraphs = (" ".join(paragraph.astext().split()) for paragraph in doctree.findall(nodes.paragraph))
+    paragraphs = (
+        " ".join(paragraph.astext().split())
+        for paragraph in doctree.findall(nodes.paragraph)
+    )
     text = next((paragraph for paragraph in paragraphs if len(paragraph) > 40), book)
     if len(text) > DESCRIPTION_LENGTH:
         text = text[:DESCRIPTION_LENGTH].rsplit(" ", 1)[0].rstrip(",;:.") + "…"
@@ -77,7 +112,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_post_transform(InlineFigures)
     app.connect("missing-reference", find_public_name)
     app.connect("doctree-resolved", name_rows)
-    # After every extension has connected its handlers, before the first of them runs.
+    # After every extension has connected its handlers, before any of them runs.
     app.connect("config-inited", drop_thebe, priority=0)
     app.connect("html-page-context", finish_page, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -18,22 +18,24 @@ from sphinx.util.docutils import SphinxDirective
 
 
 class Citation(SphinxDirective):
-    """Shows the entries of CITATION.cff as BibTeX; see the head of this module."""
+    """Show the entries of CITATION.cff as BibTeX; see the module's docstring."""
 
     def run(self) -> list[nodes.Node]:
-        """Read the file and show its preferred citation, then its references."""
+        """Return the preferred citation, then the references."""
         path = Path(self.env.srcdir, "CITATION.cff")
         self.env.note_dependency(str(path))
         cited = yaml.safe_load(path.read_text(encoding="utf-8"))
-        text = "\n\n".join(bibtex(entry) for entry in (cited["preferred-citation"], *cited["references"]))
+        entries = (cited["preferred-citation"], *cited["references"])
+        text = "\n\n".join(map(bibtex, entries))
         block = nodes.literal_block(text, text)
         block["language"] = "bibtex"
         return [block]
 
 
 def bibtex(entry: dict[str, Any]) -> str:
-    """An entry of CITATION.cff in BibTeX."""
-    first = entry["authors"][0].get("family-names", "fbt")  # a group that signs here is ours
+    """Format an entry of CITATION.cff as BibTeX."""
+    # Our own entry has a group as its author.
+    first = entry["authors"][0].get("family-names", "fbt")
     fields = {
         "author": " and ".join(map(author, entry["authors"])),
         "title": f"{{{entry['title']}}}",
@@ -41,12 +43,14 @@ def bibtex(entry: dict[str, Any]) -> str:
     }
     fields |= {name: entry[name] for name in ("journal", "url") if name in entry}
     width = max(map(len, fields))
-    lines = ",\n".join(f"  {name.ljust(width)} = {{{value}}}" for name, value in fields.items())
+    lines = ",\n".join(
+        f"  {name.ljust(width)} = {{{value}}}" for name, value in fields.items()
+    )
     return f"@{entry['type']}{{{first.lower()}{entry['year']},\n{lines}\n}}"
 
 
 def author(person: dict[str, str]) -> str:
-    """An author as BibTeX sorts them; braces keep it from taking the name of a group apart."""
+    """Format an author for BibTeX; braces keep the name of a group together."""
     if "family-names" in person:
         return f"{person['family-names']}, {person['given-names']}"
     return f"{{{person['name']}}}"

@@ -1,4 +1,4 @@
-"""Pages in other languages: each part says which language it is in, and the search splits the words of all.
+"""Pages in other languages: mark the language of each part, and index their words.
 
 A page names its language in its front matter::
 
@@ -18,7 +18,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.errors import ExtensionError
 from sphinx.search.en import SearchEnglish
 
-# What the theme and fbt_about put around a page's own text: its words stay English.
+# What the theme and fbt_about put around a page's own text stays English.
 AROUND = (
     'class="fbt-about docutils container"',
     'id="pst-skip-link"',
@@ -30,37 +30,45 @@ AROUND = (
     'id="pst-secondary-sidebar"',
     'class="bd-footer-content"',
 )
-# The page's own headings, within what is around the article.
+# The page's own headings, inside one of these parts.
 CONTENTS = '<nav id="pst-page-toc-nav"'
-# Chinese characters and kana, written without spaces; Sinhala letters with vowel signs and joiners.
+# Chinese characters and kana are written without spaces; Sinhala letters include
+# vowel signs and joiners.
 SINGLE, SINHALA = "\u3040-\u30ff\u3400-\u9fff", "\u0d80-\u0dff\u200d"
 
 
 class SearchAll(SearchEnglish):
-    """English words as before, whole Sinhala words, and Chinese and Japanese by the character."""
+    """Split English and Sinhala into words, Chinese and Japanese into characters."""
 
     lang = "en"
     _word_re = re.compile(rf"[{SINGLE}]|[{SINHALA}]+|[^\W{SINGLE}{SINHALA}]+")
-    # The same in a browser, where the query is split.
+    # The same expression for the browser, where the query is split.
     js_splitter_code = (
         "var splitQuery = (query) => query.match("
-        rf"/[{SINGLE}]|[{SINHALA}]+|(?:(?![{SINGLE}{SINHALA}])[\p{{Letter}}\p{{Number}}_])+/gu) || [];"
+        rf"/[{SINGLE}]|[{SINHALA}]+|(?:(?![{SINGLE}{SINHALA}])"
+        r"[\p{Letter}\p{Number}_])+/gu) || [];"
     )
 
     def word_filter(self, word: str) -> bool:
-        """Keep all but the English stop words; Sphinx's own filter also drops single kana."""
+        """Drop only English stop words; Sphinx's filter also drops single kana."""
         return word not in self.stopwords
 
 
 def languages(env: BuildEnvironment) -> dict[str, str]:
-    """The pages that name a language, each with its language."""
-    return {page: about["lang"] for page, about in env.metadata.items() if "lang" in about}
+    """Return the language of each page that names one."""
+    return {
+        page: about["lang"] for page, about in env.metadata.items() if "lang" in about
+    }
 
 
 def name_language(
-    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+    app: Sphinx,
+    pagename: str,
+    templatename: str,
+    context: dict[str, Any],
+    doctree: Any,
 ) -> None:
-    """Give a page its language, and the head of each version of the start page the way to the others."""
+    """Set a page's language and link the versions of the start page."""
     versions = {app.config.root_doc: app.config.language} | languages(app.env)
     context["language"] = versions.get(pagename, app.config.language)
     if pagename in versions:
@@ -69,24 +77,28 @@ def name_language(
             ("x-default", uris[app.config.root_doc])
         ]
         context["metatags"] = context.get("metatags", "") + "".join(
-            f'<link rel="alternate" hreflang="{code}" href="{uri}" />\n' for code, uri in links
+            f'<link rel="alternate" hreflang="{code}" href="{uri}" />\n'
+            for code, uri in links
         )
 
 
 def _address(app: Sphinx, page: str, other: str) -> str:
-    # Sphinx's way from a page to itself is empty, which a link must not be.
+    # Sphinx returns an empty address from a page to itself, which is not a valid
+    # link.
     return app.builder.get_relative_uri(page, other) or f"{Path(other).name}.html"
 
 
 def mark_around(text: str, language: str) -> str:
-    """Say what is English on a page in another language, and leave out "Fig. 3"."""
-    for part, spoken in [*((part, "en") for part in AROUND), (CONTENTS, language)]:
+    """Mark what is English on a page in another language, and drop "Fig. 3"."""
+    for part, code in [*((part, "en") for part in AROUND), (CONTENTS, language)]:
         if text.count(part) != 1:
             raise ExtensionError(
-                f"the theme should write {part} once on a page, not {text.count(part)} times"
+                f"the theme should write {part} once per page, "
+                f"got {text.count(part)} times"
             )
-        text = text.replace(part, f'{part} lang="{spoken}"')
-    # In the sidebar a page does not link to itself by its address, as `mark_links` expects.
+        text = text.replace(part, f'{part} lang="{code}"')
+    # In the sidebar a page links to itself by #, so `mark_links` does not find the
+    # link.
     current = '<a class="current reference internal" href="#"'
     text = text.replace(current, f'{current} lang="{language}"')
     text = re.sub(r'(<div id="jb-print-toc">\s*<div>\s*<h2)', r'\1 lang="en"', text)
@@ -95,7 +107,7 @@ def mark_around(text: str, language: str) -> str:
 
 
 def mark_links(text: str, page: str, language: str) -> str:
-    """Say in which language the links to a page are written, and in which language the page is."""
+    """Mark links to a page with its language, for their text and for their target."""
     link = rf"(?:[\w./-]*/)?{re.escape(Path(page).name)}\.html"
     text = re.sub(
         rf'(<a class="reference internal" href="{link}")',
@@ -103,7 +115,8 @@ def mark_links(text: str, page: str, language: str) -> str:
         text,
     )
     return re.sub(
-        rf'(<a class="(?:left-prev|right-next)"\s+href="{link}")(.*?<p class="prev-next-title")',
+        rf'(<a class="(?:left-prev|right-next)"\s+href="{link}")'
+        r'(.*?<p class="prev-next-title")',
         rf'\1 hreflang="{language}"\2 lang="{language}"',
         text,
         flags=re.DOTALL,
@@ -111,7 +124,10 @@ def mark_links(text: str, page: str, language: str) -> str:
 
 
 def mark_languages(app: Sphinx, exception: Exception | None) -> None:
-    """Mark the built pages. The theme's templates know one language a book, so this comes after them."""
+    """Mark the languages of the built pages.
+
+    The theme's templates know only one language per book, so this runs after them.
+    """
     if exception is not None or app.builder.format != "html":
         return
     others = languages(app.env)
@@ -131,7 +147,7 @@ def mark_languages(app: Sphinx, exception: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the extension with Sphinx."""
     app.add_search_language(SearchAll)
-    # After fbt_book, whose description also goes into the head.
+    # After fbt_book, which adds its description to the head.
     app.connect("html-page-context", name_language, priority=910)
     app.connect("build-finished", mark_languages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

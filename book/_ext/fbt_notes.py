@@ -1,7 +1,9 @@
-"""Docstrings and comments as part of a page: prose, mathematics, and the headings of Google's style.
+"""Docstrings and comments as part of a page.
 
-What is written in a module is plain text that reads well in an editor, so only this much of Markdown is
-understood: paragraphs, lists, `code`, $mathematics$, indented blocks, and bare addresses. All else is text.
+The notes of a module are plain text that reads well in an editor, so only a small
+part of Markdown is rendered: paragraphs, lists, `code`, $mathematics$, indented
+blocks and bare web addresses, and the headings of Google's style. Everything else
+stays text.
 """
 
 from __future__ import annotations
@@ -24,8 +26,12 @@ NAME = re.compile(r"([A-Za-z_][\w.]*)(?:\(\))?")
 FILE = re.compile(r"(fbt/[\w/]+)\.(?:py|cpp)")
 
 
-def parts(text: str) -> Iterator[tuple[str, str]]:
-    """Cut a docstring at the headings of Google's style: ("", prose) and ("Args", what is indented below)."""
+def sections(text: str) -> Iterator[tuple[str, str]]:
+    """Split a docstring at the headings of Google's style.
+
+    Yields:
+        ("", prose), and for example ("Args", the text indented below "Args:").
+    """
     title, lines = "", list[str]()
     for line in text.splitlines():
         heading = PART.fullmatch(line)
@@ -40,7 +46,7 @@ def parts(text: str) -> Iterator[tuple[str, str]]:
 
 
 def entries(text: str) -> Iterator[tuple[str, str]]:
-    """The names and descriptions below "Args"; a description goes on where lines are indented."""
+    """Yield the names and descriptions below "Args"; descriptions may span lines."""
     name, lines = "", list[str]()
     for line in text.splitlines():
         entry = ENTRY.fullmatch(line)
@@ -54,29 +60,39 @@ def entries(text: str) -> Iterator[tuple[str, str]]:
 
 
 def prose(text: str, document: nodes.document) -> list[nodes.Node]:
-    """Text with the little of Markdown that the head of this module names."""
-    held = nodes.container()
-    markdown = MarkdownIt("zero", {"linkify": True}, renderer_cls=DocutilsRenderer).enable(RULES)
+    """Render text with the part of Markdown listed in the module's docstring."""
+    container = nodes.container()
+    markdown = MarkdownIt(
+        "zero", {"linkify": True}, renderer_cls=DocutilsRenderer
+    ).enable(RULES)
     markdown.use(dollarmath_plugin, allow_space=False, allow_digits=False)
     if markdown.linkify is not None:
         markdown.linkify.set({"fuzzy_link": False, "fuzzy_email": False})
-    markdown.options.update({"myst_config": MdParserConfig(), "document": document, "current_node": held})
+    markdown.options.update(
+        {
+            "myst_config": MdParserConfig(),
+            "document": document,
+            "current_node": container,
+        }
+    )
     markdown.render(re.sub(r"::$", ":", text, flags=re.MULTILINE))
-    return held.children
+    return container.children
 
 
-def note(text: str, document: nodes.document, address: Callable[[str], str | None]) -> list[nodes.Node]:
-    """A docstring or a comment as nodes of a page.
+def note(
+    text: str, document: nodes.document, address: Callable[[str], str | None]
+) -> list[nodes.Node]:
+    """Render a docstring or a comment as nodes of a page.
 
     Args:
-        text: what is written.
+        text: the docstring or comment.
         document: the page.
-        address: where a name in backticks leads, if it leads anywhere.
+        address: returns where a name in backticks is defined, or None.
     """
-    made: list[nodes.Node] = []
-    for title, body in parts(text):
+    result: list[nodes.Node] = []
+    for title, body in sections(text):
         if title:
-            made.append(nodes.paragraph("", title, classes=["fbt-label"]))
+            result.append(nodes.paragraph("", title, classes=["fbt-label"]))
         if title in ("Args", "Attributes", "Raises"):
             items = [
                 nodes.definition_list_item(
@@ -86,27 +102,36 @@ def note(text: str, document: nodes.document, address: Callable[[str], str | Non
                 )
                 for name, description in entries(body)
             ]
-            made.append(nodes.definition_list("", *items))
+            result.append(nodes.definition_list("", *items))
         else:
-            made += prose(body, document)
-    for literal in [found for node in made for found in node.findall(nodes.literal)]:
+            result += prose(body, document)
+    for literal in [code for node in result for code in node.findall(nodes.literal)]:
         name = NAME.fullmatch(literal.astext())
-        leads_to = address(name[1]) if name and not isinstance(literal.parent, nodes.term) else None
-        if leads_to is not None:
-            literal.replace_self(nodes.reference("", "", literal.deepcopy(), internal=True, refuri=leads_to))
-    for paragraph in [found for node in made for found in node.findall(nodes.paragraph)]:
-        for text in [child for child in paragraph.children if isinstance(child, nodes.Text)]:
+        if name is None or isinstance(literal.parent, nodes.term):
+            continue
+        target = address(name[1])
+        if target is not None:
+            link = nodes.reference(
+                "", "", literal.deepcopy(), internal=True, refuri=target
+            )
+            literal.replace_self(link)
+    for paragraph in [p for node in result for p in node.findall(nodes.paragraph)]:
+        for text in [
+            node for node in paragraph.children if isinstance(node, nodes.Text)
+        ]:
             paragraph.replace(text, [*_with_files(str(text), address)])
-    return made
+    return result
 
 
-def _with_files(text: str, address: Callable[[str], str | None]) -> Iterator[nodes.Node]:
-    """Text in which the names of files, such as fbt/stack.py, lead to their pages."""
+def _with_files(
+    text: str, address: Callable[[str], str | None]
+) -> Iterator[nodes.Node]:
+    """Yield text in which file names, such as fbt/stack.py, link to their pages."""
     end = 0
     for file in FILE.finditer(text):
-        leads_to = address(file[1].replace("/", ".").removesuffix(".__init__"))
-        if leads_to is not None:
+        target = address(file[1].replace("/", ".").removesuffix(".__init__"))
+        if target is not None:
             yield nodes.Text(text[end : file.start()])
-            yield nodes.reference("", file[0], internal=True, refuri=leads_to)
+            yield nodes.reference("", file[0], internal=True, refuri=target)
             end = file.end()
     yield nodes.Text(text[end:])

@@ -1,4 +1,4 @@
-"""How the chapters ran, from the runs that the book shows.
+"""How the chapters ran: the runs shown in the book.
 
 In a page::
 
@@ -16,44 +16,62 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-Runs = dict[str, dict[str, Any]]  # what tools/notebooks.py notes of each run, by chapter
+# The metadata that tools/notebooks.py records for each chapter's run.
+Runs = dict[str, dict[str, Any]]
 
 
 class RunStatus(SphinxDirective):
-    """Shows how long each chapter ran, where and with what; see the head of this module."""
+    """Show how long each chapter ran, when and where; see the module's docstring."""
 
     def run(self) -> list[nodes.Node]:
-        """Read the runs and show them as a table and a list."""
+        """Return the runs as a table and a list."""
         runs: Runs = {}
-        for path in sorted(Path(self.env.srcdir, "_build", "notebooks").glob("*.ipynb")):
+        folder = Path(self.env.srcdir, "_build", "notebooks")
+        for path in sorted(folder.glob("*.ipynb")):
             self.env.note_dependency(str(path))
             if f"book/{path.stem}" in self.env.found_docs:
-                runs[path.stem] = dict(nbformat.read(path, as_version=4).metadata.fbt_run)
+                notebook = nbformat.read(path, as_version=4)
+                runs[path.stem] = dict(notebook.metadata.fbt_run)
         return self.parse_text_to_nodes("\n".join([*table(runs), "", *places(runs)]))
 
 
 def table(runs: Runs) -> list[str]:
-    """The runs as a Markdown table; {doc} gives a chapter its title."""
-    lines = ["| chapter | cells | seconds | slowest cell, seconds | ended (UTC) |", "|---|---|---|---|---|"]
+    """Format the runs as a Markdown table; {doc} inserts a chapter's title."""
+    lines = [
+        "| chapter | cells | seconds | slowest cell, seconds | ended (UTC) |",
+        "|---|---|---|---|---|",
+    ]
     for name, run in runs.items():
         times = f"{run['seconds']:.0f} | {max(run['cell_seconds']):.1f}"
         ended = run["finished"].removesuffix("Z").replace("T", " ")
         lines.append(f"| {{doc}}`{name}` | {run['cells']} | {times} | {ended} |")
-    total = sum(run["seconds"] for run in runs.values())
-    return [*lines, f"| all | {sum(run['cells'] for run in runs.values())} | {total:.0f} | | |"]
+    cells = sum(run["cells"] for run in runs.values())
+    seconds = sum(run["seconds"] for run in runs.values())
+    return [*lines, f"| all | {cells} | {seconds:.0f} | | |"]
 
 
 def places(runs: Runs) -> list[str]:
-    """Where and with which versions chapters ran: a sentence, or a list if that was not the same for all."""
-    found: dict[str, list[str]] = {}
+    """Describe where the chapters ran and with which versions.
+
+    Returns:
+        One sentence if that is the same for all chapters, otherwise a list.
+    """
+    chapters_by_setup: dict[str, list[str]] = {}
     for name, run in runs.items():
         machine = run["machine"]
-        where = f"{machine['system']}, {machine['processor']}, {machine['cores']} cores"
-        versions = ", ".join(f"{package} {number}" for package, number in sorted(run["versions"].items()))
-        found.setdefault(f"{where}, with {versions}", []).append(name.split("-")[0].lstrip("0"))
-    if len(found) == 1:
-        return [f"All chapters ran on {next(iter(found))}."]
-    return [f"- Chapters {', '.join(chapters)} ran on {place}." for place, chapters in found.items()]
+        where = (
+            f"{machine['system']}, {machine['processor']}, {machine['cores']} cores"
+        )
+        numbers = sorted(run["versions"].items())
+        versions = ", ".join(f"{package} {number}" for package, number in numbers)
+        number = name.split("-")[0].lstrip("0")
+        chapters_by_setup.setdefault(f"{where}, with {versions}", []).append(number)
+    if len(chapters_by_setup) == 1:
+        return [f"All chapters ran on {next(iter(chapters_by_setup))}."]
+    return [
+        f"- Chapters {', '.join(chapters)} ran on {where}."
+        for where, chapters in chapters_by_setup.items()
+    ]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
