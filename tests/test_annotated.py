@@ -17,7 +17,8 @@ from fbt_imports import drawing
 from fbt_modules import Definition, Module, Package
 from fbt_notes import note
 from fbt_rows import code_lines, rows
-from notebooks import ROOT, chapters, read
+from notebooks import chapters, read
+from repo import ROOT
 
 PACKAGE = Package(ROOT)
 API = HTML / "book" / "api.html"

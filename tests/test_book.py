@@ -9,7 +9,7 @@ import build_book
 import pytest
 from bs4 import BeautifulSoup
 from drawings import framed_svg
-from notebooks import ROOT
+from repo import ROOT
 from test_languages import LANGUAGES
 
 HTML = build_book.HTML

@@ -13,7 +13,8 @@ import pytest
 import yaml
 from bs4 import BeautifulSoup
 from fbt_citation import bibtex
-from notebooks import ROOT, chapters, executed, read
+from notebooks import chapters, executed, read
+from repo import ROOT
 
 from fbt._repository import BRANCH, URL
 

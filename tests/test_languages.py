@@ -11,7 +11,7 @@ import vendor
 from bs4 import BeautifulSoup, NavigableString, Tag
 from fbt_languages import SearchAll
 from fontTools.ttLib import TTFont
-from notebooks import ROOT
+from repo import ROOT
 
 BOOK, STATIC = ROOT / "book", ROOT / "book" / "_static"
 HTML = build_book.HTML / "book"

@@ -28,7 +28,8 @@ import pytest
 import yaml
 from fbt_about import minutes
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from notebooks import ROOT, chapters, execute, executed, exercise_of, read, tags
+from notebooks import chapters, execute, executed, exercise_of, read, tags
+from repo import ROOT
 
 from fbt._repository import BRANCH, URL
 

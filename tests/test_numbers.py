@@ -8,7 +8,8 @@ from statistics import mean
 from typing import Any
 
 import pytest
-from notebooks import ROOT, chapters, read
+from notebooks import chapters, read
+from repo import ROOT
 
 from fbt.recipe import PRESETS
 

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from fbt_about import minutes
 from fbt_modules import Package
-from notebooks import ROOT, chapters, read
+from notebooks import chapters, read
+from repo import ROOT
 
 import fbt
 from fbt._repository import BRANCH, URL

@@ -6,7 +6,8 @@ from statistics import mean
 from typing import Any
 
 import pytest
-from notebooks import ROOT, chapters, read
+from notebooks import chapters, read
+from repo import ROOT
 
 from fbt._repository import BRANCH, URL
 
