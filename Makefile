@@ -5,14 +5,16 @@ RUN := .venv/bin/python
 # Two tests at a time, each on one thread. They use the runs of the notebooks.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 # What Jupyter saves besides outputs; .pre-commit-config.yaml has the same list.
-SAVED := codemirror_mode file_extension mimetype nbconvert_exporter pygments_lexer version
-STRIP := .venv/bin/nbstripout --keep-id --extra-keys "$(SAVED:%=metadata.language_info.%)"
+SAVED := codemirror_mode file_extension mimetype nbconvert_exporter pygments_lexer \
+	version
+STRIP := .venv/bin/nbstripout --keep-id \
+	--extra-keys "$(SAVED:%=metadata.language_info.%)"
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help help-all environment notebooks book pdf test test-slow test-kills test-properties \
-	fuzz test-colab pythons bench experiments lab lint format vendor lock audit repository \
-	screenshots nightly release-check clean
+.PHONY: help help-all environment notebooks book pdf test test-slow test-kills \
+	test-properties fuzz test-colab pythons bench experiments lab lint format vendor \
+	lock audit repository screenshots nightly release-check clean
 
 # `make` shows comments with ##, `make help-all` also those with ###.
 help:
@@ -38,17 +40,17 @@ pdf: book ## print the book as one file, _build/book.pdf (needs Chromium)
 test: $(if $(TORCH),environment,book) ## run the tests (TORCH=2.6.0: with that torch)
 	@$(if $(TORCH),$(RUN) tools/versions.py $(TORCH),$(PYTEST))
 
-test-slow: environment ### train models from scratch and check that they learn (2 minutes)
+test-slow: environment ### check that models learn from scratch (2 minutes)
 	@$(PYTEST) -m slow
 
-test-kills: environment ### kill a run at 20 random moments (2 minutes; SEED=7: repeat one)
+test-kills: environment ### kill a run at 20 random moments (2 minutes; SEED=7)
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest -q -s -m kills tests/test_kills.py
 
 test-properties: environment ### compare backends on many random examples (10 minutes)
 	@HYPOTHESIS_PROFILE=long $(PYTEST) \
 		tests/test_properties.py tests/test_extremes.py tests/test_determinism.py
 
-fuzz: environment ### feed random files and texts to all readers (10 minutes; QUICK=1: 1)
+fuzz: environment ### read random files and texts (10 minutes; QUICK=1: one)
 	@$(RUN) tests/fuzz.py --seconds $(if $(QUICK),60,600)
 
 test-colab: environment ## run every chapter with Google Colab's versions
@@ -61,7 +63,8 @@ bench: environment ## measure speed and memory (half an hour; QUICK=1: 3 minutes
 	@$(RUN) benchmarks/run.py $(if $(QUICK),--quick)
 
 experiments: environment ## train what the book quotes (10 hours; QUICK=1: 10 minutes)
-	@for name in tiny_shakespeare shipped fixed_point tracking code_execution language; do \
+	@for name in tiny_shakespeare shipped fixed_point tracking code_execution \
+		language; do \
 		echo "experiments/$$name.py"; \
 		$(RUN) experiments/$$name.py $(if $(QUICK),--quick) || exit 1; done
 
@@ -91,10 +94,10 @@ audit: environment ### look up known vulnerabilities of all packages
 repository: ### write the address in fbt/_repository.py into all files that contain it
 	@$(PYTHON) tools/repository.py
 
-screenshots: book ### photograph the pages in light and dark, wide and narrow (needs Chromium)
+screenshots: book ### photograph the pages in light and dark (needs Chromium)
 	@$(RUN) tools/browser.py
 
-nightly: environment ### run all checks and measurements (half a day; QUICK=1: an hour)
+nightly: environment ### run all checks (half a day; QUICK=1: an hour)
 	@$(RUN) tools/nightly.py $(if $(QUICK),--quick)
 
 release-check: environment ### check everything that a release needs

@@ -1,4 +1,4 @@
-"""`make audit`: a package that cannot be looked up fails, accepted vulnerabilities expire."""
+"""`make audit`: unknown packages fail, and accepted vulnerabilities expire."""
 
 from datetime import date
 
@@ -56,7 +56,8 @@ def test_every_package_of_every_list_is_looked_up():
     assert set(found) == set(audit.LISTS)
     book = audit.requirements(audit.LISTS["requirements.txt"])
     assert found["requirements.txt"] == {pin.name for pin in book} | {"torch"}
-    assert found["requirements.txt"] >= {"jinja2", "appnope", "colorama", "pywinpty"}  # other systems too
+    # Packages of other systems too.
+    assert found["requirements.txt"] >= {"jinja2", "appnope", "colorama", "pywinpty"}
 
 
 def test_accepted_entries_have_an_id_a_reason_and_a_date(tmp_path):

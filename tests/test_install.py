@@ -1,4 +1,4 @@
-"""The package as users get it: from the install cell, without matplotlib, quick to import."""
+"""The package as installed: from the install cell, and without matplotlib."""
 
 import json
 import os
@@ -31,12 +31,13 @@ fbt.LanguageModel.from_pretrained("tiny-shakespeare-parallel")
 text = model.generate("ROMEO:", 20, seed=1)
 weights = model.attention(model.tokenizer.encode(text)[None])[:, 0]
 fbt.AttentionExplorer(list(text), weights).to_html()
-records = [file for file in (files("fbt") / "measurements").iterdir() if file.name.endswith(".json")]
+measurements = (files("fbt") / "measurements").iterdir()
+records = [file for file in measurements if file.name.endswith(".json")]
 native = (files("fbt") / "native").iterdir()
 print(json.dumps({
     "place": fbt.__file__,
     "text": text,
-    "records": sorted(record.name for record in records if json.loads(record.read_text())),
+    "records": sorted(file.name for file in records if json.loads(file.read_text())),
     "native": sorted(file.name for file in native if file.name.endswith(".cpp")),
     "source": fbt.show(fbt.MemoryStack).where,
 }))
@@ -49,7 +50,8 @@ import torch
 import fbt
 from fbt.views.choices import Choices
 sys.modules["ipykernel"] = sys  # as in a live kernel
-for view in (fbt.AttentionExplorer(["a", "b"], torch.eye(2)[None, None]), Choices(str, object=[1, 2])):
+explorer = fbt.AttentionExplorer(["a", "b"], torch.eye(2)[None, None])
+for view in (explorer, Choices(str, object=[1, 2])):
     assert set(view._repr_mimebundle_()) == {"text/plain", "text/html"}
 assert "class MemoryStack" in repr(fbt.show(fbt.MemoryStack))
 import fbt.views.figures
@@ -90,7 +92,7 @@ def test_the_install_cell_installs_the_package_with_all_its_files(published, tmp
     (cell,) = cells  # the same in all chapters
     assert URL in cell
     site = tmp_path / "site"
-    # The cell's own command, into another folder; the dependencies are installed already.
+    # The cell's own command, into another folder; dependencies are already installed.
     options = {
         "PIP_TARGET": str(site),
         "PIP_NO_DEPS": "1",

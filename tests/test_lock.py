@@ -1,4 +1,4 @@
-"""Lock files are complete and have hashes, and .venv contains exactly what is locked."""
+"""Lock files are complete, with hashes, and .venv has exactly their packages."""
 
 import re
 import sysconfig

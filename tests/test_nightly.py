@@ -1,4 +1,4 @@
-"""`make nightly`: every step runs, whatever the result of the one before, and is reported."""
+"""`make nightly`: every step runs and is reported, even after a failure."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""`make release-check`: every check can pass, and fails on the fault that it is for."""
+"""`make release-check`: every check can pass, and fails on its fault."""
 
 import json
 import subprocess
@@ -98,8 +98,8 @@ def raise_missing(folder):
 
 REPORT = "_build/report.json"
 LEFT = f"git+https://github.com/{release.OWNER}/fbt"
-# A check, the message that it should give, and the fault, given the repository and monkeypatch.
-# A fault that changes a file fails `clean` too.
+# A check, its message, and a fault, given the repository and monkeypatch. If a fault
+# changes a file, `clean` fails too.
 FAULTS = [
     ("one_version", "CITATION.cff says 0.0.9", lambda at, _: replace(at / "CITATION.cff", VERSION, "0.0.9")),
     (

@@ -1,4 +1,4 @@
-"""The project's address, versions and bundled files are the same wherever they appear."""
+"""The project's address, versions and bundled files agree everywhere."""
 
 import hashlib
 import re

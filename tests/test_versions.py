@@ -57,7 +57,8 @@ def test_a_warning_fails_the_compilation(tmp_path, capfd):
 def test_all_code_is_compiled_including_the_chapters(tmp_path):
     versions.copy_code(tmp_path)
     assert (tmp_path / "fbt" / "stack.py").exists() and (tmp_path / "book" / "_ext").is_dir()
-    assert "get_ipython()" in (tmp_path / "01-parallel-attention.py").read_text(encoding="utf-8")  # from %pip
+    chapter = (tmp_path / "01-parallel-attention.py").read_text(encoding="utf-8")
+    assert "get_ipython()" in chapter  # from %pip
     assert all((ROOT / "tests" / f"test_{name}.py").exists() for name in versions.SKIPPED.split())
 
 

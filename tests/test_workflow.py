@@ -1,4 +1,4 @@
-"""The workflow on GitHub: it runs the Makefile's commands with the least permissions."""
+"""GitHub's workflow runs the Makefile's commands with the least permissions."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Look up known vulnerabilities of all listed packages; what cannot be looked up is an error.
+"""Look up known vulnerabilities of all listed packages, and fail if one is not known.
 
 pip-audit also succeeds if it could look up nothing. Here a package that it skipped or
 does not mention is an error too. Vulnerabilities that do not concern the project are
@@ -43,7 +43,7 @@ def accepted(path: Path = ACCEPTED) -> list[Accepted]:
 
 
 def packages() -> dict[str, set[str]]:
-    """Return the pins of each lock file as "name==version", and torch, which they omit."""
+    """Return the pins of each lock file, and torch, which they omit."""
     found = {}
     for name, lock in LISTS.items():
         pins = requirements(lock) + [pin for pin in requirements(ROOT / name) if pin.name == "torch"]

@@ -2,8 +2,8 @@
 
     .venv/bin/python tools/browser.py [PAGE ...]
 
-Photographs pages such as book/api, or all of them, in light and dark, wide and narrow,
-into _build/screenshots.
+Photographs pages such as book/api, or all of them, in light and dark, wide and
+narrow, into _build/screenshots.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def chromium() -> Iterator[Browser]:
 
 
 def window(browser: Browser, theme: Theme, width: int, height: int = 900) -> Page:
-    """Open an isolated window; pages follow the system's theme and are not animated."""
+    """Open an isolated window in the system's theme, without animations."""
     size: ViewportSize = {"width": width, "height": height}
     page = browser.new_page(color_scheme=theme, viewport=size, reduced_motion="reduce")
     page.set_default_timeout(TIMEOUT)

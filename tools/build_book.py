@@ -1,4 +1,4 @@
-"""Build the book into _build/html: run changed chapters, then build; warnings are errors."""
+"""Build the book into _build/html, without warnings; run changed chapters first."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from repo import BUILD, ROOT, digest, files_of, write
 HTML = BUILD / "html"
 STAMP = BUILD / "book.key"
 SOURCES = ("_config.yml", "_toc.yml", "CITATION.cff", "book", "tools/build_book.py")
-RECORDS = ("tests/trust.json", "tests/versions.json")  # pages quote them, and those in fbt
+# Pages quote these records, and those in fbt.
+RECORDS = ("tests/trust.json", "tests/versions.json")
 
 
 def book_key() -> str:
@@ -27,7 +28,7 @@ def book_key() -> str:
 
 
 def fill_cache() -> None:
-    """Fill Jupyter Book's cache with the runs, so that it never executes a notebook itself."""
+    """Fill Jupyter Book's cache with the runs, so that it executes no notebook."""
     folder = BUILD / ".jupyter_cache"
     shutil.rmtree(folder, ignore_errors=True)
     cache = get_cache(folder)

@@ -1,15 +1,15 @@
 """The project's Python environments, and the lists of packages that they hold.
 
     python3 tools/environment.py                      create or update .venv
-    .venv/bin/python tools/environment.py lock [--upgrade]
-                                                      resolve the lists of packages again
+    .venv/bin/python tools/environment.py lock [--upgrade]   resolve the lists again
 
-Creating .venv needs only the standard library, so other imports are made where needed.
+Creating .venv needs only the standard library, so other imports are made where
+needed.
 
-A lock file lists every package, direct and indirect, with the hashes of all its files;
-pip then installs nothing else (--require-hashes) on any system. torch and the packages
-that only some of its builds need are left out: which build is right depends on the
-machine. Its version is pinned in requirements.txt.
+A lock file lists every package, direct and indirect, with the hashes of all its
+files; pip then installs nothing else (--require-hashes) on any system. torch and the
+packages that only some of its builds need are left out: which build is right depends
+on the machine. Its version is pinned in requirements.txt.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PIP = ("-m", "pip", "--disable-pip-version-check", "--no-input")
 
 
 def location() -> str:
-    """Return what .venv is bound to: this Python, and the folder, which its scripts name."""
+    """Return what .venv is bound to: this Python, and its own folder."""
     return repr((sys.version_info[:3], str(VENV)))
 
 
@@ -85,7 +85,7 @@ def main() -> None:
     if not sys.stdout.isatty():
         install += ["--progress-bar", "off"]
     failure = "Could not install the packages"
-    # First exactly what the lock file lists, then torch, in the build of the user's index.
+    # First what the lock file lists, then torch from the user's index.
     run([*install, "--require-hashes", "-r", str(LISTS["requirements.txt"])], failure)
     run([*install, "-r", str(ROOT / "requirements.txt")], failure)
     run([*install, "--no-deps", "--no-build-isolation", "-e", str(ROOT)], failure)
@@ -138,7 +138,7 @@ def uv(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def lock(*options: str) -> None:
-    """Write the lock file of every list; versions stay unless a list or --upgrade changes them."""
+    """Write the lock file of every list; --upgrade replaces old versions."""
     for name, path in LISTS.items():
         command = ["pip", "compile", name, "--output-file", str(path), *options, "--generate-hashes"]
         command += ["--universal", "--python-version", OLDEST_PYTHON, "--no-header", "--no-annotate"]

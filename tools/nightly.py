@@ -3,8 +3,8 @@
     .venv/bin/python tools/nightly.py [--quick]
 
 Every target is a step, except those listed here that check nothing. Measurements come
-last: without --quick they update records in the package. The report is
-_build/nightly/report.md, with report.json for `make release-check` and a log per step.
+last: without --quick they update records in the package. The report is report.md in
+_build/nightly, with report.json for `make release-check` and a log per step.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def executed_path(path: Path) -> Path:
 
 
 def executed(path: Path) -> nbformat.NotebookNode | None:
-    """Return a notebook with the outputs of its last run, or None if that is out of date."""
+    """Return a notebook with its last outputs, or None if they are out of date."""
     stored_path = executed_path(path)
     if not stored_path.exists():
         return None
@@ -95,7 +95,7 @@ def executed(path: Path) -> nbformat.NotebookNode | None:
 
 
 class Progress:
-    """Show which cell is running: in place on a terminal, only slow cells in a log."""
+    """Show the running cell in place on a terminal, or slow cells in a log."""
 
     def __init__(self, label: str, cells: int) -> None:
         """Start the clock for a notebook with this many cells."""

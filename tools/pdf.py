@@ -38,7 +38,7 @@ def key(name: str, anchor: str = "") -> str:
 
 
 def article(name: str, inside: set[str]) -> Tag:
-    """Return a page's article, unfolded, with ids and links that are unique in the book."""
+    """Return a page's unfolded article, with ids and links for the whole book."""
     page = soup(name)
     (whole,), (found,) = page.select("html"), page.select("article")
     found["lang"] = whole["lang"]
@@ -79,7 +79,7 @@ def address(name: str, href: str, inside: set[str]) -> str | None:
 
 
 def book() -> str:
-    """Join all pages behind a title page; their links to pictures and styles are relative."""
+    """Join all pages behind a title page; their links stay relative."""
     names = pages()
     articles = {name: article(name, set(names)) for name in names}
     settings = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
 """The repository's folders, and how its tools write and hash files.
 
-Uses the standard library only: tools/environment.py runs before anything is installed.
+Standard library only: tools/environment.py runs before anything is installed.
 """
 
 from __future__ import annotations

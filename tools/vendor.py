@@ -1,7 +1,7 @@
 """Compare the browser files that THIRD_PARTY.md lists with npm's, and restore them.
 
-Fonts are reduced to the characters of one page each, and again when that page changes.
-Needs npm.
+Fonts are reduced to the characters of one page each, and again when that page
+changes. Needs npm.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROW = re.compile(
 
 
 def listed() -> list[dict[str, str]]:
-    """Return the rows of the table as dicts; only fonts have an original and a page."""
+    """Return the rows of the table; only fonts have an original and a page."""
     return [row.groupdict() for row in ROW.finditer(LIST.read_text(encoding="utf-8"))]
 
 
@@ -65,7 +65,7 @@ def cut(font: bytes, text: str) -> bytes:
 
 
 def tables(font: bytes) -> dict[str, bytes]:
-    """Return a font's tables, without their compression, which differs between machines."""
+    """Return a font's tables without their compression, which may differ."""
     reader = TTFont(io.BytesIO(font)).reader
     return {tag: reader[tag] for tag in reader.tables}
 

@@ -1,9 +1,8 @@
 """Check the package with other versions of what it depends on.
 
-    .venv/bin/python tools/versions.py colab    run every chapter with Google Colab's versions
-    .venv/bin/python tools/versions.py pythons  for each Python: does every package have a wheel,
-                                                and does the code compile without warnings
-    .venv/bin/python tools/versions.py 2.6.0    run the tests with that torch and this Python
+    .venv/bin/python tools/versions.py colab     run the chapters as on Colab
+    .venv/bin/python tools/versions.py pythons   look for wheels, compile the code
+    .venv/bin/python tools/versions.py 2.6.0     run the tests with that torch
 
 The last two record their results in tests/versions.json. Another torch, which may be
 gigabytes, gets an environment of its own; tests unrelated to torch are skipped.
@@ -44,16 +43,16 @@ SYSTEMS = {
     "macOS ARM": "aarch64-apple-darwin",
 }
 CODE = ("fbt", "tools", "book/_ext", "benchmarks", "experiments", "tests")
-# Tests skipped with another torch: they read the built pages, run other tools of .venv, or
-# check the pinned versions, the records, and pages that quote them.
+# Skipped with another torch: tests of built pages, of other tools in .venv, of pinned
+# versions, and of records.
 SKIPPED = "annotated book browser browser_actions browser_texts browser_views found languages markdown "
 SKIPPED += "notebooks habits lock numbers versions"
 
 
 def install(folder: Path, key: str, *installs: list[str], constraint: Path | None = None) -> tuple[Path, str]:
-    """Create an environment with today's wheel; return its Python and the wheel's name."""
+    """Create an environment with the current wheel; return Python and wheel."""
     wheel, _ = build(folder / "dist")
-    # The wheel's own dependencies belong to the environment, the wheel itself changes often.
+    # Its dependencies change rarely, the wheel itself often.
     extra = [["-c", str(constraint), str(wheel)]] if constraint else []
     python = environment(folder / "venv", sys.version + key, *installs, *extra)
     pip_install(python, "--no-index", "--no-deps", "--force-reinstall", str(wheel))
@@ -109,7 +108,7 @@ def state() -> str:
 
 
 def record_row(kind: str, row: dict[str, Any], *keys: str) -> None:
-    """Add a row to the record, or update the row that has the same values under `keys`."""
+    """Add a row to the record, or update the row with the same values of `keys`."""
     record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
     rows = record.get(kind, [])
     others = [old for old in rows if any(old[key] != row[key] for key in keys)]
@@ -150,7 +149,7 @@ def interpreter(python: str) -> str | None:
 
 
 def compiled(command: str, code: Path) -> str | None:
-    """Return a Python's version if it compiles all files of a folder without warnings."""
+    """Return a Python's version if it compiles a folder without warnings."""
     with tempfile.TemporaryDirectory(prefix="fbt-") as cache:
         options = ["-W", "error", "-X", f"pycache_prefix={cache}", "-m", "compileall", "-q", "-f", str(code)]
         if subprocess.run([command, *options], check=False).returncode != 0:
@@ -169,7 +168,7 @@ def copy_code(into: Path) -> None:
 
 
 def pythons() -> bool:
-    """Check every Python; return whether all have wheels and all installed ones compile the code."""
+    """Return whether all Pythons have wheels and compile the code."""
     good = True
     with tempfile.TemporaryDirectory(prefix="fbt-") as folder:
         copy_code(Path(folder))
