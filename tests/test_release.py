@@ -24,10 +24,8 @@ def ready(tmp_path, monkeypatch):
     """A repository that passes every check."""
     for name, text in {
         "pyproject.toml": f'[project]\nversion = "{VERSION}"\n[project.urls]\nRepository = "{ADDRESS}"\n',
-        "CITATION.cff": f"version: {VERSION}\n",
         "CHANGELOG.md": f"# Changelog\n\n## {VERSION} - {datetime.now(UTC):%Y-%m-%d}\n\n## 0.0.1\n",
         ".gitignore": "_build\n",
-        "_build/key": "today's",
         "_build/report.json": json.dumps(
             {"commit": "c0ffee", "rows": [{"step": step, "result": "ok"} for step in nightly.steps()]}
         ),
@@ -51,9 +49,6 @@ def ready(tmp_path, monkeypatch):
         release.distribution, "build", lambda into: (tmp_path / "a.whl", tmp_path / "a.tar.gz")
     )
     monkeypatch.setattr(release.distribution, "differences", lambda wheel, sdist: [])
-    monkeypatch.setattr(release.build_book, "STAMP", tmp_path / "_build" / "key")
-    monkeypatch.setattr(release.build_book, "HTML", tmp_path / "_build" / "html")
-    monkeypatch.setattr(release.build_book, "book_key", lambda: "today's")
     monkeypatch.setattr(release.nightly, "FOLDER", tmp_path / "_build")
     return tmp_path
 
@@ -92,21 +87,11 @@ def add(path, text=""):
     git(path.parent, "add", path.name)
 
 
-def raise_missing(folder):
-    (folder / "_build" / "01.ipynb").read_bytes()
-
-
 REPORT = "_build/report.json"
 LEFT = f"git+https://github.com/{release.OWNER}/fbt"
 # A check, its message, and a fault, given the repository and monkeypatch. If a fault
 # changes a file, `clean` fails too.
 FAULTS = [
-    ("one_version", "CITATION.cff says 0.0.9", lambda at, _: replace(at / "CITATION.cff", VERSION, "0.0.9")),
-    (
-        "one_version",
-        "fbt.__version__ says 0.0.9",
-        lambda _, patch: patch.setattr(release.fbt, "__version__", "0.0.9"),
-    ),
     (
         "changelog",
         f"make it '## {VERSION} - ",
@@ -136,12 +121,6 @@ FAULTS = [
         lambda _, patch: patch.setattr(
             release.distribution, "differences", lambda wheel, sdist: ["a.whl: tests/test_a.py"]
         ),
-    ),
-    ("book", "`make book`", lambda at, _: replace(at / "_build" / "key", "today's", "yesterday's")),
-    (
-        "book",
-        "01.ipynb is missing: `make book`",
-        lambda at, patch: patch.setattr(release.build_book, "book_key", lambda: raise_missing(at)),
     ),
     (
         "promises",

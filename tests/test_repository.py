@@ -10,6 +10,7 @@ import vendor
 import yaml
 from repo import ROOT
 
+import fbt
 from fbt._repository import BRANCH, URL
 
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
@@ -25,7 +26,8 @@ def test_settings_agree():
     assert re.fullmatch(r"[\w./-]+", BRANCH)
     assert CONFIG["repository"] == {"url": URL, "branch": BRANCH}
     assert PYPROJECT["project"]["urls"]["Repository"] == CITATION["repository-code"] == URL
-    assert PYPROJECT["project"]["version"] == CITATION["version"] == version("fbt-book")
+    versions = {CITATION["version"], version("fbt-book"), fbt.__version__}
+    assert versions == {PYPROJECT["project"]["version"]}
     # An exact pin of torch would make Colab download a second one.
     assert not [name for name in PYPROJECT["project"]["dependencies"] if "==" in name]
 
