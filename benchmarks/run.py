@@ -30,8 +30,8 @@ from fbt._files import write_whole
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "experiments"))
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
+from environment import environment
 from record import machine as machine_of_records
-from venvs import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "_build" / "benchmarks"

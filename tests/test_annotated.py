@@ -1,4 +1,4 @@
-"""The annotated source: nothing of a module is lost or said twice, and its ways lead there and back."""
+"""The annotated source is complete, and its links lead there and back."""
 
 import ast
 import re
@@ -17,11 +17,12 @@ from fbt_imports import drawing
 from fbt_modules import Definition, Module, Package
 from fbt_notes import note
 from fbt_rows import code_lines, rows
-from notebooks import ROOT, chapters, read
+from notebooks import chapters, read
+from repo import ROOT
 
 PACKAGE = Package(ROOT)
 API = HTML / "book" / "api.html"
-every_module = pytest.mark.parametrize("module", PACKAGE.modules.values(), ids=lambda module: module.name)
+MODULES = list(PACKAGE.modules.values())
 words = partial(re.findall, r"[A-Za-z0-9]+")
 
 
@@ -35,7 +36,7 @@ def article(module: Module) -> Tag:
 
 
 def followed(link: Tag, page: Path) -> tuple[Path, Tag]:
-    """The page that a link leads to, and the element."""
+    """Return the page and the element that a link leads to."""
     address, _, anchor = link["href"].partition("#")
     to = (page.parent / address).resolve() if address else page
     found = soup(to).find(id=anchor)
@@ -46,47 +47,66 @@ def followed(link: Tag, page: Path) -> tuple[Path, Tag]:
 # Every line, once
 
 
-@every_module
-def test_every_line_is_code_or_a_note_and_both_keep_their_order(module):
-    lines = article(module).select(".fbt-line")
-    code = [int(line["id"].removeprefix("L")) for line in lines]
-    notes = [int(mark["id"].removeprefix("L")) for mark in article(module).select(".fbt-note > span[id]")]
-    assert code == sorted(code)
-    assert notes == sorted(notes)
-    assert sorted(code + notes) == list(range(1, len(module.lines) + 1))
-    for number, line in zip(code, lines, strict=True):
-        assert line.get_text() == module.lines[number - 1] + "\n"
+def note_lines(page: Tag) -> list[int]:
+    """Return the line numbers of a page's notes."""
+    return [int(mark["id"].removeprefix("L")) for mark in page.select(".fbt-note > span[id]")]
 
 
-@every_module
-def test_notes_say_what_the_file_says_word_for_word(module):
-    page = BeautifulSoup(str(article(module)), "html.parser")
-    numbers = [int(mark["id"].removeprefix("L")) for mark in page.select(".fbt-note > span[id]")]
-    for extra in page.select(".fbt-ways-back, .fbt-neighbours, .headerlink"):
-        extra.decompose()
-    for block in page.select("dt, dd, p, li"):
-        block.append(" ")
-    # A ruled line of a C++ file is shown as the heading of its part.
-    shown = page.select(".fbt-note, h2" if module.path.suffix == ".cpp" else ".fbt-note")
-    said = words(" ".join(re.sub(r"\\(begin|end)\{split\}", "", part.get_text()) for part in shown))
-    written = [re.sub(r'^\s*r?"""', "", module.lines[number - 1]) for number in numbers]
-    shortened = re.sub(r"https://github\.com/(?=[\w-]+/[\w-]+)", "", " ".join(written))  # by the theme
-    assert said == words(shortened)
+def test_every_line_is_code_or_a_note_in_its_order():
+    wrong = []
+    for module in MODULES:
+        lines = article(module).select(".fbt-line")
+        code = [int(line["id"].removeprefix("L")) for line in lines]
+        notes = note_lines(article(module))
+        ordered = code == sorted(code) and notes == sorted(notes)
+        complete = sorted(code + notes) == list(range(1, len(module.lines) + 1))
+        if (
+            not ordered
+            or not complete
+            or any(
+                line.get_text() != module.lines[number - 1] + "\n"
+                for number, line in zip(code, lines, strict=True)
+            )
+        ):
+            wrong.append(module.name)
+    assert not wrong
 
 
-@every_module
-def test_a_page_says_what_it_is_and_has_its_place_in_the_book(module):
-    page = soup(HTML / f"{module.docname}.html")
-    assert page.title.get_text().startswith(module.path.as_posix())
-    about = words(page.select_one('meta[name="description"]')["content"])
-    assert about[:5] == words(module.docstring)[:5]
-    assert [heading.get_text().rstrip("#") for heading in page.select("article h1")] == [
-        module.path.as_posix()
-    ]
-    levels = [int(heading.name[1]) for heading in article(module).select("h1, h2, h3, h4")]
-    assert all(below <= above + 1 for above, below in pairwise(levels))
-    assert page.select("a.left-prev")
-    assert page.select(".bd-sidebar-primary a.current")[-1].get_text() == module.path.as_posix()
+def test_notes_have_the_words_of_the_file():
+    wrong = []
+    for module in MODULES:
+        page = BeautifulSoup(str(article(module)), "html.parser")
+        for extra in page.select(".fbt-ways-back, .fbt-neighbours, .headerlink"):
+            extra.decompose()
+        for block in page.select("dt, dd, p, li"):
+            block.append(" ")
+        # A ruled line of a C++ file is shown as the heading of its part.
+        shown = page.select(".fbt-note, h2" if module.path.suffix == ".cpp" else ".fbt-note")
+        texts = [re.sub(r"\\(begin|end)\{split\}", "", part.get_text()) for part in shown]
+        lines = [re.sub(r'^\s*r?"""', "", module.lines[number - 1]) for number in note_lines(page)]
+        # The theme shortens addresses on GitHub.
+        written = re.sub(r"https://github\.com/(?=[\w-]+/[\w-]+)", "", " ".join(lines))
+        if words(" ".join(texts)) != words(written):
+            wrong.append(module.name)
+    assert not wrong
+
+
+def test_modules_have_title_description_headings_and_a_place_in_the_book():
+    wrong = []
+    for module in MODULES:
+        page, path = soup(HTML / f"{module.docname}.html"), module.path.as_posix()
+        about = words(page.select_one('meta[name="description"]')["content"])
+        titles = [heading.get_text().rstrip("#") for heading in page.select("article h1")]
+        levels = [int(heading.name[1]) for heading in article(module).select("h1, h2, h3, h4")]
+        good = {
+            "title": page.title.get_text().startswith(path) and titles == [path],
+            "description": about[:5] == words(module.docstring)[:5],
+            "levels": all(below <= above + 1 for above, below in pairwise(levels)),
+            "place": page.select("a.left-prev")
+            and page.select(".bd-sidebar-primary a.current")[-1].get_text() == path,
+        }
+        wrong += [(module.name, what) for what, holds in good.items() if not holds]
+    assert not wrong
 
 
 def test_the_search_knows_every_module():
@@ -98,7 +118,7 @@ def test_the_search_knows_every_module():
 
 
 def test_every_entry_of_the_api_leads_to_its_definition_and_back():
-    entries = soup(API).select("dl:not(.attribute) > dt.sig[id]")  # an attribute stands in its class
+    entries = soup(API).select("dl:not(.attribute) > dt.sig[id]")
     assert len(entries) > 60
     for entry in entries:
         page, place = followed(entry.select_one("a.viewcode-link"), API)
@@ -112,7 +132,7 @@ def test_every_entry_of_the_api_leads_to_its_definition_and_back():
 
 
 def shown_in(path: Path) -> list[str]:
-    """The last part of the name of everything that the cells of a chapter end by showing."""
+    """Return the last part of the names that a chapter's cells show with fbt.show."""
     found = []
     for cell in read(path).cells:
         if cell.cell_type == "code" and "fbt.show(" in cell.source:
@@ -123,17 +143,21 @@ def shown_in(path: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", [path for path in chapters() if shown_in(path)], ids=lambda path: path.stem)
-def test_what_a_chapter_shows_leads_to_its_annotated_lines_and_back(path):
-    page = HTML / "book" / f"{path.stem}.html"
-    links = [link for link in soup(page).select("article a") if link.get_text().endswith(", annotated")]
-    assert [link["href"].rpartition(".")[2] for link in links] == shown_in(path)
-    for link in links:
-        to, place = followed(link, page)
-        first = re.search(r"lines (\d+) to", link.get_text())[1]
-        assert place.select_one(".fbt-line")["id"] == f"L{first}"
-        ways = place.select_one(".fbt-note").select(".fbt-ways-back a[href*='#']")
-        assert page in [followed(way, to)[0] for way in ways]
+def test_definitions_shown_in_chapters_link_to_their_annotated_lines_and_back():
+    wrong = []
+    for path in chapters():
+        page = HTML / "book" / f"{path.stem}.html"
+        links = [link for link in soup(page).select("article a") if link.get_text().endswith(", annotated")]
+        if [link["href"].rpartition(".")[2] for link in links] != shown_in(path):
+            wrong.append((path.stem, shown_in(path)))
+        for link in links:
+            to, place = followed(link, page)
+            first = re.search(r"lines (\d+) to", link.get_text())[1]
+            ways = place.select_one(".fbt-note").select(".fbt-ways-back a[href*='#']")
+            back = page in [followed(way, to)[0] for way in ways]
+            if place.select_one(".fbt-line")["id"] != f"L{first}" or not back:
+                wrong.append((path.stem, link["href"]))
+    assert not wrong
 
 
 def test_the_map_of_equations_leads_to_definitions():
@@ -185,7 +209,7 @@ def helper(LIMIT: int) -> int:
 
 @pytest.fixture
 def small(tmp_path):
-    """A package of three modules, one above the other."""
+    """A package of three modules, one importing the next."""
     (tmp_path / "fbt").mkdir()
     for name, text in {
         "__init__": "from fbt.low import Base, helper as aid\n",
@@ -197,7 +221,7 @@ def small(tmp_path):
 
 
 def leads(package: Package, name: str) -> dict[tuple[int, str], str]:
-    """Where the names in a module's code lead, by their lines."""
+    """Return what the names in a module's code link to, by line."""
     module = package.modules[name]
     return {
         (use.line, module.lines[use.line - 1][use.start : use.stop]): package.resolve(use.dotted).name
@@ -205,7 +229,7 @@ def leads(package: Package, name: str) -> dict[tuple[int, str], str]:
     }
 
 
-def test_names_lead_through_imports_bases_and_quotes_to_their_definitions(small):
+def test_names_link_through_imports_bases_and_quotes_to_definitions(small):
     assert leads(small, "fbt.high") == {
         (4, "fbt"): "fbt",
         (4, "aid"): "helper",
@@ -220,11 +244,11 @@ def test_names_lead_through_imports_bases_and_quotes_to_their_definitions(small)
     }
 
 
-def test_a_name_that_a_function_binds_leads_nowhere(small):
+def test_a_local_name_links_nowhere(small):
     assert leads(small, "fbt.low") == {(8, "run"): "Base.run", (13, "LIMIT"): "LIMIT"}
 
 
-def test_what_is_imported_for_types_alone_is_no_import(small):
+def test_imports_for_type_checking_are_not_listed(small):
     assert [module.name for module in small.imports(small.modules["fbt.high"])] == ["fbt"]
     assert [module.name for module in small.users("fbt.low.helper")] == ["fbt.high"]
 

@@ -1,38 +1,33 @@
-"""The built pages (`make book`): complete, at home without a network, every link and picture in order."""
+"""The built pages (`make book`) are complete and need no network."""
 
 import re
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import build_book
-import pytest
 from bs4 import BeautifulSoup
 from drawings import framed_svg
-from notebooks import ROOT
+from repo import ROOT
 from test_languages import LANGUAGES
 
 HTML = build_book.HTML
-# Attributes through which a page makes the browser fetch something; an anchor's href waits for a click.
-FETCHED = [
-    ("script", "src"),
-    ("img", "src"),
-    ("img", "srcset"),
-    ("iframe", "src"),
-    ("source", "src"),
-    ("source", "srcset"),
-]
-FETCHED += [
-    ("video", "src"),
-    ("audio", "src"),
-    ("embed", "src"),
-    ("object", "data"),
-    ("link", "href"),
-    ("image", "href"),
-]
+# Attributes that make a browser fetch something; a link waits for a click.
+FETCHED = {
+    "script": ("src",),
+    "img": ("src", "srcset"),
+    "iframe": ("src",),
+    "source": ("src", "srcset"),
+    "video": ("src",),
+    "audio": ("src",),
+    "embed": ("src",),
+    "object": ("data",),
+    "link": ("href",),
+    "image": ("href",),
+}
 NOT_FETCHED = {"canonical", "next", "prev", "index", "search", "genindex", "author", "license", "help"}
 CHAPTER_PAGES = sorted((HTML / "book").glob("*.html"))
-by_chapter = pytest.mark.parametrize("page", CHAPTER_PAGES, ids=lambda page: page.stem)
 
 
 @cache
@@ -46,16 +41,23 @@ def anchors(page: Path) -> frozenset[str]:
 
 
 def pages() -> list[Path]:
-    """Every page of the book; _static holds the theme's templates, which are none."""
+    """Return every page of the book; _static has the theme's templates."""
     return sorted(page for page in HTML.rglob("*.html") if "_static" not in page.parts)
 
 
-# Names of kinds of elements, which look like addresses and which nothing fetches.
+# Names of XML namespaces look like addresses, but are not fetched.
 XML_NAMES = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
 
 
-def outside(address: str) -> bool:
-    return address.startswith(("http:", "https:", "//", "ws:", "wss:"))
+def fetched(page: Path) -> list[str]:
+    """Return the addresses that a page's elements fetch."""
+    return [
+        element[attribute]
+        for name, attributes in FETCHED.items()
+        for element in soup(page).find_all(name)
+        for attribute in attributes
+        if element.get(attribute) and not (name == "link" and NOT_FETCHED & set(element.get("rel", [])))
+    ]
 
 
 def test_pages_are_built_and_up_to_date():
@@ -75,49 +77,30 @@ def test_start_page_leads_into_the_book():
     assert "book/index.html" in (HTML / "index.html").read_text(encoding="utf-8")
 
 
-def test_no_page_fetches_anything_from_outside():
+def test_pages_fetch_nothing_from_outside():
+    outside = re.compile("(?:https?:|wss?:)?//|https?:|wss?:")
+    imported = re.compile(r"(?:url\(|@import)\s*[\"']?((?:https?:)?//[^)\s]+)")
     found = []
     for page in pages():
-        for name, attribute in FETCHED:
-            for element in soup(page).find_all(name):
-                if name == "link" and NOT_FETCHED & set(element.get("rel", [])):
-                    continue
-                if outside(element.get(attribute, "")):
-                    found.append((page.name, element[attribute]))
+        found += [(page.name, address) for address in fetched(page) if outside.match(address)]
         for script in soup(page).find_all("script", src=False):
             addresses = set(re.findall(r"https?://[^\s\"'\\)]+", script.get_text())) - XML_NAMES
             found += [(page.name, url) for url in addresses]
         styles = [style.get_text() for style in soup(page).find_all("style")]
         styles += [element["style"] for element in soup(page).find_all(style=True)]
-        found += [
-            (page.name, url)
-            for style in styles
-            for url in re.findall(r"url\(\s*[\"']?((?:https?:)?//[^)]+)", style)
-        ]
-    assert not found
-
-
-def test_no_style_sheet_fetches_anything_from_outside():
-    found = []
+        found += [(page.name, url) for style in styles for url in imported.findall(style)]
     for sheet in HTML.rglob("*.css"):
-        text = sheet.read_text(encoding="utf-8")
-        found += [
-            (sheet.name, url)
-            for url in re.findall(r"(?:url\(|@import)\s*[\"']?((?:https?:)?//[^)\s]+)", text)
-        ]
+        found += [(sheet.name, url) for url in imported.findall(sheet.read_text(encoding="utf-8"))]
     assert not found
 
 
 def test_local_files_that_pages_fetch_exist():
     missing = set()
     for page in pages():
-        for name, attribute in FETCHED:
-            for element in soup(page).find_all(name):
-                address = urlsplit(element.get(attribute, ""))
-                if address.scheme or address.netloc or not address.path:
-                    continue
-                if not (page.parent / unquote(address.path)).exists():
-                    missing.add((page.name, address.path))
+        for address in map(urlsplit, fetched(page)):
+            local = address.path and not address.scheme and not address.netloc
+            if local and not (page.parent / unquote(address.path)).exists():
+                missing.add((page.name, address.path))
     assert not missing
 
 
@@ -138,37 +121,44 @@ def test_links_inside_the_book_lead_somewhere():
     assert not broken
 
 
-@by_chapter
-def test_ids_are_unique(page):
-    ids = [element["id"] for element in soup(page).find_all(id=True)]
-    twice = {name for name in ids if ids.count(name) > 1}
-    # The theme lays out its search field and its theme button for narrow and for wide windows.
-    assert not {name for name in twice if name.startswith(("svg", "fig-"))}, twice
+def test_ids_of_figures_are_unique():
+    # The theme repeats its search field and its theme button for narrow windows.
+    for page in CHAPTER_PAGES:
+        ids = Counter(element["id"] for element in soup(page).find_all(id=True))
+        twice = [name for name, times in ids.items() if times > 1]
+        assert not [name for name in twice if name.startswith(("svg", "fig-"))], page.stem
 
 
-@by_chapter
-def test_pictures_have_text_alternatives(page):
-    for image in soup(page).find_all("img"):
-        assert image.get("alt", "").strip(), image
-    for drawing in soup(page).select(".fbt-figure > svg"):
-        assert drawing["role"] == "img"
-        assert drawing["aria-label"].strip()
-        assert "#757575" not in str(drawing)
+def test_pictures_have_alt_text():
+    wrong = []
+    for page in CHAPTER_PAGES:
+        images = soup(page).find_all("img")
+        wrong += [(page.stem, str(image)) for image in images if not image.get("alt", "").strip()]
+        for drawing in soup(page).select(".fbt-figure > svg"):
+            labelled = drawing["role"] == "img" and drawing["aria-label"].strip()
+            if not labelled or "#757575" in str(drawing):
+                wrong.append((page.stem, drawing.get("id")))
+    assert not wrong
 
 
-@by_chapter
-def test_page_says_what_it_is_about(page):
-    assert soup(page).title.get_text().strip()
-    assert soup(page).html["lang"] == LANGUAGES.get(page.stem, "en")
-    assert len(soup(page).select('meta[name="description"]')) == 1
-    assert len(soup(page).select("article h1")) == 1
+def test_pages_have_a_title_a_language_and_a_description():
+    wrong = []
+    for page in CHAPTER_PAGES:
+        found = soup(page)
+        one_each = [len(found.select(what)) for what in ('meta[name="description"]', "article h1")] == [1, 1]
+        language = found.html["lang"] == LANGUAGES.get(page.stem, "en")
+        if not (one_each and language and found.title.get_text().strip()):
+            wrong.append(page.stem)
+    assert not wrong
 
 
-@by_chapter
-def test_nothing_is_shown_as_raw_markup(page):
-    text = soup(page).select_one("article").get_text()
-    for leftover in ("```", "mystnb", "<details>", "{note}", "colab-badge"):
-        assert leftover not in text
+def test_no_markup_or_substitution_is_shown_as_text():
+    wrong = []
+    for page in CHAPTER_PAGES:
+        text = soup(page).select_one("article").get_text()
+        raw = ("```", "mystnb", "<details>", "{note}", "colab-badge", "{{", "}}")
+        wrong += [(page.stem, markup) for markup in raw if markup in text]
+    assert not wrong
 
 
 def test_mathematics_is_typeset_by_the_file_beside_the_page():
@@ -189,7 +179,7 @@ SVG = """<?xml version="1.0"?>
 </svg>"""
 
 
-def test_figure_takes_the_pages_colour_and_keeps_its_parts_to_itself():
+def test_figures_use_the_pages_colour_and_have_ids_of_their_own():
     figure = BeautifulSoup(framed_svg(SVG, "svg7", 'Two "lines" & a <dot>'), "html.parser").svg
     assert figure["role"] == "img"
     assert figure["aria-label"] == 'Two "lines" & a <dot>'

@@ -1,91 +1,88 @@
-"""Every built page in a real browser: light and dark, wide and narrow, from a server and from the disk."""
+"""Every page in a browser: light and dark, wide and narrow, served and local."""
 
-from dataclasses import dataclass
+from collections import defaultdict
 from pathlib import Path
 
 import build_book
 import pytest
 from axe_playwright_python.base import AXE_SCRIPT
 from browser import WIDTHS
-from watching import built_pages, watched
+from watching import Watched, built_pages, watched
 
 HTML = build_book.HTML
 ACCESSIBLE = Path(__file__).with_name("accessible.js").read_text(encoding="utf-8")
-# The rules that look at colours, and those that a width can change: no others find more in the dark, or
-# on a narrow page, than they have found already.
+# Rules on colours, and rules that depend on the width. Others find nothing new in the
+# dark or on a narrow page.
 COLOURS = ["color-contrast", "link-in-text-block"]
 NARROW = ["scrollable-region-focusable", "target-size"]
-# Light from a server, dark from the disk; axe's rules at each width, where None are all of them.
+# Light from a server, dark from the disk; axe's rules for each width (None: all).
 WAYS = {"http": ("light", (None, NARROW)), "file": ("dark", (COLOURS, []))}
 UNTYPESET = """[...document.querySelectorAll(".math")]
   .filter((math) => !math.querySelector("mjx-container svg") || math.querySelector("[data-mml-node=merror]"))
   .map((math) => math.textContent)"""
-# The theme makes boxes that scroll stops of the tab key, a moment after they begin to.
+# The theme lets the tab key stop at boxes that scroll, with a delay.
 SETTLED = """() => [...document.querySelectorAll("[tabindex='-1']")]
   .every((box) => box.scrollWidth <= box.clientWidth || getComputedStyle(box).overflowX === "visible")"""
 SIDEWAYS = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
-@dataclass
-class Seen:
-    """What was found on one page."""
-
-    outside: list[str]
-    complaints: list[str]
-    violations: list[str]
-    untypeset: list[str]
-    unreadable: list[str]
-    sideways: dict[int, int]
-
-
-@pytest.fixture(scope="module", params=WAYS)
-def way(request, chromium, site):
-    """How pages are opened: an open window, and the address of the book."""
-    theme, rules = WAYS[request.param]
-    with watched(chromium, theme=theme) as window:
-        yield window, {"http": site, "file": HTML.as_uri()}[request.param], rules
-
-
-@pytest.fixture(scope="module", params=built_pages(), ids=lambda page: page.relative_to(HTML).as_posix())
-def seen(request, way):
-    """A page is opened once each way, for all tests."""
-    window, home, rules = way
+def looked_at(window: Watched, address: str, home: str, rules: tuple) -> dict[str, list[str]]:
+    """Open a page and return what is wrong with it, by kind."""
     window.requests.clear()
     window.complaints.clear()
-    window.goto(f"{home}/{request.param.relative_to(HTML).as_posix()}")
+    window.goto(address)
     window.page.evaluate(AXE_SCRIPT)
-    untypeset, unreadable, sideways, violations = window.page.evaluate(UNTYPESET), [], {}, []
+    found = {"untypeset": window.page.evaluate(UNTYPESET), "unreadable": [], "sideways": []}
     for width in WIDTHS:
         window.page.set_viewport_size({"width": width, "height": 900})
-        unreadable += [f"{width} px: {found}" for found in window.unreadable()]
-        sideways[width] = window.page.evaluate(SIDEWAYS)
+        found["unreadable"] += [f"{width} px: {text}" for text in window.unreadable()]
+        if pixels := window.page.evaluate(SIDEWAYS):
+            found["sideways"].append(f"{pixels} px at {width} px")
+    found["inaccessible"] = []
     for width, chosen in reversed([*zip(WIDTHS, rules, strict=True)]):
         window.page.set_viewport_size({"width": width, "height": 900})
         if chosen != []:
             window.page.wait_for_function(SETTLED)
-            violations += [f"{width} px: {found}" for found in window.page.evaluate(ACCESSIBLE, chosen)]
-    return Seen(window.outside(home), list(window.complaints), violations, untypeset, unreadable, sideways)
+            violations = window.page.evaluate(ACCESSIBLE, chosen)
+            found["inaccessible"] += [f"{width} px: {text}" for text in violations]
+    return found | {"complaints": list(window.complaints), "outside": window.outside(home)}
 
 
-def test_a_page_asks_for_nothing_from_outside(seen):
-    assert not seen.outside
+@pytest.fixture(scope="module", params=WAYS)
+def wrong(request, chromium, site):
+    """Findings by kind and page. Each page is opened once."""
+    theme, rules = WAYS[request.param]
+    home = {"http": site, "file": HTML.as_uri()}[request.param]
+    found: dict[str, dict[str, list[str]]] = defaultdict(dict)
+    assert built_pages(), "there is no book: run `make book` first"
+    with watched(chromium, theme=theme) as window:
+        for page in built_pages():
+            name = page.relative_to(HTML).as_posix()
+            for kind, findings in looked_at(window, f"{home}/{name}", home, rules).items():
+                if findings:
+                    found[kind][name] = findings
+    return found
 
 
-def test_a_page_has_no_complaints(seen):
-    assert not seen.complaints
+def test_pages_request_nothing_from_outside(wrong):
+    assert not wrong["outside"]
 
 
-def test_a_page_is_accessible(seen):
-    assert not seen.violations
+def test_pages_log_no_errors_or_warnings(wrong):
+    assert not wrong["complaints"]
 
 
-def test_mathematics_is_typeset(seen):
-    assert not seen.untypeset
+def test_pages_are_accessible(wrong):
+    assert not wrong["inaccessible"]
 
 
-def test_figures_can_be_read(seen):
-    assert not seen.unreadable
+def test_mathematics_is_typeset(wrong):
+    assert not wrong["untypeset"]
 
 
-def test_a_page_does_not_scroll_sideways(seen):
-    assert seen.sideways == dict.fromkeys(seen.sideways, 0)
+def test_figures_can_be_read(wrong):
+    assert not wrong["unreadable"]
+
+
+def test_pages_do_not_scroll_sideways(wrong):
+    assert not wrong["sideways"]

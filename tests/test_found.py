@@ -1,4 +1,4 @@
-"""What lets a page be found, cited, mended and printed: the built pages, and what book/_ext adds to them."""
+"""Pages can be found, cited, edited and printed: what book/_ext adds to them."""
 
 import json
 import re
@@ -9,50 +9,56 @@ from pathlib import Path
 import fbt_about
 import fbt_status
 import pdf
-import pytest
 import yaml
 from bs4 import BeautifulSoup
 from fbt_citation import bibtex
-from notebooks import ROOT, chapters, executed, read
+from notebooks import chapters, executed, read
+from repo import ROOT
 
 from fbt._repository import BRANCH, URL
 
 NAMES = pdf.pages()
 soup = cache(pdf.soup)
-every_page = pytest.mark.parametrize("name", NAMES, ids=lambda name: Path(name).name)
 
 
 def source(name: str) -> str:
     return next(ROOT.glob(f"{name}.*")).relative_to(ROOT).as_posix()
 
 
-@every_page
-def test_a_page_says_its_minutes_and_leads_to_its_source_and_notebook(name):
-    page = soup(name)
-    (line,) = page.select(".fbt-about")
-    assert line.find_previous_sibling().name == "h1"
-    assert re.match(r"\d+ minutes? to read", line.get_text(" ", strip=True))
-    links = {link.get_text(): link["href"] for link in line.select("a")}
-    assert links["Edit this page"] == f"{URL}/edit/{BRANCH}/{source(name)}"
-    # The theme's own button says the same.
-    assert page.select(f'a[href="{links["Edit this page"]}"].btn')
-    if source(name).endswith(".ipynb"):
-        colab = page.select_one('a[href^="https://colab.research.google.com/"].btn')["href"]
-        assert links["Open in Colab"] == colab
-        kept = (pdf.HTML / "book" / links["Notebook"]).resolve()
-        assert read(kept).cells[0].source == read(ROOT / source(name)).cells[0].source
+def test_pages_state_their_minutes_and_link_to_source_and_notebook():
+    wrong = []
+    for name in NAMES:
+        page, file = soup(name), source(name)
+        (line,) = page.select(".fbt-about")
+        stated = re.match(r"\d+ minutes? to read", line.get_text(" ", strip=True))
+        if line.find_previous_sibling().name != "h1" or not stated:
+            wrong.append((name, line.get_text()))
+        links = {link.get_text(): link["href"] for link in line.select("a")}
+        edit = f"{URL}/edit/{BRANCH}/{file}"
+        # The theme's own button has the same address.
+        if links["Edit this page"] != edit or not page.select(f'a[href="{edit}"].btn'):
+            wrong.append((name, links))
+        if file.endswith(".ipynb"):
+            colab = page.select_one('a[href^="https://colab.research.google.com/"].btn')["href"]
+            copied = (pdf.HTML / "book" / links["Notebook"]).resolve()
+            same = read(copied).cells[0].source == read(ROOT / file).cells[0].source
+            if links["Open in Colab"] != colab or not same:
+                wrong.append((name, links))
+    assert not wrong
 
 
-@every_page
-def test_a_page_leads_to_the_one_before_and_the_one_after(name):
+def test_pages_link_to_the_previous_and_the_next_one():
     contents = (ROOT / "_toc.yml").read_text(encoding="utf-8")
-    order = [
-        re.sub(r"\.(py|cpp)$", "", found) for found in re.findall(r"(?:file|root): ([^\s,}]+)", contents)
-    ]
-    page, place = soup(name), order.index(name)
-    for kind, neighbour in (("left-prev", order[:place][-1:]), ("right-next", order[place + 1 :][:1])):
-        found = [Path(link["href"]).stem for link in page.select(f"a.{kind}")]
-        assert found == [Path(other).name for other in neighbour]
+    files = re.findall(r"(?:file|root): ([^\s,}]+)", contents)
+    order = [re.sub(r"\.(py|cpp)$", "", file) for file in files]
+    wrong = []
+    for name in NAMES:
+        place = order.index(name)
+        for kind, other in (("left-prev", order[:place][-1:]), ("right-next", order[place + 1 :][:1])):
+            links = [Path(link["href"]).stem for link in soup(name).select(f"a.{kind}")]
+            if links != [Path(one).name for one in other]:
+                wrong.append((name, kind, links))
+    assert not wrong
 
 
 def test_descriptions_differ():
@@ -60,7 +66,7 @@ def test_descriptions_differ():
     assert len(set(texts)) == len(texts)
 
 
-def test_figures_are_not_read_word_by_word():
+def test_minutes_do_not_count_the_text_of_figures():
     page = soup("book/index")
     said = int(re.match(r"\d+", page.select_one(".fbt-about").get_text(" ", strip=True))[0])
     for drawing in page.select("article svg"):
@@ -73,14 +79,15 @@ def test_minutes_are_as_stated_or_counted():
     assert fbt_about.minutes(stated) == (40, 65)
     assert fbt_about.minutes("word " * 401) == (3, 0)
     assert fbt_about.minutes("") == (1, 0)
-    assert fbt_about.minutes("本书由七章组成，" * 100) == (3, 0)  # eight characters, the comma as a word
+    # Two characters count as a word, and so does the comma.
+    assert fbt_about.minutes("本书由七章组成，" * 100) == (3, 0)
 
 
-def test_the_search_index_knows_every_page_and_is_at_hand():
+def test_the_search_index_has_every_page_and_is_a_script():
     text = (pdf.HTML / "searchindex.js").read_text(encoding="utf-8")
     index = json.loads(text.removeprefix("Search.setIndex(").removesuffix(")"))
     assert set(NAMES) <= set(index["docnames"])
-    # From a file:// address nothing can be fetched: the index must be a script of the page.
+    # A page opened from the disk cannot fetch the index.
     scripts = [script.get("src", "") for script in soup("search").find_all("script")]
     assert "searchindex.js" in scripts
     assert {"curriculum", "gradcheck"} <= set(index["terms"])
@@ -98,7 +105,7 @@ def test_the_status_page_lists_every_run():
         assert f"torch {run.versions.torch}" in text
 
 
-def test_runs_of_two_machines_are_told_apart():
+def test_runs_on_two_machines_are_listed_separately():
     here = {"machine": {"system": "Linux", "processor": "x86_64", "cores": 2}, "versions": {"torch": "2.13"}}
     there = here | {"versions": {"torch": "2.11"}}
     assert fbt_status.places({"01-a": here, "02-b": here}) == [
@@ -126,7 +133,7 @@ def test_the_citation_is_that_of_the_file():
 # The book as one file
 
 
-def test_the_pages_put_together_keep_their_links_and_their_ids_apart():
+def test_joined_pages_keep_their_links_and_have_unique_ids():
     whole = BeautifulSoup(pdf.book(), "html.parser")
     ids = Counter(element["id"] for element in whole.find_all(id=True))
     assert set(map(pdf.key, NAMES)) <= set(ids)
@@ -137,20 +144,18 @@ def test_the_pages_put_together_keep_their_links_and_their_ids_apart():
     assert len(inner) > 100
     assert not [link for link in links if not re.match(r"#|https?://|mailto:|data:|\.\./_static/", link)]
     assert all("open" in fold.attrs for fold in whole.find_all("details"))
-    for script in whole.find_all("script"):  # of views, which give their figures names of their own
+    for script in whole.find_all("script"):  # views name their figures themselves
         script.decompose()
     assert not set(re.findall(r"url\(#([^)\"']+)\)", str(whole))) - set(ids)
 
 
-@pytest.mark.parametrize(
-    "href, leads_to",
-    [
-        ("https://arxiv.org/abs/2002.09402", "https://arxiv.org/abs/2002.09402"),
-        ("#the-loss", "#05-training--the-loss"),
-        ("02-weighted-memory.html", "#02-weighted-memory"),
-        ("api.html#fbt.Config", "#api--fbt.Config"),
-        ("../fbt/stack.html#fbt.stack.MemoryStack", None),
-    ],
-)
-def test_a_link_leads_into_the_file_or_to_the_web_or_is_none(href, leads_to):
-    assert pdf.address("book/05-training", href, set(NAMES)) == leads_to
+def test_links_lead_into_the_file_or_to_the_web_or_are_removed():
+    targets = {
+        "https://arxiv.org/abs/2002.09402": "https://arxiv.org/abs/2002.09402",
+        "#the-loss": "#05-training--the-loss",
+        "02-weighted-memory.html": "#02-weighted-memory",
+        "api.html#fbt.Config": "#api--fbt.Config",
+        "../fbt/stack.html#fbt.stack.MemoryStack": None,
+    }
+    found = {href: pdf.address("book/05-training", href, set(NAMES)) for href in targets}
+    assert found == targets

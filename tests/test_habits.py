@@ -1,14 +1,12 @@
-"""The habits that tools can hold: format, style, types, and notebooks without outputs."""
+"""Format, style, types, and notebooks without outputs."""
 
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from repo import ROOT
 
 
-def test_the_tree_is_clean():
-    run = subprocess.run(
-        ["make", f"PYTHON={sys.executable}", "lint"], cwd=ROOT, capture_output=True, text=True
-    )
+def test_lint_passes():
+    command = ["make", f"PYTHON={sys.executable}", "lint"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr

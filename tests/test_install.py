@@ -1,4 +1,4 @@
-"""The package as a stranger gets it: by the install cell, without what only plots need, quick to import."""
+"""The package as installed: from the install cell, and without matplotlib."""
 
 import json
 import os
@@ -9,16 +9,17 @@ from statistics import median
 
 import pytest
 from distribution import copy
-from notebooks import ROOT, chapters, read
+from notebooks import chapters, read
+from repo import ROOT
 
 from fbt._repository import BRANCH, URL
 
-# The most that `import fbt` may add to `import torch`, in seconds of one core.
+# CPU seconds that `import fbt` may add to `import torch`.
 SLOWEST_IMPORT = 0.3
 RUN_CELL = """
 import sys
 from IPython.core.interactiveshell import InteractiveShell
-sys.modules["fbt"] = None  # as where it is not installed
+sys.modules["fbt"] = None  # as if not installed
 InteractiveShell().run_cell(sys.argv[1]).raise_error()
 """
 USE_WHAT_SHIPS = """
@@ -30,12 +31,13 @@ fbt.LanguageModel.from_pretrained("tiny-shakespeare-parallel")
 text = model.generate("ROMEO:", 20, seed=1)
 weights = model.attention(model.tokenizer.encode(text)[None])[:, 0]
 fbt.AttentionExplorer(list(text), weights).to_html()
-records = [file for file in (files("fbt") / "measurements").iterdir() if file.name.endswith(".json")]
+measurements = (files("fbt") / "measurements").iterdir()
+records = [file for file in measurements if file.name.endswith(".json")]
 native = (files("fbt") / "native").iterdir()
 print(json.dumps({
     "place": fbt.__file__,
     "text": text,
-    "records": sorted(record.name for record in records if json.loads(record.read_text())),
+    "records": sorted(file.name for file in records if json.loads(file.read_text())),
     "native": sorted(file.name for file in native if file.name.endswith(".cpp")),
     "source": fbt.show(fbt.MemoryStack).where,
 }))
@@ -81,7 +83,7 @@ def git(*arguments: str, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> Path:
-    """A repository with the files of today, as it would be found at the project's address."""
+    """A repository with the current files, as at the project's address."""
     there = tmp_path_factory.mktemp("published")
     copy(there)
     git("init", "--quiet", f"--initial-branch={BRANCH}", cwd=there)
@@ -90,19 +92,19 @@ def published(tmp_path_factory) -> Path:
     return there
 
 
-def test_the_install_cell_brings_the_package_and_everything_it_ships(published, tmp_path):
+def test_the_install_cell_installs_the_package_with_all_its_files(published, tmp_path):
     cells = {read(path).cells[2].source for path in chapters()}
-    (cell,) = cells  # all chapters have the same
+    (cell,) = cells  # the same in all chapters
     assert URL in cell
     site = tmp_path / "site"
-    # The cell's own command, into a folder of its own; what the package depends on is here already.
+    # The cell's own command, into another folder; dependencies are already installed.
     options = {
         "PIP_TARGET": str(site),
         "PIP_NO_DEPS": "1",
         "PIP_NO_INDEX": "1",
         "PIP_NO_BUILD_ISOLATION": "0",
     }
-    here = f"file://localhost{published}"  # older versions of pip ask an address for a host
+    here = f"file://localhost{published}"  # older versions of pip need a host
     installed = python(RUN_CELL, cell.replace(URL, here), cwd=tmp_path, **options)
     assert (site / "fbt").is_dir(), installed.stdout + installed.stderr
     used = python(USE_WHAT_SHIPS, cwd=tmp_path, PYTHONPATH=str(site))
@@ -115,13 +117,13 @@ def test_the_install_cell_brings_the_package_and_everything_it_ships(published, 
     assert found["source"].startswith("fbt/stack.py, lines ")
 
 
-def test_only_a_plot_asks_for_matplotlib_and_says_so(tmp_path):
+def test_only_plots_need_matplotlib_and_the_error_names_it(tmp_path):
     run = python(WITHOUT_VIEWS, cwd=tmp_path)
     assert run.stderr.splitlines()[-1] == (
         "ImportError: fbt.views.figures needs the package matplotlib: pip install matplotlib"
     )
 
 
-def test_importing_the_package_takes_little_longer_than_importing_torch(tmp_path):
-    # Seconds of the process, not of the clock: a busy machine takes no part in them.
+def test_import_takes_little_longer_than_importing_torch(tmp_path):
+    # CPU time, so that a busy machine does not matter.
     assert median(float(python(IMPORT_TIME, cwd=tmp_path).stdout) for _ in range(3)) < SLOWEST_IMPORT

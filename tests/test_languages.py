@@ -1,4 +1,4 @@
-"""The pages in other languages: marked as such, readable without fonts of the system, found by the search."""
+"""Pages in other languages: marked, readable without system fonts, searchable."""
 
 import json
 import re
@@ -6,20 +6,18 @@ from functools import cache
 from pathlib import Path
 
 import build_book
-import pytest
 import vendor
 from bs4 import BeautifulSoup, NavigableString, Tag
 from fbt_languages import SearchAll
 from fontTools.ttLib import TTFont
-from notebooks import ROOT
+from repo import ROOT
 
 BOOK, STATIC = ROOT / "book", ROOT / "book" / "_static"
 HTML = build_book.HTML / "book"
 LANGUAGES = {"overview.si": "si", "overview.ja": "ja", "overview.zh": "zh-Hans"}
-# What a page says about itself in its own writing, and how it is named elsewhere.
+# The languages' names for themselves.
 NAMES = {"si": "සිංහල", "ja": "日本語", "zh-Hans": "中文"}
 WRITING = re.compile("[\u0d80-\u0dff\u3040-\u30ff\u3400-\u9fff]")
-by_page = pytest.mark.parametrize("name, language", LANGUAGES.items(), ids=LANGUAGES)
 
 
 @cache
@@ -32,91 +30,91 @@ def source(name: str) -> str:
 
 
 def spoken(text: NavigableString | Tag) -> str:
-    """The language that a browser takes a text to be in."""
+    """Return the language that a text is marked with."""
     marked = text.find_parent(lang=True)
     assert marked is not None
     return str(marked["lang"])
 
 
 def shown(page: BeautifulSoup) -> list[NavigableString]:
-    """The texts of a page that a reader meets, without code, drawings and mathematics."""
+    """Return the texts of a page without code, drawings and mathematics."""
     aside = ["script", "style", "noscript", "pre", "code", "svg", "kbd", "title"]
     texts = [text for text in page.body.find_all(string=str.strip) if type(text) is NavigableString]
     return [text for text in texts if text.find_parent(aside) is None]
 
 
-def test_every_page_with_a_language_is_here():
+def test_every_page_with_a_language_is_tested():
     found = {
         path.stem: re.search(r"^lang: (\S+)$", source(path.stem), re.MULTILINE) for path in BOOK.glob("*.md")
     }
     assert {name: match[1] for name, match in found.items() if match} == LANGUAGES
 
 
-@by_page
-def test_each_text_of_a_page_is_in_the_language_it_is_said_to_be_in(name, language):
-    page = soup(name)
-    assert page.html["lang"] == language
-    article = page.select_one("article")
-    for text in shown(page):
-        if WRITING.search(text):
-            assert spoken(text) in NAMES, text
-        elif re.search("[A-Za-z]", text) and article not in text.parents:
-            assert spoken(text) == "en", text
-    assert {spoken(text) for text in shown(page) if article in text.parents} == {language, "en"}
+def test_texts_are_marked_with_their_language():
+    wrong = []
+    for name, language in LANGUAGES.items():
+        page = soup(name)
+        article = page.select_one("article")
+        for text in shown(page):
+            foreign = WRITING.search(text)
+            english = not foreign and re.search("[A-Za-z]", text) and article not in text.parents
+            if (foreign and spoken(text) not in NAMES) or (english and spoken(text) != "en"):
+                wrong.append((name, text))
+        used = {spoken(text) for text in shown(page) if article in text.parents}
+        if page.html["lang"] != language or used != {language, "en"}:
+            wrong.append((name, used))
+    for name in ("index", "references"):
+        marked = {(text, spoken(text)) for text in shown(soup(name)) if WRITING.search(text)}
+        wrong += [(name, text) for text, language in marked if language not in NAMES]
+        if not marked >= {(name, language) for language, name in NAMES.items()}:
+            wrong.append((name, marked))
+    assert not wrong
 
 
-@pytest.mark.parametrize("name", ["index", "references"])
-def test_an_english_page_marks_the_names_of_the_others(name):
-    marked = {(text, spoken(text)) for text in shown(soup(name)) if WRITING.search(text)}
-    assert marked >= {(name, language) for language, name in NAMES.items()}
-    for text, language in marked:
-        assert language in NAMES, text
-
-
-@pytest.mark.parametrize("name", ["index", *LANGUAGES])
-def test_the_versions_of_the_start_page_name_each_other(name):
-    links = {link["hreflang"]: link["href"] for link in soup(name).select('link[rel="alternate"][hreflang]')}
+def test_versions_of_the_start_page_link_to_each_other():
     others = {language: f"{page}.html" for page, language in LANGUAGES.items()}
-    assert links == {"en": "index.html", "x-default": "index.html", **others}
+    for name in ("index", *LANGUAGES):
+        found = soup(name).select('link[rel="alternate"][hreflang]')
+        links = {link["hreflang"]: link["href"] for link in found}
+        assert links == {"en": "index.html", "x-default": "index.html", **others}, name
 
 
-def test_the_start_page_and_the_readme_link_to_every_language():
+def test_start_page_and_readme_link_to_every_language():
     readme = BeautifulSoup((ROOT / "README.md").read_text(encoding="utf-8"), "html.parser")
     for page, folder, ending in ((soup("index").select_one("article"), "", "html"), (readme, "book/", "md")):
-        links = {link["href"]: link for link in page.select("a[hreflang]")}
-        assert set(links) == {f"{folder}{name}.{ending}" for name in LANGUAGES}
-        for name, language in LANGUAGES.items():
-            link = links[f"{folder}{name}.{ending}"]
-            assert (link.get_text(), link["lang"], link["hreflang"]) == (NAMES[language], language, language)
+        found = page.select("a[hreflang]")
+        links = {(a["href"], a.get_text(), a["lang"], a["hreflang"]) for a in found}
+        assert links == {
+            (f"{folder}{name}.{ending}", NAMES[language], language, language)
+            for name, language in LANGUAGES.items()
+        }
 
 
-@by_page
-def test_a_page_describes_itself_and_its_figure_in_its_language(name, language):
-    page = soup(name)
-    (description,) = page.select('meta[name="description"]')
-    (figure,) = page.select("article figure")
-    for text in (description["content"], figure.svg["aria-label"], figure.figcaption.get_text()):
-        assert len(WRITING.findall(text)) > 50
-    assert "Fig." not in figure.get_text()
+def test_descriptions_and_figures_are_in_the_pages_language():
+    for name in LANGUAGES:
+        (description,) = soup(name).select('meta[name="description"]')
+        (figure,) = soup(name).select("article figure")
+        for text in (description["content"], figure.svg["aria-label"], figure.figcaption.get_text()):
+            assert len(WRITING.findall(text)) > 50, (name, text)
+        assert "Fig." not in figure.get_text(), name
 
 
 # Fonts
 
 
 def letters(text: str) -> set[str]:
-    """The characters that fonts for Latin letters may lack."""
+    """Return the characters that fonts for Latin letters may lack."""
     return {character for character in text if ord(character) > 0xFF}
 
 
-@pytest.mark.parametrize(
-    "row", [row for row in vendor.listed() if row["page"]], ids=lambda row: Path(row["file"]).stem
-)
-def test_a_font_holds_every_character_of_its_page_and_no_more(row):
-    held = {chr(code) for code in TTFont(ROOT / row["file"]).getBestCmap()}
-    assert held == letters((ROOT / row["page"]).read_text(encoding="utf-8")), "run `make vendor`"
-    page = soup(Path(row["page"]).stem)
-    assert letters(page.select_one("article").get_text()) <= held
-    assert set(NAMES[page.html["lang"]]) <= held
+def test_fonts_have_exactly_the_characters_of_their_page():
+    for row in (row for row in vendor.listed() if row["page"]):
+        has = {chr(code) for code in TTFont(ROOT / row["file"]).getBestCmap()}
+        needed = letters((ROOT / row["page"]).read_text(encoding="utf-8"))
+        assert has == needed, f"{row['file']}: run `make vendor`"
+        page = soup(Path(row["page"]).stem)
+        shown_there = letters(page.select_one("article").get_text())
+        assert shown_there | set(NAMES[page.html["lang"]]) <= has, row["file"]
 
 
 def test_the_style_sheet_offers_every_font():
@@ -127,7 +125,7 @@ def test_the_style_sheet_offers_every_font():
     assert len(offered) == 2 * len(LANGUAGES)
 
 
-def test_a_font_that_is_cut_keeps_what_joins_letters_and_its_licence():
+def test_reduced_fonts_keep_ligatures_and_licence():
     cut = TTFont(STATIC / "vendor" / "noto-sans-sinhala-400.woff")
     features = {record.FeatureTag for record in cut["GSUB"].table.FeatureList.FeatureRecord}
     assert {"akhn", "rphf", "vatu"} <= features
@@ -138,16 +136,14 @@ def test_a_font_that_is_cut_keeps_what_joins_letters_and_its_licence():
 
 
 def test_sinhala_letters_are_joined():
-    # Yansaya and rakaransaya need a joiner after the virama; after ra the letter ya stands on its own.
+    # Yansaya and rakaransaya need a joiner after the virama, but not ya after ra.
     assert not re.findall(r"\w*(?<!\u0dbb)\u0dca[\u0dba\u0dbb]\w*", source("overview.si"))
 
 
-@pytest.mark.parametrize("name", ["overview.ja", "overview.zh"])
-def test_no_line_ends_inside_a_paragraph(name):
+def test_no_line_ends_inside_a_paragraph():
     # A browser would show a space there.
-    for text in shown(soup(name)):
-        if WRITING.search(text):
-            assert "\n" not in text.strip()
+    texts = [text for name in ("overview.ja", "overview.zh") for text in shown(soup(name))]
+    assert not [text for text in texts if WRITING.search(text) and "\n" in text.strip()]
 
 
 # The search

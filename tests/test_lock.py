@@ -1,64 +1,54 @@
-"""The lists of packages: each is written out in full, with hashes, and what is listed is installed."""
+"""Lock files are complete, with hashes, and .venv has exactly their packages."""
 
 import re
 import sysconfig
 import tomllib
-from importlib.metadata import PackageNotFoundError, distributions, version
+from importlib.metadata import distributions
 
-import lock
-import pytest
-from notebooks import ROOT
+from environment import BY_BUILD, LISTS, requirements
 from packaging.utils import canonicalize_name
+from repo import ROOT
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-every_list = pytest.mark.parametrize("name", lock.LISTS)
+BOOK = LISTS["requirements.txt"]
 
 
 def pins(path) -> set[tuple[str, str]]:
-    return {(pin.name, str(pin.specifier)) for pin in lock.requirements(path)}
+    return {(pin.name, str(pin.specifier)) for pin in requirements(path)}
 
 
-@every_list
-def test_all_of_a_list_is_in_the_list_in_full(name):
-    short, full = pins(ROOT / name), pins(lock.locked(name))
-    assert {pin for pin in short if pin[0] != "torch"} <= full, "run `make lock`"
-    assert all(re.fullmatch(r"==[\w.]+", specifier) for _, specifier in short | full)
+def test_lock_files_contain_their_lists_with_exact_versions():
+    for name, lock in LISTS.items():
+        listed, locked = pins(ROOT / name), pins(lock)
+        assert {pin for pin in listed if pin[0] != "torch"} <= locked, "run `make lock`"
+        assert all(re.fullmatch(r"==[\w.]+", specifier) for _, specifier in listed | locked)
 
 
-@every_list
-def test_each_package_has_hashes_and_none_depends_on_the_build_of_torch(name):
-    entries = re.split(r"\n(?=\S)", lock.locked(name).read_text(encoding="utf-8").strip())
-    assert entries[0] == f"# Made by `make lock` from {name}."
-    for entry in entries[1:]:
-        assert re.fullmatch(r"[\w.-]+==[^\n]+(\n    --hash=sha256:[0-9a-f]{64}( \\)?)+", entry), entry
-        assert not lock.BY_BUILD.match(entry)
+def test_every_locked_package_has_hashes_and_none_depends_on_the_build_of_torch():
+    for name, lock in LISTS.items():
+        entries = re.split(r"\n(?=\S)", lock.read_text(encoding="utf-8").strip())
+        assert entries[0] == f"# Made by `make lock` from {name}."
+        for entry in entries[1:]:
+            pattern = r"[\w.-]+==[^\n]+(\n    --hash=sha256:[0-9a-f]{64}( \\)?)+"
+            assert re.fullmatch(pattern, entry) and not BY_BUILD.match(entry), entry
 
 
-def test_what_is_installed_is_what_is_listed():
-    different = {}
-    for pin in lock.requirements(lock.locked("requirements.txt")):
-        if pin.marker is None or pin.marker.evaluate():
-            try:
-                found = version(pin.name)
-            except PackageNotFoundError:
-                found = "nothing"
-            if not pin.specifier.contains(found, prereleases=True):
-                different[str(pin)] = found
-    assert not different, "run `make environment`"
+def test_installed_packages_are_the_locked_ones():
+    found = distributions(path=[sysconfig.get_path("purelib")])
+    here = {canonicalize_name(one.name): one.version for one in found}
+    needed = [pin for pin in requirements(BOOK) if pin.marker is None or pin.marker.evaluate()]
+    wrong = [
+        str(pin) for pin in needed if not pin.specifier.contains(here.get(pin.name, "0"), prereleases=True)
+    ]
+    assert not wrong, "run `make environment`"
+    extra = set(here) - {canonicalize_name(pin.name) for pin in requirements(BOOK)}
+    assert {name for name in extra if not BY_BUILD.match(f"{name}==")} == {"fbt-book", "pip"}
 
 
-def test_what_is_not_listed_is_not_installed():
-    listed = {canonicalize_name(pin.name) for pin in lock.requirements(lock.locked("requirements.txt"))}
-    here = {canonicalize_name(found.name) for found in distributions(path=[sysconfig.get_path("purelib")])}
-    rest = {name for name in here - listed if not lock.BY_BUILD.match(f"{name}==")}
-    assert rest == {"fbt-book", "pip"}, "run `make environment`"
-
-
-def test_the_packages_own_requirements_are_among_what_is_pinned():
-    listed = {pin.name for pin in lock.requirements(ROOT / "requirements.txt")}
+def test_the_packages_own_requirements_are_pinned():
+    listed = {pin.name for pin in requirements(ROOT / "requirements.txt")}
     extras = PYPROJECT["project"]["optional-dependencies"]
     wanted = [*PYPROJECT["project"]["dependencies"], *extras["views"], *extras["book"][1:]]
     assert {re.split("[<>=]", name)[0] for name in wanted} <= listed
-    assert set(extras["bench"]) <= {
-        str(pin) for pin in lock.requirements(ROOT / "benchmarks/requirements.txt")
-    }
+    peers = {str(pin) for pin in requirements(ROOT / "benchmarks" / "requirements.txt")}
+    assert set(extras["bench"]) <= peers

@@ -1,4 +1,4 @@
-"""The pages around the chapters and the other documents: what they name exists, and what they say is so."""
+"""The pages around the chapters: names exist, and tables are complete."""
 
 import ast
 import importlib
@@ -11,7 +11,8 @@ import pytest
 import yaml
 from fbt_about import minutes
 from fbt_modules import Package
-from notebooks import ROOT, chapters, read
+from notebooks import chapters, read
+from repo import ROOT
 
 import fbt
 from fbt._repository import BRANCH, URL
@@ -20,14 +21,13 @@ from fbt.recipe import PRESETS
 
 BLOB = f"{URL}/blob/{BRANCH}/"
 PAGES = sorted((ROOT / "book").glob("*.md"))
-DOCUMENTS = sorted({*PAGES, *ROOT.glob("*.md")})
+DOCUMENTS = [*PAGES, *ROOT.glob("*.md"), ROOT / "tools" / "README.md", *ROOT.glob("book/_static/*.md")]
 DIFFERENCES, API, INDEX, HURRY = (
     ROOT / "book" / f"{name}.md" for name in ("differences", "api", "index", "in-a-hurry")
 )
-# How the pages name a definition, [`name`](address of its file), and a test, by its name in words.
+# Links to a definition, [`name`](its file), and to a test, [its name](its file).
 DEFINITION = re.compile(rf"\[`([\w.]+)`\]\({re.escape(BLOB)}(fbt/[\w/]+\.py)\)")
 TEST = re.compile(rf"\[([\w ]+)\]\({re.escape(BLOB)}(tests/\w+\.py)\)")
-every_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 
 
 def text(path: Path) -> str:
@@ -35,105 +35,79 @@ def text(path: Path) -> str:
 
 
 def table(path: Path, first_heading: str) -> list[list[str]]:
-    """The rows of the table whose first column has the given heading."""
-    lines = iter(text(path).splitlines())
-    for line in lines:
-        if line.startswith(f"| {first_heading} |"):
-            next(lines)
-            rows = []
-            for row in lines:
-                if not row.startswith("|"):
-                    break
-                rows.append([cell.strip() for cell in row.strip("|").split("|")])
-            return rows
-    raise AssertionError(f"{path.name} has no table that begins with {first_heading!r}")
-
-
-def functions_of(path: Path) -> set[str]:
-    return {node.name for node in ast.walk(ast.parse(text(path))) if isinstance(node, ast.FunctionDef)}
+    """Return the cells of the table whose first column has the given heading."""
+    found = re.search(rf"^\| {re.escape(first_heading)} \|.*\n.*\n((?:\|.*\n)+)", text(path), re.MULTILINE)
+    assert found, f"{path.name} has no table that begins with {first_heading!r}"
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in found[1].splitlines()]
 
 
 # The map from equations to code and tests
 
 
-def test_every_equation_has_code_and_a_test():
+def test_every_equation_has_code_and_a_test_and_every_silent_fault_a_test():
     rows = table(DIFFERENCES, "equation")
     assert len(rows) >= 15
-    for equation, code, test in rows:
-        assert DEFINITION.search(code), equation
-        assert TEST.search(test), equation
+    assert not [row for row in rows if not DEFINITION.search(row[1]) or not TEST.search(row[2])]
+    assert not [row for row in table(DIFFERENCES, "what one does") if not TEST.search(row[-1])]
 
 
-def test_every_silent_fault_has_a_test():
-    for fault, *_, test in table(DIFFERENCES, "what one does"):
-        assert TEST.search(test), fault
-
-
-@pytest.mark.parametrize("name, path", sorted(set(DEFINITION.findall(text(DIFFERENCES)))))
-def test_a_named_definition_is_where_the_map_says(name, path):
-    found = importlib.import_module(path.removesuffix(".py").replace("/", "."))
-    for part in name.split("."):
-        found = getattr(found, part)
-    assert Path(inspect.getsourcefile(inspect.unwrap(found))) == ROOT / path
-
-
-@pytest.mark.parametrize("name, path", sorted(set(TEST.findall(text(DIFFERENCES)))))
-def test_a_named_test_exists(name, path):
-    assert f"test_{name.replace(' ', '_')}" in functions_of(ROOT / path)
+def test_named_definitions_and_tests_exist():
+    missing = []
+    for name, path in DEFINITION.findall(text(DIFFERENCES)):
+        found = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        if found is None or Path(inspect.getsourcefile(inspect.unwrap(found))) != ROOT / path:
+            missing.append((name, path))
+    for name, path in TEST.findall(text(DIFFERENCES)):
+        nodes = ast.walk(ast.parse(text(ROOT / path)))
+        functions = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+        if f"test_{name.replace(' ', '_')}" not in functions:
+            missing.append((name, path))
+    assert not missing
 
 
 # The API page
 
 
-def test_every_public_name_is_on_the_api_page():
-    listed = set(
-        re.findall(r"^\.\. auto(?:class|function|module):: (?:fbt\.)?(\w+)$", text(API), re.MULTILINE)
-    )
-    assert set(fbt.__all__) <= listed
+def test_every_public_name_is_on_the_api_page_and_every_name_there_exists():
+    listed = re.findall(r"^\.\. auto(\w+):: (?:fbt\.)?([\w.]+)$", text(API), re.MULTILINE)
+    assert set(fbt.__all__) <= {name for _, name in listed}
+    for kind, name in listed:
+        outer, _, last = f"fbt.{name}".rpartition(".")
+        if kind == "module":
+            importlib.import_module(f"fbt.{name}")
+        else:
+            assert hasattr(importlib.import_module(outer), last), name
 
 
-def test_what_else_the_api_page_lists_exists():
-    for name in re.findall(
-        r"^\.\. auto(?:class|exception|function):: fbt\.([\w.]+)$", text(API), re.MULTILINE
-    ):
-        module, _, attribute = name.rpartition(".")
-        assert hasattr(importlib.import_module(f"fbt.{module}"), attribute), name
-
-
-def test_the_table_of_backends_is_what_the_bodies_serve():
-    said = [
-        (variant.strip('"'), body.strip("`"), tuple(re.findall(r'"([\w-]+)"', backends)))
-        for variant, body, backends in table(API, "variant")
+def test_tables_of_backends_and_presets_are_complete():
+    backends = [
+        (variant.strip('"'), body.strip("`"), tuple(re.findall(r'"([\w-]+)"', names)))
+        for variant, body, names in table(API, "variant")
     ]
-    assert said == [(variant, body.__name__, body.backends) for variant, body in BODIES.items()]
+    assert backends == [(variant, body.__name__, body.backends) for variant, body in BODIES.items()]
+    presets = {name.strip('"'): about for name, about in table(API, "preset")}
+    assert presets == {name: preset.about for name, preset in PRESETS.items()}
 
 
-def test_the_table_of_presets_is_what_there_is():
-    said = {name.strip('"'): about for name, about in table(API, "preset")}
-    assert said == {name: preset.about for name, preset in PRESETS.items()}
+# The start page and the page for people in a hurry
 
 
-# The start page
-
-
-def test_the_start_page_lists_every_chapter_with_its_title_and_minutes():
-    rows = table(INDEX, "chapter")
-    assert len(rows) == len(chapters())
-    for number, (row, path) in enumerate(zip(rows, chapters(), strict=True), start=1):
-        first = read(path).cells[0].source
-        title = first.splitlines()[0].removeprefix("# ")
-        assert row[0] == f"{number} · [{title}]({path.name})"
-        assert row[-1] == str(sum(minutes(first))), path.name
-
-
-# The page for people in a hurry
+def test_the_start_page_lists_every_chapter_with_title_and_minutes():
+    first = {path: read(path).cells[0].source for path in chapters()}
+    expected = [
+        (f"{number} · [{source.splitlines()[0].removeprefix('# ')}]({path.name})", str(sum(minutes(source))))
+        for number, (path, source) in enumerate(first.items(), start=1)
+    ]
+    assert [(row[0], row[-1]) for row in table(INDEX, "chapter")] == expected
 
 
 def fences(path: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", text(path), re.MULTILINE | re.DOTALL)
 
 
-def test_each_row_of_the_table_for_people_in_a_hurry_has_a_section_with_code():
+def test_every_row_for_people_in_a_hurry_has_a_section_with_code():
     links = re.findall(r"\(#([a-z-]+)\)", " ".join(row[0] for row in table(HURRY, "you want to")))
     sections = re.findall(r"^## (\w+)\n[^#]*?^```python$", text(HURRY), re.MULTILINE)
     assert links == [section.lower() for section in sections]
@@ -141,72 +115,73 @@ def test_each_row_of_the_table_for_people_in_a_hurry_has_a_section_with_code():
 
 
 @pytest.mark.parametrize("code", fences(HURRY), ids=lambda code: code.splitlines()[-1])
-def test_the_code_for_people_in_a_hurry_runs(code, tmp_path, monkeypatch, capsys):
+def test_code_for_people_in_a_hurry_runs(code, tmp_path, monkeypatch, capsys):
     assert len([line for line in code.splitlines() if line]) <= 5
     # Two steps instead of two thousand.
     shorter = partial(fbt.train, steps=2, warmup=1, sample=0, progress=False)
     monkeypatch.setattr(fbt, "train", shorter)
     monkeypatch.chdir(tmp_path)
     exec(code, {})
-    printed = capsys.readouterr().out
-    assert printed or "print(" not in code
+    assert capsys.readouterr().out or "print(" not in code
 
 
 # All documents
 
 
-@every_document
-def test_links_into_the_repository_lead_somewhere(path):
-    content = text(path)
-    inside = re.findall(rf"{re.escape(URL)}/(?:blob|tree)/{re.escape(BRANCH)}/([^\s)#\"]+)", content)
-    beside = re.findall(r"\]\((?!https?:|#|mailto:)([^)\s#]+)", content) + re.findall(
-        r'src="(?!https?:)([^"]+)"', content
-    )
-    missing = [link for link in inside if not (ROOT / link).exists()]
-    missing += [link for link in beside if not (path.parent / link).exists()]
+def test_links_into_the_repository_exist():
+    missing = []
+    for path in DOCUMENTS:
+        content = text(path)
+        inside = re.findall(rf"{re.escape(URL)}/(?:blob|tree)/{re.escape(BRANCH)}/([^\s)#\"]+)", content)
+        beside = re.findall(r"\]\((?!https?:|#|mailto:)([^)\s#]+)", content)
+        beside += re.findall(r'(?:src|href)="(?!https?:|#)([^"]+)"', content)
+        missing += [(path.name, link) for link in inside if not (ROOT / link).exists()]
+        missing += [(path.name, link) for link in beside if not (path.parent / link).exists()]
     assert not missing
 
 
-@every_document
-def test_no_document_is_out_of_bounds(path):
-    content = text(path)
-    assert not re.search(r"(?<!\w)(/work/|/tmp/|/home/|\.\./shared)", content)
-    assert not re.search(r"\b(TODO|FIXME|XXX)\b", content)
+def test_documents_have_no_local_paths_or_unfinished_parts():
+    wrong = r"(?<!\w)(?:/work/|/tmp/|/home/|\.\./shared)|\b(?:TODO|FIXME|XXX)\b"
+    assert not [(path.name, found) for path in DOCUMENTS for found in re.findall(wrong, text(path))]
 
 
-# The house map
+# The map of modules in CONTRIBUTING.md
+
+# It is empty, so its modules may be on several lines of the map.
+VIEWS = ROOT / "fbt" / "views" / "__init__.py"
+PACKAGE = Package(ROOT)
 
 
-def house() -> list[str]:
-    """The modules and folders of CONTRIBUTING.md's map, from the top to the bottom."""
+def lines_of_map() -> list[str]:
+    """Return the modules and folders of the map, from top to bottom."""
     block = re.search(r"```text\n(fbt/.*?)```", text(ROOT / "CONTRIBUTING.md"), re.DOTALL)
     assert block is not None
     return re.findall(r"fbt/[\w/]+(?:\.py|/)", block[1])
 
 
-def floor(module: Path) -> int:
-    """The line of the map that a file of the package stands on."""
-    name = module.relative_to(ROOT).as_posix()
+def line_of(module: Path) -> int:
+    """Return the line of the map that a module is on."""
+    name = module.as_posix()
     found = [
-        i
-        for i, entry in enumerate(house())
+        number
+        for number, entry in enumerate(lines_of_map())
         if name == entry or (entry.endswith("/") and name.startswith(entry))
     ]
-    assert len(found) == 1, f"CONTRIBUTING.md's map must hold {name} once"
+    assert len(found) == 1, f"the map in CONTRIBUTING.md must have {name} once"
     return found[0]
 
 
-VIEWS = ROOT / "fbt" / "views" / "__init__.py"  # empty, so that its modules may stand on several floors
-MODULES = sorted(path for path in (ROOT / "fbt").rglob("*.py") if path != VIEWS)
-PACKAGE = Package(ROOT)
-
-
-@pytest.mark.parametrize("module", MODULES, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_imports_go_down_the_map(module):
-    found = next(known for known in PACKAGE.modules.values() if ROOT / known.path == module)
-    assert not [node for node in ast.walk(found.tree) if isinstance(node, ast.ImportFrom) and node.level]
-    higher = [other.path for other in PACKAGE.imports(found) if floor(ROOT / other.path) < floor(module)]
-    assert not higher
+def test_modules_import_only_modules_below_them_on_the_map():
+    python = {path for path in (ROOT / "fbt").rglob("*.py") if path != VIEWS}
+    known = {ROOT / module.path: module for module in PACKAGE.modules.values()}
+    assert python <= set(known)
+    wrong = []
+    for module in (known[path] for path in sorted(python)):
+        imports = [node for node in ast.walk(module.tree) if isinstance(node, ast.ImportFrom)]
+        wrong += [(module.name, "relative import") for node in imports if node.level]
+        above = [other for other in PACKAGE.imports(module) if line_of(other.path) < line_of(module.path)]
+        wrong += [(module.name, other.name) for other in above]
+    assert not wrong
 
 
 def test_the_contents_list_every_module_in_the_order_of_the_map():
@@ -214,5 +189,5 @@ def test_the_contents_list_every_module_in_the_order_of_the_map():
     (source,) = (chapter for part in parts for chapter in part["chapters"] if "sections" in chapter)
     listed = [Path(section["file"]) for section in source["sections"]]
     assert sorted(listed) == sorted(module.path for module in PACKAGE.modules.values())
-    floors = [floor(ROOT / path) for path in listed if path != VIEWS.relative_to(ROOT)]
-    assert floors == sorted(floors)
+    lines = [line_of(path) for path in listed if path != VIEWS.relative_to(ROOT)]
+    assert lines == sorted(lines)

@@ -1,4 +1,4 @@
-"""`make pythons` and `make test TORCH=...`: what they can say, and what the record of them says."""
+"""Checks with other versions of Python and torch, and the record of their results."""
 
 import json
 import re
@@ -7,7 +7,7 @@ import tomllib
 
 import pytest
 import versions
-from notebooks import ROOT
+from repo import ROOT
 
 RECORD = json.loads(versions.RECORD.read_text(encoding="utf-8"))
 
@@ -15,22 +15,23 @@ RECORD = json.loads(versions.RECORD.read_text(encoding="utf-8"))
 @pytest.fixture
 def record(tmp_path, monkeypatch):
     monkeypatch.setattr(versions, "RECORD", tmp_path / "versions.json")
+    monkeypatch.setattr(versions, "ROOT", tmp_path)
     monkeypatch.setattr(versions, "state", lambda: "c0ffee")
     return lambda: json.loads(versions.RECORD.read_text(encoding="utf-8"))
 
 
-def test_a_row_takes_the_place_of_the_one_it_repeats(record, monkeypatch):
+def test_a_row_replaces_the_one_with_the_same_keys(record, monkeypatch):
     for python, compiled in (("3.12", "3.12.1"), ("3.11", None), ("3.11", "3.11.7")):
-        versions.note("pythons", {"python": python, "compiled": compiled}, "python")
+        versions.record_row("pythons", {"python": python, "compiled": compiled}, "python")
     found = record()["pythons"]
     assert [(row["python"], row["compiled"]) for row in found] == [("3.11", "3.11.7"), ("3.12", "3.12.1")]
     assert all(row["commit"] == "c0ffee" and re.fullmatch(r"[\d-]{10}", row["date"]) for row in found)
     monkeypatch.setattr(versions, "state", lambda: "another")
-    versions.note("pythons", {"python": "3.11", "compiled": "3.11.7"}, "python")
-    assert record()["pythons"] == found  # nothing new
+    versions.record_row("pythons", {"python": "3.11", "compiled": "3.11.7"}, "python")
+    assert record()["pythons"] == found  # the same result keeps its date and commit
 
 
-def test_a_python_that_is_not_here_takes_nothing_from_the_record(record, monkeypatch):
+def test_a_python_that_is_not_installed_keeps_its_recorded_result(record, monkeypatch):
     monkeypatch.setattr(versions, "PYTHONS", ("3.12",))
     monkeypatch.setattr(versions, "copy_code", lambda into: None)
     monkeypatch.setattr(versions, "compiled", lambda command, code: "3.12.1")
@@ -40,9 +41,11 @@ def test_a_python_that_is_not_here_takes_nothing_from_the_record(record, monkeyp
         versions.pythons()
     (row,) = record()["pythons"]
     assert (row["wheels"], row["compiled"]) == (["Linux", "macOS"], "3.12.1")
+    monkeypatch.undo()
+    assert versions.interpreter("3.99") is None
 
 
-def test_a_warning_is_no_compilation(tmp_path, capfd):
+def test_a_warning_fails_the_compilation(tmp_path, capfd):
     (tmp_path / "good.py").write_text("x = 1\n")
     assert versions.compiled(sys.executable, tmp_path) == ".".join(map(str, sys.version_info[:3]))
     (tmp_path / "bad.py").write_text('x = "\\d"\n')
@@ -51,28 +54,23 @@ def test_a_warning_is_no_compilation(tmp_path, capfd):
     assert not list(tmp_path.rglob("*.pyc"))
 
 
-def test_a_python_that_is_not_here_is_none():
-    assert versions.interpreter("3.99") is None
-
-
-def test_all_code_is_compiled_the_chapters_too(tmp_path):
+def test_all_code_is_compiled_including_the_chapters(tmp_path):
     versions.copy_code(tmp_path)
     assert (tmp_path / "fbt" / "stack.py").exists() and (tmp_path / "book" / "_ext").is_dir()
-    assert "get_ipython()" in (tmp_path / "01-parallel-attention.py").read_text(encoding="utf-8")  # from %pip
+    chapter = (tmp_path / "01-parallel-attention.py").read_text(encoding="utf-8")
+    assert "get_ipython()" in chapter  # from %pip
+    assert all((ROOT / "tests" / f"test_{name}.py").exists() for name in versions.SKIPPED.split())
 
 
-def test_the_tests_that_another_torch_leaves_out_exist():
-    assert all((ROOT / "tests" / f"test_{name}.py").exists() for name in versions.LEFT_OUT.split())
-
-
-def test_the_record_is_of_the_pythons_that_the_package_names():
+def test_the_record_covers_the_pythons_in_pyproject_and_has_no_failures():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     named = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
     assert [row["python"] for row in RECORD["pythons"]] == named == list(versions.PYTHONS)
-    assert all(row["wheels"] == list(versions.SYSTEMS) for row in RECORD["pythons"])
+    assert all(row["wheels"] == list(versions.SYSTEMS) and row["compiled"] for row in RECORD["pythons"])
     assert f">={named[0]}" == project["requires-python"]
-
-
-def test_the_record_is_of_runs_without_a_failure():
     assert RECORD["tests"] and not any(row["commit"].endswith("+") for row in RECORD["tests"])
-    assert all(row["tests"] > 0 and row["failures"] == row["errors"] == 0 for row in RECORD["tests"])
+    assert all(row["tests"] > 1000 and row["failures"] == row["errors"] == 0 for row in RECORD["tests"])
+    # Some torch was tested on each Python, and the oldest that the package accepts.
+    assert {row["python"].rpartition(".")[0] for row in RECORD["tests"]} == set(named)
+    oldest = re.search(r"torch>=([\d.]+)", " ".join(project["dependencies"]))[1]
+    assert any(row["torch"].startswith(oldest) for row in RECORD["tests"])

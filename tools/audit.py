@@ -1,7 +1,8 @@
-"""Ask about every package of the lists whether a vulnerability is known, and accept no silence for an answer.
+"""Look up known vulnerabilities of all listed packages, and fail if one is not known.
 
-pip-audit calls a list clean of which it could look up nothing. Here a package that it skipped, or does not
-mention, is a failure like a vulnerability. What does not concern us is named in audit.toml beside this file.
+pip-audit also succeeds if it could look up nothing. Here a package that it skipped or
+does not mention is an error too. Vulnerabilities that do not concern the project are
+accepted in audit.toml, each with a reason and an expiry date.
 """
 
 from __future__ import annotations
@@ -16,54 +17,54 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lock import LISTS, locked, requirements, tools
-from notebooks import ROOT
+from environment import LISTS, requirements, tools
 from packaging.utils import canonicalize_name
+from repo import ROOT
 
-IGNORED = ROOT / "tools" / "audit.toml"
-Answer = dict[str, Any]  # name, and version and vulns if it was looked up
+ACCEPTED = ROOT / "tools" / "audit.toml"
+Result = dict[str, Any]  # name, and version and vulns if it was looked up
 
 
-class Ignored(NamedTuple):
-    """A vulnerability that does not concern us."""
+class Accepted(NamedTuple):
+    """A vulnerability that does not concern the project."""
 
     id: str
     reason: str
-    until: date  # when to think about it again
+    until: date  # when to reconsider it
 
 
-def ignored(path: Path = IGNORED) -> list[Ignored]:
-    """What is accepted.
+def accepted(path: Path = ACCEPTED) -> list[Accepted]:
+    """Return the accepted vulnerabilities.
 
     Raises:
-        TypeError: an entry lacks its id, reason or date, or has something else.
+        TypeError: if an entry lacks its id, reason or date, or has other fields.
     """
-    return [Ignored(**entry) for entry in tomllib.loads(path.read_text(encoding="utf-8")).get("ignored", [])]
+    return [Accepted(**entry) for entry in tomllib.loads(path.read_text(encoding="utf-8")).get("ignored", [])]
 
 
-def wanted() -> dict[str, set[str]]:
-    """For each list what it pins, as "name==version", and torch, which a list in full leaves out."""
+def packages() -> dict[str, set[str]]:
+    """Return the pins of each lock file, and torch, which they omit."""
     found = {}
-    for name in LISTS:
-        pins = requirements(locked(name)) + [pin for pin in requirements(ROOT / name) if pin.name == "torch"]
+    for name, lock in LISTS.items():
+        pins = requirements(lock) + [pin for pin in requirements(ROOT / name) if pin.name == "torch"]
         found[name] = {f"{pin.name}{pin.specifier}" for pin in pins}
     return found
 
 
-def ask(pins: set[str]) -> list[Answer]:
-    """What pip-audit says of each package, which it wants to hear of once: two versions are two questions."""
+def look_up(pins: set[str]) -> list[Result]:
+    """Look up packages; pip-audit accepts only one version of a package per call."""
     versions: dict[str, list[str]] = {}
     for pin in sorted(pins):
         versions.setdefault(pin.partition("==")[0], []).append(pin)
-    questions = zip_longest(*versions.values())
-    return [answer for question in questions for answer in _ask([pin for pin in question if pin])]
+    calls = zip_longest(*versions.values())
+    return [result for call in calls for result in pip_audit([pin for pin in call if pin])]
 
 
-def _ask(pins: list[str]) -> list[Answer]:
-    """What pip-audit says of packages, each in one version.
+def pip_audit(pins: list[str]) -> list[Result]:
+    """Run pip-audit once.
 
     Raises:
-        SystemExit: it says nothing.
+        SystemExit: if it printed no result.
     """
     with tempfile.TemporaryDirectory(prefix="fbt-") as folder:
         listed = Path(folder) / "pins.txt"
@@ -74,44 +75,46 @@ def _ask(pins: list[str]) -> list[Answer]:
     try:
         return list(json.loads(done.stdout)["dependencies"])
     except (ValueError, KeyError):
-        sys.exit(f"pip-audit gave no answer:\n{done.stderr[-2000:]}")
+        sys.exit(f"pip-audit printed no result:\n{done.stderr[-2000:]}")
 
 
-def problems(pins: set[str], answers: list[Answer], accepted: list[Ignored], today: date) -> list[str]:
-    """What is wrong with a list: what was not looked up, and what is vulnerable."""
-    found = {f"{canonicalize_name(a['name'])}=={a['version']}" for a in answers if "vulns" in a}
-    unknown = sorted(pins - found)
-    lines = [f"not looked up, {len(unknown)} of {len(pins)}: {', '.join(unknown)}"] if unknown else []
-    good = {entry.id for entry in accepted if today <= entry.until}
-    for answer in answers:
-        for one in answer.get("vulns", []):
-            if not good & {one["id"], *one["aliases"]}:
-                mended = ", ".join(one["fix_versions"]) or "no version yet"
-                lines.append(f"{answer['name']}=={answer['version']} has {one['id']}, mended in {mended}")
+def problems(pins: set[str], results: list[Result], known: list[Accepted], today: date) -> list[str]:
+    """Describe the packages of a list that were not looked up or are vulnerable."""
+    found = {f"{canonicalize_name(r['name'])}=={r['version']}" for r in results if "vulns" in r}
+    missing = sorted(pins - found)
+    lines = [f"not looked up, {len(missing)} of {len(pins)}: {', '.join(missing)}"] if missing else []
+    valid = {entry.id for entry in known if today <= entry.until}
+    for result in results:
+        for vulnerability in result.get("vulns", []):
+            if not valid & {vulnerability["id"], *vulnerability["aliases"]}:
+                fixed = ", ".join(vulnerability["fix_versions"]) or "no version yet"
+                package = f"{result['name']}=={result['version']}"
+                lines.append(f"{package} has {vulnerability['id']}, fixed in {fixed}")
     return lines
 
 
-def stale(answers: list[Answer], accepted: list[Ignored]) -> list[str]:
-    """What is accepted and no longer found."""
-    known = {i for answer in answers for one in answer.get("vulns", []) for i in (one["id"], *one["aliases"])}
-    return [f"{entry.id}: no package has it any more" for entry in accepted if entry.id not in known]
+def stale(results: list[Result], known: list[Accepted]) -> list[str]:
+    """Describe the accepted vulnerabilities that no package has any more."""
+    all_found = [vulnerability for result in results for vulnerability in result.get("vulns", [])]
+    ids = {name for vulnerability in all_found for name in (vulnerability["id"], *vulnerability["aliases"])}
+    return [f"{entry.id}: no package has it any more" for entry in known if entry.id not in ids]
 
 
 def main() -> None:
-    """Ask about every list, and print what is wrong."""
-    today, accepted = datetime.now(UTC).date(), ignored()
+    """Look up every list and print the problems."""
+    today, known = datetime.now(UTC).date(), accepted()
     lines: list[str] = []
-    everything: list[Answer] = []
-    for name, pins in wanted().items():
-        answers = ask(pins)
-        everything += answers
-        lines += [f"{name}: {line}" for line in problems(pins, answers, accepted, today)]
-        print(f"{name}: asked about {len(pins)} packages", flush=True)
-    lines += [f"{IGNORED.name}: {line}" for line in stale(everything, accepted)]
+    everything: list[Result] = []
+    for name, pins in packages().items():
+        results = look_up(pins)
+        everything += results
+        lines += [f"{name}: {line}" for line in problems(pins, results, known, today)]
+        print(f"{name}: {len(pins)} packages", flush=True)
+    lines += [f"{ACCEPTED.name}: {line}" for line in stale(everything, known)]
     if lines:
         print("\n".join(lines))
-        sys.exit("Not clean: see above. A package that could not be looked up is not known to be clean.")
-    print("Clean: every package was looked up, and no vulnerability is known.")
+        sys.exit("Not clean: see above. A package that could not be looked up counts as a failure.")
+    print("Clean: every package was looked up, and none has a known vulnerability.")
 
 
 if __name__ == "__main__":

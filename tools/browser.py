@@ -1,36 +1,47 @@
-"""The browser that photographs and tests the built pages: the system's Chromium, cut off from the network."""
+"""The browser that photographs and tests the built pages: Chromium without a network.
+
+    .venv/bin/python tools/browser.py [PAGE ...]
+
+Photographs pages such as book/api, or all of them, in light and dark, wide and
+narrow, into _build/screenshots.
+"""
 
 from __future__ import annotations
 
+import itertools
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
+from repo import BUILD
 
 Theme = Literal["light", "dark"]
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-MISSING = f"no browser found: install Chromium (Debian: apt-get install chromium), one of {', '.join(NAMES)}"
+MISSING = f"No browser found: install Chromium (Debian: apt-get install chromium), one of {', '.join(NAMES)}"
 ARGUMENTS = (
-    "--no-sandbox",  # which a container has no right to; the pages are our own
+    "--no-sandbox",  # not available in containers; the pages are our own
     "--disable-background-networking",
     "--disable-component-update",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
-PATIENCE = 180_000  # milliseconds; a busy machine is no fault of a page
+TIMEOUT = 180_000  # milliseconds; a busy machine must not fail a page
 WIDTHS = (1300, 390)
 THEMES: tuple[Theme, ...] = ("light", "dark")
 
 
 def executable() -> str | None:
-    """Where Chromium is, or None where there is none."""
+    """Return the path of Chromium, or None."""
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """A headless Chromium of its own, without a profile."""
+    """Start a headless Chromium without a profile."""
+    if executable() is None:
+        sys.exit(MISSING)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable(), args=list(ARGUMENTS))
         try:
@@ -40,10 +51,10 @@ def chromium() -> Iterator[Browser]:
 
 
 def window(browser: Browser, theme: Theme, width: int, height: int = 900) -> Page:
-    """A window that shares nothing with others; its pages follow the system's theme, and move nothing."""
+    """Open an isolated window in the system's theme, without animations."""
     size: ViewportSize = {"width": width, "height": height}
     page = browser.new_page(color_scheme=theme, viewport=size, reduced_motion="reduce")
-    page.set_default_timeout(PATIENCE)
+    page.set_default_timeout(TIMEOUT)
     return page
 
 
@@ -51,3 +62,23 @@ def show(page: Page, address: str) -> None:
     """Open an address and wait until the mathematics is typeset."""
     page.goto(address)
     page.evaluate("() => window.MathJax?.startup?.promise.then(() => null)")
+
+
+def main() -> None:
+    """Photograph the top of the pages."""
+    html, folder = BUILD / "html", BUILD / "screenshots"
+    folder.mkdir(parents=True, exist_ok=True)
+    pages = [html / f"{name}.html" for name in sys.argv[1:]] or sorted((html / "book").glob("*.html"))
+    with chromium() as browser:
+        for theme, width in itertools.product(THEMES, WIDTHS):
+            opened = window(browser, theme, width, height=2400)
+            for page in pages:
+                show(opened, page.as_uri())
+                target = folder / f"{page.stem}-{theme}-{width}.png"
+                opened.screenshot(path=target)
+                print(target)
+            opened.close()
+
+
+if __name__ == "__main__":
+    main()

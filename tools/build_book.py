@@ -1,4 +1,4 @@
-"""Build the book into _build/html: run the chapters that changed, build the pages, accept no warning."""
+"""Build the book into _build/html, without warnings; run changed chapters first."""
 
 from __future__ import annotations
 
@@ -10,20 +10,25 @@ from pathlib import Path
 
 import notebooks
 from jupyter_cache import get_cache
-from notebooks import BUILD, ROOT, chapters, digest, executed, executed_path, files_of
+from notebooks import chapters, executed, executed_path
+from repo import BUILD, ROOT, digest, files_of, write
 
 HTML = BUILD / "html"
 STAMP = BUILD / "book.key"
-SOURCES = ("_config.yml", "_toc.yml", "CITATION.cff", "book", *notebooks.INPUTS, "tools/build_book.py")
+SOURCES = ("_config.yml", "_toc.yml", "CITATION.cff", "book", "tools/build_book.py")
+# Pages quote these records, and those in fbt.
+RECORDS = ("tests/trust.json", "tests/versions.json")
 
 
 def book_key() -> str:
-    """What the built pages depend on: their sources and the runs they show."""
-    return digest(files_of(*SOURCES) + [executed_path(path) for path in chapters()])
+    """Return a hash of what the built pages depend on: sources, records and runs."""
+    return digest(
+        files_of(*SOURCES, *RECORDS, *notebooks.INPUTS) + [executed_path(path) for path in chapters()]
+    )
 
 
 def fill_cache() -> None:
-    """Give Jupyter Book's cache the runs, and nothing else, so that it never executes a notebook itself."""
+    """Fill Jupyter Book's cache with the runs, so that it executes no notebook."""
     folder = BUILD / ".jupyter_cache"
     shutil.rmtree(folder, ignore_errors=True)
     cache = get_cache(folder)
@@ -32,7 +37,7 @@ def fill_cache() -> None:
 
 
 def build() -> None:
-    """Build every page from scratch: a changed output does not make Sphinx read its page again."""
+    """Build every page: Sphinx would not notice that an output has changed."""
     for name in ("html", ".doctrees", "jupyter_execute"):
         shutil.rmtree(BUILD / name, ignore_errors=True)
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(ROOT)]
@@ -42,7 +47,7 @@ def build() -> None:
 
 
 def main() -> None:
-    """Run the notebooks, then build if anything the pages show has changed."""
+    """Run the notebooks, then build if anything that the pages show has changed."""
     started = time.monotonic()
     if not notebooks.run_all(chapters()):
         sys.exit("The book was not built: a notebook failed, see above.")
@@ -55,7 +60,7 @@ def main() -> None:
         STAMP.unlink(missing_ok=True)
         fill_cache()
         build()
-        notebooks.write(STAMP, wanted)
+        write(STAMP, wanted)
     print(f"\nThe book ({time.monotonic() - started:.0f} s): {HTML / 'index.html'}")
 
 

@@ -1,4 +1,4 @@
-"""The wheel and the sdist, built from the files that git has or would add, whatever else lies beside them."""
+"""Build wheel and sdist from the files that git tracks or would add."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from notebooks import ROOT
+from repo import ROOT
 
-ABOUT = {"METADATA", "WHEEL", "RECORD", "top_level.txt", "licenses/LICENSE", "licenses/THIRD_PARTY.md"}
-AROUND = {"LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "THIRD_PARTY.md", "pyproject.toml", "setup.cfg"}
+ABOUT = {"METADATA", "WHEEL", "RECORD", "top_level.txt", "licenses/LICENSE"}
+AROUND = {"LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
 EGG = {"PKG-INFO", "SOURCES.txt", "dependency_links.txt", "requires.txt", "top_level.txt"}
 
 
 def sources() -> list[str]:
-    """The files of the repository, those that git does not know yet too, unless it ignores them."""
+    """Return the repository's files, tracked or new, without ignored ones."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return sorted(name for name in set(listed.split("\0")) if name and (ROOT / name).is_file())
 
 
 def copy(into: Path) -> None:
-    """Copy the files of the repository."""
+    """Copy the repository's files."""
     for name in sources():
         (into / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, into / name)
@@ -35,13 +35,13 @@ def build(into: Path) -> tuple[Path, Path]:
     """Build the sdist, and from it the wheel.
 
     Args:
-        into: a folder for the two, which is emptied.
+        into: the folder for both, which is emptied.
 
     Returns:
-        The wheel and the sdist.
+        The paths of wheel and sdist.
 
     Raises:
-        SystemExit: they could not be built; the message holds what was printed.
+        SystemExit: if the build fails; the message contains its output.
     """
     shutil.rmtree(into, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="fbt-") as folder:
@@ -49,13 +49,13 @@ def build(into: Path) -> tuple[Path, Path]:
         command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(into), folder]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        sys.exit(f"The package could not be built:\n{result.stdout}{result.stderr}")
+        sys.exit(f"Could not build the package:\n{result.stdout}{result.stderr}")
     (wheel,), (sdist,) = into.glob("*.whl"), into.glob("*.tar.gz")
     return wheel, sdist
 
 
 def differences(wheel: Path, sdist: Path) -> list[str]:
-    """What is in the two and should not be, or should be and is not."""
+    """Return the unexpected and the missing files of wheel and sdist."""
     package = {name for name in sources() if name.startswith("fbt/")}
     name = sdist.name.removesuffix(".tar.gz")
     with zipfile.ZipFile(wheel) as archive:

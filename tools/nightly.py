@@ -1,10 +1,10 @@
-"""Run everything that the Makefile can check, go on after a failure, and write a report.
+"""Run all of the Makefile's checks, continue after failures, and write a report.
 
     .venv/bin/python tools/nightly.py [--quick]
 
-The steps are the Makefile's targets, a new one too, but for those named here that check nothing. What
-measures comes last: without --quick it writes records into the package, which are then to be looked at.
-The report is _build/nightly/report.md, and report.json for `make release-check`, with a log of each step.
+Every target is a step, except those listed here that check nothing. Measurements come
+last: without --quick they update records in the package. The report is report.md in
+_build/nightly, with report.json for `make release-check` and a log per step.
 """
 
 from __future__ import annotations
@@ -20,73 +20,68 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from notebooks import BUILD, ROOT, versions, write
+from notebooks import versions
+from repo import BUILD, ROOT, write
 
 sys.path.append(str(ROOT / "experiments"))
 from record import commit, machine
 
 FOLDER = BUILD / "nightly"
-CHECK_NOTHING = "help environment notebooks lab format lock repository nightly release-check clean"
+NOT_CHECKS = "environment notebooks lab format lock repository nightly release-check clean"
 LAST = ("bench", "experiments")
-# Lines that end a log without saying anything: make's own, and rules drawn across.
+# Lines without information at the end of a log: make's own, and rules.
 EMPTY = re.compile(r"make(\[\d+\])?: |[\W_]*$")
 Row = dict[str, Any]
 
 
 def targets() -> list[str]:
-    """The targets of the Makefile, in its order."""
+    """Return the targets of the Makefile, in order."""
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     return re.findall(r"^([a-z-]+):.*## ", text, re.MULTILINE)
 
 
 def steps() -> list[str]:
-    """The targets that check something, in the order to run them."""
-    checking = [name for name in targets() if name not in CHECK_NOTHING.split()]
-    return [name for name in checking if name not in LAST] + list(LAST)
+    """Return the targets that check something, in the order to run them."""
+    checks = [name for name in targets() if name not in NOT_CHECKS.split()]
+    return [name for name in checks if name not in LAST] + list(LAST)
 
 
-def said(log: str) -> str:
-    """The last line of a log that says something, without the colours of a terminal, and not too long."""
+def last_line(log: str) -> str:
+    """Return the last informative line of a log, without colours and not too long."""
     lines = [re.sub(r"\x1b\[[\d;]*m", "", line).split("\r")[-1].strip() for line in log.splitlines()]
     return next((line for line in reversed(lines) if not EMPTY.match(line)), "")[:160]
 
 
 def run(name: str, command: Sequence[str], folder: Path) -> Row:
-    """Run a step, its output going to a log, and say how it went."""
+    """Run a step with its output in a log, and return its result."""
     print(f"{name}: ", end="", flush=True)
     started, log = time.monotonic(), folder / f"{name}.log"
+    environment = os.environ | {"FBT_NEEDS_BROWSER": "1"}
+    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
     with log.open("w", encoding="utf-8") as file:
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=os.environ | {"FBT_NEEDS_BROWSER": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
+        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=file, **pipes, check=False)
     seconds = round(time.monotonic() - started)
     result = "ok" if done.returncode == 0 else "FAILED"
     print(f"{result} in {seconds} s", flush=True)
-    last = said(log.read_text(encoding="utf-8", errors="replace"))
-    return {"step": name, "result": result, "seconds": seconds, "said": last}
+    last = last_line(log.read_text(encoding="utf-8", errors="replace"))
+    return {"step": name, "result": result, "seconds": seconds, "last_line": last}
 
 
 def report(about: Row, rows: list[Row]) -> str:
-    """The report as Markdown."""
-    lines = [f"# Everything, at {about['commit']}", "", f"{about['started']}{', quick' * about['quick']}", ""]
+    """Format the report as Markdown."""
+    lines = [f"# Checks of {about['commit']}", "", f"{about['started']}{', quick' * about['quick']}", ""]
     for what in ("machine", "versions"):
         lines += [", ".join(f"{key} {value}" for key, value in about[what].items()), ""]
-    lines += ["| step | result | seconds | it said |", "|---|---|---|---|"]
+    lines += ["| step | result | seconds | last line |", "|---|---|---|---|"]
     for row in rows:
-        text = row["said"].replace("|", "\\|")
+        text = row["last_line"].replace("|", "\\|")
         lines.append(f"| [{row['step']}]({row['step']}.log) | {row['result']} | {row['seconds']} | {text} |")
     failed = [row["step"] for row in rows if row["result"] != "ok"]
-    return "\n".join([*lines, "", f"Failed: {', '.join(failed)}." if failed else "All is well.", ""])
+    return "\n".join([*lines, "", f"Failed: {', '.join(failed)}." if failed else "All checks passed.", ""])
 
 
-def everything(commands: dict[str, Sequence[str]], folder: Path, quick: bool) -> bool:
-    """Run the steps, writing the report after each; True if none failed."""
+def run_steps(commands: dict[str, Sequence[str]], folder: Path, quick: bool) -> bool:
+    """Run the steps, writing the report after each; return whether all passed."""
     folder.mkdir(parents=True, exist_ok=True)
     about: Row = {"commit": commit(), "started": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "quick": quick}
     about |= {"machine": machine(), "versions": versions(), "finished": False}
@@ -100,13 +95,13 @@ def everything(commands: dict[str, Sequence[str]], folder: Path, quick: bool) ->
 
 
 def main() -> None:
-    """Run everything, and fail if anything did."""
+    """Run every step, and fail if one did."""
     quick = "--quick" in sys.argv[1:]
     make = ["make", *(["QUICK=1"] if quick else [])]
-    good = everything({name: [*make, name] for name in steps()}, FOLDER, quick)
+    good = run_steps({name: [*make, name] for name in steps()}, FOLDER, quick)
     print(f"\n{(FOLDER / 'report.md')}")
     if not good:
-        sys.exit("Not all is well: see the report.")
+        sys.exit("Some checks failed: see the report.")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,13 @@
-"""The chapters' notebooks: where they are, when a run is still good, and how one is executed."""
+"""Run the chapters' notebooks; a run is reused until code, package or pins change.
+
+    .venv/bin/python tools/notebooks.py [--force] [NOTEBOOK ...]
+
+Without arguments every chapter whose run is missing or out of date is run.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import argparse
 import json
 import os
 import platform
@@ -18,21 +23,19 @@ import nbformat
 import yaml
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from repo import BUILD, ROOT, digest, files_of, table, write
 
-ROOT = Path(__file__).resolve().parent.parent
-BUILD = ROOT / "_build"
 RUNS = BUILD / "notebooks"
-# A chapter that takes longer than this on two cores has outgrown the book.
+# A longer run on two cores is reported.
 BUDGET_SECONDS = 180.0
 CELL_TIMEOUT_SECONDS = 900
 # What a run depends on besides the notebook's own code.
-INPUTS = ("fbt", "requirements.txt", "requirements.lock")
-IGNORED = {"__pycache__", ".ipynb_checkpoints", ".mypy_cache", ".DS_Store"}
+INPUTS = ("fbt", "requirements.txt", "tools/book.lock")
 
 
 @dataclass
 class Run:
-    """One execution of one notebook: its outputs, or the error that ended it."""
+    """An execution of a notebook."""
 
     notebook: nbformat.NotebookNode
     seconds: float = 0.0
@@ -41,7 +44,7 @@ class Run:
 
 
 def chapters() -> list[Path]:
-    """The notebooks that _toc.yml lists, in the book's order."""
+    """Return the notebooks that _toc.yml lists, in order."""
     contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     entries = [entry for part in contents["parts"] for entry in part["chapters"]]
     paths = [ROOT / f"{entry['file']}.ipynb" for entry in entries]
@@ -54,50 +57,29 @@ def read(path: Path) -> nbformat.NotebookNode:
 
 
 def tags(cell: nbformat.NotebookNode) -> list[str]:
-    """A cell's tags."""
+    """Return a cell's tags."""
     return list(cell.metadata.get("tags", []))
 
 
 def exercise_of(cell: nbformat.NotebookNode) -> str | None:
-    """The number of the exercise a cell belongs to, such as "2.1", or None."""
+    """Return the number of a cell's exercise, such as "2.1", or None."""
     number = cell.metadata.get("fbt", {}).get("exercise")
     return None if number is None else str(number)
 
 
-def files_of(*names: str) -> list[Path]:
-    """Every file under the named files and folders of the repository, sorted, without caches."""
-    found: list[Path] = []
-    for name in names:
-        path = ROOT / name
-        candidates = sorted(path.rglob("*")) if path.is_dir() else [path]
-        found += [file for file in candidates if file.is_file() and not IGNORED & set(file.parts)]
-    return found
-
-
-def digest(files: list[Path], *extra: str) -> str:
-    """A hash of the files' names and bytes, and of the extra strings."""
-    total = hashlib.sha256()
-    for file in files:
-        content = hashlib.sha256(file.read_bytes()).hexdigest()
-        total.update(f"{file.relative_to(ROOT).as_posix()}\0{content}\n".encode())
-    for text in extra:
-        total.update(hashlib.sha256(text.encode()).digest())
-    return total.hexdigest()
-
-
 def key(path: Path) -> str:
-    """What a run depends on: the notebook's code cells (not its prose), fbt, the pins."""
+    """Return a hash of a run's inputs: code cells (not prose), fbt, pins, Python."""
     code = [cell.source for cell in read(path).cells if cell.cell_type == "code"]
     return digest(files_of(*INPUTS), json.dumps(code), platform.python_version())
 
 
 def executed_path(path: Path) -> Path:
-    """Where the executed copy of a notebook is kept."""
+    """Return where the executed copy of a notebook is kept."""
     return RUNS / path.name
 
 
 def executed(path: Path) -> nbformat.NotebookNode | None:
-    """The notebook of today with its last run's outputs, or None if that run is missing or out of date."""
+    """Return a notebook with its last outputs, or None if they are out of date."""
     stored_path = executed_path(path)
     if not stored_path.exists():
         return None
@@ -113,17 +95,17 @@ def executed(path: Path) -> nbformat.NotebookNode | None:
 
 
 class Progress:
-    """Prints which cell of which notebook is running, in place on a terminal and line by line in a log."""
+    """Show the running cell in place on a terminal, or slow cells in a log."""
 
     def __init__(self, label: str, cells: int) -> None:
-        """Start the clock; `label` names the notebook and `cells` is how many cells it has."""
+        """Start the clock for a notebook with this many cells."""
         self.label, self.cells = label, cells
         self.started = self.cell_started = time.monotonic()
         self.cell_seconds: list[float] = []
         self.terminal = sys.stdout.isatty()
 
     def start(self, cell: nbformat.NotebookNode, cell_index: int) -> None:
-        """Say that a cell has started."""
+        """Show that a cell has started."""
         self.cell_started = time.monotonic()
         if self.terminal:
             elapsed = self.cell_started - self.started
@@ -131,31 +113,31 @@ class Progress:
             print(f"\r\033[K{line}", end="", flush=True)
 
     def done(self, cell: nbformat.NotebookNode, cell_index: int, execute_reply: Any) -> None:
-        """Note how long the cell took; in a log, mention the slow ones."""
+        """Record how long a cell took; in a log, print the slow ones."""
         seconds = time.monotonic() - self.cell_started
         self.cell_seconds.append(round(seconds, 2))
         if not self.terminal and seconds >= 3:
             print(f"{self.label}  cell {cell_index + 1}/{self.cells} took {seconds:.1f} s", flush=True)
 
     def clear(self) -> None:
-        """Wipe the line on a terminal."""
+        """Clear the line on a terminal."""
         if self.terminal:
             print("\r\033[K", end="", flush=True)
 
 
 def execute(notebook: nbformat.NotebookNode, label: str, *, kernel: str = "python3") -> Run:
-    """Run a notebook from top to bottom in an empty folder, as someone who opened only that file would.
+    """Run a notebook in an empty folder, as someone who has only this file would.
 
     Args:
         notebook: the notebook; its outputs are filled in place.
-        label: what progress lines call it.
+        label: its name in progress lines.
         kernel: name of the kernel specification.
 
     Returns:
-        The run; `error` holds the failing cell and its traceback if there was one.
+        The run; `error` contains the failing cell and its traceback, if any.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C was pressed; the kernel has been ended.
+        KeyboardInterrupt: on Ctrl-C, after the kernel has ended.
     """
     progress = Progress(label, len(notebook.cells))
     error = None
@@ -166,9 +148,9 @@ def execute(notebook: nbformat.NotebookNode, label: str, *, kernel: str = "pytho
             timeout=CELL_TIMEOUT_SECONDS,
             resources={"metadata": {"path": folder}},
             record_timing=False,
-            store_widget_state=False,  # a page shows the HTML of a view and has no kernel to give it more
-            coalesce_streams=True,  # what a cell prints bit by bit is one output
-            # At its default level ipykernel warns of a connection that never leaves this machine.
+            store_widget_state=False,  # pages show the HTML of views
+            coalesce_streams=True,  # one output for all that a cell prints
+            # ipykernel would warn about its local connection.
             extra_arguments=["--log-level=ERROR"],
             on_cell_start=progress.start,
             on_cell_executed=progress.done,
@@ -178,7 +160,7 @@ def execute(notebook: nbformat.NotebookNode, label: str, *, kernel: str = "pytho
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as failure:
             error = str(failure)
         except AssertionError:
-            # nbclient answers Ctrl-C by ending the kernel, and then trips over its absence.
+            # On Ctrl-C nbclient ends the kernel and then asserts that there is one.
             if client.km is None:
                 raise KeyboardInterrupt from None
             raise
@@ -188,8 +170,8 @@ def execute(notebook: nbformat.NotebookNode, label: str, *, kernel: str = "pytho
 
 
 def fetch_corpus() -> None:
-    """Put Tiny Shakespeare into the user's cache, so that no chapter shows its download on the page."""
-    import fbt  # takes seconds, and is needed only where a chapter runs
+    """Download Tiny Shakespeare first, so that no chapter shows a progress bar."""
+    import fbt  # takes seconds, and is needed only if a chapter runs
 
     try:
         fbt.load_tiny_shakespeare()
@@ -197,40 +179,17 @@ def fetch_corpus() -> None:
         sys.exit(str(error))
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        # mkstemp makes files only their owner can read; a built book is for everyone.
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def table(rows: list[tuple[str, ...]]) -> str:
-    """Rows of text as aligned columns, the first row being the heading."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(line.rstrip() for line in lines)
-
-
 def run_all(paths: list[Path], *, force: bool = False) -> bool:
-    """Bring the executed copies of the notebooks up to date, one after another, and print a table.
+    """Run the notebooks that are out of date, one after another, and print a table.
 
-    Each runs alone because chapters measure times on the machine's cores.
+    One at a time, because chapters measure times.
 
     Args:
         paths: notebooks to run.
-        force: run them even where a good run exists.
+        force: run all of them.
 
     Returns:
-        Whether every notebook has a good run now.
+        Whether every notebook now has a valid run.
     """
     rows: list[tuple[str, ...]] = [("notebook", "cells", "seconds", "result")]
     good = True
@@ -243,14 +202,14 @@ def run_all(paths: list[Path], *, force: bool = False) -> bool:
             run_of = stored.metadata.fbt_run
             rows.append((path.stem, str(run_of.cells), f"{run_of.seconds:.1f}", "cached"))
             continue
-        # The key is taken first: if a file changes during the run, the run is out of date and says so.
+        # Taken first: a file that changes during the run invalidates it.
         run_key = key(path)
         notebook = read(path)
         print(f"{label}: running {len(notebook.cells)} cells", flush=True)
         try:
             run = execute(notebook, label)
         except KeyboardInterrupt:
-            sys.exit(f"{label}: interrupted; the chapters before it keep their runs")
+            sys.exit(f"{label}: interrupted; earlier chapters keep their runs")
         if run.error is not None:
             good = False
             print(f"{label}: FAILED after {run.seconds:.1f} s\n{run.error}", flush=True)
@@ -279,6 +238,21 @@ def run_all(paths: list[Path], *, force: bool = False) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """The versions that matter to a reader comparing numbers."""
+    """Return the versions that a reader needs to compare numbers."""
     names = ("torch", "numpy", "matplotlib", "jupyter-book", "sphinx", "myst-nb", "ipykernel")
     return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def main() -> None:
+    """Run the given notebooks, or all chapters."""
+    parser = argparse.ArgumentParser(description="Run the chapters' notebooks.")
+    parser.add_argument("notebook", nargs="*", type=Path, help="notebooks to run (default: all chapters)")
+    parser.add_argument("--force", action="store_true", help="run even if the last run is valid")
+    arguments = parser.parse_args()
+    paths = [path.resolve() for path in arguments.notebook] or chapters()
+    if not run_all(paths, force=arguments.force):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

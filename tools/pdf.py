@@ -1,45 +1,44 @@
-"""Print the built book as one PDF, _build/book.pdf, with links and bookmarks. Needs Chromium."""
+"""Print the built book as one PDF with links and bookmarks, _build/book.pdf."""
 
 from __future__ import annotations
 
 import posixpath
 import re
-import sys
 from html import escape
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import yaml
-from browser import MISSING, WIDTHS, chromium, executable, show, window
+from browser import WIDTHS, chromium, show, window
 from bs4 import BeautifulSoup, Tag
-from notebooks import BUILD, ROOT
+from repo import BUILD, ROOT
 
 HTML = BUILD / "html"
 PDF = BUILD / "book.pdf"
-# Attributes that name a part of the same page by its id.
+# Attributes that refer to another element by its id.
 REFERENCES = ("for", "aria-labelledby", "aria-describedby")
 MATHJAX = re.compile(r'MathJax|src="[^"]*/vendor/')
 
 
 def pages() -> list[str]:
-    """The names of the pages, in the book's order, such as "book/index"."""
+    """Return the names of the pages in order, such as "book/index"."""
     contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     chapters = [entry["file"] for part in contents["parts"] for entry in part["chapters"]]
     return [contents["root"], *chapters]
 
 
 def soup(name: str) -> BeautifulSoup:
-    """A built page."""
+    """Parse a built page."""
     return BeautifulSoup((HTML / f"{name}.html").read_text(encoding="utf-8"), "html.parser")
 
 
 def key(name: str, anchor: str = "") -> str:
-    """The id in the PDF of a page, or of an anchor on it."""
+    """Return the id of a page in the PDF, or of an anchor on it."""
     return f"{Path(name).name}--{anchor}" if anchor else Path(name).name
 
 
 def article(name: str, inside: set[str]) -> Tag:
-    """What is printed of a page: its text, everything unfolded, its ids and links those of the whole book."""
+    """Return a page's unfolded article, with ids and links for the whole book."""
     page = soup(name)
     (whole,), (found,) = page.select("html"), page.select("article")
     found["lang"] = whole["lang"]
@@ -70,7 +69,7 @@ def article(name: str, inside: set[str]) -> Tag:
 
 
 def address(name: str, href: str, inside: set[str]) -> str | None:
-    """Where a link of a page leads in the PDF: to a web page, into the PDF, or nowhere."""
+    """Return a link's target in the PDF: a web page, an anchor, or None."""
     parts = urlsplit(href)
     if parts.scheme:
         return href
@@ -80,7 +79,7 @@ def address(name: str, href: str, inside: set[str]) -> str | None:
 
 
 def book() -> str:
-    """All pages as one, with a title page; it lies beside them, where their pictures and styles are."""
+    """Join all pages behind a title page; their links stay relative."""
     names = pages()
     articles = {name: article(name, set(names)) for name in names}
     settings = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
@@ -90,7 +89,7 @@ def book() -> str:
     front = (
         f'<article class="bd-article"><h1>{title}</h1><p>{author}, {year}</p><ul>{contents}</ul></article>'
     )
-    page = soup(names[1])  # a chapter, with everything that pages load
+    page = soup(names[1])  # a chapter loads every style and script
     loaded = page.select('link[rel="stylesheet"]')
     loaded += [script for script in page.select("script") if MATHJAX.search(str(script))]
     return (
@@ -102,9 +101,7 @@ def book() -> str:
 
 
 def main() -> None:
-    """Put the pages together and let Chromium print them."""
-    if executable() is None:
-        sys.exit(MISSING)
+    """Join the pages and print them with Chromium."""
     page = HTML / "book" / "print.html"
     try:
         page.write_text(book(), encoding="utf-8")

@@ -1,6 +1,7 @@
-"""Fetch the browser files of THIRD_PARTY.md from npm again, and compare or restore them (needs npm).
+"""Compare the browser files that THIRD_PARTY.md lists with npm's, and restore them.
 
-A font is cut down to the characters of the page it is for. After a change of that page this cuts it again.
+Fonts are reduced to the characters of one page each, and again when that page
+changes. Needs npm.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from pathlib import Path
 
 from fontTools import subset
 from fontTools.ttLib import TTFont
+from repo import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
-LIST = ROOT / "THIRD_PARTY.md"
+LIST = ROOT / "book" / "_static" / "THIRD_PARTY.md"
 ROW = re.compile(
     r"^\| (?P<file>\S+) \|.*\(npm `(?P<package>[^`]+)`, `(?P<member>[^`]+)`"
     r"(?:, SHA-256 `(?P<original>[0-9a-f]{64})`, characters of `(?P<page>[^`]+)`)?\)"
@@ -28,12 +29,12 @@ ROW = re.compile(
 
 
 def listed() -> list[dict[str, str]]:
-    """The rows of THIRD_PARTY.md's table: file, package, member, version, hash; of a font original, page."""
+    """Return the rows of the table; only fonts have an original and a page."""
     return [row.groupdict() for row in ROW.finditer(LIST.read_text(encoding="utf-8"))]
 
 
 def fetch(package: str, version: str, member: str) -> bytes:
-    """One file of one version of an npm package."""
+    """Return a file of an npm package."""
     with tempfile.TemporaryDirectory() as folder:
         command = ["npm", "pack", "--silent", "--pack-destination", folder, f"{package}@{version}"]
         subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
@@ -46,13 +47,13 @@ def fetch(package: str, version: str, member: str) -> bytes:
 
 
 def needed(text: str) -> set[str]:
-    """The characters of a page that fonts for Latin letters lack."""
+    """Return the characters of a text that fonts for Latin letters lack."""
     return {character for character in text if ord(character) > 0xFF}
 
 
 def cut(font: bytes, text: str) -> bytes:
-    """A font with the characters that a page needs and all that they are joined to, as WOFF."""
-    # Its names hold the copyright and the licence, which must stay with it.
+    """Reduce a font to the characters of a text and their ligatures, as WOFF."""
+    # The names contain the copyright and the licence.
     options = subset.Options(flavor="woff", name_IDs=["*"])
     whole = subset.load_font(io.BytesIO(font), options)
     cutter = subset.Subsetter(options)
@@ -64,36 +65,34 @@ def cut(font: bytes, text: str) -> bytes:
 
 
 def tables(font: bytes) -> dict[str, bytes]:
-    """What a font holds. How a file compresses it may differ from machine to machine."""
+    """Return a font's tables without their compression, which may differ."""
     reader = TTFont(io.BytesIO(font)).reader
     return {tag: reader[tag] for tag in reader.tables}
 
 
 def refuse(row: dict[str, str], content: bytes, recorded: str) -> None:
-    """Stop if npm's copy is not the one that was recorded."""
+    """Exit if npm's file does not have the recorded hash."""
     found = hashlib.sha256(content).hexdigest()
     if found != recorded:
         sys.exit(f"{row['file']}: npm now serves {found}, THIRD_PARTY.md records {recorded}")
 
 
 def check_font(row: dict[str, str], path: Path, original: bytes) -> bool:
-    """Cut a font again, and write it and its hash if it is not the one that is there; True if it was."""
+    """Reduce a font again; if it differs, write it and its hash and return False."""
     refuse(row, original, row["original"])
     content = cut(original, (ROOT / row["page"]).read_text(encoding="utf-8"))
     if path.exists() and tables(path.read_bytes()) == tables(content):
-        print(f"{row['file']}: the same as cut from npm's {row['package']} {row['version']}")
+        print(f"{row['file']}: equals the reduced font of npm's {row['package']} {row['version']}")
         return True
     path.write_bytes(content)
     text = LIST.read_text(encoding="utf-8")
     LIST.write_text(text.replace(row["hash"], hashlib.sha256(content).hexdigest()), encoding="utf-8")
-    print(
-        f"{row['file']}: cut again from npm's {row['package']} {row['version']}, hash written to {LIST.name}"
-    )
+    print(f"{row['file']}: written again, and its hash to {LIST.name}")
     return False
 
 
 def check(row: dict[str, str], path: Path, content: bytes) -> bool:
-    """Restore a file if it is missing or changed; True if it was neither."""
+    """Restore a file if it is missing or changed; return whether it was neither."""
     refuse(row, content, row["hash"])
     if path.exists() and path.read_bytes() == content:
         print(f"{row['file']}: the same as npm's {row['package']} {row['version']}")
@@ -104,7 +103,7 @@ def check(row: dict[str, str], path: Path, content: bytes) -> bool:
 
 
 def main() -> None:
-    """Compare every file of the list with npm's, and fail if one had to be written."""
+    """Compare every listed file with npm's, and fail if one had to be written."""
     same = True
     for row in listed():
         path = ROOT / row["file"]
@@ -112,7 +111,7 @@ def main() -> None:
         compare = check_font if row["page"] else check
         same &= compare(row, path, fetch(row["package"], row["version"], row["member"]))
     if not same:
-        sys.exit("Some files were written anew: look at them, and commit them.")
+        sys.exit("Some files were written: check and commit them.")
 
 
 if __name__ == "__main__":

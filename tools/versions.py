@@ -1,11 +1,11 @@
-"""What other versions of Python and torch do with the package. Both write into tests/versions.json.
+"""Check the package with other versions of what it depends on.
 
-    .venv/bin/python tools/versions.py          for each Python: is there a wheel of every package, does the
-                                                code compile without a warning
-    .venv/bin/python tools/versions.py 2.6.0    the tests, with that torch and this Python
+    .venv/bin/python tools/versions.py colab     run the chapters as on Colab
+    .venv/bin/python tools/versions.py pythons   look for wheels, compile the code
+    .venv/bin/python tools/versions.py 2.6.0     run the tests with that torch
 
-The second installs that torch into an environment of its own, which may be gigabytes; tests that say nothing
-of torch are left out, those of the book's pages above all.
+The last two record their results in tests/versions.json. Another torch, which may be
+gigabytes, gets an environment of its own; tests unrelated to torch are skipped.
 """
 
 from __future__ import annotations
@@ -23,59 +23,115 @@ from typing import Any
 from xml.etree import ElementTree
 
 from distribution import build
+from environment import LISTS, environment, pip_install, uv
 from IPython.core.inputtransformer2 import TransformerManager
-from lock import locked, uv
-from notebooks import BUILD, ROOT, chapters, read, write
-from venvs import environment, pip
+from notebooks import chapters, execute, read
+from repo import BUILD, ROOT, table, write
 
 sys.path.append(str(ROOT / "experiments"))
 from record import commit
 
 RECORD = ROOT / "tests" / "versions.json"
+COLAB = BUILD / "colab"
+PINS = ROOT / "tools" / "colab.txt"
+SHOWN = ("torch", "numpy", "matplotlib", "ipython", "ipywidgets", "ipykernel")
 PYTHONS = ("3.11", "3.12", "3.13")
-# As uv calls them. torch's wheels for macOS are for 14 and newer.
+# By their names in uv. torch's wheels for macOS are for 14 and newer.
 SYSTEMS = {
     "Linux x86-64": "x86_64-manylinux_2_28",
     "Linux ARM": "aarch64-manylinux_2_28",
     "macOS ARM": "aarch64-apple-darwin",
 }
 CODE = ("fbt", "tools", "book/_ext", "benchmarks", "experiments", "tests")
-# What another torch leaves out: tests that read what `make book` made, that run other tools of .venv, those
-# of the pinned versions, of records and of what is said about them.
-LEFT_OUT = "annotated book browser browser_actions browser_texts browser_views found languages markdown "
-LEFT_OUT += "notebooks habits lock numbers versions"
+# Skipped with another torch: tests of built pages, of other tools in .venv, of pinned
+# versions, and of records.
+SKIPPED = "annotated book browser browser_actions browser_texts browser_views found languages markdown "
+SKIPPED += "notebooks habits lock numbers versions"
+
+
+def install(folder: Path, key: str, *installs: list[str], constraint: Path | None = None) -> tuple[Path, str]:
+    """Create an environment with the current wheel; return Python and wheel."""
+    wheel, _ = build(folder / "dist")
+    # Its dependencies change rarely, the wheel itself often.
+    extra = [["-c", str(constraint), str(wheel)]] if constraint else []
+    python = environment(folder / "venv", sys.version + key, *installs, *extra)
+    pip_install(python, "--no-index", "--no-deps", "--force-reinstall", str(wheel))
+    return python, wheel.name
+
+
+def output(python: str | Path, code: str) -> str:
+    """Return what a line of code prints in another Python."""
+    done = subprocess.run([str(python), "-c", code], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+# Google Colab
+
+
+def register_kernel(python: Path) -> str:
+    """Register a kernel for this process alone, and return its name."""
+    name = "fbt-colab"
+    command = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": command, "language": "python", "display_name": "Google Colab's versions"}
+    write(COLAB / "share" / "kernels" / name / "kernel.json", json.dumps(spec))
+    os.environ["JUPYTER_PATH"] = str(COLAB / "share")
+    # Colab's older ipykernel would warn about frozen modules in every kernel.
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
+    return name
+
+
+def colab() -> bool:
+    """Run every chapter with Colab's versions; return whether all succeed."""
+    # Colab's torch changes often; its next one is at most the one of the book.
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    torch = next(line for line in lines if line.startswith("torch=="))
+    key = "\0".join([torch, PINS.read_text(), (ROOT / "pyproject.toml").read_text(encoding="utf-8")])
+    python, wheel = install(COLAB, key, [torch], ["-r", str(PINS)], constraint=PINS)
+    kernel = register_kernel(python)
+    rows: list[tuple[str, ...]] = [("notebook", "seconds", "result")]
+    for path in chapters():
+        run = execute(read(path), f"{path.stem} (Colab)", kernel=kernel)
+        rows.append((path.stem, f"{run.seconds:.1f}", "FAILED" if run.error else "ok"))
+        print(f"{path.stem}: {rows[-1][2]} in {run.seconds:.1f} s {run.error or ''}", flush=True)
+    code = f"from importlib.metadata import version; print([(n, version(n)) for n in {SHOWN}])"
+    print(f"\n{wheel} with {output(python, code)}\n{table(rows)}", flush=True)
+    return all(row[2] == "ok" for row in rows[1:])
+
+
+# The record
 
 
 def state() -> str:
-    """The commit, with a + if anything but the record differs from it."""
+    """Return the commit, with a + if any file but the record differs from it."""
     command = ["git", "diff", "--quiet", "HEAD", "--", ".", f":!{RECORD.relative_to(ROOT)}"]
     return commit().rstrip("+") + "+" * (subprocess.run(command, cwd=ROOT, check=False).returncode != 0)
 
 
-def note(what: str, row: dict[str, Any], *same: str) -> None:
-    """Put a row into the record, in the place of the one that agrees with it in the columns `same`.
-
-    What the old row says beyond the new one stays.
-    """
+def record_row(kind: str, row: dict[str, Any], *keys: str) -> None:
+    """Add a row to the record, or update the row with the same values of `keys`."""
     record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
-    rows = record.get(what, [])
-    others = [old for old in rows if any(old[column] != row[column] for column in same)]
+    rows = record.get(kind, [])
+    others = [old for old in rows if any(old[key] != row[key] for key in keys)]
     kept: dict[str, Any] = next((old for old in rows if old not in others), {})
     if row.items() <= kept.items():
-        return  # nothing new, so the file stays as it is
+        return  # nothing new, so date and commit stay too
     when = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": state()}
-    record[what] = sorted([*others, kept | row | when], key=lambda row: [row[column] for column in same])
+    record[kind] = sorted([*others, kept | row | when], key=lambda row: [row[key] for key in keys])
     write(RECORD, json.dumps(record, indent=1) + "\n")
+    print(f"Recorded in {RECORD.relative_to(ROOT)}")
+
+
+# Other Pythons
 
 
 def resolve(python: str) -> list[str]:
-    """The systems on which every package of requirements.txt has a wheel for a Python."""
+    """Return the systems on which every pinned package has a wheel for a Python."""
     os.environ["MACOSX_DEPLOYMENT_TARGET"] = "14.0"
     found = []
     for system, name in SYSTEMS.items():
-        command = ["pip", "compile", "requirements.txt", "requirements.lock"]
-        command += ["--no-deps", "--only-binary=:all:"]
-        done = uv(*command, "--python-version", python, "--python-platform", name)
+        lists = ["requirements.txt", str(LISTS["requirements.txt"])]
+        options = ["--no-deps", "--only-binary=:all:", "--python-version", python]
+        done = uv("pip", "compile", *lists, *options, "--python-platform", name)
         if done.returncode == 0:
             found.append(system)
         else:
@@ -84,7 +140,7 @@ def resolve(python: str) -> list[str]:
 
 
 def interpreter(python: str) -> str | None:
-    """A command that starts a Python of this version, or None."""
+    """Return the command of a Python, or None if it is not installed."""
     command = f"python{python}"
     if shutil.which(command) is None:
         return None
@@ -93,17 +149,16 @@ def interpreter(python: str) -> str | None:
 
 
 def compiled(command: str, code: Path) -> str | None:
-    """The full version of a Python that compiles all files below a folder without a warning, or else None."""
+    """Return a Python's version if it compiles a folder without warnings."""
     with tempfile.TemporaryDirectory(prefix="fbt-") as cache:
         options = ["-W", "error", "-X", f"pycache_prefix={cache}", "-m", "compileall", "-q", "-f", str(code)]
         if subprocess.run([command, *options], check=False).returncode != 0:
             return None
-    version = "import platform; print(platform.python_version())"
-    return subprocess.run([command, "-c", version], capture_output=True, text=True, check=True).stdout.strip()
+    return output(command, "import platform; print(platform.python_version())")
 
 
 def copy_code(into: Path) -> None:
-    """All Python of the repository, the chapters' cells as files."""
+    """Copy all Python files of the repository, and the chapters' cells as files."""
     for name in CODE:
         shutil.copytree(ROOT / name, into / name, ignore=shutil.ignore_patterns("__pycache__"))
     for path in chapters():
@@ -113,54 +168,54 @@ def copy_code(into: Path) -> None:
 
 
 def pythons() -> bool:
-    """Say of each Python where its wheels are, and whether it compiles the code; True if all is well."""
+    """Return whether all Pythons have wheels and compile the code."""
     good = True
     with tempfile.TemporaryDirectory(prefix="fbt-") as folder:
         copy_code(Path(folder))
         for python in PYTHONS:
             systems, command = resolve(python), interpreter(python)
             version = compiled(command, Path(folder)) if command else None
-            said = "not on this machine" if command is None else version or "the code does not compile"
-            print(
-                f"Python {python}: wheels for {', '.join(systems) or 'no system'}; compiled by: {said}",
-                flush=True,
-            )
+            result = "not installed here" if command is None else version or "the code does not compile"
+            wheels = ", ".join(systems) or "no system"
+            print(f"Python {python}: wheels for {wheels}; compiled by: {result}", flush=True)
             good &= len(systems) == len(SYSTEMS) and (command is None or version is not None)
-            tried = {"compiled": version} if command else {}
-            note("pythons", {"python": python, "wheels": systems} | tried, "python")
+            row = {"python": python, "wheels": systems} | ({"compiled": version} if command else {})
+            record_row("pythons", row, "python")
     return good
 
 
+# Other versions of torch
+
+
 def tests(torch: str) -> bool:
-    """Run the tests with a torch; True if none failed."""
-    lock = locked("requirements.txt")
-    home = BUILD / "torch" / torch
-    wanted = sys.version + lock.read_text(encoding="utf-8")
-    # torch comes last: an older one may need other versions of what it depends on.
-    python = environment(home / "venv", wanted, ["--require-hashes", "-r", str(lock)], [f"torch=={torch}"])
-    wheel, _ = build(home / "dist")
-    pip(python, "--no-index", "--no-deps", "--force-reinstall", str(wheel))
+    """Run the tests with a version of torch; return whether all pass."""
+    lock, home = LISTS["requirements.txt"], BUILD / "torch" / torch
+    # torch comes last: an older one may need other versions of its dependencies.
+    installs = [["--require-hashes", "-r", str(lock)], [f"torch=={torch}"]]
+    python, _ = install(home, lock.read_text(encoding="utf-8"), *installs)
     report = home / "report.xml"
     command = [str(python), "-m", "pytest", "-n", "2", "--dist", "loadfile", f"--junitxml={report}"]
-    command += [f"--ignore=tests/test_{name}.py" for name in LEFT_OUT.split()]
+    command += [f"--ignore=tests/test_{name}.py" for name in SKIPPED.split()]
     report.unlink(missing_ok=True)
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
     suite = ElementTree.parse(report).getroot()[0]
     counts = {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
-    exact = [str(python), "-c", "import torch; print(torch.__version__)"]
-    version = subprocess.run(exact, capture_output=True, text=True, check=True).stdout.strip()
-    system = f"{platform.system()} {platform.machine()}"
-    row = {"torch": version, "python": platform.python_version(), "system": system}
-    note("tests", row | counts, "torch", "python", "system")
+    row = {
+        "torch": output(python, "import torch; print(torch.__version__)"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    record_row("tests", row | counts, *row)
     return done.returncode == 0 and counts["tests"] > 0 and counts["failures"] == counts["errors"] == 0
 
 
 def main() -> None:
-    """Do what the command line asks for."""
-    good = tests(sys.argv[1]) if len(sys.argv) > 1 else pythons()
-    print(f"{RECORD.relative_to(ROOT)} says so.")
+    """Run the check named on the command line."""
+    checks = {"colab": colab, "pythons": pythons}
+    name = sys.argv[1]
+    good = checks[name]() if name in checks else tests(name)
     if not good:
-        sys.exit("Something does not work there: see above.")
+        sys.exit("Not everything works with these versions: see above.")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,168 @@
+"""The numbers that pages quote, rendered from their records.
+
+A page writes `{{ small.parallel.loss }}`. An unknown name, or a record that lacks the
+value, fails the build, so a page cannot disagree with its record.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from math import ceil
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from sphinx.application import Sphinx
+
+Numbers = dict[str, Any]
+# Per cent on programs with three variables, from the authors' repository.
+OFFICIAL = {"parallel": "33.7", "feedback": "99.1"}
+
+
+def numbers(root: Path) -> Numbers:
+    """Compute all numbers from the records of a repository."""
+    measured = Records(root / "fbt" / "measurements")
+    return {
+        "official": OFFICIAL,
+        **losses(measured),
+        **speeds(measured),
+        **tracking(measured),
+        **reliability(root),
+        "blocks": memory_in_blocks(measured),
+    }
+
+
+class Records:
+    """The JSON files of a folder, by name."""
+
+    def __init__(self, folder: Path) -> None:
+        """Remember the folder."""
+        self.folder = folder
+
+    def __getitem__(self, name: str) -> Any:
+        """Read a record."""
+        return json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def losses(measured: Records) -> Numbers:
+    """Return sizes, losses and times of the small preset and the shipped models."""
+    small: dict[str, dict[str, str]] = {}
+    exact = {}
+    runs = measured["tiny_shakespeare"]["runs"]
+    for variant in dict.fromkeys(run["job"]["variant"] for run in runs):
+        own = [run for run in runs if run["job"]["variant"] == variant]
+        found = [run["summary"]["val_loss"] for run in own]
+        exact[variant] = mean(found)
+        small[variant.replace("-", "_")] = {
+            "parameters": millions(own[0]["parameters"]),
+            "loss": f"{mean(found):.2f}",
+            "least": f"{min(found):.3f}",
+            "most": f"{max(found):.3f}",
+            "seconds": f"{mean(run['seconds'] for run in own):.0f}",
+            "minutes": f"{mean(run['seconds'] for run in own) / 60:.1f}",
+        }
+    record = measured["shipped"]
+    shipped = {
+        name.removeprefix("tiny-shakespeare").lstrip("-") or "feedback": {
+            "parameters": millions(run["parameters"]),
+            "loss": f"{found['float16']:.3f}",
+            "minutes": f"{run['seconds'] / 60:.0f}",
+        }
+        for (name, found), run in zip(record["losses"].items(), record["runs"], strict=True)
+    }
+    gain = f"{exact['parallel'] - exact['shared-kv']:.2f}"
+    return {"small": small, "shipped": shipped, "gain": gain}
+
+
+def millions(parameters: int) -> str:
+    """Format a number of parameters."""
+    return f"{parameters / 1e6:.2f} M"
+
+
+def speeds(measured: Records) -> Numbers:
+    """Return the time of a training step as a multiple of the parallel model's."""
+    rows = measured["speed"]["rows"]
+    cpu = [r["ratio"] for r in rows if r["name"] == "native" and r["label"] in ("M", "L")]
+    rows = measured["gpu"]["rows"]
+    seconds = {(r["label"], r["name"]): r["seconds"] for r in rows if r["graph"]}
+    labels = {label for label, _ in seconds}
+    gpu = [seconds[label, "sequence"] / seconds[label, "parallel body"] for label in labels]
+    return {
+        "cpu": {"least": f"{min(cpu):.1f}", "most": f"{max(cpu):.1f}"},
+        "gpu": {"least": f"{min(gpu):.0f}", "most": f"{max(gpu):.0f}"},
+    }
+
+
+def tracking(measured: Records) -> Numbers:
+    """Return results of state tracking with and without feedback."""
+    rows = {(r["task"], r["model"], r["layers"]): r for r in measured["tracking"]["table"]}
+    feedback, parallel = rows["parity", "feedback", 1], rows["parity", "relative parallel", 8]
+    # None where a seed did not get there in time, which max refuses.
+    seconds = [max(rows[task, "feedback", 1]["seconds_to_95"]) for task in ("parity", "S3", "cups")]
+    return {
+        "parity": {
+            "feedback": percent(next(iter(feedback["spread"].values()))[0]),
+            "seconds": f"{ceil(max(feedback['seconds_to_95']))}",
+            "parallel": percent(next(iter(parallel["accuracy"].values()))),
+        },
+        "groups": {"seconds": f"{ceil(max(seconds))}"},
+    }
+
+
+def percent(share: float) -> str:
+    """Format a share in per cent."""
+    return f"{100 * share:.0f}"
+
+
+def memory_in_blocks(measured: Records) -> Numbers:
+    """Return the megabytes for training on a long text in blocks, by its length."""
+    rows = [r for r in measured["long"]["rows"] if r["name"] == "native, recompute, blocks"]
+    return {f"at_{row['T']}": f"{row['memory_mb']:.0f}" for row in rows}
+
+
+def reliability(root: Path) -> Numbers:
+    """Return figures for the page of promises."""
+    trust = json.loads((root / "tests" / "trust.json").read_text(encoding="utf-8"))
+    versions = json.loads((root / "tests" / "versions.json").read_text(encoding="utf-8"))
+    runs, inputs = trust["kills"]["runs"], trust["fuzz"]["inputs"]
+    lock = (root / "tools" / "book.lock").read_text(encoding="utf-8")
+    notebooks = [path.read_text(encoding="utf-8") for path in (root / "book").glob("*.ipynb")]
+    compiled = [row["python"] for row in versions["pythons"] if row["compiled"]]
+    torches = {row["torch"].partition("+")[0] for row in versions["tests"]}
+    return {
+        "kills": {
+            "total": sum(sum(run["kills"].values()) for run in runs),
+            "runs": len(runs),
+            "unfinished": sum(run["files left unfinished"] for run in runs),
+        },
+        "fuzz": {
+            "inputs": f"{sum(inputs.values()):,}",
+            "files": f"{inputs['model'] + inputs['checkpoint']:,}",
+        },
+        "properties": {
+            name: f"{trust['properties'][name]:,}" for name in ("properties", "examples", "failures")
+        },
+        "packages": len(re.findall(r"^[\w.-]+==", lock, re.MULTILINE)),
+        "exercises": sum(len(re.findall(r'"### Exercise', text)) for text in notebooks),
+        "pythons": listed(compiled),
+        "torches": listed(sorted(torches, key=lambda version: [*map(int, version.split("."))])),
+    }
+
+
+def listed(names: Iterable[str]) -> str:
+    """Join names as in a sentence."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def set_numbers(app: Sphinx, config: Any) -> None:
+    """Give the pages their numbers."""
+    config.myst_substitutions = numbers(Path(app.srcdir))
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register the extension with Sphinx."""
+    app.connect("config-inited", set_numbers)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
