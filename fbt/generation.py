@@ -1,19 +1,14 @@
 """Sampling token by token: the loop behind `LanguageModel.generate` and `stream`."""
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fbt._checks import check_int, check_real
-from fbt.evaluation_copy import evaluation_copy, without_gradients
-from fbt.shared_kv import SharedKVBody
-from fbt.state import State
 
-if TYPE_CHECKING:
-    from fbt.language_model import LanguageModel
+Reader = Callable[[Tensor], Tensor]
 
 
 def check_sampling(
@@ -29,7 +24,7 @@ def check_sampling(
 
 
 def sample(
-    model: "LanguageModel",
+    read: Reader,
     prompts: list[Tensor],
     max_new_tokens: int,
     temperature: float,
@@ -43,7 +38,8 @@ def sample(
     never depends on its neighbours.
 
     Args:
-        model: predicts, in evaluation mode whatever its own mode is.
+        read: takes the next tokens [B, n] of each sequence, and returns the logits [B, V]
+            after the last of them. Each call goes on where the one before ended.
         prompts: token ids, one [n] tensor each.
         max_new_tokens: tokens to add to each prompt.
         temperature: logits are divided by it; 0 takes the likeliest token.
@@ -54,20 +50,12 @@ def sample(
         One item per sequence and step: the token drawn, or None while the prompt is being read and after
         the last token.
     """
-    model = evaluation_copy(model)
-    device = model.token_embedding.weight.device
     shortest, longest = min(map(len, prompts)), max(map(len, prompts))
     first = torch.Generator().seed() % 2**62 if seed is None else seed
     generators = [torch.Generator().manual_seed(first + i) for i in range(len(prompts))]
     tokens = torch.stack([prompt[:shortest] for prompt in prompts])
-    step: Callable[[Tensor], Tensor] | None = None
     for t in range(shortest, longest + max_new_tokens):
-        with without_gradients():
-            if step is None:
-                logits, state = model(tokens.to(device), return_state=True)
-                logits, step = logits[:, -1], stepper(model, state)
-            else:
-                logits = step(tokens[:, 0].to(device))
+        logits = read(tokens)
         rows = probabilities(logits.cpu(), temperature, top_k)
         drawn: list[int | None] = [
             int(torch.multinomial(row, 1, generator=generator))
@@ -76,35 +64,9 @@ def sample(
             for p, row, generator in zip(prompts, rows, generators, strict=True)
         ]
         yield drawn
-        read = [int(p[min(t, len(p) - 1)]) for p in prompts]
-        following = [[r if d is None else d] for r, d in zip(read, drawn, strict=True)]
+        given = [int(p[min(t, len(p) - 1)]) for p in prompts]
+        following = [[g if d is None else d] for g, d in zip(given, drawn, strict=True)]
         tokens = torch.tensor(following, device="cpu")
-
-
-def stepper(model: "LanguageModel", state: State) -> Callable[[Tensor], Tensor]:
-    """A function that reads one token more per sequence [B] and returns the logits [B, V], from a state on.
-
-    It keeps what it has read: in a cache written in place where the body has a decoder, else as a state.
-    """
-    body, weight = model.body, model.token_embedding.weight
-    if (
-        isinstance(body, SharedKVBody)
-        and model.is_as_made()
-        and model.backend in body.decoders
-        and (model.backend != "auto" or body.is_as_made())
-        and state.keys[0].dtype == weight.dtype
-    ):
-        decoder = body.decoder(state, model.backend)
-        return lambda tokens: model.head(
-            model.norm(decoder.step(model.token_embedding(tokens[:, None])[:, 0]))
-        )
-
-    def step(tokens: Tensor) -> Tensor:
-        nonlocal state
-        logits, state = model.step(tokens, state)
-        return logits
-
-    return step
 
 
 def probabilities(logits: Tensor, temperature: float, top_k: int | None) -> Tensor:

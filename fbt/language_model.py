@@ -30,12 +30,13 @@ from fbt._weights import Shape, Stored, check_weights, reading, serialise
 from fbt.attention import Dropout
 from fbt.config import Config
 from fbt.data import CharTokenizer
+from fbt.engines import Decoder, hook_of, why_not_folded
 from fbt.evaluation_copy import evaluation_copy, without_gradients
 from fbt.feedback import FeedbackBody
-from fbt.generation import check_sampling, sample
+from fbt.generation import Reader, check_sampling, sample
 from fbt.initialisation import initialising
 from fbt.parallel import ParallelBody
-from fbt.shared_kv import HOOKS, SharedKVBody
+from fbt.shared_kv import SharedKVBody
 from fbt.state import State
 from fbt.warm_start import copy_parallel_body
 
@@ -164,14 +165,6 @@ class LanguageModel(nn.Module):
             weights: Tensor = model.body(x, backend=self._backend, need_weights=True)[2]
         return weights
 
-    def is_as_made(self) -> bool:
-        """Whether a decoder of the body computes what `step` would: nothing hangs on the parts it skips."""
-        skipped = (self, self.body, self.dropout)
-        hooked = any(getattr(part, hooks) for part in skipped for hooks in HOOKS)
-        own = (LanguageModel.step, LanguageModel.forward, SharedKVBody.forward)
-        called = (self.step, self.forward, self.body.forward)
-        return not hooked and all(getattr(f, "__func__", f) is g for f, g in zip(called, own, strict=True))
-
     def layer_weights(self) -> Tensor:
         """w, [L + 1]: the share of the embedding and of each layer in the memory vector, detached.
 
@@ -271,7 +264,7 @@ class LanguageModel(nn.Module):
         check_sampling(max_new_tokens, temperature, top_k, seed, self.config.vocab_size)
         encoded = [self.tokenizer.encode(text) for text in prompts]
         vocabulary = self.tokenizer.vocabulary
-        drawn = sample(self, encoded, max_new_tokens, temperature, top_k, seed)
+        drawn = sample(reader(self), encoded, max_new_tokens, temperature, top_k, seed)
         characters = (["" if token is None else vocabulary[token] for token in tokens] for tokens in drawn)
         return (batch[0] for batch in characters) if isinstance(prompt, str) else characters
 
@@ -401,6 +394,53 @@ class LanguageModel(nn.Module):
             if low < 0 or high >= self.config.vocab_size:
                 wrong = low if low < 0 else high
                 raise ValueError(f"tokens must be in [0, {self.config.vocab_size - 1}], got {wrong}")
+
+
+def reader(model: LanguageModel) -> Reader:
+    """Return a function that reads a text in pieces, for `fbt.generation.sample`.
+
+    It keeps what it has read: in a cache written in place if the body has a decoder that
+    computes what `LanguageModel.step` would, and as a state otherwise.
+
+    Args:
+        model: read in evaluation mode, without gradients.
+    """
+    model = evaluation_copy(model)
+    state: State | None = None
+    decoder: Decoder | None = None
+
+    def read(tokens: Tensor) -> Tensor:
+        nonlocal state, decoder
+        tokens = tokens.to(model.token_embedding.weight.device)
+        with without_gradients():
+            if decoder is not None:
+                x = model.token_embedding(tokens[:, 0])
+                return model.head(model.norm(decoder.step(x)))
+            if state is not None:
+                logits, state = model.step(tokens[:, 0], state)
+                return logits
+            logits, state = model(tokens, return_state=True)
+            decoder = _decoder(model, state)
+            return logits[:, -1]
+
+    return read
+
+
+def _decoder(model: LanguageModel, state: State) -> Decoder | None:
+    """A decoder of the body, unless it would pass over something that `step` does."""
+    body = model.body
+    if not isinstance(body, SharedKVBody) or model.backend not in body.decoders:
+        return None
+    bypassed = any(hook_of(part) for part in (model, body, model.dropout))
+    made = (type(model).step, type(model).forward, type(body).forward)
+    own = (LanguageModel.step, LanguageModel.forward, SharedKVBody.forward)
+    if bypassed or "step" in vars(model) or made != own:
+        return None
+    if state.keys[0].dtype != model.token_embedding.weight.dtype:  # of autocast
+        return None
+    if model.backend == "auto" and why_not_folded(body):
+        return None
+    return body.decoder(state, model.backend)
 
 
 def shapes_of(config: Config) -> Iterator[tuple[str, Shape]]:

@@ -2,9 +2,9 @@
 
 import torch
 
+from fbt._modes import without_autocast
 from fbt.feedback import FeedbackBody
 from fbt.parallel import ParallelBody
-from fbt.sequence import without_autocast
 
 
 def copy_parallel_body(source: ParallelBody, target: FeedbackBody) -> None:

@@ -13,7 +13,7 @@ from exact import assert_same, body, everything, gradients, leaves, normal
 from torch.nn.modules.module import register_module_forward_hook
 
 import fbt
-from fbt import _files, native, shared_kv
+from fbt import _files, engines, native
 from fbt.native import build
 from fbt.sequence.native import NativeBackward
 
@@ -406,15 +406,16 @@ def test_what_it_cannot_compute_in_is_named(dtype):
 @pytest.mark.parametrize("built", [False, True])
 def test_auto_takes_the_fastest_that_is_here(built, monkeypatch):
     fbt.build_native()
-    monkeypatch.setattr(shared_kv, "is_built", lambda: built)
+    if not built:
+        monkeypatch.setattr(native, "why_not", lambda x: native.NotBuilt())
     module, x, used = body("shared-kv"), normal(2, 9, 14), []
-    run = shared_kv.run_sequence
+    run = engines.run_sequence
 
-    def noted(*args, native):
-        used.append("native" if native else "sequence")
-        return run(*args, native=native)
+    def noted(body, x, state, engine, recompute):
+        used.append(engine)
+        return run(body, x, state, engine, recompute)
 
-    monkeypatch.setattr(shared_kv, "run_sequence", noted)
+    monkeypatch.setattr(engines, "run_sequence", noted)
     assert_same(everything(*module(x)[:2]), everything(*module(x, backend="reference")[:2]))
     module(x, need_weights=True)
     module(x[:, :1])
@@ -453,7 +454,7 @@ def test_a_decoder_of_a_changed_body_is_refused():
     module = body("shared-kv")
     state = module(normal(2, 3, 14))[1].detach()
     module.layers[1].norm2.eps = 0.1
-    with pytest.raises(ValueError, match="a part of this body has hooks or is not as it was made"):
+    with pytest.raises(ValueError, match=r"but layers\.1\.norm2 has eps=0\.1 .*: use \"reference\""):
         module.decoder(state, "sequence")
 
 

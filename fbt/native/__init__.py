@@ -60,19 +60,37 @@ def build_native() -> Path:
     return library
 
 
-def is_built() -> bool:
-    """Whether backend="native" can be used: `build_native` has run here and the library loads.
-
-    Warns, once for each reason, if there is a library that does not load or is refused.
-    """
+def why_not(x: Tensor) -> Exception | None:
+    """Return why tensors like x cannot be computed here, as an error, or None."""
+    if x.device.type != "cpu":
+        return ValueError(f'backend="native" computes on the CPU, got {x.device}. {INSTEAD}')
+    if x.dtype not in DTYPES:
+        allowed = " or ".join(DTYPES.values())
+        return TypeError(f'backend="native" computes in {allowed}, got {x.dtype}. {INSTEAD}')
+    if not is_plain(x):
+        return TypeError(f'backend="native" reads plain tensors, got a {type(x).__name__}')
     try:
         _open(_place())
-    except NotBuilt:
-        return False
     except RuntimeError as error:
-        _warn(str(error))
-        return False
-    return True
+        return error
+    return None
+
+
+def is_built() -> bool:
+    """Whether `build_native` has run here and its library can be used.
+
+    Warns, once for each reason, of a library that is there but cannot be used.
+    """
+    reason = why_not(torch.empty(0, dtype=torch.float32, device="cpu"))
+    if reason is not None:
+        warn_if_refused(reason)
+    return reason is None
+
+
+def warn_if_refused(reason: Exception) -> None:
+    """Warn, once for each reason, of a library that is there but cannot be used."""
+    if isinstance(reason, RuntimeError) and not isinstance(reason, NotBuilt):
+        _warn(str(reason))
 
 
 def run(direction: str, dtype: torch.dtype, sizes: Iterable[int], tensors: Iterable[Tensor | None]) -> None:

@@ -1,18 +1,11 @@
 """What both directions of the loop are made of: folded weights, saved chunks, the plain norm."""
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from fbt.attention import KeyValue, RelativeTerms
-
-if TYPE_CHECKING:
-    from fbt.feedback import FeedbackLayer
-    from fbt.shared_kv import SharedKVBody
 
 Views = tuple[Tensor, ...]
 
@@ -174,46 +167,3 @@ def plain_norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> 
         grad, x, (x.shape[-1],), mean, rstd, None, None, only_x
     )[0]
     return result
-
-
-def fold(body: "SharedKVBody", rows: int) -> Weights:
-    """The weights of a body, stacked over layers, with norms and 1 / sqrt(D) folded in. Plain autograd.
-
-    Args:
-        body: a SharedKVBody.
-        rows: how many rows of the relative tables are used, the last ones.
-
-    Returns:
-        The `Weights` that the Function takes.
-    """
-    tables: list[RelativeTerms] = [body.relative[l % len(body.relative)] for l in range(len(body.layers))]
-    scale = tables[0].query_bias.shape[-1] ** -0.5
-    first = tables[0].key_bias.shape[-1] - rows
-    project: KeyValue = body.key_values[0]
-    w_kv = torch.cat([project.key.weight, project.value.weight])
-    b_kv = w_kv.new_zeros(w_kv.shape[0])
-    if isinstance(body.memory.norm, torch.nn.LayerNorm):
-        w_kv, b_kv = w_kv * body.memory.norm.weight, w_kv @ body.memory.norm.bias
-
-    def stacked(folded: Callable[["FeedbackLayer"], Tensor]) -> Tensor:
-        """Over layers, folded one by one: so what autograd keeps is the weight itself and not a copy."""
-        return torch.stack([folded(layer) for layer in body.layers])
-
-    return Weights(
-        w_q=stacked(lambda layer: layer.attention.query.weight * (layer.norm1.weight * scale)),
-        b_q=stacked(lambda layer: layer.attention.query.weight @ (layer.norm1.bias * scale)),
-        u=torch.stack([table.query_bias for table in tables]) * scale,
-        table=torch.stack([table.key_embedding[:, first:] for table in tables]),
-        s=torch.stack([table.key_bias[:, first:] for table in tables]) * scale,
-        w_o=stacked(lambda layer: layer.attention.output.weight),
-        b_o=stacked(lambda layer: layer.attention.output.bias),
-        w_1=stacked(lambda layer: layer.feed_forward.inner.weight * layer.norm2.weight),
-        b_1=stacked(
-            lambda layer: layer.feed_forward.inner.bias + layer.feed_forward.inner.weight @ layer.norm2.bias
-        ),
-        w_2=stacked(lambda layer: layer.feed_forward.outer.weight),
-        b_2=stacked(lambda layer: layer.feed_forward.outer.bias),
-        mix=body.layer_weights(),
-        w_kv=w_kv,
-        b_kv=b_kv,
-    )
