@@ -133,11 +133,11 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = 
     ),
     "a text for a number": (
         lambda h, m: set_field(m, span="13"),
-        "span must be an int >= 1, got '13' of type str",
+        "span must be an int in [1, 268435456], got '13' of type str",
     ),
     "a bool for a number": (
         lambda h, m: set_field(m, n_layers=True),
-        "n_layers must be an int >= 1, got True",
+        "n_layers must be an int in [1, 268435456], got True",
     ),
     "a number for a bool": (
         lambda h, m: set_field(m, memory_norm=1),
