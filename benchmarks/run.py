@@ -288,7 +288,7 @@ def main() -> None:
         "parts",
         nargs="*",
         metavar="part",
-        help=f"of {PARTS}; all of them if none is named",
+        help=f"any of {', '.join(PARTS)}; default: all",
     )
     parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds")
     parser.add_argument("--into", type=Path, help="the folder for the JSON files")

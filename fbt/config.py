@@ -8,6 +8,7 @@ VARIANTS = ("parallel", "feedback", "shared-kv")
 ACTIVATIONS = ("relu", "gelu")
 MEMORIES = ("learned", "uniform", "top", "embedding")
 RELATIVES = ("per-layer", "shared")
+LARGEST_SIZE = 2**28  # so that the bytes of a matrix are an int64
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,10 @@ class Config:
     def __post_init__(self) -> None:
         """Check every field and fill in the default of `d_ff`."""
         for name in ("vocab_size", "d_model", "n_heads", "n_layers", "span"):
-            check_int(name, getattr(self, name), low=1)
+            check_int(name, getattr(self, name), low=1, high=LARGEST_SIZE)
         if self.d_ff is None:
             object.__setattr__(self, "d_ff", 4 * self.d_model)
-        check_int("d_ff", self.d_ff, low=1)
+        check_int("d_ff", self.d_ff, low=1, high=LARGEST_SIZE)
         check_choice("variant", self.variant, VARIANTS)
         check_choice("activation", self.activation, ACTIVATIONS)
         check_choice("memory", self.memory, MEMORIES)

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fbt._checks import check_bool, check_int, check_real
+from fbt.config import LARGEST_SIZE
+
+LARGEST_COUNT = 2**63 - 1  # an int64, and a float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +57,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        for name in ("steps", "batch_size", "seq_len", "eval_every", "eval_windows", "checkpoint_every"):
-            check_int(name, getattr(self, name), low=1)
+        for name in ("batch_size", "seq_len"):
+            check_int(name, getattr(self, name), low=1, high=LARGEST_SIZE)
+        for name in ("steps", "eval_every", "eval_windows", "checkpoint_every"):
+            check_int(name, getattr(self, name), low=1, high=LARGEST_COUNT)
         for name in ("warmup", "sample"):
-            check_int(name, getattr(self, name), low=0)
+            check_int(name, getattr(self, name), low=0, high=LARGEST_COUNT)
         check_int("seed", self.seed, low=0, high=2**31 - 1)
         check_int("curriculum", self.curriculum, low=0, high=self.seq_len)
         for name in ("lr", "weight_decay", "clip"):

@@ -18,8 +18,9 @@ from types import FrameType
 from typing import Any
 
 import fbt.training.run
-from fbt import LanguageModel, _corpus, _weights, data, native
+from fbt import _corpus, _files, data, native
 from fbt.training.__main__ import main
+from fbt.training.folder import RunFolder
 from fbt.training.loop import Trainer
 
 PACKAGE, OWN = Path(fbt.__file__).parent, Path(__file__)
@@ -29,8 +30,9 @@ CALLS: dict[str, tuple[Any, str]] = {
     "step": (Trainer, "_update"),
     "evaluation": (Trainer, "_evaluate"),
     "checkpoint": (Trainer, "save"),
-    "write": (_weights, "write_whole"),
-    "ending": (LanguageModel, "save_pretrained"),
+    "append": (RunFolder, "append"),
+    "write": (RunFolder, "write"),
+    "ending": (fbt.training.run, "_save_results"),
 }
 
 
@@ -75,11 +77,16 @@ class InPieces(io.BufferedWriter):
         return len(data)
 
 
-def in_pieces(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-    """`Path.open`, where what `fbt._files` writes is written in pieces."""
-    if mode == "xb":
-        return InPieces(io.FileIO(path, mode))
-    return io.open(path, mode, *args, **kwargs)  # noqa: UP020
+def in_pieces(path: str, mode: str, opener: Any) -> Any:
+    """`open`, where what `fbt._files` writes is written in pieces."""
+    return InPieces(io.FileIO(path, mode, opener=opener))
+
+
+def appended_in_pieces(descriptor: int, mode: str) -> Any:
+    """`os.fdopen`, where what `RunFolder.append` writes is written in pieces."""
+    if mode == "rb+":
+        return InPieces(io.FileIO(descriptor, mode))
+    return fdopen(descriptor, mode)
 
 
 def never_left(function: Callable[..., Any], moment: Moment, pipe: int) -> Callable[..., Any]:
@@ -120,7 +127,8 @@ def never_left(function: Callable[..., Any], moment: Moment, pipe: int) -> Calla
 
 if __name__ == "__main__":
     orders = Orders.from_json(sys.argv[1])
-    Path.open = in_pieces  # type: ignore[method-assign]
+    _files.open = in_pieces  # type: ignore[attr-defined]
+    fdopen, os.fdopen = os.fdopen, appended_in_pieces  # type: ignore[assignment]
     _corpus.SHA256, _corpus.SIZE = orders.sha256, orders.size
     (data.load_tiny_shakespeare.__kwdefaults__ or {})["sources"] = (_corpus.Download(orders.url),)
     place, name = CALLS[orders.moment.kind]

@@ -19,9 +19,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from hostile_files import held_short, put_together, reason, taken_apart
+from hostile_files import held_short, put_together, reason, retyped, taken_apart
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from rewriting import rewritten_while_loaded
 from small_runs import fingerprint, save_checkpoint
 
 from fbt import CharTokenizer, Config, LanguageModel
@@ -45,6 +46,8 @@ CONFIGS = [
 RECIPE = Recipe(steps=7, batch_size=2, carry=True)
 TOKENS = torch.arange(8).view(2, 4) % 5
 
+# What the names of tensors begin with that are given another type together.
+PARTS = ["", "model.", "state.", "optimizer.", "body.", "head.", "optimizer.0.", "state.keys.0"]
 TYPES = [
     "F16",
     "BF16",
@@ -149,8 +152,18 @@ def files(draw: Any, kind: str) -> bytes:
 
 
 def edited(draw: Any, data: bytes) -> bytes:
-    """A file whose header says something else, in its metadata or of its tensors."""
+    """A file whose header says something else, in its metadata or of its tensors.
+
+    Some tensors may have another type and numbers to go with it: alone, or all of a
+        part.
+    """
     header, numbers = taken_apart(data)
+    for part in draw(
+        st.sampled_from([(), (), ("model.", "state.")]) | st.lists(st.sampled_from(PARTS), max_size=3)
+    ):
+        numbers = retyped(header, numbers, part, draw(st.sampled_from(["F16", "BF16", "F32", "F64"])))
+    if not draw(st.integers(0, 3)):
+        return put_together(header, numbers)
     metadata = header["__metadata__"]
     for _ in range(draw(st.integers(1, 3))):
         name = draw(st.sampled_from(sorted(header)))
@@ -406,6 +419,8 @@ def main() -> int:
                 break
             tried, taken = tried + more[0], taken + more[1]
         print(f"{name:<12}{tried:>8} inputs, {taken} of them taken", flush=True)
+    counts = rewritten_while_loaded(FOLDER, seconds / len(LOADERS), seed=time.time_ns())
+    print(f"rewritten meanwhile: {counts['loaded']} loaded, {counts['refused']} refused", flush=True)
     return int(failed)
 
 

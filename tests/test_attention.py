@@ -10,11 +10,13 @@ from exact import assert_same, config, gradients, normal, perturbed
 
 from fbt.attention import (
     Attention,
+    Dropout,
     FeedForward,
     KeyValue,
     RelativeTerms,
     attend,
     distance_scores,
+    drawing_from,
     merge_heads,
     skew,
     split_heads,
@@ -66,6 +68,51 @@ def test_dropout_draws_its_masks_in_the_order_of_batch_head_query_key(queries, l
     torch.manual_seed(0)
     noise = F.dropout(torch.ones(5, 2, queries, length, dtype=torch.float64), 0.3)
     assert_same(dropped, (weights * noise) @ v)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("layout", [(0, 1, 2), (2, 0, 1)])
+def test_dropout_from_a_generator_has_the_bits_of_torchs_own(dtype, layout):
+    x = torch.randn(5, 7, 11).to(dtype).permute(layout).requires_grad_()
+    dropout = Dropout(0.3)
+    torch.manual_seed(4)
+    expected = F.dropout(x, 0.3)
+    after = torch.rand(1)
+    generator = torch.Generator().manual_seed(4)
+    before = torch.get_rng_state()
+    with drawing_from(generator, dropout):
+        found = dropout(x)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(found, expected) and torch.equal(torch.rand(1, generator=generator), after)
+    assert_same(torch.autograd.grad(found.sum(), x), torch.autograd.grad(expected.sum(), x), rtol=0, atol=0)
+
+
+def test_dropout_draws_from_a_generator_no_longer_than_it_is_given():
+    dropout, x, generator = Dropout(0.5), torch.ones(99), torch.Generator().manual_seed(1)
+    with pytest.raises(RuntimeError), drawing_from(generator, dropout):
+        raise RuntimeError
+    state = generator.get_state()
+    torch.manual_seed(2)
+    first = dropout(x)
+    torch.manual_seed(2)
+    assert torch.equal(dropout(x), first)
+    with drawing_from(generator, dropout):
+        assert dropout.eval()(x) is x
+    assert torch.equal(generator.get_state(), state)
+
+
+def test_dropout_of_attention_weights_is_a_module_with_hooks_and_a_probability():
+    attention = Attention(config("feedback", dropout=0.5))
+    relative, z = RelativeTerms(config("feedback"), range(1, 14)), torch.randn(2, 9, 14)
+    keys, values = KeyValue(config("feedback"))(z)
+    dropped = []
+    attention.dropout.register_forward_hook(lambda _, given, out: dropped.append((out == 0).sum().item()))
+    for p in (0.5, 0.0):
+        attention.dropout.p = p
+        attention(z, keys, values, relative)
+    attention.eval()(z, keys, values, relative)
+    masked = dropped[1]  # keys after the query
+    assert dropped[0] > masked == dropped[2] == 2 * 2 * 36
 
 
 @pytest.mark.parametrize("queries, keys", [(1, 1), (1, 6), (1, 7), (2, 2), (5, 5), (5, 11), (11, 17)])

@@ -100,6 +100,23 @@ def test_ctrl_c_saves_and_the_resumed_run_is_the_same(data: Path, tmp_path: Path
     assert_same_run(resume(folder, progress=False), uninterrupted())
 
 
+def test_signals_that_the_parent_ignored_do_not_stop_the_run(data: Path, tmp_path: Path) -> None:
+    """A script starts a command in the background so that Ctrl-C passes it by; nohup is another way."""
+    folder = tmp_path / "run"
+    before = {kind: signal.signal(kind, signal.SIG_IGN) for kind in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        process = begin(small_command(data, folder, **LONG), folder)
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out.startswith("validation loss ")
+    assert Checkpoint.load(folder).step == LONG["steps"]
+
+
 def test_the_command_and_the_function_do_the_same(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

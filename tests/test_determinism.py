@@ -4,12 +4,14 @@ import hashlib
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
 from exact import CASES, VARIANTS, assert_same, body, everything, gradients, leaves, normal
 
 import fbt
+from fbt.attention import drawing_from
 from fbt.language_model import BODIES
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -24,18 +26,29 @@ def two_threads():
     torch.set_num_threads(1)
 
 
-def one_pass(variant: str, backend: str, batch: int = 13) -> list[torch.Tensor]:
-    """Outputs and gradients with dropout, from a seed."""
+def one_pass(variant: str, backend: str, batch: int = 13, own: bool = False) -> list[torch.Tensor]:
+    """Outputs and gradients with dropout, from a seed; of torch's global generator, or of an own one."""
     torch.manual_seed(0)
     c = fbt.Config(9, variant=variant, d_model=16, n_heads=2, n_layers=2, span=8, dropout=0.1)
     module, x = BODIES[variant](c), normal(batch, 11, 16).float().detach().requires_grad_()
-    outputs = everything(*module(x, backend=backend)[:2])
+    generator = torch.Generator()
+    generator.set_state(torch.get_rng_state())
+    if own:
+        torch.manual_seed(1)
+    with drawing_from(generator, module) if own else nullcontext():
+        outputs = everything(*module(x, backend=backend)[:2])
     return [*outputs, *gradients([output.double() for output in outputs], leaves(module, x)).values()]
 
 
 @each_case
 def test_a_pass_repeats_to_the_last_bit(variant, backend):
     assert_same(one_pass(variant, backend), one_pass(variant, backend), rtol=0, atol=0)
+
+
+@each_case
+def test_dropout_from_an_own_generator_is_that_of_the_global_one(variant, backend):
+    found, expected = one_pass(variant, backend, own=True), one_pass(variant, backend)
+    assert_same(found, expected, rtol=0, atol=0)
 
 
 def test_a_pass_on_two_threads_repeats_to_the_last_bit(two_threads):

@@ -168,7 +168,7 @@ def test_where_there_are_no_locks_one_of_two_runs_stops(folder: Path, monkeypatc
             other.append(resume(folder, TEXT, progress=False))
 
     at_step(5, resumed, monkeypatch)
-    with pytest.raises(FolderTaken, match="another process has trained into .*a run meanwhile") as caught:
+    with pytest.raises(FolderTaken, match=r"another process has trained into .*a run meanwhile") as caught:
         small_run(folder=folder)
     assert caught.value.__notes__ == [f"this run ends here; what is in {folder} now is the other run's"]
     assert_same_run(other[0], expected)
@@ -225,21 +225,10 @@ def test_another_run_in_its_place_is_left_alone(folder: Path, monkeypatch: Patch
     assert files(folder) == {CHECKPOINT_FILE: b"another run's"}
 
 
-# --- a folder that goes away between two calls to the system -------------------------------------------------
+# --- a folder that goes away between two calls to the system ----------------------
 
-CALLS = [
-    "open",
-    "stat",
-    "lstat",
-    "fstat",
-    "replace",
-    "rename",
-    "unlink",
-    "scandir",
-    "listdir",
-    "mkdir",
-    "fsync",
-]
+CALLS = ["open", "stat", "lstat", "fstat", "fsync", "replace", "rename", "unlink", "mkdir"]
+CALLS += ["scandir", "listdir"]
 
 
 class Calls:
@@ -321,7 +310,6 @@ def test_nothing_is_written_elsewhere_between_whichever_calls_the_folder_goes(
     )
     expected = tiny_run(tmp_path / "undisturbed")
     total, said = saves.count, set()
-    print(total)
     assert total > 60
     for saves.at in range(total):
         saves.count = 0
@@ -341,8 +329,7 @@ def test_nothing_is_written_elsewhere_between_whichever_calls_the_folder_goes(
         assert [str(Checkpoint.load(moved).step)] == step if step else CHECKPOINT_FILE not in found
         if step:
             assert notes[0].startswith("if it was moved, ")
-            last = saves.at % 7 == 0
-            if last:
+            if saves.at % 7 == 0:
                 assert_same_run(resume(moved, TEXT, progress=False), expected)
     assert how == "removed" or said == {"0", "1", "2"}
 
@@ -352,15 +339,17 @@ def test_where_folders_have_no_descriptors_the_path_is_compared_before_each_file
     how: str, tmp_path: Path, another: dict[str, bytes], monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(training_folder, "RELATIVE", False)
-    write, written = RunFolder.write, itertools.count()
+    write = RunFolder.write
     assert_same_run(tiny_run(tmp_path / "undisturbed"), small_run(**TINY))
     for last in range(1, 6):
         folder, moved = tmp_path / f"run {last}", tmp_path / f"moved {last}"
-        written = itertools.count(1)
+        order = iter(range(1, 100))
         with moving(how, folder, moved, another) as move, monkeypatch.context() as patch:
 
-            def late(self: RunFolder, name: str, data: bytes, move: Any = move, last: int = last) -> None:
-                if next(written) == last:
+            def late(
+                self: RunFolder, name: str, data: bytes, move: Any = move, left: Any = order, last: int = last
+            ) -> None:
+                if next(left) == last:
                     move()
                 write(self, name, data)
 
@@ -369,7 +358,7 @@ def test_where_folders_have_no_descriptors_the_path_is_compared_before_each_file
                 tiny_run(folder)
 
 
-# --- a forked child, and a run whose torchrun is gone ---------------------------------------------------------
+# --- a forked child, and a run whose torchrun is gone -----------------------------
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -400,6 +389,7 @@ def test_a_forked_child_keeps_no_lock(folder: Path) -> None:
     assert files(folder) == {}
 
 
+LEFT_BEHIND = "if it was left behind, as by a torchrun that was killed, end it"
 HOLDER = """
 import os, sys, time
 from pathlib import Path
@@ -428,9 +418,7 @@ def test_a_child_neither_unlocks_the_folder_of_its_parent_nor_keeps_it_when_that
         with pytest.raises(BlockingIOError) as caught, RunFolder(folder).held():
             pass
         if sys.platform == "linux":
-            assert caught.value.__notes__ == [
-                f"if it was left behind, as by a torchrun that was killed, end it with: kill {process.pid}"
-            ]
+            assert caught.value.__notes__ == [f"{LEFT_BEHIND} with: kill {process.pid}"]
         process.kill()
         process.wait()
         with RunFolder(folder).held():
@@ -444,7 +432,7 @@ def test_who_holds_a_folder_may_not_be_told(folder: Path, monkeypatch: Patch) ->
     monkeypatch.setattr(training_folder, "_holders", lambda descriptor: [])
     with RunFolder(folder).held(), pytest.raises(BlockingIOError) as caught, RunFolder(folder).held():
         pass
-    assert caught.value.__notes__ == ["if it was left behind, as by a torchrun that was killed, end it"]
+    assert caught.value.__notes__ == [LEFT_BEHIND]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
@@ -467,9 +455,7 @@ def test_what_a_killed_torchrun_leaves_can_be_ended_and_the_run_goes_on(
     process.wait()
     assert main(["--resume", str(folder)]) == 2
     said = capsys.readouterr().err
-    found = re.search(
-        r"; if it was left behind, as by a torchrun that was killed, end it with: kill (\d+)$", said
-    )
+    found = re.search(rf"; {LEFT_BEHIND} with: kill (\d+)$", said)
     assert found is not None, said
     os.kill(int(found[1]), signal.SIGTERM)
     while True:

@@ -10,6 +10,7 @@ from exact import (
     BATCH,
     FEEDBACK,
     LENGTHS,
+    OPTIONS,
     VARIANTS,
     VOCABULARY,
     assert_same,
@@ -219,6 +220,29 @@ def test_round_trip(tmp_path, variant, dtype, tokenizer):
         tokens = some_tokens(BATCH, 9)
         assert torch.equal(loaded(tokens), lm.eval()(tokens))
         assert_same(loaded.state_dict(), lm.state_dict(), rtol=0, atol=0)
+
+
+@each_variant
+@pytest.mark.parametrize("changes", [{}, *OPTIONS, {"memory": "top", "memory_norm": False}], ids=str)
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_state_dict_is_all_there_is_of_a_model(variant, changes, assign):
+    """Made on the meta device and filled by it, a model computes the same; garbage is left nowhere."""
+    lm, tokens = model(variant, **changes), some_tokens(BATCH, 9)
+    with torch.device("meta"):
+        empty = fbt.LanguageModel(lm.config)
+    for part in empty.modules():
+        assert not part._non_persistent_buffers_set
+        assert not [name for name, value in vars(part).items() if isinstance(value, torch.Tensor)]
+    if not assign:
+        empty.double().to_empty(device="cpu")
+        for tensor in [*empty.parameters(), *empty.buffers()]:
+            tensor.data.fill_(torch.nan)
+    empty.load_state_dict(lm.state_dict(), assign=assign)
+    for backend in lm.body.backends:
+        lm.backend = empty.backend = backend
+        assert torch.equal(empty(tokens), lm(tokens))
+    if variant != "parallel":
+        assert torch.equal(empty.layer_weights(), lm.layer_weights())
 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])

@@ -87,15 +87,27 @@ def test_every_setting_is_described_once() -> None:
 @pytest.mark.parametrize(
     ("setting", "error", "message"),
     [
-        ({"steps": 0}, ValueError, r"steps must be an int >= 1, got 0"),
-        ({"steps": 1.5}, TypeError, r"steps must be an int >= 1, got 1.5 of type float"),
-        ({"batch_size": True}, TypeError, r"batch_size must be an int >= 1, got True"),
-        ({"seq_len": -1}, ValueError, r"seq_len must be an int >= 1, got -1"),
-        ({"warmup": -1}, ValueError, r"warmup must be an int >= 0, got -1"),
-        ({"sample": -1}, ValueError, r"sample must be an int >= 0, got -1"),
-        ({"eval_every": 0}, ValueError, r"eval_every must be an int >= 1, got 0"),
-        ({"eval_windows": 0}, ValueError, r"eval_windows must be an int >= 1, got 0"),
-        ({"checkpoint_every": 0}, ValueError, r"checkpoint_every must be an int >= 1, got 0"),
+        ({"steps": 0}, ValueError, r"steps must be an int in \[1, 9223372036854775807\], got 0"),
+        (
+            {"steps": 1.5},
+            TypeError,
+            r"steps must be an int in \[1, 9223372036854775807\], got 1.5 of type float",
+        ),
+        ({"batch_size": True}, TypeError, r"batch_size must be an int in \[1, 268435456\], got True"),
+        ({"seq_len": -1}, ValueError, r"seq_len must be an int in \[1, 268435456\], got -1"),
+        ({"warmup": -1}, ValueError, r"warmup must be an int in \[0, 9223372036854775807\], got -1"),
+        ({"sample": -1}, ValueError, r"sample must be an int in \[0, 9223372036854775807\], got -1"),
+        ({"eval_every": 0}, ValueError, r"eval_every must be an int in \[1, 9223372036854775807\], got 0"),
+        (
+            {"eval_windows": 0},
+            ValueError,
+            r"eval_windows must be an int in \[1, 9223372036854775807\], got 0",
+        ),
+        (
+            {"checkpoint_every": 0},
+            ValueError,
+            r"checkpoint_every must be an int in \[1, 9223372036854775807\], got 0",
+        ),
         ({"seed": 2**31}, ValueError, r"seed must be an int in \[0, 2147483647\], got 2147483648"),
         ({"curriculum": 65}, ValueError, r"curriculum must be an int in \[0, 64\], got 65"),
         ({"lr": float("nan")}, ValueError, r"lr must be a number in \[0.0, inf\), got nan"),
@@ -111,6 +123,39 @@ def test_every_setting_is_described_once() -> None:
 def test_bad_settings_are_named(setting: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         Recipe(**setting)  # type: ignore[arg-type]
+
+
+COUNTS = ["steps", "warmup", "eval_every", "eval_windows", "sample", "checkpoint_every"]
+SIZES = ["batch_size", "seq_len"]
+MODEL_SIZES = ["vocab_size", "d_model", "n_heads", "n_layers", "d_ff", "span"]
+
+
+def test_every_int_has_a_largest_value() -> None:
+    """Later it becomes a float or goes to C, where a larger one would be a bare error."""
+    limits = dict.fromkeys(COUNTS, 2**63 - 1) | dict.fromkeys(SIZES, 2**28)
+    limits |= {"seed": 2**31 - 1, "curriculum": 64}
+    assert limits.keys() == {field.name for field in fields(Recipe) if field.type is int}
+    for name, largest in limits.items():
+        assert getattr(Recipe(**{name: largest}), name) == largest
+        for value in (largest + 1, 2**64, 10**400):
+            with pytest.raises(ValueError, match=rf"^{name} must be an int in \[[01], {largest}\], got \d"):
+                Recipe(**{name: value})
+    assert [field.name for field in fields(Config) if field.type is int] == MODEL_SIZES
+    for name in MODEL_SIZES:
+        for value in (2**28 + 1, 2**64, 10**400):
+            with pytest.raises(ValueError, match=rf"^{name} must be an int in \[1, 268435456\], got \d"):
+                Config(**{"vocab_size": 5, "d_ff": 3, name: value})
+    with pytest.raises(ValueError, match=r"^d_ff must be .* got 536870912$"):
+        Config(5, d_model=2**27, n_heads=1)  # four times as wide
+
+
+def test_the_largest_counts_can_be_trained_with() -> None:
+    most = 2**63 - 1
+    recipe = Recipe(steps=most, warmup=most)
+    assert recipe.learning_rate(0) == recipe.lr / most
+    assert recipe.learning_rate(most - 1) == recipe.lr
+    assert Recipe(steps=most, curriculum=1).batch_shape(most - 1) == (12, 64)
+    assert Recipe(batch_size=2**28, seq_len=2**28, curriculum=1).batch_shape(0) == (2**56, 1)
 
 
 def test_any_real_number_will_do_and_becomes_a_float():

@@ -4,7 +4,9 @@ import json
 import math
 import signal
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ from torch import Tensor, nn
 
 import fbt
 from fbt import CharTokenizer, Config, LanguageModel
-from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint
+from fbt.checkpoint import CHECKPOINT_FILE, Best, Checkpoint
+from fbt.data import random_windows
 from fbt.recipe import PRESETS, Recipe
 from fbt.training import evaluate, resume, train
 from fbt.training import loop as training_loop
+from fbt.training.evaluation import total_loss
 from fbt.training.loop import Interrupt, Trainer, adamw, step_seed
 from fbt.training.metrics import METRICS_FILE
 from fbt.training.processes import Processes
@@ -27,6 +31,7 @@ from fbt.training.run import LOSS_FIGURE
 
 ALONE = Processes(torch.device("cpu"))
 VARIANTS = ("parallel", "feedback", "shared-kv")
+SMALL_RECIPE = {name: value for name, value in SMALL.items() if name in Recipe.__dataclass_fields__}
 
 
 class Killed(BaseException):
@@ -48,8 +53,13 @@ def die_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
 # --- what a step does -------------------------------------------------------------------------------------
 
 
-def by_hand(text: str, config: Config, recipe: Recipe) -> tuple[list[float], LanguageModel]:
-    """Training with carried memory, written out: losses and model."""
+def by_hand(
+    text: str,
+    config: Config,
+    recipe: Recipe,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> tuple[list[float], LanguageModel]:
+    """Training with carried memory, written out: losses and model. Each step computes in a new context."""
     torch.manual_seed(recipe.seed)
     tokenizer = CharTokenizer(text)
     model = LanguageModel(config, tokenizer)
@@ -72,9 +82,10 @@ def by_hand(text: str, config: Config, recipe: Recipe) -> tuple[list[float], Lan
         if state is not None:
             assert not state.keys[0].requires_grad
         torch.manual_seed(step_seed(recipe.seed, step))
-        logits, state = model(batch[:, :-1], state, return_state=True)
+        with context():
+            logits, state = model(batch[:, :-1], state, return_state=True)
         state = state.detach()
-        loss = F.cross_entropy(logits.reshape(-1, config.vocab_size), batch[:, 1:].reshape(-1))
+        loss = F.cross_entropy(logits.float().reshape(-1, config.vocab_size), batch[:, 1:].reshape(-1))
         model.zero_grad()
         loss.backward()
         if recipe.clip:
@@ -100,6 +111,130 @@ def test_carried_memory_clipping_and_schedule_are_those_of_a_loop_by_hand(varian
     assert [m["loss"] for m in run.metrics if "loss" in m] == pytest.approx(losses, rel=1e-4)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(run.model.state_dict()[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def bfloat16() -> AbstractContextManager[Any]:
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_autocast_around_a_run_casts_the_weights_of_every_step_anew(variant: str) -> None:
+    changes = {"carry": True, "steps": 11, "seq_len": 13, "span": 17, "dropout": 0.1, "lr": 2e-2}
+    with bfloat16():
+        run = small_run(TEXT[:400], variant=variant, **changes)
+    losses, model = by_hand(TEXT[:400], run.settings.config, run.settings.recipe, bfloat16)
+    # To the rounding of bfloat16; with the weights of the first step the loss would stay what it was.
+    assert [m["loss"] for m in run.metrics if "loss" in m] == pytest.approx(losses, rel=1e-2)
+    assert losses[-1] < losses[0] / 2
+    with bfloat16():
+        assert evaluate(model.eval(), last_windows(TEXT[:400], 13)) == pytest.approx(run.val_loss, rel=2e-2)
+        assert evaluate(run.model, last_windows(TEXT[:400], 13)) == run.val_loss
+
+
+def last_windows(text: str, length: int) -> Tensor:
+    """The windows [W, T + 1] of the last evaluation."""
+    held_out = CharTokenizer(text).encode(text)[int(0.9 * len(text)) :]
+    count = (len(held_out) - 1) // length
+    return torch.stack([held_out[i * length : (i + 1) * length + 1] for i in range(count)])
+
+
+MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "a default device": lambda: torch.device("meta"),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("carry", [False, True])
+def test_modes_of_the_caller_do_not_reach_a_run(mode: str, carry: bool, tmp_path: Path) -> None:
+    expected = small_run(dropout=0.2, carry=carry)
+    with MODES[mode]():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Trainer, "_update", die_at(6, Trainer._update))
+            with pytest.raises(Killed):
+                small_run(dropout=0.2, carry=carry, folder=tmp_path)
+        run = resume(tmp_path, TEXT, progress=False)
+        assert evaluate(run.model, last_windows(TEXT, 7)) == run.val_loss
+        text, attention = (
+            run.model.generate("to", 9, seed=1),
+            run.model.attention(torch.tensor([[1]], device="cpu")),
+        )
+    assert_same_run(run, expected)
+    assert text == expected.model.generate("to", 9, seed=1)
+    assert torch.equal(attention, expected.model.attention(torch.tensor([[1]])))
+    run.model.train()(torch.tensor([[1, 2]])).sum().backward()  # and its weights are no inference tensors
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_stream_may_begin_in_inference_mode_and_go_on_outside(variant: str) -> None:
+    model = small_run(steps=1, variant=variant).model
+    with torch.inference_mode():
+        stream = model.stream("to ", 9, seed=1)
+        first = next(stream)
+    assert "to " + "".join([first, *stream]) == model.generate("to ", 9, seed=1)
+
+
+def test_a_default_dtype_does_not_reach_a_model_that_is_read() -> None:
+    model, windows = small_run(steps=1).model, last_windows(TEXT, 7)
+    expected = evaluate(model, windows), model.generate("to ", 9, seed=1)
+    for dtype in (torch.float64, torch.bfloat16):
+        torch.set_default_dtype(dtype)
+        try:
+            assert (evaluate(model, windows), model.generate("to ", 9, seed=1)) == expected
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["alone", "warm"])
+def test_the_weights_a_run_begins_with_are_those_of_its_seed(kind: str) -> None:
+    start = small_run(variant="parallel", steps=1).model if kind == "warm" else None
+    changes: dict[str, Any] = {"lr": 0.0, "weight_decay": 0.0, "steps": 1, "seed": 5}
+    if start is None:
+        run = small_run(**changes)
+        torch.manual_seed(5)
+        expected = LanguageModel(run.settings.config)
+    else:
+        run = train(TEXT, preset="tiny", init_from=start, progress=False, **changes)
+        expected = LanguageModel.from_parallel(start)
+    for name, value in expected.state_dict().items():
+        assert torch.equal(run.model.state_dict()[name], value), name
+
+
+def test_runs_in_threads_are_the_runs_they_would_be_alone() -> None:
+    kinds: list[dict[str, Any]] = [{"seed": 1}, {"seed": 1}, {"seed": 2}, {"seed": 1, "variant": "parallel"}]
+    expected = [small_run(dropout=0.3, **kind) for kind in kinds]
+    start, runs = threading.Barrier(len(kinds)), {}
+
+    def run(number: int) -> None:
+        start.wait()
+        runs[number] = small_run(dropout=0.3, **kinds[number])
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(kinds))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, alone in enumerate(expected):
+        assert_same_run(runs[number], alone)
+
+
+def test_another_thread_may_seed_and_draw_while_a_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here between any two steps of the run; its numbers and those of the thread are as if alone."""
+    expected, drawn = small_run(dropout=0.3), []
+    torch.manual_seed(9)
+    wanted = torch.rand(11).tolist()
+    update = Trainer._update
+
+    def disturbed(self: Trainer) -> Any:
+        drawn.append(torch.rand(1).item())
+        return update(self)
+
+    monkeypatch.setattr(Trainer, "_update", disturbed)
+    torch.manual_seed(9)
+    run = small_run(dropout=0.3)
+    assert drawn == wanted
+    assert_same_run(run, expected)
 
 
 def test_the_memory_is_carried_and_forgotten_where_the_text_begins_again() -> None:
@@ -288,6 +423,52 @@ def test_the_returned_loss_is_that_of_the_returned_model() -> None:
     windows = torch.stack([held_out[i : i + 8] for i in range(0, len(held_out) - 7, 7)])
     assert not run.model.training
     assert evaluate(run.model, windows) == run.val_loss
+
+
+@pytest.mark.parametrize("dtype, rounding", [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
+def test_losses_of_a_half_model_are_summed_in_full_precision(dtype: torch.dtype, rounding: float) -> None:
+    torch.manual_seed(0)
+    model = LanguageModel(Config(5, d_model=6, n_heads=2, n_layers=1, span=3, variant="parallel")).to(dtype)
+    windows = torch.randint(5, (128, 401))  # in all more nats than float16 has numbers
+    with torch.no_grad():
+        logits = model(windows[:, :-1])
+    exact = F.cross_entropy(logits.double().flatten(0, 1), windows[:, 1:].flatten()).item()
+    assert evaluate(model, windows) == pytest.approx(exact, rel=1e-6)
+    whole = evaluate(model.double(), windows)
+    assert 0 < abs(exact - whole) < rounding * whole
+
+
+def test_the_training_loss_of_a_half_model_is_computed_in_full_precision() -> None:
+    config = Config(len(set(TEXT)), variant="parallel", d_model=16, n_heads=2, n_layers=1, span=5)
+    start = LanguageModel(config, CharTokenizer(TEXT)).bfloat16()
+    run = train(TEXT, preset="tiny", init_from=start, steps=1, sample=0, progress=False)
+    assert run.model.head.weight.dtype == torch.bfloat16
+    tokens, recipe = CharTokenizer(TEXT).encode(TEXT)[: int(0.9 * len(TEXT))], run.settings.recipe
+    generator = torch.Generator().manual_seed(step_seed(recipe.seed, 0))
+    batch = random_windows(tokens, length=32, batch_size=recipe.batch_size, generator=generator)
+    logits = LanguageModel.from_parallel(start)(batch[:, :-1])
+    exact = F.cross_entropy(logits.double().flatten(0, 1), batch[:, 1:].flatten()).item()
+    assert run.metrics[0]["loss"] == pytest.approx(exact, rel=1e-6)
+
+
+def test_the_last_evaluation_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = small_run(steps=1).settings
+
+    def windows_of(size: int, length: int) -> Tensor:
+        text = "ab" * (size // 2)
+        recipe = Recipe(**SMALL_RECIPE | {"seq_len": length})
+        model = LanguageModel(Config(2, d_model=4, n_heads=1, n_layers=1, span=2), CharTokenizer(text))
+        trainer = Trainer(type(settings)(model.config, recipe, None, "", None), text, model, None, ALONE)
+        return trainer.last_windows
+
+    # Of Tiny Shakespeare it looks at all there is: (111,540 - 1) // T windows.
+    assert [len(windows_of(1_115_394, length)) for length in (32, 64, 128)] == [3485, 1742, 871]
+    assert windows_of(3_000_000, 64).shape == (131_072 // 64, 65)
+    monkeypatch.setattr(training_loop, "LAST_CHARACTERS", 21)
+    held_out = torch.arange(60)
+    monkeypatch.setattr(training_loop, "_parts", lambda tokens, recipe: (held_out, held_out))
+    assert windows_of(600, 7)[:, 0].tolist() == [0, 26, 52]  # evenly spaced
+    assert windows_of(600, 29)[:, 0].tolist() == [0]
 
 
 def test_a_model_learns() -> None:
@@ -513,6 +694,160 @@ def test_resume_names_the_settings_that_differ(tmp_path: Path) -> None:
         small_run(TEXT + "!", folder=tmp_path, resume=True)
 
 
+@pytest.mark.parametrize("second", [False, True])
+def test_the_last_evaluation_is_interrupted_and_made_by_the_resumed_run(
+    second: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = small_run(dropout=0.2)
+    monkeypatch.setattr(training_loop, "BATCH", 8)  # 51 windows are 7 batches
+    assert small_run(dropout=0.2).val_loss == pytest.approx(expected.val_loss, rel=1e-6)
+    whole, seen = small_run(dropout=0.2), []
+
+    def interrupting(model: LanguageModel, windows: Tensor) -> float:
+        seen.append(len(windows))
+        if len(seen) == 5:  # two of the evaluations during the run, and three batches
+            assert Checkpoint.load(tmp_path).step == 11
+            signal.raise_signal(signal.SIGINT)
+            if second:
+                signal.raise_signal(signal.SIGINT)
+        return total_loss(model, windows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_loop, "total_loss", interrupting)
+        if second:
+            with pytest.raises(KeyboardInterrupt):
+                small_run(folder=tmp_path, dropout=0.2)
+        else:
+            run = small_run(folder=tmp_path, dropout=0.2)
+            assert (run.finished, run.step, len(run.evaluations)) == (False, 11, 2)
+            assert not (tmp_path / "model.safetensors").exists()
+    assert seen == [5, 5, 8, 8, 8]
+    assert_same_run(resume(tmp_path, TEXT, progress=False), whole)
+
+
+def test_an_interrupted_evaluation_on_the_way_is_made_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_loop, "BATCH", 2)
+    whole, calls = small_run(), iter(range(1, 100))
+
+    def interrupting(model: LanguageModel, windows: Tensor) -> float:
+        if next(calls) == 5:  # the second batch of step 8
+            signal.raise_signal(signal.SIGINT)
+        return total_loss(model, windows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_loop, "total_loss", interrupting)
+        run = small_run(folder=tmp_path)
+    assert (run.finished, run.step, [m["step"] for m in run.evaluations]) == (False, 8, [4])
+    assert_same_run(resume(tmp_path, TEXT, progress=False), whole)
+
+
+def test_a_long_evaluation_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    bars: list[Any] = []
+
+    class Recorded(training_loop.tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            bars.append((kwargs["desc"], kwargs["total"], self))
+
+    monkeypatch.setattr(training_loop, "tqdm", Recorded)
+    small_run(progress=True)
+    shown = [(name, total, bar.n) for name, total, bar in bars]
+    assert shown[0] == ("shared-kv", 11, 11)
+    assert shown[1:] == [("validation", n, n) for n in (5, 5, 51, 5)]
+
+
+# --- the best weights -------------------------------------------------------------------------------------
+
+# Losses of four evaluations during a run and of the last one; then, over the windows of the evaluations
+# on the way, that of the last weights; then, over those of the last one, that of the best.
+SCRIPTS: dict[str, tuple[list[float], int, float]] = {
+    "the last is the best": ([3.0, 2.0, 2.5, 1.5, 1.7, 1.4], 9, 1.7),
+    "an earlier one is": ([3.0, 1.0, 2.5, 1.5, 1.7, 1.4, 1.2], 4, 1.2),
+    "an earlier one seemed to be": ([3.0, 1.0, 2.5, 1.5, 1.7, 1.4, 1.8], 9, 1.7),
+    "all are alike": ([1.0, 1.0, 1.0, 1.0, 1.0, 1.0], 9, 1.0),
+}
+
+
+def scripted(losses: list[float], patch: pytest.MonkeyPatch) -> dict[int, dict[str, Tensor]]:
+    """Have evaluations find these losses; the weights after each step, filled in as a run goes on."""
+    weights: dict[int, dict[str, Tensor]] = {}
+    rest, update = iter(losses), Trainer._update
+
+    def updating(self: Trainer) -> Any:
+        values = update(self)
+        weights[self.step + 1] = {name: value.clone() for name, value in self.model.state_dict().items()}
+        return values
+
+    patch.setattr(Trainer, "_update", updating)
+    patch.setattr(training_loop, "total_loss", lambda model, windows: next(rest) * windows[:, 1:].numel())
+    return weights
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_best_weights_are_returned_and_saved(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses, step, loss = SCRIPTS[script]
+    weights = scripted(losses, monkeypatch)
+    run = small_run(folder=tmp_path, eval_every=2, steps=9)
+    assert isinstance(run.best, Best) and (run.best.step, run.best.val_loss, run.best.final) == (
+        step,
+        loss,
+        True,
+    )
+    assert [m["val_loss"] for m in run.evaluations] == losses[:5]
+    assert run.val_loss == loss
+    checkpoint = Checkpoint.load(tmp_path)
+    for name, value in LanguageModel.from_pretrained(tmp_path).state_dict().items():
+        assert torch.equal(value, weights[step][name]), name
+        assert torch.equal(value, run.model.state_dict()[name])
+        assert torch.equal(value, run.best.weights[name])
+        assert torch.equal(checkpoint.tensors[f"model.{name}"], weights[9][name])
+    assert checkpoint.best is not None and checkpoint.best.step == step
+    said = "validation loss 1.2000 at step 4 (1.7000 at step 9)" if step == 4 else f"loss {loss:.4f}, in"
+    assert said in repr(run)
+    assert_same_run(resume(tmp_path, TEXT, progress=False), run)
+
+
+def test_an_interrupted_run_returns_its_last_weights_and_has_its_best(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weights = scripted([3.0, 1.0, 2.5], monkeypatch)
+    update = Trainer._update
+
+    def interrupted(self: Trainer) -> Any:
+        if self.step == 6:
+            signal.raise_signal(signal.SIGINT)
+        return update(self)
+
+    monkeypatch.setattr(Trainer, "_update", interrupted)
+    run = small_run(eval_every=2)
+    assert (run.finished, run.step, run.val_loss) == (False, 7, 2.5)
+    assert run.best is not None and (run.best.step, run.best.val_loss) == (4, 1.0)
+    for name, value in run.model.state_dict().items():
+        assert torch.equal(value, weights[7][name])
+        assert torch.equal(run.best.weights[name], weights[4][name])
+
+
+@pytest.mark.parametrize("call", range(1, 6))
+def test_the_best_weights_outlive_a_kill(call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A learning rate far too high: the loss over the validation text is lowest at step 2."""
+    changes: dict[str, Any] = {"eval_every": 2, "steps": 9, "lr": 0.3, "warmup": 3, "folder": tmp_path}
+    whole = small_run(**changes | {"folder": None})
+    assert whole.best is not None and whole.best.step == 2
+    assert evaluate(whole.model, last_windows(TEXT, 7)) == whole.val_loss < whole.evaluations[-1]["val_loss"]
+    with monkeypatch.context() as patch:
+        patch.setattr(training_loop, "save_checkpoint", die_at(call, training_loop.save_checkpoint))
+        with pytest.raises(Killed):
+            small_run(**changes)
+    run = small_run(**changes, resume=True)
+    assert_same_run(run, whole)
+    assert run.best is not None
+    assert (run.best.step, run.best.val_loss) == (whole.best.step, whole.best.val_loss)
+
+
 # --- starting from a parallel model -----------------------------------------------------------------------
 
 
@@ -681,7 +1016,7 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
         ({"resume": True}, ValueError, "resume needs the folder of a run, got folder=None"),
         ({"device": "abacus"}, ValueError, "device must be one that torch can use here, got 'abacus'"),
         ({"text": 3}, TypeError, "text must be a str, a Path or None, got 3 of type int"),
-        ({"steps": 0}, ValueError, "steps must be an int >= 1, got 0"),
+        ({"steps": 0}, ValueError, r"steps must be an int in \[1, 9223372036854775807\], got 0"),
         ({"n_heads": 3}, ValueError, "n_heads must divide d_model"),
     ],
 )
@@ -734,8 +1069,11 @@ def test_a_checkpoint_is_not_kept_in_memory_by_the_run_that_resumes(
     assert [checkpoint.tensors for checkpoint in loaded] == [{}]
 
 
-def test_a_signal_that_python_did_not_set_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    handlers = {signal.SIGTERM: None, signal.SIGINT: signal.default_int_handler}
+@pytest.mark.parametrize("other", [None, signal.SIG_IGN])
+def test_a_signal_that_python_did_not_set_or_that_is_ignored_is_left_alone(
+    other: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handlers = {signal.SIGTERM: other, signal.SIGINT: signal.default_int_handler}
     touched: list[signal.Signals] = []
     monkeypatch.setattr(signal, "getsignal", handlers.__getitem__)
     monkeypatch.setattr(signal, "signal", lambda kind, handler: touched.append(kind) or handlers[kind])

@@ -3,6 +3,7 @@
 import ast
 import gzip
 import json
+import math
 import os
 import pickle
 import re
@@ -132,11 +133,11 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = 
     ),
     "a text for a number": (
         lambda h, m: set_field(m, span="13"),
-        "span must be an int >= 1, got '13' of type str",
+        "span must be an int in [1, 268435456], got '13' of type str",
     ),
     "a bool for a number": (
         lambda h, m: set_field(m, n_layers=True),
-        "n_layers must be an int >= 1, got True",
+        "n_layers must be an int in [1, 268435456], got True",
     ),
     "a number for a bool": (
         lambda h, m: set_field(m, memory_norm=1),
@@ -666,6 +667,11 @@ def set_setting(metadata: dict[str, str], part: str = "", **changes: Any) -> Non
     metadata["settings"] = json.dumps(settings)
 
 
+def set_best(metadata: dict[str, str], **values: Any) -> None:
+    """Change fields of the best evaluation."""
+    metadata["best"] = json.dumps(json.loads(metadata["best"]) | values)
+
+
 WRONG_CHECKPOINTS: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = {
     "no step": (lambda h, m: m.pop("step"), "there is no step in its metadata"),
     "a step that is a word": (
@@ -728,6 +734,28 @@ WRONG_CHECKPOINTS: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], An
     "a part of nothing": (
         lambda h, m: renamed(h, "optimizer.0.step", "other"),
         "must be named model.*, state.*, optimizer.*, best.*, got 'other'",
+    ),
+    "a best of another step": (
+        lambda h, m: set_best(m, step=12),
+        "best evaluation must be an int in [1, 11]",
+    ),
+    "a best of no loss": (
+        lambda h, m: set_best(m, val_loss=math.nan),
+        "val_loss of the best evaluation must",
+    ),
+    "a best that may be final": (
+        lambda h, m: set_best(m, final=1),
+        "final of the best evaluation must be True",
+    ),
+    "a best of a list": (lambda h, m: m.update(best="[]"), "best must be of type dict, got []"),
+    "a best with weights": (
+        lambda h, m: set_best(m, weights={}),
+        "multiple values for keyword argument 'weights'",
+    ),
+    "a best without weights": (lambda h, m: set_best(m, step=4), "missing 'best."),
+    "weights of no best": (
+        lambda h, m: renamed(h, "optimizer.0.step", "best.head.bias"),
+        "unknown 'best.head.bias'",
     ),
 }
 WRONG_MOMENTS: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = {

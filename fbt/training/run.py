@@ -327,8 +327,7 @@ def _run(
             run = Run(model.eval(), settings, trainer.metrics, finished, place, trainer.best)
             if writes is not None:
                 if finished:
-                    writes.write(WEIGHTS_FILE, model_bytes(model, writes.path / WEIGHTS_FILE))
-                    _save_loss_curve(run, writes)
+                    _save_results(run, writes)
                 writes.check()  # the run that is returned says where its files are
     processes.wait()  # where this returns, the files are there
     return run
@@ -346,6 +345,12 @@ def _explaining(trainer: Trainer) -> Iterator[None]:
         if trainer.processes.is_first and trainer.folder is not None and trainer.saved is not None:
             error.add_note(trainer.folder.advice(error, trainer.saved))
         raise
+
+
+def _save_results(run: Run, folder: RunFolder) -> None:
+    """Write the final weights and the loss curve."""
+    folder.write(WEIGHTS_FILE, model_bytes(run.model, folder.path / WEIGHTS_FILE))
+    _save_loss_curve(run, folder)
 
 
 def _save_loss_curve(run: Run, folder: RunFolder) -> None:

@@ -1,0 +1,215 @@
+"""A copy in evaluation mode: it computes what the model would, and changes nothing for anybody else."""
+
+import functools
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from exact import BATCH, VARIANTS, assert_same, model, some_tokens
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+import fbt
+from fbt.evaluation_copy import evaluation_copy, without_gradients
+from fbt.training import evaluate
+from fbt.views.trace import trace
+
+TOKENIZER = fbt.CharTokenizer("\n abcdefghijklmnopq")
+TOKENS = some_tokens(BATCH, 9)
+
+
+@pytest.fixture(params=VARIANTS)
+def lm(request: pytest.FixtureRequest) -> fbt.LanguageModel:
+    """In training mode, with dropout that would be seen."""
+    return model(request.param, TOKENIZER, dropout=0.5).train()
+
+
+def evaluated(lm: fbt.LanguageModel) -> torch.Tensor:
+    """What the model computes once it has been switched to evaluation mode."""
+    return lm.eval()(TOKENS)
+
+
+def test_tensors_are_shared_and_nothing_else(lm: fbt.LanguageModel) -> None:
+    lm.register_buffer("kept", torch.ones(2))
+    twin = evaluation_copy(lm)
+    assert type(twin) is type(lm)
+    for mine, theirs in zip(twin.modules(), lm.modules(), strict=True):
+        assert mine is not theirs
+        assert (mine.training, theirs.training) == (False, True)
+    names = dict(lm.named_parameters()) | dict(lm.named_buffers())
+    for name, tensor in [*twin.named_parameters(), *twin.named_buffers()]:
+        assert tensor is names[name]
+    twin.extra = twin.head
+    twin.register_buffer("more", torch.ones(2))
+    twin.body.layers.append(nn.Linear(2, 3))
+    assert not hasattr(lm, "extra") and not hasattr(lm, "more") and len(lm.body.layers) == 3
+
+
+def test_it_computes_what_the_model_does_in_evaluation_mode(lm: fbt.LanguageModel) -> None:
+    found = evaluation_copy(lm)(TOKENS)
+    assert not torch.equal(found, lm(TOKENS))
+    assert torch.equal(found, evaluated(lm))
+
+
+def test_a_module_in_two_places_stays_one(lm: fbt.LanguageModel) -> None:
+    lm.body.layers[1] = lm.body.layers[0]
+    twin = evaluation_copy(lm)
+    assert twin.body.layers[1] is twin.body.layers[0]
+
+
+def test_a_later_update_in_place_is_seen(lm: fbt.LanguageModel) -> None:
+    twin = evaluation_copy(lm)
+    with torch.no_grad():
+        lm.head.weight.mul_(2)
+    assert torch.equal(twin(TOKENS), evaluated(lm))
+
+
+def test_hooks_fire_and_those_of_the_copy_stay_there(lm: fbt.LanguageModel) -> None:
+    fired = []
+    lm.head.register_forward_hook(lambda *_: fired.append("hook"))
+    lm.head.register_forward_pre_hook(lambda *_: fired.append("pre"))
+    lm.body.register_forward_hook(lambda *_, **__: fired.append("body"), with_kwargs=True)
+    twin = evaluation_copy(lm)
+    twin(TOKENS)
+    assert fired == ["body", "pre", "hook"]
+    twin.head.register_forward_hook(lambda *_: fired.append("copy"), always_call=True)
+    lm(TOKENS)
+    assert fired == ["body", "pre", "hook"] * 2
+
+
+@pytest.mark.parametrize("read", ["generate", "attention", "evaluate", "trace"])
+def test_whoever_reads_a_model_meets_its_hooks_and_leaves_its_mode(read: str) -> None:
+    """Dropout of the model itself is on at every moment, as another thread that trains it needs."""
+    lm, modes = model("shared-kv", TOKENIZER, dropout=0.5).train(), []
+
+    def look(part: nn.Module, *_: object) -> None:
+        modes.append((part.training, {part.training for part in lm.modules()}))
+
+    lm.body.register_forward_hook(look)
+    lm.token_embedding.register_forward_hook(look)
+    results = []
+    for _ in range(2):
+        if read == "generate":
+            results.append(lm.generate("abc", 5, seed=1))
+        elif read == "attention":
+            results.append(lm.attention(TOKENS).tolist())
+        elif read == "evaluate":
+            results.append(evaluate(lm, TOKENS))
+        else:
+            results.append(trace(lm, TOKENS[0]).memory.tolist())
+    assert results[0] == results[1]
+    assert set(map(str, modes)) == {str((False, {True}))}
+
+
+CHANGES: dict[str, Callable[[fbt.LanguageModel], object]] = {
+    "nothing": lambda lm: None,
+    "a hook of the model": lambda lm: lm.register_forward_hook(lambda *_: None),
+    "a hook of a layer": lambda lm: lm.body.layers[1].register_forward_pre_hook(lambda *_: None),
+    "a hook of a part": lambda lm: lm.body.layers[1].attention.dropout.register_forward_hook(lambda *_: None),
+    "an activation": lambda lm: setattr(lm.body.layers[0].feed_forward, "activation", torch.tanh),
+    "a forward": lambda lm: setattr(lm.body.layers[0].norm1, "forward", lambda z: 2 * z),
+    "a forward of the model": lambda lm: setattr(lm, "forward", lambda *_, **__: TOKENS),
+    "a bound forward": lambda lm: setattr(lm, "forward", lm.forward),
+    "weight norm": lambda lm: parametrizations.weight_norm(lm.body.layers[0].attention.output),
+    "pruned": lambda lm: prune.l1_unstructured(lm.body.layers[0].feed_forward.inner, "weight", amount=0.5),
+    "another module": lambda lm: setattr(lm.body.layers[0], "norm2", nn.Identity()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_not_as_it_was_made_is_noticed(change: str) -> None:
+    lm = model("shared-kv", TOKENIZER)
+    CHANGES[change](lm)
+    twin = evaluation_copy(lm)
+    assert twin.is_as_made() == lm.is_as_made()
+    assert twin.body.is_as_made() == lm.body.is_as_made()
+    assert (lm.is_as_made() and lm.body.is_as_made()) == (change in ("nothing", "a bound forward"))
+    assert torch.equal(twin(TOKENS), evaluated(lm))
+
+
+@pytest.mark.parametrize("kind", ["bound", "partial", "compiled"])
+def test_a_method_in_place_of_forward_becomes_that_of_the_copy(lm: fbt.LanguageModel, kind: str) -> None:
+    wrappers = {
+        "bound": lambda f: f,
+        "partial": functools.partial,
+        "compiled": torch.compile(backend="eager"),
+    }
+    for part in (lm, lm.body.layers[0]):
+        part.forward = wrappers[kind](part.forward)
+    expected = evaluation_copy(model(lm.config.variant, TOKENIZER, dropout=0.5))(TOKENS)
+    torch.testing.assert_close(evaluation_copy(lm)(TOKENS), expected)  # by another backend
+
+
+def test_a_function_that_refers_to_the_model_is_refused_where_dropout_is_on(lm: fbt.LanguageModel) -> None:
+    lm.forward = lambda *args, **kwargs: -fbt.LanguageModel.forward(lm, *args, **kwargs)
+    with pytest.raises(ValueError, match=r"the forward of a LanguageModel was replaced .* call eval"):
+        evaluation_copy(lm)
+    lm.eval()
+    assert torch.equal(evaluation_copy(lm)(TOKENS), lm(TOKENS))
+
+
+def test_compiled_models_are_read_in_evaluation_mode(lm: fbt.LanguageModel) -> None:
+    windows = some_tokens(BATCH, 8)
+    expected = evaluate(lm, windows)
+    assert evaluate(torch.compile(lm, backend="eager"), windows) == expected
+    lm.compile(backend="eager")
+    assert evaluate(lm, windows) == expected
+    lm.body = torch.compile(lm.body, backend="eager")
+    assert evaluate(lm, windows) == expected
+
+
+def test_threads_sample_while_another_trains() -> None:
+    """Texts without dropout, and a training step with dropout, whoever does what at the same moment."""
+    lm, threads = model("shared-kv", TOKENIZER, dropout=0.5).train(), 4
+    expected = [lm.generate("ab", 12, seed=seed) for seed in range(threads)]
+    quiet = evaluated(lm)
+    lm.train()
+    start, texts, undropped, stop = threading.Barrier(threads + 1), [], [], threading.Event()
+
+    def sample(seed: int) -> None:
+        start.wait()
+        texts.extend((seed, lm.generate("ab", 12, seed=seed)) for _ in range(6))
+
+    def train() -> None:
+        start.wait()
+        while not stop.is_set():
+            undropped.append(torch.equal(lm(TOKENS), quiet))
+
+    samplers = [threading.Thread(target=sample, args=(seed,)) for seed in range(threads)]
+    trainer = threading.Thread(target=train)
+    for thread in (*samplers, trainer):
+        thread.start()
+    for thread in samplers:
+        thread.join()
+    stop.set()
+    trainer.join()
+    assert len(texts) == 6 * threads and all(text == expected[seed] for seed, text in texts)
+    assert undropped and not any(undropped)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_autocast_cache_is_off_while_reading_and_then_as_it_was(enabled: bool) -> None:
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=enabled), pytest.raises(RuntimeError):
+        with without_gradients():
+            assert not torch.is_autocast_cache_enabled() and not torch.is_grad_enabled()
+            raise RuntimeError
+        assert torch.is_autocast_cache_enabled() == enabled and torch.is_grad_enabled()
+
+
+def test_reading_under_autocast_sees_the_last_weights_and_leaves_gradients_alone() -> None:
+    lm, windows = model("parallel", TOKENIZER).float(), some_tokens(BATCH, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        lm(windows)  # its casts are cached until the context ends
+        with torch.no_grad():
+            for parameter in lm.parameters():
+                parameter.mul_(1.5)
+        inside = evaluate(lm, windows)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert inside == evaluate(lm, windows)
+        lm(windows).sum().backward()
+    gradients = {name: parameter.grad for name, parameter in lm.named_parameters()}
+    lm.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        lm(windows).sum().backward()
+    assert_same({n: p.grad for n, p in lm.named_parameters()}, gradients, rtol=0, atol=0)
