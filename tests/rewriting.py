@@ -1,7 +1,7 @@
-"""Files that change while they are read: this process rewrites them, another one loads them.
+"""Files that change while they are read: one process rewrites them, another loads them.
 
-Each file is one of two models, all of whose weights are 1 or all 2. Whatever is loaded must be one of the two,
-and whatever is refused must be refused in one line.
+Each file is one of two models, all of whose weights are 1 or all 2. Whatever is
+loaded must be one of the two, and whatever is refused must be refused in one line.
 """
 
 import json
@@ -60,7 +60,8 @@ def rewritten_while_loaded(folder: Path, seconds: float, seed: int = 0) -> dict[
     """How many files another process loaded, and how many it refused, while they were rewritten here.
 
     Raises:
-        AssertionError: it died, or loaded something that was never written; the message has what it said.
+        AssertionError: it died, or loaded something that was never written; the
+            message has what it said.
     """
     models = [written(folder, value) for value in VOCABULARIES]
     command = [sys.executable, *WARNINGS, __file__, str(folder), str(seconds)]
