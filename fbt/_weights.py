@@ -169,7 +169,7 @@ def _entry(name: str, value: Any, size: int) -> Entry:
 
 
 def _side_by_side(entries: dict[str, Entry], size: int) -> dict[str, Entry]:
-    """The tensors in the order of their bytes, which must fill the rest of the file."""
+    """The tensors in the order of their bytes, which must fill the rest of a file."""
     ordered = dict(sorted(entries.items(), key=lambda item: item[1].start))
     end = 0
     for name, entry in ordered.items():

@@ -1,4 +1,4 @@
-"""Files that change while they are read: one process rewrites them, another loads them.
+"""Files that change while they are read: one process writes, another loads.
 
 Each file is one of two models, all of whose weights are 1 or all 2. Whatever is
 loaded must be one of the two, and whatever is refused must be refused in one line.
@@ -57,7 +57,7 @@ def rewrite(path: Path, data: bytes, chance: random.Random) -> None:
 
 
 def rewritten_while_loaded(folder: Path, seconds: float, seed: int = 0) -> dict[str, int]:
-    """How many files another process loaded, and how many it refused, while they were rewritten here.
+    """How many files another process loaded and refused while they were rewritten.
 
     Raises:
         AssertionError: it died, or loaded something that was never written; the
