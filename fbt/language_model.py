@@ -344,7 +344,7 @@ class LanguageModel(nn.Module):
             model.to(torch.promote_types(stored, torch.float32))
             weights = model.state_dict()
             for key, tensor in file.read(part):
-                weights[key].copy_(tensor)  # one by one, so that memory holds them once
+                weights[key].copy_(tensor)  # one by one, to hold them in memory once
         return model.eval()
 
     @classmethod
@@ -477,7 +477,7 @@ def _weights_path(name: str | Path) -> Traversable:
 
 
 def _config_of(file: Stored, is_checkpoint: bool) -> Config:
-    """The config of a file of weights; a checkpoint has it in the settings of its run."""
+    """The config of a file of weights, of a checkpoint that in the run's settings."""
     if not is_checkpoint:
         return made_of("config", Config, parsed("config", file.text("config")))
     settings = parsed("settings", file.text("settings"))
