@@ -1,8 +1,8 @@
 """Checkpoints of a training run: one safetensors file with everything the next step depends on.
 
-Weights, AdamW's moments, the carried memory, the best weights so far if these are others, and, in the file's
-metadata, the step and the settings. No
-random state is kept: batches and dropout of a step depend on the seed and the step's number alone.
+Weights, AdamW's moments, the carried memory, the best weights so far if they are others, and, in
+the file's metadata, the step and the settings. No random state is kept: batches and dropout of a
+step depend on the seed and the step's number alone.
 """
 
 import json
@@ -91,9 +91,9 @@ class Best:
 
     Attributes:
         step: after how many steps.
-        val_loss: their loss, nats per character: over the windows of the evaluations during the run, or, once
-            `final`, over those of the last one.
-        final: whether the last evaluation of the run has been made, and these are the weights it returns.
+        val_loss: their loss in nats per character, over the windows of the evaluations during the
+            run or, once `final`, over the windows of the last one.
+        final: whether the last evaluation has been made, so that the run returns these weights.
         weights: by name, as in the model's state dict.
     """
 
@@ -136,8 +136,8 @@ def save_checkpoint(
     if model.tokenizer is not None:
         metadata["vocabulary"] = json.dumps(model.tokenizer.vocabulary)
     path = folder / CHECKPOINT_FILE
-    # The first checkpoint has no moments, two numbers to a weight, and no best weights beside its own; that a
-    # later one is too large shows now.
+    # The first checkpoint has no moments, two numbers per weight, and no best weights beside its own.
+    # If a later checkpoint would be too large, say so now.
     check_sizes(path, 4 * sum(p.numel() * p.element_size() for p in model.parameters()), b"")
     write(path, tensors, metadata)
 

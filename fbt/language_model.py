@@ -401,7 +401,7 @@ def shapes_of(config: Config) -> Iterator[tuple[str, Shape]]:
 
 
 def config_from_parallel(config: Config, variant: str, **changes: Any) -> Config:
-    """The config of the model that `LanguageModel.from_parallel` makes of a model of this config.
+    """Return the config of what `LanguageModel.from_parallel` makes of a model of this config.
 
     Raises:
         ValueError: as in `LanguageModel.from_parallel`.
