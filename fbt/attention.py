@@ -102,7 +102,7 @@ def attend(
         keys: [B, H, J, D], J >= T.
         values: [B, H, J, D].
         relative: the tables; see `RelativeTerms`.
-        dropout: probability with which an attention weight is dropped, or a module that drops them.
+        dropout: probability of dropping an attention weight, or a module that drops them.
 
     Returns:
         The attended values [B, H, T, D] and the attention weights [B, H, T, J] before dropout.
@@ -131,10 +131,10 @@ def attend(
 def noise_(x: Tensor, dropout: float, generator: torch.Generator | None = None) -> Tensor:
     """Fill x with the factors of dropout, 0 or 1 / (1 - dropout), and return it.
 
-    On a CPU these are the factors that `F.dropout` draws from a generator in the same state.
+    On a CPU, `F.dropout` draws the same factors from a generator in the same state.
 
     Args:
-        x: its shape, layout and dtype are those of the tensor to be multiplied; its values do not matter.
+        x: a tensor shaped and laid out like the one to be multiplied; its values do not matter.
         dropout: probability of a 0.
         generator: source of randomness; None is torch's global generator.
     """
@@ -156,11 +156,11 @@ class Dropout(nn.Dropout):
 
 @contextmanager
 def drawing_from(generator: torch.Generator, module: nn.Module) -> Iterator[None]:
-    """A context in which all dropout of a module draws from `generator` instead of torch's global one.
+    """A context in which the dropout of a module draws from `generator`, not from torch's global one.
 
     Args:
         generator: on the device of the module.
-        module: contains the `Dropout` modules. Only one thread at a time may train it.
+        module: holds the `Dropout` modules. Only one thread at a time may train it.
     """
     parts = [part for part in module.modules() if isinstance(part, Dropout)]
     for part in parts:

@@ -136,9 +136,9 @@ class Best:
 
     Attributes:
         step: after how many steps.
-        val_loss: their loss, nats per character: over the windows of the evaluations during the run, or, once
-            `final`, over those of the last one.
-        final: whether the last evaluation of the run has been made, and these are the weights it returns.
+        val_loss: their loss in nats per character, over the windows of the evaluations during the
+            run or, once `final`, over the windows of the last one.
+        final: whether the last evaluation has been made, so that the run returns these weights.
         weights: by name, as in the model's state dict.
     """
 

@@ -36,8 +36,8 @@ class WeightedMemory(nn.Module):
         """w, [L + 1]: how much of each layer goes into the memory; layer 0 is the embedding.
 
         Args:
-            like: a tensor with the dtype and device of the model, for fixed weights, which are computed
-                rather than stored. None means torch's default dtype and device.
+            like: a tensor with the dtype and device of the model, for fixed weights, which are
+                computed rather than stored. None means torch's default dtype and device.
         """
         if self.layer_logits is not None:
             return torch.softmax(self.layer_logits, dim=0)
@@ -158,7 +158,7 @@ class FeedbackBody(nn.Module):
         )
 
     def layer_weights(self) -> Tensor:
-        """w, [L + 1], in the dtype and on the device of the body; see `WeightedMemory.layer_weights`."""
+        """w, [L + 1], of the memory, in the dtype and on the device of the body."""
         return self.memory.layer_weights(self.relative[0].query_bias)
 
     def _check_state(self, state: State | None, x: Tensor) -> None:

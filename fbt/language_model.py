@@ -441,7 +441,7 @@ def model_bytes(model: LanguageModel, path: Path) -> bytes:
 
 
 def config_from_parallel(config: Config, variant: str, **changes: Any) -> Config:
-    """The config of the model that `LanguageModel.from_parallel` makes of a model of this config.
+    """Return the config of what `LanguageModel.from_parallel` makes of a model of this config.
 
     Raises:
         ValueError: as in `LanguageModel.from_parallel`.

@@ -41,9 +41,9 @@ def total_loss(model: LanguageModel, windows: Tensor, batch_size: int = 128) -> 
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    """`F.cross_entropy` of logits [B, T, V] and targets [B, T], computed in float32 or more.
+    """Cross-entropy of logits [B, T, V] and targets [B, T], computed in float32 or more.
 
-    Half precision would round a sum of thousands of losses to three digits, or overflow.
+    In half precision a sum of thousands of losses has three digits, or overflows.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return F.cross_entropy(logits.flatten(0, 1).to(dtype), targets.flatten(), reduction=reduction)

@@ -40,9 +40,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", TqdmWarning)
     from tqdm.auto import tqdm
 
-LAST_CHARACTERS = (
-    131_072  # that the last evaluation looks at; the validation text of Tiny Shakespeare has less
-)
+# The most characters that the last evaluation looks at; the validation text of Tiny
+# Shakespeare has 111,540.
+LAST_CHARACTERS = 131_072
 BATCH = 128  # windows of an evaluation, between which it can be interrupted
 
 
@@ -87,7 +87,7 @@ class Trainer:
         fewer = most if (len(held_out) - 1) // length > most else None
         self.last_windows = even_windows(held_out, length=length, count=fewer)
         self.prompt = "\n" if "\n" in model.tokenizer.vocabulary else text[0]
-        # Of batches, and of dropout: torch's global generator belongs to the caller and to other threads.
+        # For batches and dropout: torch's global generator is shared by all threads.
         self.generator = torch.Generator("cpu")
         self.noise = self.generator if self.device.type == "cpu" else torch.Generator(self.device)
         self.step = 0
@@ -182,7 +182,7 @@ class Trainer:
             disable=not progress,
         ) as bar:
             while not (self.finished or self.processes.total(interrupt.asked)):
-                if not self._awaits_evaluation():  # as where it was interrupted in its last run
+                if not self._awaits_evaluation():  # an interrupted evaluation is made first
                     values = self._update()
                     self.step += 1
                     record(**values)
@@ -292,9 +292,9 @@ class Trainer:
         return values
 
     def _best(self, loss_of: Callable[[LanguageModel, Tensor], float], loss: float) -> Best:
-        """The best weights up to this step, at which the model has this validation loss.
+        """The best weights up to this step, at which the validation loss is `loss`.
 
-        Losses are compared over the same windows: those of the evaluations during the run, and in the end,
+        Losses over the same windows are compared: those of the evaluations during the run and then,
         if earlier weights are better there, those of the last evaluation.
         """
         last, best = self.step == self.recipe.steps, self.best

@@ -39,19 +39,19 @@ class Run:
     """A finished or interrupted training run.
 
     Attributes:
-        model: the trained model, in evaluation mode. After a finished run its weights are those with the
-            lowest validation loss among the evaluations, which need not be the last ones; where a run was
-            interrupted, they are those of its last step.
+        model: the trained model, in evaluation mode. A finished run returns the weights with the
+            lowest validation loss among its evaluations, which need not be the last weights; an
+            interrupted run returns the weights of its last step.
         settings: what it was trained with.
         metrics: one dict a step with "step", "loss" (training, nats a character), "grad_norm" (before
             clipping), "lr", "length" (characters a sequence) and "seconds" since the start; and one an
             evaluation with "step", "val_loss", the generated "sample", the "layer_weights" [L + 1] of a
             feedback model, and "seconds".
         finished: False where the run was interrupted.
-        folder: where the files are, or None. `model.safetensors` holds the weights of `model`, the
-            checkpoint those of the last step.
-        best: the best evaluation so far, or None before the first: its `step`, its `val_loss` in nats per
-            character, and the `weights`, for `model.load_state_dict`.
+        folder: where the files are, or None. `model.safetensors` holds the weights of `model`, and
+            the checkpoint the weights of the last step.
+        best: the best evaluation so far, or None before the first: its `step`, its `val_loss` in
+            nats per character, and the `weights`, for `model.load_state_dict`.
     """
 
     model: LanguageModel
@@ -73,9 +73,9 @@ class Run:
 
     @property
     def val_loss(self) -> float:
-        """The validation loss of `model`, or of its last evaluation if the run was interrupted.
+        """The validation loss of `model`, or the last one if the run was interrupted.
 
-        It is in nats per character. That of the last step is in `evaluations[-1]`.
+        It is in nats per character. The loss of the last evaluation is in `evaluations[-1]`.
 
         Raises:
             ValueError: the run was interrupted before its first evaluation.
@@ -89,7 +89,7 @@ class Run:
 
     @property
     def when(self) -> str:
-        """At which step the model had its validation loss, as a phrase; empty if at the last one."""
+        """A phrase that says which step `val_loss` belongs to; empty if it is the last."""
         if not self.finished or self.best is None or self.best.step == self.step:
             return ""
         last = self.evaluations[-1]["val_loss"]
@@ -106,9 +106,9 @@ class Run:
 
 @contextlib.contextmanager
 def _own_modes() -> Iterator[None]:
-    """A context, or a decorator, in which modes of the caller's that a run could not bear are off.
+    """A context, or a decorator, without the caller's no_grad, inference mode and default device.
 
-    These are no_grad, inference mode and a default device. Autocast and the default dtype apply.
+    Autocast and the default dtype apply to a run.
     """
     device = torch.get_default_device().type != "cpu" and torch.device("cpu")
     with torch.inference_mode(False), torch.enable_grad(), device or contextlib.nullcontext():
