@@ -22,7 +22,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from fbt._checks import check_choice, check_instance
+from fbt._checks import check_bool, check_choice, check_instance, check_path, check_tokens
 from fbt._text import parsed
 from fbt._weights import Shape, check_weights, reading, write
 from fbt.config import Config
@@ -102,10 +102,12 @@ class LanguageModel(nn.Module):
 
         Raises:
             TypeError: tokens are not integers.
-            ValueError: tokens are empty, of the wrong shape or outside the vocabulary, or the state
-                belongs to another batch or model.
+            ValueError: tokens are empty, of the wrong shape or outside the vocabulary (on a GPU too,
+                which costs a wait for it; not in a captured or traced graph), or the state belongs to
+                another batch or model.
         """
-        self._check_tokens(tokens, "[B, T]")
+        check_tokens("tokens", tokens, "[B, T]", self.config.vocab_size)
+        check_bool("return_state", return_state)
         x = self.dropout(self.token_embedding(tokens))
         y, state, _ = self.body(x, state, backend=self._backend)
         logits = self.head(self.norm(y))
@@ -124,7 +126,7 @@ class LanguageModel(nn.Module):
         Raises:
             TypeError, ValueError: as in `forward`.
         """
-        self._check_tokens(tokens, "[B]")
+        check_tokens("tokens", tokens, "[B]", self.config.vocab_size)
         logits, state = self(tokens[:, None], state, return_state=True)
         return logits[:, 0], state
 
@@ -142,7 +144,7 @@ class LanguageModel(nn.Module):
         Raises:
             TypeError, ValueError: as in `forward`.
         """
-        self._check_tokens(tokens, "[B, T]")
+        check_tokens("tokens", tokens, "[B, T]", self.config.vocab_size)
         with evaluating(self):
             weights: Tensor = self.body(
                 self.token_embedding(tokens), backend=self._backend, need_weights=True
@@ -168,8 +170,8 @@ class LanguageModel(nn.Module):
         return self.body.memory.layer_weights().detach()
 
     def num_parameters(self) -> int:
-        """How many numbers are trained."""
-        return sum(p.numel() for p in self.parameters())
+        """Return how many numbers are trained: those of all parameters that require a gradient."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     @overload
     def generate(
@@ -254,7 +256,10 @@ class LanguageModel(nn.Module):
             if not text:
                 raise ValueError("prompt must have at least 1 character, got ''")
         check_sampling(max_new_tokens, temperature, top_k, seed, self.config.vocab_size)
-        encoded = [self.tokenizer.encode(text) for text in prompts]
+        try:
+            encoded = [self.tokenizer.encode(text) for text in prompts]
+        except ValueError as error:
+            raise ValueError(f"prompt cannot be encoded: {error}") from error
         vocabulary = self.tokenizer.vocabulary
         drawn = sample(self, encoded, max_new_tokens, temperature, top_k, seed)
         characters = (["" if token is None else vocabulary[token] for token in tokens] for tokens in drawn)
@@ -277,6 +282,7 @@ class LanguageModel(nn.Module):
                 several types or not those of the config, as where a part was changed.
             OSError: it cannot be written.
         """
+        check_path("folder", folder)
         metadata = {"format": "pt", "config": json.dumps(asdict(self.config))}
         if self.tokenizer is not None:
             metadata["vocabulary"] = json.dumps(self.tokenizer.vocabulary)
@@ -302,7 +308,7 @@ class LanguageModel(nn.Module):
             ValueError: the file is damaged or no model of this package, is larger than 4 GiB, or its tensors
                 are not those of its config; which is checked before memory is taken for them.
         """
-        check_instance("name", name, str, Path)
+        check_path("name", name)
         path: Traversable = Path(name) / WEIGHTS_FILE
         if not path.is_file():
             path = PRETRAINED / str(name) / WEIGHTS_FILE
@@ -366,18 +372,6 @@ class LanguageModel(nn.Module):
         )  # checked above
         copy_parallel_body(parallel.body, model.body)
         return model
-
-    def _check_tokens(self, tokens: Tensor, shape: str) -> None:
-        if not isinstance(tokens, Tensor) or tokens.dtype not in (torch.int64, torch.int32):
-            kind = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
-            raise TypeError(f"tokens must be an int64 or int32 tensor, got {kind}")
-        if tokens.ndim != shape.count(",") + 1 or tokens.numel() == 0:
-            raise ValueError(f"tokens must have shape {shape} with every size >= 1, got {list(tokens.shape)}")
-        if tokens.device.type == "cpu":  # elsewhere looking at the values would stall the device
-            low, high = (int(v) for v in torch.aminmax(tokens))
-            if low < 0 or high >= self.config.vocab_size:
-                wrong = low if low < 0 else high
-                raise ValueError(f"tokens must be in [0, {self.config.vocab_size - 1}], got {wrong}")
 
 
 def shapes_of(config: Config) -> Iterator[tuple[str, Shape]]:
