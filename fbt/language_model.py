@@ -23,7 +23,13 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from fbt._checks import check_choice, check_instance
+from fbt._checks import (
+    check_bool,
+    check_choice,
+    check_instance,
+    check_path,
+    check_tokens,
+)
 from fbt._files import named, write_whole
 from fbt._text import made_of, parsed
 from fbt._weights import Shape, Stored, check_weights, reading, serialise
@@ -118,10 +124,12 @@ class LanguageModel(nn.Module):
 
         Raises:
             TypeError: tokens are not integers.
-            ValueError: tokens are empty, of the wrong shape or outside the vocabulary, or the state
-                belongs to another batch or model.
+            ValueError: tokens are empty, of the wrong shape or outside the vocabulary (on a GPU too,
+                which costs a wait for it; not in a captured or traced graph), or the state belongs to
+                another batch or model.
         """
-        self._check_tokens(tokens, "[B, T]")
+        check_tokens("tokens", tokens, "[B, T]", self.config.vocab_size)
+        check_bool("return_state", return_state)
         x = self.dropout(self.token_embedding(tokens))
         y, state, _ = self.body(x, state, backend=self._backend)
         logits = self.head(self.norm(y))
@@ -140,7 +148,7 @@ class LanguageModel(nn.Module):
         Raises:
             TypeError, ValueError: as in `forward`.
         """
-        self._check_tokens(tokens, "[B]")
+        check_tokens("tokens", tokens, "[B]", self.config.vocab_size)
         logits, state = self(tokens[:, None], state, return_state=True)
         return logits[:, 0], state
 
@@ -157,7 +165,7 @@ class LanguageModel(nn.Module):
         Raises:
             TypeError, ValueError: as in `forward`.
         """
-        self._check_tokens(tokens, "[B, T]")
+        check_tokens("tokens", tokens, "[B, T]", self.config.vocab_size)
         model = evaluation_copy(self)
         with without_gradients():
             x = model.token_embedding(tokens)
@@ -183,8 +191,8 @@ class LanguageModel(nn.Module):
         return self.body.layer_weights().detach()
 
     def num_parameters(self) -> int:
-        """How many numbers are trained."""
-        return sum(p.numel() for p in self.parameters())
+        """Return how many numbers are trained: those of all parameters that require a gradient."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     @overload
     def generate(
@@ -269,7 +277,10 @@ class LanguageModel(nn.Module):
             if not text:
                 raise ValueError("prompt must have at least 1 character, got ''")
         check_sampling(max_new_tokens, temperature, top_k, seed, self.config.vocab_size)
-        encoded = [self.tokenizer.encode(text) for text in prompts]
+        try:
+            encoded = [self.tokenizer.encode(text) for text in prompts]
+        except ValueError as error:
+            raise ValueError(f"prompt cannot be encoded: {error}") from error
         vocabulary = self.tokenizer.vocabulary
         drawn = sample(self, encoded, max_new_tokens, temperature, top_k, seed)
         characters = (["" if token is None else vocabulary[token] for token in tokens] for tokens in drawn)
@@ -294,6 +305,7 @@ class LanguageModel(nn.Module):
                 changed.
             OSError: it cannot be written.
         """
+        check_path("folder", folder)
         path = Path(folder) / WEIGHTS_FILE
         write_whole(path, model_bytes(self, path))
         return path
@@ -321,7 +333,7 @@ class LanguageModel(nn.Module):
                 those of its config. Sizes and tensors are checked before memory is
                 taken for them.
         """
-        check_instance("name", name, str, Path)
+        check_path("name", name)
         path = _weights_path(name)
         is_checkpoint = path.name == CHECKPOINT_FILE
         if is_checkpoint and Path(name).is_dir():
@@ -389,18 +401,6 @@ class LanguageModel(nn.Module):
         )  # checked above
         copy_parallel_body(parallel.body, model.body)
         return model
-
-    def _check_tokens(self, tokens: Tensor, shape: str) -> None:
-        if not isinstance(tokens, Tensor) or tokens.dtype not in (torch.int64, torch.int32):
-            kind = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
-            raise TypeError(f"tokens must be an int64 or int32 tensor, got {kind}")
-        if tokens.ndim != shape.count(",") + 1 or tokens.numel() == 0:
-            raise ValueError(f"tokens must have shape {shape} with every size >= 1, got {list(tokens.shape)}")
-        if tokens.device.type == "cpu":  # elsewhere looking at the values would stall the device
-            low, high = (int(v) for v in torch.aminmax(tokens))
-            if low < 0 or high >= self.config.vocab_size:
-                wrong = low if low < 0 else high
-                raise ValueError(f"tokens must be in [0, {self.config.vocab_size - 1}], got {wrong}")
 
 
 def shapes_of(config: Config) -> Iterator[tuple[str, Shape]]:

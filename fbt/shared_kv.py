@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules import module as torch_module
 
-from fbt._checks import check_choice, check_embeddings
+from fbt._checks import check_bool, check_choice, check_embeddings, check_instance
 from fbt.config import Config
 from fbt.feedback import FeedbackBody
 from fbt.native import DTYPES, is_built, is_plain
@@ -47,17 +47,19 @@ class SharedKVBody(FeedbackBody):
         "sequence" runs all steps and layers in one autograd Function (see `fbt.sequence`), "native" the same
         with its steps in C++ (see `fbt.native`): faster to train, no second derivative. They read the weights
         of the layers without calling them. So where a part has hooks, settings of its own or another module
-        in its place, they refuse and "auto" stays with the loop, as it does under `torch.compile`. Attention
-        weights always come from the loop, and single steps by default.
+        in its place, they refuse and "auto" stays with the loop, as it does under `torch.compile` and
+        `torch.jit.trace`. Attention weights always come from the loop, and single steps by default.
         """
         check_choice("backend", backend, ("auto", *self.backends))
+        backend = self._traceable(backend)
         compiling = torch.compiler.is_compiling()
+        check_embeddings(x, self.d_model)
+        check_bool("need_weights", need_weights)
         if backend == "auto" and x.shape[1:2] != (1,) and not compiling and self.is_as_made():
             backend = "native" if self._native_works(x) else "sequence"
         if need_weights or backend not in ("sequence", "native"):
             loop = backend if backend in FeedbackBody.backends else "auto"
             return super().forward(x, state, backend=loop, need_weights=need_weights)
-        check_embeddings(x, self.d_model)
         self._check_state(state, x)
         run = torch.compiler.disable(self._run_sequence) if compiling else self._run_sequence
         return *run(x, state, backend == "native"), None
@@ -74,12 +76,22 @@ class SharedKVBody(FeedbackBody):
             backend: "native", "sequence", or "auto" for the first of these that this machine offers.
 
         Raises:
-            ValueError: there is no such backend, or a part of the body is not as it was made.
+            TypeError: the state is not a `State`, or is of another dtype than the weights.
+            ValueError: the state belongs to another body, there is no such backend, or a part of the body
+                is not as it was made.
         """
         check_choice("backend of a decoder", backend, self.decoders)
+        check_instance("state", state, State)
+        self._check_decoded(state)
         self._check_as_made()
         native = backend == "native" or (backend == "auto" and self._native_works(state.keys[0]))
         return Decoder(self, state, native)
+
+    def _check_decoded(self, state: State) -> None:
+        """Raise unless a state is one of this body, of whatever batch size."""
+        weight, first = self.key_values[0].key.weight, next(iter(state.keys), None)
+        batch = first.shape[0] if first is not None and first.ndim else 1
+        self._check_state(state, weight.new_empty(batch, 1, self.d_model))
 
     def is_as_made(self) -> bool:
         """Whether the folded weights say all: no part is hooked, changed or replaced."""

@@ -182,10 +182,13 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = 
         lambda h, m: m.update(vocabulary='"aa"'),
         "vocabulary must hold each character once",
     ),
-    "a vocabulary of numbers": (lambda h, m: m.update(vocabulary="3"), "vocabulary must be a str, got int"),
+    "a vocabulary of numbers": (
+        lambda h, m: m.update(vocabulary="3"),
+        "vocabulary must be of type str, got 3 of type int",
+    ),
     "a vocabulary that is null": (
         lambda h, m: m.update(vocabulary="null"),
-        "vocabulary must be a str, got NoneType",
+        "vocabulary must be of type str, got None of type NoneType",
     ),
     # What the header says of tensors.
     "overlapping tensors": (

@@ -46,6 +46,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fbt._checks import check_float_tensor
 from fbt.sequence.backward import Backward
 from fbt.sequence.forward import Forward
 from fbt.sequence.native import NativeBackward, NativeForward
@@ -103,8 +104,10 @@ class Decoder:
         """The top layer's output [B, d] for one more embedding x [B, d] per sequence.
 
         Raises:
+            TypeError: x is not a floating-point tensor.
             ValueError: x has another shape.
         """
+        check_float_tensor("x", x)
         loop, span = self.loop, self.loop.sizes.span
         if x.shape != loop.x.shape[2:]:
             raise ValueError(f"x must have shape {list(loop.x.shape[2:])}, got {list(x.shape)}")

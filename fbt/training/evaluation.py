@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fbt._checks import check_instance, check_int, check_tokens, check_values
 from fbt.evaluation_copy import evaluation_copy, without_gradients
 from fbt.language_model import LanguageModel
 
@@ -20,10 +21,16 @@ def evaluate(model: LanguageModel, windows: Tensor, batch_size: int = 128) -> fl
         Nats per character, summed in float32 or more.
 
     Raises:
-        ValueError: there are no windows.
+        TypeError: an argument is of the wrong type.
+        ValueError: there are no windows, or none of at least two tokens, or a token is outside the
+            vocabulary.
     """
-    if not len(windows):
-        raise ValueError(f"windows must be at least one, got {list(windows.shape)}")
+    check_instance("model", model, LanguageModel)
+    check_tokens("windows", windows, "[N, T + 1]", model.config.vocab_size)
+    if windows.shape[1] < 2:
+        raise ValueError(f"windows must have shape [N, T + 1] with T >= 1, got {list(windows.shape)}")
+    check_values("windows", windows)
+    check_int("batch_size", batch_size, low=1)
     return total_loss(model, windows, batch_size) / windows[:, 1:].numel()
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import TqdmWarning
 
+from fbt._checks import check_tokens
 from fbt.attention import drawing_from
 from fbt.checkpoint import (
     CHECKPOINT_FILE,
@@ -79,7 +80,9 @@ class Trainer:
         self.processes, self.device = processes, processes.device
         self.model, self.folder = model.to(self.device).train(), folder
         self.optimizer = adamw(model, self.recipe)
-        self.train_tokens, held_out = _parts(model.tokenizer.encode(text), self.recipe)
+        tokens = model.tokenizer.encode(text)
+        check_tokens("tokens of the text", tokens, "[N]", settings.config.vocab_size)
+        self.train_tokens, held_out = _parts(tokens, self.recipe, settings.data)
         length = self.recipe.seq_len
         count = min(self.recipe.eval_windows, len(held_out) - length)
         self.some_windows = even_windows(held_out, length=length, count=count)
@@ -351,14 +354,15 @@ def check_shares(recipe: Recipe, processes: int) -> None:
         raise ValueError(f"several processes need sequences of at least 2 characters, got {shortest}")
 
 
-def _parts(tokens: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
+def _parts(tokens: Tensor, recipe: Recipe, source: str | None) -> tuple[Tensor, Tensor]:
     """The tokens [N] to train on and to validate on, long enough for the recipe."""
-    train, held_out = split(tokens)
     length, total = recipe.seq_len, len(tokens)
+    train, held_out = split(tokens) if total > 1 else (tokens[:0], tokens)
     if len(held_out) <= length:
+        hint = "; to train on a file, pass its Path" if source is None else ""
         raise ValueError(
             f"the last tenth of the text must have more than seq_len={length} characters, "
-            f"got {len(held_out)} of {total}"
+            f"got {len(held_out)} of {total}{hint}"
         )
     needed = recipe.batch_size * (length + 1)
     if recipe.carry and len(train) < needed:

@@ -10,7 +10,14 @@ from typing import Any
 
 import torch
 
-from fbt._checks import check_choice, check_instance
+from fbt._checks import (
+    check_bool,
+    check_choice,
+    check_instance,
+    check_path,
+    shown,
+    typed,
+)
 from fbt._files import named, read_whole, sha256
 from fbt._text import in_a_line
 from fbt.checkpoint import CHECKPOINT_FILE, Best, Checkpoint, Settings
@@ -31,6 +38,7 @@ from fbt.training.metrics import Metric
 from fbt.training.processes import Processes, joined
 
 LOSS_FIGURE = "loss.svg"
+LONGEST_NAME = 250  # characters; a system may refuse to look for a longer one
 TINY_SHAKESPEARE = "tiny-shakespeare"
 
 
@@ -170,6 +178,11 @@ def train(
         FloatingPointError: a loss, the gradient or a weight is no longer finite.
     """
     check_choice("preset", preset, tuple(PRESETS))
+    check_instance("init_from", init_from, str, Path, LanguageModel, type(None))
+    if isinstance(init_from, str | Path):
+        check_path("init_from", init_from)
+    check_bool("resume", resume)
+    _check_arguments(text, folder, device, progress, log)
     place = None if folder is None else Path(folder)
     if resume and place is None:
         raise ValueError("resume needs the folder of a run, got folder=None")
@@ -221,6 +234,8 @@ def resume(
         ValueError: the checkpoint is damaged, or the text is not the one of the run.
         OSError, ConnectionError, ImportError, FloatingPointError: as in `train`.
     """
+    check_instance("folder", folder, str, Path)
+    _check_arguments(text, folder, device, progress, log)
     run_folder = RunFolder(Path(folder))
     checkpoint = Checkpoint.load(run_folder.path)
     settings = checkpoint.settings
@@ -239,14 +254,44 @@ def resume(
         return _run(settings, words, None, checkpoint, run_folder, processes, progress, log)
 
 
+def _check_arguments(
+    text: str | Path | None,
+    folder: str | Path | None,
+    device: str | torch.device | None,
+    progress: bool,
+    log: str | None,
+) -> None:
+    """Raise unless the arguments that `train` and `resume` share are of their types."""
+    if not isinstance(text, str | Path | None):
+        raise TypeError(
+            f"text must be a str, a Path or None, got {typed(text)}: pass the Path of a file, "
+            "bytes decoded, and lines joined"
+        )
+    if isinstance(text, Path):
+        check_path("text", text)
+    if folder is not None:
+        check_path("folder", folder)
+    check_instance("device", device, str, torch.device, type(None))
+    check_bool("progress", progress)
+    if log is not None:
+        check_choice("log", log, ("tensorboard",))
+
+
 def _read(text: str | Path | None) -> tuple[str, str | None]:
     """A text, and where it came from as `Settings.data` says it."""
     if text is None:
         return load_tiny_shakespeare(), TINY_SHAKESPEARE
     if isinstance(text, str):
+        if "\n" not in text and len(text) < LONGEST_NAME and Path(text).is_file():
+            raise ValueError(
+                f"text must be the text itself, got the name of a file, {shown(text)}: pass its Path"
+            )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            found = f"got {text[error.start]!r} at position {error.start}"
+            raise ValueError(f"text must have no halves of characters, {found}") from error
         return text, None
-    if not isinstance(text, Path):
-        raise TypeError(f"text must be a str, a Path or None, got {text!r} of type {type(text).__name__}")
     source = str(text.resolve())
     try:
         # A byte order mark is no character to learn, and all line ends are alike.
@@ -295,10 +340,8 @@ def _run(
     progress: bool,
     log: str | None,
 ) -> Run:
-    if log is not None:
-        check_choice("log", log, ("tensorboard",))
-        if folder is None:
-            raise ValueError(f"log={log!r} needs a folder to write to, got folder=None")
+    if log is not None and folder is None:
+        raise ValueError(f"log={log!r} needs a folder to write to, got folder=None")
     place = None if folder is None else folder.path
     events = event_writer(place, log if processes.is_first else None)
     processes.agree(f"{settings.compared()} {None if checkpoint is None else checkpoint.step}")
