@@ -1,24 +1,79 @@
-"""Argument checks shared by the package: each raises an error that quotes name, value and allowed range."""
+"""Argument checks shared by the package: each raises an error that quotes name, value and allowed range.
 
+Values are quoted by `shown` and `typed`, here and in every other check, so that no message is longer than a
+reader would read, whatever was passed.
+"""
+
+import os
+import reprlib
 from collections.abc import Sequence
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+LONGEST_VALUE = 80  # characters of a value in a message
+LARGEST_INT = 2**63 - 1  # what torch takes as a size
+
+
+class _Short(reprlib.Repr):
+    """The `repr` of a value, of tensors and modules their type and shape, also inside containers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = LONGEST_VALUE
+        self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = 10
+
+    def repr1(self, x: Any, level: int) -> str:
+        """The text for a value at a depth of containers."""
+        if isinstance(x, nn.Module):
+            return f"{type(x).__name__} module"
+        shape, dtype = getattr(x, "shape", None), getattr(x, "dtype", None)
+        # A tensor, or an array of another library, but not a number of numpy's.
+        if isinstance(x, Tensor) or (isinstance(shape, tuple) and shape and dtype is not None):
+            return f"{type(x).__name__} {list(x.shape)} of {dtype}"
+        if isinstance(x, int) and x.bit_length() > 4 * LONGEST_VALUE:  # Python refuses to print some
+            return f"an int of {x.bit_length()} bits"
+        if isinstance(x, bytes | bytearray):
+            x = x[:LONGEST_VALUE]
+        return super().repr1(x, level)
+
+
+def shown(value: Any) -> str:
+    """The text by which a message quotes a value: one line of at most 80 characters."""
+    text = " ".join(line.strip() for line in _Short().repr(value).splitlines())
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
+
+
+def typed(value: Any) -> str:
+    """The value as `shown`, followed by its type unless that comes first anyway."""
+    text, kind = shown(value), type(value).__name__
+    return text if text.startswith(kind) else f"{text} of type {kind}"
+
+
+def is_traced() -> bool:
+    """Whether torch records operations for a graph, in which values and sizes may be unknown."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 def check_int(name: str, value: Any, *, low: int, high: int | None = None) -> None:
-    """Raise unless `value` is a whole number in [low, high] (no upper limit if `high` is None).
+    """Raise unless `value` is a whole number in [low, high] (up to 2^63 - 1 if `high` is None).
+
+    A size that is a symbol, in a graph for several sizes, passes.
 
     Raises:
         TypeError: `value` is not an int (a bool is not one either).
         ValueError: `value` is outside the range.
     """
+    if isinstance(value, torch.SymInt):
+        return
     allowed = f"an int >= {low}" if high is None else f"an int in [{low}, {high}]"
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be {allowed}, got {value!r} of type {type(value).__name__}")
-    if value < low or (high is not None and value > high):
-        raise ValueError(f"{name} must be {allowed}, got {value}")
+        raise TypeError(f"{name} must be {allowed}, got {typed(value)}")
+    if not low <= value <= (LARGEST_INT if high is None else high):
+        raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
 
 
 def check_real(
@@ -32,35 +87,146 @@ def check_real(
     """
     allowed = f"a number in [{low}, {high}{')' if open_high or high == float('inf') else ']'}"
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be {allowed}, got {value!r} of type {type(value).__name__}")
+        raise TypeError(f"{name} must be {allowed}, got {typed(value)}")
     try:
         number = float(value)
     except OverflowError:  # an int beyond all floats
         number = float("inf")
     if not low <= number <= high or (open_high and number == high) or number == float("inf"):
-        raise ValueError(f"{name} must be {allowed}, got {value}")
+        raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
 
 
 def check_instance(name: str, value: Any, *types: type) -> None:
     """Raise a TypeError unless `value` is of one of `types`."""
     if not isinstance(value, types):
-        allowed = " or ".join(t.__name__ for t in types)
-        raise TypeError(f"{name} must be of type {allowed}, got {value!r} of type {type(value).__name__}")
+        allowed = " or ".join("None" if t is type(None) else t.__name__ for t in types)
+        raise TypeError(f"{name} must be of type {allowed}, got {typed(value)}")
+
+
+def check_path(name: str, value: Any) -> None:
+    """Raise unless `value` is a str or Path that a file system can have.
+
+    Raises:
+        TypeError: `value` is something else.
+        ValueError: it cannot be encoded, or holds the character NUL.
+    """
+    check_instance(name, value, str, Path)
+    try:
+        encoded = os.fsencode(value)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} must be a path in UTF-8, got {shown(value)}") from error
+    if b"\0" in encoded:
+        raise ValueError(f"{name} must be a path without the character NUL, got {shown(value)}")
+
+
+def check_items(name: str, values: Any, kind: type) -> None:
+    """Raise a TypeError unless `values` is a sequence, other than a str, of items of one type."""
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
+        raise TypeError(f"{name} must be a sequence of {kind.__name__}, got {typed(values)}")
+    for position, value in enumerate(values):
+        if not isinstance(value, kind):
+            wrong = f"got {typed(value)} at position {position}"
+            raise TypeError(f"{name} must be a sequence of {kind.__name__}, {wrong}")
+
+
+def texts_in(name: str, values: Any) -> list[str]:
+    """The texts in a sequence of texts, of which a str is one of its characters.
+
+    Raises:
+        TypeError: `values` is something else.
+    """
+    if not isinstance(values, str):
+        check_items(name, values, str)
+    return list(values)
+
+
+def check_callable(name: str, value: Any) -> None:
+    """Raise a TypeError unless `value` can be called."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a function, got {typed(value)}")
+
+
+def check_float_tensor(name: str, value: Any) -> None:
+    """Raise a TypeError unless `value` is a tensor of floating-point numbers."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, got {typed(value)}")
+
+
+def check_integers(name: str, value: Any, shape: str | None = None) -> None:
+    """Raise unless `value` is a tensor of integers of any width, with the axes of `shape` if given: "[N]".
+
+    Raises:
+        TypeError: `value` is something else.
+        ValueError: it has another number of axes, or is on the meta device and so has no values.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor of integers, got {typed(value)}")
+    if shape is not None and value.ndim != shape.count(",") + 1:
+        raise ValueError(f"{name} must have shape {shape}, got {list(value.shape)}")
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name} must be a tensor of integers, got {shown(value)}")
+    check_values(name, value)
+
+
+def check_values(name: str, value: Tensor) -> None:
+    """Raise a ValueError if a tensor has no values that could be read, being on the meta device."""
+    if value.is_meta:
+        raise ValueError(f"{name} must have values, got {shown(value)} on the meta device")
 
 
 def check_embeddings(x: Tensor, width: int) -> None:
-    """Raise a ValueError unless x is [B, T, width] with at least one sequence and one step."""
+    """Raise unless x is a floating-point tensor [B, T, width] with at least one sequence and one step.
+
+    Raises:
+        TypeError: x is something else.
+        ValueError: x has another shape.
+    """
+    check_float_tensor("x", x)
     if x.ndim != 3 or x.shape[-1] != width or x.numel() == 0:
         raise ValueError(f"x must have shape [B, T, {width}] with B, T >= 1, got {list(x.shape)}")
 
 
+def check_tokens(name: str, tokens: Any, shape: str, vocab_size: int) -> None:
+    """Raise unless `tokens` are ids of a vocabulary, on whatever device.
+
+    On a GPU this waits for the device. That is cheaper than an id out of range, which would end every
+    computation of the process there. What has no values to look at is checked for type and shape alone:
+    tokens on the meta device, fake ones, those that a graph is traced or captured with, those that `vmap`
+    maps over.
+
+    Args:
+        name: of the argument.
+        tokens: the ids.
+        shape: names of the axes, such as "[B, T]"; each has at least one entry.
+        vocab_size: V; ids are 0 to V - 1.
+
+    Raises:
+        TypeError: `tokens` is no tensor of int64 or int32.
+        ValueError: `tokens` has another shape, or an id is out of range.
+    """
+    if not isinstance(tokens, Tensor) or tokens.dtype not in (torch.int64, torch.int32):
+        kind = tokens.dtype if isinstance(tokens, Tensor) else typed(tokens)
+        raise TypeError(f"{name} must be an int64 or int32 tensor {shape}, got {kind}")
+    if tokens.ndim != shape.count(",") + 1 or tokens.numel() == 0:
+        raise ValueError(f"{name} must have shape {shape} with every size >= 1, got {list(tokens.shape)}")
+    if is_traced() or (tokens.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return
+    try:
+        low, high = torch.stack(torch.aminmax(tokens)).tolist()
+    except RuntimeError:  # what torch raises where there are no values; another error comes again
+        return
+    if low < 0 or high >= vocab_size:
+        wrong = low if low < 0 else high
+        raise ValueError(f"{name} must be in [0, {vocab_size - 1}], got {wrong}")
+
+
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Raise a ValueError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {shown(value)}")
 
 
 def check_bool(name: str, value: Any) -> None:
     """Raise a TypeError unless `value` is True or False."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r} of type {type(value).__name__}")
+        raise TypeError(f"{name} must be True or False, got {typed(value)}")

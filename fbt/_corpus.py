@@ -344,7 +344,7 @@ class _HTTPS(_Bounding, urllib.request.HTTPSHandler):
 
 
 def _opener(given_up: threading.Event) -> urllib.request.OpenerDirector:
-    """What opens http and https addresses, and neither files nor FTP, until given up."""
+    """What opens http and https addresses, neither files nor FTP, until given up."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,

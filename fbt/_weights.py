@@ -144,7 +144,7 @@ def _texts(metadata: Any) -> dict[str, str]:
 
 
 def _entry(name: str, value: Any, size: int) -> Entry:
-    """What the header says of a tensor; the file has `size` bytes after the header."""
+    """What the header says of a tensor, with `size` bytes in the file after it."""
     check_instance(f"{name!r}", value, dict)
     for field in ("dtype", "shape", "data_offsets"):
         if field not in value:
@@ -169,7 +169,7 @@ def _entry(name: str, value: Any, size: int) -> Entry:
 
 
 def _side_by_side(entries: dict[str, Entry], size: int) -> dict[str, Entry]:
-    """The tensors in the order of their bytes, which must fill what follows the header."""
+    """The tensors in the order of their bytes, which must fill the rest of a file."""
     ordered = dict(sorted(entries.items(), key=lambda item: item[1].start))
     end = 0
     for name, entry in ordered.items():
@@ -183,7 +183,7 @@ def _side_by_side(entries: dict[str, Entry], size: int) -> dict[str, Entry]:
 
 
 def _little_endian(numbers: Any, itemsize: int) -> Any:
-    """The bytes of numbers in the order of a file, or back in that of this machine."""
+    """The bytes of numbers as a file orders them, or back as this machine does."""
     if sys.byteorder == "little":
         return numbers
     return numbers.view(f"u{itemsize}").byteswap().view("u1")

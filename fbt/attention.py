@@ -20,7 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fbt._checks import is_traced
 from fbt.config import Config
+
+LONG = 1024  # the most queries whose scores are computed at once where nobody needs them
+BLOCK = 128  # queries of a block; twice and half as many take longer, at spans from 8 to 1024
 
 
 class RelativeTerms(nn.Module):
@@ -102,7 +106,7 @@ def attend(
         keys: [B, H, J, D], J >= T.
         values: [B, H, J, D].
         relative: the tables; see `RelativeTerms`.
-        dropout: probability with which an attention weight is dropped, or a module that drops them.
+        dropout: probability of dropping an attention weight, or a module that drops them.
 
     Returns:
         The attended values [B, H, T, D] and the attention weights [B, H, T, J] before dropout.
@@ -131,10 +135,10 @@ def attend(
 def noise_(x: Tensor, dropout: float, generator: torch.Generator | None = None) -> Tensor:
     """Fill x with the factors of dropout, 0 or 1 / (1 - dropout), and return it.
 
-    On a CPU these are the factors that `F.dropout` draws from a generator in the same state.
+    On a CPU, `F.dropout` draws the same factors from a generator in the same state.
 
     Args:
-        x: its shape, layout and dtype are those of the tensor to be multiplied; its values do not matter.
+        x: a tensor shaped and laid out like the one to be multiplied; its values do not matter.
         dropout: probability of a 0.
         generator: source of randomness; None is torch's global generator.
     """
@@ -156,11 +160,11 @@ class Dropout(nn.Dropout):
 
 @contextmanager
 def drawing_from(generator: torch.Generator, module: nn.Module) -> Iterator[None]:
-    """A context in which all dropout of a module draws from `generator` instead of torch's global one.
+    """A context in which the dropout of a module draws from `generator`, not from torch's global one.
 
     Args:
         generator: on the device of the module.
-        module: contains the `Dropout` modules. Only one thread at a time may train it.
+        module: holds the `Dropout` modules. Only one thread at a time may train it.
     """
     parts = [part for part in module.modules() if isinstance(part, Dropout)]
     for part in parts:
@@ -170,6 +174,41 @@ def drawing_from(generator: torch.Generator, module: nn.Module) -> Iterator[None
     finally:
         for part in parts:
             del part._generator
+
+
+def attend_in_blocks(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    relative: RelativeTerms,
+    dropout: float | nn.Module = 0.0,
+) -> Tensor:
+    """Attended values as from `attend`, in blocks of queries that each see only the keys of their span.
+
+    Most of the T x J scores of a long text lie outside the span. Here time and memory are linear in T.
+
+    Args:
+        query: [B, H, T, D].
+        keys: [B, H, J, D], J >= T.
+        values: [B, H, J, D].
+        relative: the tables; see `RelativeTerms`.
+        dropout: probability with which an attention weight is dropped.
+
+    Returns:
+        The attended values [B, H, T, D].
+    """
+    span = relative.key_bias.shape[-1] - 1  # earlier keys that a query sees
+    blocks = query.split(BLOCK, dim=-2)
+    # Cut once and joined again, since the backward of each slice would fill a tensor of size J with zeros.
+    sizes = [keys.shape[-2] - query.shape[-2], *(block.shape[-2] for block in blocks)]
+    cut_keys, cut_values = keys.split(sizes, dim=-2), values.split(sizes, dim=-2)
+    earlier = -(-span // BLOCK)
+    attended = []
+    for i, block in enumerate(blocks):
+        near, seen = slice(max(0, i + 1 - earlier), i + 2), span + block.shape[-2]
+        k, v = (torch.cat(cut[near], dim=-2)[:, :, -seen:] for cut in (cut_keys, cut_values))
+        attended.append(attend(block, k, v, relative, dropout)[0])
+    return torch.cat(attended, dim=-2)
 
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:
@@ -194,11 +233,33 @@ class Attention(nn.Module):
         scale_residual_output(self.output, config)
 
     def forward(
-        self, z: Tensor, keys: Tensor, values: Tensor, relative: RelativeTerms
-    ) -> tuple[Tensor, Tensor]:
-        """From normalised inputs z [B, T, d] to the attention output [B, T, d] and weights [B, H, T, J]."""
+        self,
+        z: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        relative: RelativeTerms,
+        *,
+        need_weights: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend from normalised inputs to keys and values.
+
+        Args:
+            z: normalised inputs [B, T, d].
+            keys: [B, H, J, D], J >= T.
+            values: [B, H, J, D].
+            relative: the tables; see `RelativeTerms`.
+            need_weights: False allows a long text to be read in blocks, without its T x J weights.
+
+        Returns:
+            The attention output [B, T, d] and the attention weights [B, H, T, J]; None instead of the
+            weights where the text was read in blocks.
+        """
         query = split_heads(self.query(z), self.n_heads)
-        attended, weights = attend(query, keys, values, relative, self.dropout)
+        weights: Tensor | None = None
+        if need_weights or is_traced() or query.shape[-2] <= LONG:
+            attended, weights = attend(query, keys, values, relative, self.dropout)
+        else:
+            attended = attend_in_blocks(query, keys, values, relative, self.dropout)
         return self.output(merge_heads(attended)), weights
 
 

@@ -111,6 +111,7 @@ class Settings:
         Raises:
             TypeError, ValueError: a field is missing, unknown, of the wrong type or out of range.
         """
+        check_instance("text", text, str)
         values = parsed("settings", text)
         check_instance("settings", values, dict)
         parts: tuple[tuple[str, type[Config] | type[Recipe]], ...] = (("config", Config), ("recipe", Recipe))
@@ -121,6 +122,7 @@ class Settings:
 
     def differences(self, other: "Settings") -> list[str]:
         """The settings in which two runs differ, as "name: this value, that value"."""
+        check_instance("other", other, Settings)
         mine, theirs = self.compared(), other.compared()
         return [f"{name}: {mine[name]!r}, {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
 
@@ -136,9 +138,9 @@ class Best:
 
     Attributes:
         step: after how many steps.
-        val_loss: their loss, nats per character: over the windows of the evaluations during the run, or, once
-            `final`, over those of the last one.
-        final: whether the last evaluation of the run has been made, and these are the weights it returns.
+        val_loss: their loss in nats per character, over the windows of the evaluations during the
+            run or, once `final`, over the windows of the last one.
+        final: whether the last evaluation has been made, so that the run returns these weights.
         weights: by name, as in the model's state dict.
     """
 

@@ -1,8 +1,9 @@
 """The shape of a model: one frozen dataclass that every body reads."""
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any
 
-from fbt._checks import check_bool, check_choice, check_int, check_real
+from fbt._checks import check_bool, check_choice, check_int, check_real, shown
 
 VARIANTS = ("parallel", "feedback", "shared-kv")
 ACTIVATIONS = ("relu", "gelu")
@@ -22,7 +23,8 @@ class Config:
         d_model: width d of every representation.
         n_heads: heads H; must divide `d_model`.
         n_layers: layers L.
-        d_ff: inner width F of the feed-forward block; None means 4 `d_model`.
+        d_ff: inner width F of the feed-forward block; None means 4 `d_model`, and is stored as that number.
+            To change `d_model` afterwards, use `replace`, which keeps the factor.
         span: S, how many earlier steps a query may see. It is also the most a cache holds.
         dropout: probability of dropping an entry of the embeddings, attention weights and layer outputs.
         activation: "relu" or "gelu", inside the feed-forward block.
@@ -65,8 +67,25 @@ class Config:
         object.__setattr__(self, "dropout", float(self.dropout))  # any real number, but a file has one kind
         if self.d_model % self.n_heads:
             raise ValueError(
-                f"n_heads must divide d_model, got n_heads={self.n_heads} and d_model={self.d_model}"
+                "n_heads must divide d_model, got "
+                f"n_heads={shown(self.n_heads)} and d_model={shown(self.d_model)}"
             )
+
+    def replace(self, **changes: Any) -> "Config":
+        """Return a config that differs in some fields.
+
+        Where `d_ff` is four times `d_model`, as by default, it stays so unless it is given. With
+        `dataclasses.replace` it would keep its old value.
+
+        Args:
+            **changes: the new values, by the names of the fields.
+
+        Raises:
+            TypeError, ValueError: a field is unknown, of the wrong type or out of range.
+        """
+        if self.d_ff == 4 * self.d_model:
+            changes = {"d_ff": None} | changes
+        return replace(self, **changes)
 
     @property
     def d_head(self) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fbt import _corpus
-from fbt._checks import check_int
+from fbt._checks import check_instance, check_int, check_integers, check_path, shown, typed
 from fbt._files import CACHE_VARIABLE, cache_folder, read_whole, write_whole
 from fbt._text import in_a_line
 
@@ -48,14 +48,18 @@ def load_tiny_shakespeare(
     Raises:
         CorpusUnavailable: nothing delivered the text; the message says what was tried, why each failed, and
             where to put the file by hand.
-        TypeError: `folder` is neither a str nor a path.
+        TypeError: `folder` is neither a str nor a path, or `sources` is not a sequence of sources.
 
     Source: Karpathy, char-rnn, https://github.com/karpathy/char-rnn.
     """
-    if folder is not None and not isinstance(folder, str | os.PathLike):
-        raise TypeError(
-            f"folder must be a str, a path or None, got {folder!r} of type {type(folder).__name__}"
-        )
+    if folder is not None:
+        if isinstance(folder, os.PathLike):
+            folder = Path(folder)
+        check_path("folder", folder)
+    check_instance("sources", sources, Sequence)
+    for source in sources:
+        if not hasattr(source, "fetch"):
+            raise TypeError(f"sources must each have the method fetch, got {typed(source)}")
     path = (cache_folder() if folder is None else Path(folder)) / FILE_NAME
     failures = []
     try:
@@ -98,8 +102,7 @@ class CharTokenizer:
     """
 
     def __init__(self, text: str) -> None:
-        if not isinstance(text, str):
-            raise TypeError(f"text must be a str, got {type(text).__name__}")
+        check_instance("text", text, str)
         if not text:
             raise ValueError("text must hold at least one character, got ''")
         self._set_vocabulary("".join(sorted(set(text))))
@@ -115,8 +118,7 @@ class CharTokenizer:
             TypeError: `vocabulary` is not a str.
             ValueError: `vocabulary` is empty or a character occurs in it twice.
         """
-        if not isinstance(vocabulary, str):
-            raise TypeError(f"vocabulary must be a str, got {type(vocabulary).__name__}")
+        check_instance("vocabulary", vocabulary, str)
         if not vocabulary:
             raise ValueError("vocabulary must hold at least one character, got ''")
         seen: set[str] = set()
@@ -162,8 +164,7 @@ class CharTokenizer:
             TypeError: `text` is not a str.
             ValueError: a character is not in the vocabulary; the message gives it and its position.
         """
-        if not isinstance(text, str):
-            raise TypeError(f"text must be a str, got {type(text).__name__}")
+        check_instance("text", text, str)
         numbers = self._numbers[np.minimum(_code_points(text), len(self._numbers) - 1)]
         unknown = np.flatnonzero(numbers < 0)
         if unknown.size:
@@ -192,7 +193,8 @@ class CharTokenizer:
         if outside.size:
             position = int(outside[0])
             raise ValueError(
-                f"numbers must be in [0, {self.vocab_size - 1}], got {array[position]} at position {position}"
+                f"numbers must be in [0, {self.vocab_size - 1}], "
+                f"got {shown(int(array[position]))} at position {position}"
             )
         code_points: bytes = self._code_points[array.astype(np.int64)].tobytes()
         return code_points.decode("utf-32-le", "surrogatepass")
@@ -223,13 +225,13 @@ def split(data: Text, validation: float = 0.1) -> tuple[Text, Text]:
         ValueError: `validation` is out of range, `data` is not one-dimensional, or a part would be empty.
     """
     if not isinstance(data, str | Tensor):
-        raise TypeError(f"data must be a str or a tensor, got {type(data).__name__}")
+        raise TypeError(f"data must be a str or a tensor, got {typed(data)}")
     if isinstance(data, Tensor) and data.ndim != 1:
         raise ValueError(f"data must have shape [N], got {list(data.shape)}")
     if isinstance(validation, bool) or not isinstance(validation, int | float):
-        raise TypeError(f"validation must be a number in (0, 1), got {validation!r}")
+        raise TypeError(f"validation must be a number in (0, 1), got {typed(validation)}")
     if not 0 < validation < 1:
-        raise ValueError(f"validation must be a number in (0, 1), got {validation}")
+        raise ValueError(f"validation must be a number in (0, 1), got {shown(validation)}")
     cut = int(len(data) * (1 - validation))
     if not 0 < cut < len(data):
         raise ValueError(
@@ -255,8 +257,7 @@ def random_windows(tokens: Tensor, *, length: int, batch_size: int, generator: t
     """
     _check_windows(tokens, length)
     check_int("batch_size", batch_size, low=1)
-    if not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
+    check_instance("generator", generator, torch.Generator)
     starts = torch.randint(len(tokens) - length, (batch_size,), generator=generator, device=generator.device)
     return _cut(tokens, starts, length)
 
@@ -319,28 +320,20 @@ def _code_points(text: str) -> np.ndarray[Any, np.dtype[np.uint32]]:
 def _integers(numbers: Any) -> np.ndarray[Any, Any]:
     """Return a one-dimensional array of the ints in a tensor or a sequence."""
     if isinstance(numbers, Tensor):
-        if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
-            raise TypeError(f"numbers must be integers, got a tensor of {numbers.dtype}")
-        if numbers.ndim != 1:
-            raise ValueError(f"numbers must have shape [N], got {list(numbers.shape)}")
+        check_integers("numbers", numbers, "[N]")
         return numbers.detach().cpu().numpy()
     if isinstance(numbers, str) or not isinstance(numbers, Iterable):
-        raise TypeError(f"numbers must be a tensor or a sequence of ints, got {numbers!r}")
+        raise TypeError(f"numbers must be a tensor or a sequence of ints, got {typed(numbers)}")
     items: list[int] = []
     for position, item in enumerate(numbers):
         if isinstance(item, bool) or not hasattr(item, "__index__"):
-            raise TypeError(
-                f"numbers must be ints, got {item!r} of type {type(item).__name__} at position {position}"
-            )
+            raise TypeError(f"numbers must be ints, got {typed(item)} at position {position}")
         items.append(operator.index(item))
     return np.array(items, dtype=object)  # whatever their size, so that the range can be checked
 
 
 def _check_windows(tokens: Tensor, length: int) -> None:
-    if not isinstance(tokens, Tensor):
-        raise TypeError(f"tokens must be a tensor, got {type(tokens).__name__}")
-    if tokens.ndim != 1:
-        raise ValueError(f"tokens must have shape [N], got {list(tokens.shape)}")
+    check_integers("tokens", tokens, "[N]")
     if len(tokens) < 2:
         raise ValueError(f"tokens must hold at least 2 tokens, got {len(tokens)}")
     check_int("length", length, low=1, high=len(tokens) - 1)

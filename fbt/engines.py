@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fbt import native
+from fbt._checks import check_float_tensor
 from fbt._modes import without_autocast
 from fbt.attention import Attention, Dropout, FeedForward, KeyValue, RelativeTerms
 from fbt.feedback import FeedbackBody, FeedbackLayer, WeightedMemory
@@ -203,8 +204,10 @@ class Decoder:
         """Return the top layer's output [B, d] for one more embedding x [B, d].
 
         Raises:
+            TypeError: if x is not a floating-point tensor.
             ValueError: if x has another shape.
         """
+        check_float_tensor("x", x)
         loop, span = self.loop, self.loop.sizes.span
         if x.shape != loop.x.shape[2:]:
             raise ValueError(f"x must have shape {list(loop.x.shape[2:])}, got {list(x.shape)}")

@@ -1,7 +1,8 @@
 """A copy of a model in evaluation mode that shares its weights: what sampling and evaluation read.
 
-Switching the model itself to evaluation mode and back would change it for every thread that uses it.
-A thread that trains it would lose its dropout, and a thread that samples would get dropout back too early.
+Switching the model itself to evaluation mode and back would change it for every
+thread that uses it. A thread that trains it would lose its dropout, and a thread that
+samples would get dropout back too early.
 """
 
 import inspect
@@ -20,28 +21,32 @@ M = TypeVar("M", bound=nn.Module)
 def evaluation_copy(module: M) -> M:
     """Return a shallow copy of a module, and of all modules inside it, in evaluation mode.
 
-    Parameters and buffers are the same tensors, so a later update in place is seen. Hooks are copied:
-    one registered on the copy does not fire on the original. Compiled modules are copied uncompiled.
+    Parameters and buffers are the same tensors, so a later update in place is seen.
+    Hooks are copied: one registered on the copy does not fire on the original.
+    Compiled modules are copied uncompiled.
 
     Args:
         module: it is left as it is.
 
     Raises:
-        ValueError: dropout is on, and the `forward` of a module was replaced by a function that refers
-            to a module itself rather than to its copy.
+        ValueError: dropout is on, and the `forward` of a module was replaced by a
+            function that refers to a module itself rather than to its copy.
     """
     twins = {part: _twin(part) for part in module.modules()}
     dropping = any(part.training and part.p for part in twins if isinstance(part, nn.Dropout))
     for part, twin in twins.items():
         if dropping and _refers(vars(part).get("forward"), twins):
             raise ValueError(
-                f"the forward of a {type(part).__name__} was replaced by a function that refers to "
-                "modules of the model, where dropout is on: call eval() on the model first"
+                f"the forward of a {type(part).__name__} was replaced by a function "
+                "that refers to "
+                "modules of the model, where dropout is on: call eval() on the model "
+                "first"
             )
         for name, value in vars(part).items():
             if name == "_modules":
                 value = {key: _copied(child, twins) for key, child in value.items()}
-            elif name.startswith("_") and isinstance(value, dict | set):  # parameters, buffers, hooks
+            # parameters, buffers, hooks
+            elif name.startswith("_") and isinstance(value, dict | set):
                 value = value.copy()
             else:
                 value = _copied(value, twins)
@@ -87,10 +92,12 @@ def _refers(function: Any, twins: dict[nn.Module, nn.Module]) -> bool:
 def without_gradients() -> Iterator[None]:
     """A context for reading a model: no gradients are recorded, and autocast does not cache its casts.
 
-    The cache lives until the outermost autocast context ends, and all threads share it. A cast made before
-    the last update of a weight would be out of date, and one made here would have no gradient.
+    The cache lives until the outermost autocast context ends, and all threads share
+    it. A cast made before the last update of a weight would be out of date, and one
+    made here would have no gradient.
 
-    The caller's inference mode is off, since a stream that starts inside it may go on outside.
+    The caller's inference mode is off, since a stream that starts inside it may go on
+    outside.
     """
     cached = torch.is_autocast_cache_enabled()
     with torch.inference_mode(False), torch.no_grad():

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fbt._checks import check_choice, check_embeddings, check_int
+from fbt._checks import check_bool, check_choice, check_embeddings, check_instance, check_int, shown
 from fbt.attention import Attention, Dropout, FeedForward, KeyValue, RelativeTerms, module_list
 from fbt.config import Config
 from fbt.stack import MemoryStack, TorchStack
@@ -36,8 +36,8 @@ class WeightedMemory(nn.Module):
         """w, [L + 1]: how much of each layer goes into the memory; layer 0 is the embedding.
 
         Args:
-            like: a tensor with the dtype and device of the model, for fixed weights, which are computed
-                rather than stored. None means torch's default dtype and device.
+            like: a tensor with the dtype and device of the model, for fixed weights, which are
+                computed rather than stored. None means torch's default dtype and device.
         """
         if self.layer_logits is not None:
             return torch.softmax(self.layer_logits, dim=0)
@@ -95,10 +95,11 @@ class FeedbackBody(nn.Module):
 
     def __init__(self, config: Config, n_caches: int | None = None) -> None:
         super().__init__()
+        check_instance("config", config, Config)
         n_caches = config.n_layers if n_caches is None else n_caches
         check_int("n_caches", n_caches, low=1, high=config.n_layers)
         if n_caches not in (1, config.n_layers):
-            raise ValueError(f"n_caches must be 1 or n_layers={config.n_layers}, got {n_caches}")
+            raise ValueError(f"n_caches must be 1 or n_layers={config.n_layers}, got {shown(n_caches)}")
         self.d_model, self.n_heads, self.span = config.d_model, config.n_heads, config.span
         tables = config.n_layers if config.relative == "per-layer" else 1
         self.relative = module_list(RelativeTerms(config, range(1, config.span + 1)) for _ in range(tables))
@@ -114,7 +115,8 @@ class FeedbackBody(nn.Module):
         Args:
             x: embeddings [B, T, d], T >= 1.
             state: what an earlier block of the same sequences returned; None is an empty memory.
-            backend: "reference" (`torch.stack` at each step), "stack" (`MemoryStack`) or "auto" ("stack").
+            backend: "reference" (`torch.stack` at each step), "stack" (`MemoryStack`) or "auto" ("stack",
+                but "reference" under `torch.jit.trace`).
             need_weights: also return the attention weights.
 
         Returns:
@@ -127,7 +129,9 @@ class FeedbackBody(nn.Module):
                 is no such backend.
         """
         check_choice("backend", backend, ("auto", *self.backends))
+        backend = self._traceable(backend)
         check_embeddings(x, self.d_model)
+        check_bool("need_weights", need_weights)
         self._check_state(state, x)
         stacks = self._stacks(x.shape[1], state, plain=backend == "reference")
         mix = self.layer_weights()
@@ -158,8 +162,16 @@ class FeedbackBody(nn.Module):
         )
 
     def layer_weights(self) -> Tensor:
-        """w, [L + 1], in the dtype and on the device of the body; see `WeightedMemory.layer_weights`."""
+        """w, [L + 1], of the memory, in the dtype and on the device of the body."""
         return self.memory.layer_weights(self.relative[0].query_bias)
+
+    @staticmethod
+    def _traceable(backend: str) -> str:
+        """The backend as given; under `torch.jit.trace` "reference", since that sees no custom Functions."""
+        if not torch.jit.is_tracing():  # type: ignore[attr-defined]
+            return backend
+        check_choice("backend under torch.jit.trace", backend, ("auto", "reference"))
+        return "reference"
 
     def _check_state(self, state: State | None, x: Tensor) -> None:
         check_state(state, x, caches=len(self.key_values), heads=self.n_heads, span=self.span)

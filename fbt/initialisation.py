@@ -31,8 +31,8 @@ class _Drawing(TorchFunctionMode):
 def initialising(seed: int = 0) -> Iterator[None]:
     """A context for building a model on the CPU, with the weights that follow `torch.manual_seed(seed)`.
 
-    Torch's global generator, which all threads share, is neither seeded nor used. A default device and an
-    inference mode of the caller play no part.
+    Torch's global generator, which all threads share, is neither seeded nor used. A
+    default device and an inference mode of the caller play no part.
 
     Args:
         seed: the same seed gives the same weights, to the last bit.

@@ -23,7 +23,13 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from fbt._checks import check_choice, check_instance
+from fbt._checks import (
+    check_bool,
+    check_choice,
+    check_instance,
+    check_path,
+    check_tokens,
+)
 from fbt._files import named, write_whole
 from fbt._text import made_of, parsed
 from fbt._weights import Shape, Stored, check_weights, reading, serialise
@@ -119,10 +125,12 @@ class LanguageModel(nn.Module):
 
         Raises:
             TypeError: tokens are not integers.
-            ValueError: tokens are empty, of the wrong shape or outside the vocabulary, or the state
-                belongs to another batch or model.
+            ValueError: tokens are empty, of the wrong shape or outside the vocabulary (on a GPU too,
+                which costs a wait for it; not in a captured or traced graph), or the state belongs to
+                another batch or model.
         """
-        self._check_tokens(tokens, "[B, T]")
+        check_tokens("tokens", tokens, "[B, T]", self.config.vocab_size)
+        check_bool("return_state", return_state)
         x = self.dropout(self.token_embedding(tokens))
         y, state, _ = self.body(x, state, backend=self._backend)
         logits = self.head(self.norm(y))
@@ -141,7 +149,7 @@ class LanguageModel(nn.Module):
         Raises:
             TypeError, ValueError: as in `forward`.
         """
-        self._check_tokens(tokens, "[B]")
+        check_tokens("tokens", tokens, "[B]", self.config.vocab_size)
         logits, state = self(tokens[:, None], state, return_state=True)
         return logits[:, 0], state
 
@@ -158,7 +166,7 @@ class LanguageModel(nn.Module):
         Raises:
             TypeError, ValueError: as in `forward`.
         """
-        self._check_tokens(tokens, "[B, T]")
+        check_tokens("tokens", tokens, "[B, T]", self.config.vocab_size)
         model = evaluation_copy(self)
         with without_gradients():
             x = model.token_embedding(tokens)
@@ -176,8 +184,8 @@ class LanguageModel(nn.Module):
         return self.body.layer_weights().detach()
 
     def num_parameters(self) -> int:
-        """How many numbers are trained."""
-        return sum(p.numel() for p in self.parameters())
+        """Return how many numbers are trained: those of all parameters that require a gradient."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     @overload
     def generate(
@@ -262,7 +270,10 @@ class LanguageModel(nn.Module):
             if not text:
                 raise ValueError("prompt must have at least 1 character, got ''")
         check_sampling(max_new_tokens, temperature, top_k, seed, self.config.vocab_size)
-        encoded = [self.tokenizer.encode(text) for text in prompts]
+        try:
+            encoded = [self.tokenizer.encode(text) for text in prompts]
+        except ValueError as error:
+            raise ValueError(f"prompt cannot be encoded: {error}") from error
         vocabulary = self.tokenizer.vocabulary
         drawn = sample(reader(self), encoded, max_new_tokens, temperature, top_k, seed)
         characters = (["" if token is None else vocabulary[token] for token in tokens] for tokens in drawn)
@@ -287,6 +298,7 @@ class LanguageModel(nn.Module):
                 changed.
             OSError: it cannot be written.
         """
+        check_path("folder", folder)
         path = Path(folder) / WEIGHTS_FILE
         write_whole(path, model_bytes(self, path))
         return path
@@ -314,7 +326,7 @@ class LanguageModel(nn.Module):
                 those of its config. Sizes and tensors are checked before memory is
                 taken for them.
         """
-        check_instance("name", name, str, Path)
+        check_path("name", name)
         path = _weights_path(name)
         is_checkpoint = path.name == CHECKPOINT_FILE
         if is_checkpoint and Path(name).is_dir():
@@ -337,7 +349,7 @@ class LanguageModel(nn.Module):
             model.to(torch.promote_types(stored, torch.float32))
             weights = model.state_dict()
             for key, tensor in file.read(part):
-                weights[key].copy_(tensor)  # one by one, so that memory holds them once
+                weights[key].copy_(tensor)  # one by one, to hold them in memory once
         return model.eval()
 
     @classmethod
@@ -382,18 +394,6 @@ class LanguageModel(nn.Module):
         )  # checked above
         copy_parallel_body(parallel.body, model.body)
         return model
-
-    def _check_tokens(self, tokens: Tensor, shape: str) -> None:
-        if not isinstance(tokens, Tensor) or tokens.dtype not in (torch.int64, torch.int32):
-            kind = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
-            raise TypeError(f"tokens must be an int64 or int32 tensor, got {kind}")
-        if tokens.ndim != shape.count(",") + 1 or tokens.numel() == 0:
-            raise ValueError(f"tokens must have shape {shape} with every size >= 1, got {list(tokens.shape)}")
-        if tokens.device.type == "cpu":  # elsewhere looking at the values would stall the device
-            low, high = (int(v) for v in torch.aminmax(tokens))
-            if low < 0 or high >= self.config.vocab_size:
-                wrong = low if low < 0 else high
-                raise ValueError(f"tokens must be in [0, {self.config.vocab_size - 1}], got {wrong}")
 
 
 def reader(model: LanguageModel) -> Reader:
@@ -481,7 +481,7 @@ def model_bytes(model: LanguageModel, path: Path) -> bytes:
 
 
 def config_from_parallel(config: Config, variant: str, **changes: Any) -> Config:
-    """The config of the model that `LanguageModel.from_parallel` makes of a model of this config.
+    """Return the config of what `LanguageModel.from_parallel` makes of a model of this config.
 
     Raises:
         ValueError: as in `LanguageModel.from_parallel`.
@@ -517,7 +517,7 @@ def _weights_path(name: str | Path) -> Traversable:
 
 
 def _config_of(file: Stored, is_checkpoint: bool) -> Config:
-    """The config of a file of weights; a checkpoint has it in the settings of its run."""
+    """The config of a file of weights, of a checkpoint that in the run's settings."""
     if not is_checkpoint:
         return made_of("config", Config, parsed("config", file.text("config")))
     settings = parsed("settings", file.text("settings"))

@@ -6,13 +6,14 @@ x_t^l &= \mathrm{layer}(x_t^{l-1}; \; K_j^l, V_j^l \text{ for } t - S \le j \le 
 $$
 
 A query sees its own step (distance 0) and the S before it. All steps of a layer are computed at once; the
-price is that layer $l$ at step $t$ reads nothing above layer $l - 1$ of earlier steps.
+price is that layer $l$ at step $t$ reads nothing above layer $l - 1$ of earlier steps. A long text is read in
+blocks of queries, so that memory and time are linear in its length; see `fbt.attention.attend_in_blocks`.
 """
 
 import torch
 from torch import Tensor, nn
 
-from fbt._checks import check_choice, check_embeddings
+from fbt._checks import check_bool, check_choice, check_embeddings, check_instance
 from fbt.attention import Attention, Dropout, FeedForward, KeyValue, RelativeTerms, module_list
 from fbt.config import Config
 from fbt.state import State, check_state
@@ -32,19 +33,24 @@ class ParallelLayer(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, past: tuple[Tensor, Tensor] | None, relative: RelativeTerms
-    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+        self,
+        x: Tensor,
+        past: tuple[Tensor, Tensor] | None,
+        relative: RelativeTerms,
+        *,
+        need_weights: bool = True,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
         """Map x [B, T, d] to the next layer's x, given the keys and values [B, H, P, D] of earlier blocks.
 
         Returns:
             The output [B, T, d]; keys and values of the last S steps for the next block; the attention
-            weights [B, H, T, P + T].
+            weights [B, H, T, P + T], or None for a long text without `need_weights`; see `Attention`.
         """
         z = self.norm1(x)
         keys, values = self.key_value(z)
         if past is not None:
             keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
-        attended, weights = self.attention(z, keys, values, relative)
+        attended, weights = self.attention(z, keys, values, relative, need_weights=need_weights)
         x = x + self.dropout(attended)
         x = x + self.dropout(self.feed_forward(self.norm2(x)))
         return x, (keys[:, :, -self.span :], values[:, :, -self.span :]), weights
@@ -61,6 +67,7 @@ class ParallelBody(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
+        check_instance("config", config, Config)
         self.d_model, self.n_heads, self.span = config.d_model, config.n_heads, config.span
         tables = config.n_layers if config.relative == "per-layer" else 1
         self.relative = module_list(RelativeTerms(config, range(config.span + 1)) for _ in range(tables))
@@ -88,11 +95,13 @@ class ParallelBody(nn.Module):
         """
         check_choice("backend", backend, ("auto", *self.backends))
         check_embeddings(x, self.d_model)
+        check_bool("need_weights", need_weights)
         check_state(state, x, caches=len(self.layers), heads=self.n_heads, span=self.span)
         caches, trace = [], []
         for l, layer in enumerate(self.layers):
             past = None if state is None else (state.keys[l], state.values[l])
-            x, cache, weights = layer(x, past, self.relative[l % len(self.relative)])
+            relative = self.relative[l % len(self.relative)]
+            x, cache, weights = layer(x, past, relative, need_weights=need_weights)
             caches.append(cache)
             if need_weights:
                 trace.append(weights)

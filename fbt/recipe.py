@@ -28,8 +28,8 @@ class Recipe:
             while the characters a step stay about the same; 0 is none.
         carry: read the text in order and carry the memory, detached, from block to block.
         eval_every: steps between evaluations.
-        eval_windows: fixed validation windows an evaluation looks at; the last one looks at all, or at
-            131,072 characters of them, evenly spaced, where there are more.
+        eval_windows: fixed validation windows an evaluation looks at; the last one looks at all, or
+            at evenly spaced ones of 131,072 characters in all where there are more.
         sample: characters of text to generate at each evaluation.
         checkpoint_every: steps between checkpoints.
         seed: decides initial weights, batches and dropout.

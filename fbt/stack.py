@@ -17,7 +17,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fbt._checks import check_int
+from fbt._checks import check_float_tensor, check_int
+
+
+def check_item(name: str, items: Tensor, like: Tensor | None) -> None:
+    """Raise unless items [B, H, n, D] of one or more steps fit on a stack.
+
+    Args:
+        name: of the argument.
+        items: what is to be pushed.
+        like: items [B, H, ..., D] that are there already, or None.
+
+    Raises:
+        TypeError: they are not a floating-point tensor.
+        ValueError: they have another shape.
+    """
+    check_float_tensor(name, items)
+    if items.ndim != 4 or (
+        like is not None and (*items.shape[:2], items.shape[3]) != (*like.shape[:2], like.shape[-1])
+    ):
+        batch, heads, width = ("B", "H", "D") if like is None else (*like.shape[:2], like.shape[-1])
+        raise ValueError(f"{name} must have shape [{batch}, {heads}, n, {width}], got {list(items.shape)}")
 
 
 class TorchStack:
@@ -30,11 +50,20 @@ class TorchStack:
 
     def __init__(self, span: int, initial: Tensor | None = None) -> None:
         check_int("span", span, low=1)
+        if initial is not None:
+            check_item("initial", initial, None)
         self.span = span
         self.items = [] if initial is None else list(initial.unbind(dim=2))
 
     def push(self, item: Tensor) -> None:
-        """Append one step's item, [B, H, 1, D]."""
+        """Append one step's item, [B, H, 1, D].
+
+        Raises:
+            TypeError, ValueError: the item is not a floating-point tensor of this shape.
+        """
+        check_item("item", item, self.items[0] if self.items else None)
+        if item.shape[2] != 1:
+            raise ValueError(f"item must be of one step, [B, H, 1, D], got {list(item.shape)}")
         self.items.append(item.squeeze(2))
 
     def window(self) -> Tensor | None:
@@ -54,6 +83,8 @@ class MemoryStack:
     def __init__(self, span: int, capacity: int, initial: Tensor | None = None) -> None:
         check_int("span", span, low=1)
         check_int("capacity", capacity, low=0)
+        if initial is not None:
+            check_item("initial", initial, None)
         self.span = span
         self.capacity = capacity + (0 if initial is None else initial.shape[2])
         self.length = 0
@@ -67,9 +98,10 @@ class MemoryStack:
 
         Raises:
             IndexError: the stack is full.
-            TypeError: the items are of a wider dtype than those before them.
-            ValueError: there are more items than the span shows.
+            TypeError: the items are not floating-point numbers, or of a wider dtype than those before.
+            ValueError: the items have another shape than those before, or are more than the span shows.
         """
+        check_item("items", items, self._buffer)
         start, stop = self.length, self.length + items.shape[2]
         if stop > self.capacity:
             raise IndexError(f"a MemoryStack of capacity {self.capacity} cannot hold {stop} items")

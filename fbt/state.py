@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fbt._checks import check_callable, check_items, is_traced, shown, typed
+
 
 @dataclass(frozen=True, eq=False)  # tensors have no == that is true or false
 class State:
@@ -14,10 +16,19 @@ class State:
     Attributes:
         keys, values: one [B, H, J, D] tensor per cache, 1 <= J <= span. A parallel or feedback model has a
             cache per layer, a shared-KV model has one.
+
+    Raises:
+        TypeError: keys or values are not sequences of tensors.
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
+
+    def __post_init__(self) -> None:
+        """Check the types of the fields."""
+        if not is_traced():
+            check_items("keys", self.keys, Tensor)
+            check_items("values", self.values, Tensor)
 
     def detach(self) -> "State":
         """The same numbers, cut from the graph: gradients stop at the border of the block."""
@@ -25,6 +36,7 @@ class State:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "State":
         """What a function makes of each cache [B, H, J, D]."""
+        check_callable("function", function)
         return State(tuple(map(function, self.keys)), tuple(map(function, self.values)))
 
     @property
@@ -60,8 +72,8 @@ def check_state(state: State | None, x: Tensor, *, caches: int, heads: int, span
     if state is None:
         return
     if not isinstance(state, State):
-        raise TypeError(f"state must be a State or None, got {type(state).__name__}")
-    tensors = state.keys + state.values
+        raise TypeError(f"state must be a State or None, got {typed(state)}")
+    tensors = [*state.keys, *state.values]
     batch, _, width = x.shape
     shapes = {tuple(tensor.shape) for tensor in tensors}
     shape = shapes.pop() if len(shapes) == 1 else ()
@@ -69,8 +81,9 @@ def check_state(state: State | None, x: Tensor, *, caches: int, heads: int, span
     if not sizes_fit or not 1 <= shape[2] <= span or {len(state.keys), len(state.values)} != {caches}:
         raise ValueError(
             f"state must hold {caches} keys and values [{batch}, {heads}, 1..{span}, {width // heads}] for "
-            f"these tokens and this model, got keys {[list(k.shape) for k in state.keys]} and values "
-            f"{[list(v.shape) for v in state.values]}"
+            f"these tokens and this model, got keys "
+            f"{shown([list(k.shape) for k in state.keys])} and values "
+            f"{shown([list(v.shape) for v in state.values])}"
         )
     for tensor in tensors:
         if tensor.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):

@@ -1,7 +1,7 @@
-"""Files that change while they are read: this process rewrites them, another one loads them.
+"""Files that change while they are read: one process writes, another loads.
 
-Each file is one of two models, all of whose weights are 1 or all 2. Whatever is loaded must be one of the two,
-and whatever is refused must be refused in one line.
+Each file is one of two models, all of whose weights are 1 or all 2. Whatever is
+loaded must be one of the two, and whatever is refused must be refused in one line.
 """
 
 import json
@@ -57,10 +57,11 @@ def rewrite(path: Path, data: bytes, chance: random.Random) -> None:
 
 
 def rewritten_while_loaded(folder: Path, seconds: float, seed: int = 0) -> dict[str, int]:
-    """How many files another process loaded, and how many it refused, while they were rewritten here.
+    """How many files another process loaded and refused while they were rewritten.
 
     Raises:
-        AssertionError: it died, or loaded something that was never written; the message has what it said.
+        AssertionError: it died, or loaded something that was never written; the
+            message has what it said.
     """
     models = [written(folder, value) for value in VOCABULARIES]
     command = [sys.executable, *WARNINGS, __file__, str(folder), str(seconds)]

@@ -1,13 +1,16 @@
 """Every bad argument, each with an error that quotes its name, its value and what is allowed."""
 
+import json
 import re
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, asdict, replace
 
+import numpy as np
 import pytest
 import torch
 from exact import FEEDBACK, VARIANTS, model, normal, some_state, some_tokens
 
 import fbt
+from fbt._checks import shown, typed
 from fbt.language_model import BODIES
 
 TOKENIZER = fbt.CharTokenizer("\n abcdefghijklmnopq")
@@ -54,7 +57,7 @@ def test_config(error, bad, allowed):
     ((name, value),) = bad.items()
     with pytest.raises(error, match=f"{name}.*{allowed}") as raised:
         fbt.Config(**{"vocab_size": 19, **bad})
-    assert (repr(value) if error is TypeError else str(value)) in str(raised.value)
+    assert shown(value) in str(raised.value)
 
 
 def test_config_takes_its_options_by_name_and_stays_as_it_is():
@@ -70,14 +73,64 @@ def test_config_takes_its_options_by_name_and_stays_as_it_is():
     assert (config.d_ff, config.d_head) == (512, 32)
 
 
+def test_a_config_with_other_sizes_keeps_the_factor_of_d_ff_where_it_was_left():
+    small = fbt.Config(19, d_model=64)
+    assert small.replace(d_model=512).d_ff == 2048
+    assert small.replace(d_model=512, d_ff=100).d_ff == 100
+    assert small.replace(span=3) == fbt.Config(19, d_model=64, span=3)
+    assert fbt.Config(19, d_model=64, d_ff=100).replace(d_model=512).d_ff == 100
+    stored = fbt.Config(**json.loads(json.dumps(asdict(small))))  # as in a file of weights
+    assert stored == small
+    assert stored.replace(d_model=512).d_ff == 2048
+    assert type(small.replace(d_model=512).d_ff) is int
+    with pytest.raises(TypeError, match="width"):
+        small.replace(width=3)
+    with pytest.raises(ValueError, match="span must be an int >= 1, got -3"):
+        small.replace(span=-3)
+
+
+SHOWN = {
+    "a tensor": (torch.zeros(3, 4), "Tensor [3, 4] of torch.float32"),
+    "a parameter": (torch.nn.Parameter(torch.zeros(2)), "Parameter [2] of torch.float32"),
+    "an array": (np.zeros((2, 3)), "ndarray [2, 3] of float64"),
+    "a number of numpy's": (np.float64(0.5), repr(np.float64(0.5))),
+    "a module": (torch.nn.Linear(3, 4), "Linear module"),
+    "tensors in a list": ([torch.zeros(3), None], "[Tensor [3] of torch.float32, None]"),
+    "a short text": ("a\nb", "'a\\nb'"),
+    "a huge int": (10**5000, "an int of 16610 bits"),
+}
+
+
+@pytest.mark.parametrize("case", SHOWN)
+def test_how_values_appear_in_messages(case):
+    value, expected = SHOWN[case]
+    assert shown(value) == expected
+
+
+@pytest.mark.parametrize(
+    "value", ["x" * 10**6, b"x" * 10**6, ["x" * 100] * 10**4, {"x" * 100: 1}, fbt.Config(3), range(10**9)]
+)
+def test_long_values_are_cut_to_a_line(value):
+    text = shown(value)
+    assert len(text) <= 80
+    assert "\n" not in text
+    assert text[:3] == repr(value)[:3]
+
+
+def test_a_type_is_named_once():
+    assert typed(3) == "3 of type int"
+    assert typed(torch.zeros(2)) == "Tensor [2] of torch.float32"
+    assert typed(torch.nn.Linear(3, 4)) == "Linear module"
+
+
 BAD_TOKENS = [
     (ValueError, TOKENS.clone().fill_(19), r"tokens must be in \[0, 18\], got 19"),
     (ValueError, TOKENS.clone().fill_(-1), r"tokens must be in \[0, 18\], got -1"),
-    (TypeError, TOKENS.float(), r"tokens must be an int64 or int32 tensor, got torch.float32"),
-    (TypeError, TOKENS > 3, r"tokens must be an int64 or int32 tensor, got torch.bool"),
-    (TypeError, TOKENS.tolist(), r"tokens must be an int64 or int32 tensor, got list"),
-    (TypeError, None, r"tokens must be an int64 or int32 tensor, got NoneType"),
-    (TypeError, "abc", r"tokens must be an int64 or int32 tensor, got str"),
+    (TypeError, TOKENS.float(), r"tokens must be an int64 or int32 tensor \[B, T\], got torch.float32"),
+    (TypeError, TOKENS > 3, r"tokens must be an int64 or int32 tensor \[B, T\], got torch.bool"),
+    (TypeError, TOKENS.tolist(), r"tokens must be an int64 or int32 tensor \[B, T\], got \[\["),
+    (TypeError, None, r"tokens must be an int64 or int32 tensor \[B, T\], got None of type NoneType"),
+    (TypeError, "abc", r"tokens must be an int64 or int32 tensor \[B, T\], got 'abc' of type str"),
     (ValueError, TOKENS[:, :0], r"tokens must have shape \[B, T\] with every size >= 1, got \[5, 0\]"),
     (ValueError, TOKENS[:0], r"tokens must have shape \[B, T\] with every size >= 1, got \[0, 9\]"),
     (ValueError, TOKENS[0], r"tokens must have shape \[B, T\] with every size >= 1, got \[9\]"),
@@ -105,7 +158,7 @@ BAD_STEPS = [
     (ValueError, TOKENS, r"tokens must have shape \[B\] with every size >= 1, got \[5, 9\]"),
     (ValueError, TOKENS[0, :0], r"tokens must have shape \[B\] with every size >= 1, got \[0\]"),
     (ValueError, TOKENS[0] + 19, r"tokens must be in \[0, 18\], got \d\d"),
-    (TypeError, 3, r"tokens must be an int64 or int32 tensor, got int"),
+    (TypeError, 3, r"tokens must be an int64 or int32 tensor \[B\], got 3 of type int"),
 ]
 
 
@@ -156,7 +209,11 @@ BAD_STATES = {
     "uneven lengths": (ValueError, lambda s: changed(s, values=each(lambda t: t[:, :, :2])), WANTED),
     "one uneven length": (ValueError, lambda s: changed(s, lambda k: (k[0][:, :, :2], *k[1:])), WANTED),
     "nothing": (ValueError, lambda s: fbt.State((), ()), WANTED),
-    "a tuple": (TypeError, lambda s: (s.keys, s.values), "state must be a State or None, got tuple"),
+    "a tuple": (
+        TypeError,
+        lambda s: (s.keys, s.values),
+        r"state must be a State or None, got \(\(Tensor .* of type tuple",
+    ),
     "values of another dtype": (
         TypeError,
         lambda s: changed(s, values=each(torch.Tensor.float)),
@@ -347,7 +404,7 @@ MODELS = {
         lambda: fbt.MemoryStack(3, None),
         "capacity must be an int >= 0, got None",
     ),
-    "showing a number": (TypeError, lambda: fbt.show(3), "show needs a class, .* got 3"),
+    "showing a number": (TypeError, lambda: fbt.show(3), "obj must be a class, .* got 3 of type int"),
 }
 
 

@@ -9,12 +9,14 @@ import torch.nn.functional as F
 from exact import assert_same, config, gradients, normal, perturbed
 
 from fbt.attention import (
+    BLOCK,
     Attention,
     Dropout,
     FeedForward,
     KeyValue,
     RelativeTerms,
     attend,
+    attend_in_blocks,
     distance_scores,
     drawing_from,
     merge_heads,
@@ -148,6 +150,32 @@ def test_attend_equals_a_loop_over_queries_heads_and_keys(queries, keys):
     assert_same(attended, expected)
     assert_same(weights, trace, "weights")
     assert_same(gradients([attended], named), gradients([expected], named))
+
+
+@pytest.mark.parametrize("span", [1, 6, BLOCK - 1, BLOCK, 2 * BLOCK + 3])
+@pytest.mark.parametrize("queries", [1, BLOCK, BLOCK + 1, 2 * BLOCK + 5])
+@pytest.mark.parametrize("carried", [0, 1, BLOCK + 2])
+def test_blocks_of_queries_compute_what_all_at_once_do(span, queries, carried):
+    """Values and every gradient, around the borders of blocks, with and without keys carried in."""
+    relative = perturbed(RelativeTerms(config("parallel", span=span), range(span + 1)))
+    carried = min(carried, span)  # no state holds more
+    sizes = (queries, queries + carried, queries + carried)
+    q, k, v = (normal(2, 2, n, 7, seed=i) for i, n in enumerate(sizes))
+    named = dict(relative.named_parameters()) | {"query": q, "keys": k, "values": v}
+    expected, _ = attend(q, k, v, relative)
+    attended = attend_in_blocks(q, k, v, relative)
+    assert_same(attended, expected)
+    assert_same(gradients([attended], named), gradients([expected], named))
+
+
+def test_blocks_drop_weights_with_the_given_probability():
+    """Of values that are all one, a query gets the sum of the weights that are left, scaled up."""
+    relative = RelativeTerms(config("parallel", span=6), range(7))
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 4, 2, 300, 7)
+    dropped = attend_in_blocks(q, k, torch.ones_like(k), relative, dropout=0.5)[..., 0]
+    assert dropped.std() > 0.1
+    assert abs(dropped.mean().item() - 1) < 0.05
 
 
 def test_dropout_acts_on_the_values_and_leaves_the_returned_weights_whole():

@@ -124,7 +124,9 @@ def test_the_command_and_the_function_do_the_same(
     run = small_run(carry=True, memory_norm=False)
     assert untimed(resume(tmp_path / "run", progress=False).metrics) == untimed(run.metrics)
     out, err = capsys.readouterr()
-    assert out.startswith(f"validation loss {run.val_loss:.4f}; weights, metrics and loss curve are in ")
+    assert out.startswith(
+        f"validation loss {run.val_loss:.4f}{run.when}; weights, metrics and loss curve are in "
+    )
     assert "11/11" in err
     assert run.evaluations[-1]["sample"].strip() in err
 

@@ -186,7 +186,7 @@ def test_the_text_is_returned_though_it_cannot_be_kept(corpus: bytes, text: str,
 @pytest.mark.parametrize("folder", [3, b"cache"])
 def test_a_folder_must_be_a_path(folder: Any) -> None:
     with pytest.raises(
-        TypeError, match=re.escape(f"folder must be a str, a path or None, got {folder!r} of type ")
+        TypeError, match=re.escape(f"folder must be of type str or Path, got {folder!r} of type ")
     ):
         load_tiny_shakespeare(folder)
 
@@ -298,21 +298,33 @@ def test_a_number_out_of_range(numbers: Any, got: str) -> None:
 @pytest.mark.parametrize(
     ("numbers", "error", "message"),
     [
-        (torch.tensor([1.0]), TypeError, "numbers must be integers, got a tensor of torch.float32"),
+        (
+            torch.tensor([1.0]),
+            TypeError,
+            "numbers must be a tensor of integers, got Tensor [1] of torch.float32",
+        ),
         (
             torch.tensor([1], dtype=torch.bfloat16),
             TypeError,
-            "numbers must be integers, got a tensor of torch.bfloat16",
+            "numbers must be a tensor of integers, got Tensor [1] of torch.bfloat16",
         ),
-        (torch.tensor([True]), TypeError, "numbers must be integers, got a tensor of torch.bool"),
-        (torch.tensor([1j]), TypeError, "numbers must be integers, got a tensor of torch.complex64"),
+        (
+            torch.tensor([True]),
+            TypeError,
+            "numbers must be a tensor of integers, got Tensor [1] of torch.bool",
+        ),
+        (
+            torch.tensor([1j]),
+            TypeError,
+            "numbers must be a tensor of integers, got Tensor [1] of torch.complex64",
+        ),
         (torch.tensor(1), ValueError, "numbers must have shape [N], got []"),
         (torch.tensor([[1, 0]]), ValueError, "numbers must have shape [N], got [1, 2]"),
         ([0, 1.0], TypeError, "numbers must be ints, got 1.0 of type float at position 1"),
         ([True], TypeError, "numbers must be ints, got True of type bool at position 0"),
         ([[1]], TypeError, "numbers must be ints, got [1] of type list at position 0"),
-        ("ab", TypeError, "numbers must be a tensor or a sequence of ints, got 'ab'"),
-        (1, TypeError, "numbers must be a tensor or a sequence of ints, got 1"),
+        ("ab", TypeError, "numbers must be a tensor or a sequence of ints, got 'ab' of type str"),
+        (1, TypeError, "numbers must be a tensor or a sequence of ints, got 1 of type int"),
     ],
     ids=str,
 )
@@ -326,15 +338,20 @@ def test_what_cannot_be_decoded(numbers: Any, error: type[Exception], message: s
     ("make", "argument", "error", "message"),
     [
         (CharTokenizer, "", ValueError, "text must hold at least one character, got ''"),
-        (CharTokenizer, b"ab", TypeError, "text must be a str, got bytes"),
-        (CharTokenizer("ab").encode, ["a"], TypeError, "text must be a str, got list"),
+        (CharTokenizer, b"ab", TypeError, "text must be of type str, got b'ab' of type bytes"),
+        (CharTokenizer("ab").encode, ["a"], TypeError, "text must be of type str, got ['a'] of type list"),
         (
             CharTokenizer.from_vocabulary,
             "",
             ValueError,
             "vocabulary must hold at least one character, got ''",
         ),
-        (CharTokenizer.from_vocabulary, ["a"], TypeError, "vocabulary must be a str, got list"),
+        (
+            CharTokenizer.from_vocabulary,
+            ["a"],
+            TypeError,
+            "vocabulary must be of type str, got ['a'] of type list",
+        ),
         (
             CharTokenizer.from_vocabulary,
             "ab\nc\n",
@@ -407,13 +424,13 @@ def test_a_split_loses_nothing(length: int, validation: float) -> None:
 @pytest.mark.parametrize(
     ("data", "validation", "error", "message"),
     [
-        ([1, 2], 0.1, TypeError, "data must be a str or a tensor, got list"),
+        ([1, 2], 0.1, TypeError, "data must be a str or a tensor, got [1, 2] of type list"),
         (torch.zeros(2, 3), 0.1, ValueError, "data must have shape [N], got [2, 3]"),
         ("abc", 0.0, ValueError, "validation must be a number in (0, 1), got 0.0"),
         ("abc", 1, ValueError, "validation must be a number in (0, 1), got 1"),
         ("abc", float("nan"), ValueError, "validation must be a number in (0, 1), got nan"),
-        ("abc", "0.1", TypeError, "validation must be a number in (0, 1), got '0.1'"),
-        ("abc", True, TypeError, "validation must be a number in (0, 1), got True"),
+        ("abc", "0.1", TypeError, "validation must be a number in (0, 1), got '0.1' of type str"),
+        ("abc", True, TypeError, "validation must be a number in (0, 1), got True of type bool"),
         ("a", 0.5, ValueError, "data must be long enough to cut in two, got length 1 with validation=0.5"),
     ],
 )
@@ -494,7 +511,7 @@ GENERATOR = torch.Generator()
 @pytest.mark.parametrize(
     ("tokens", "length", "error", "message"),
     [
-        ([1, 2, 3], 1, TypeError, "tokens must be a tensor, got list"),
+        ([1, 2, 3], 1, TypeError, "tokens must be a tensor of integers, got [1, 2, 3] of type list"),
         (torch.zeros(2, 3), 1, ValueError, "tokens must have shape [N], got [2, 3]"),
         (torch.arange(1), 1, ValueError, "tokens must hold at least 2 tokens, got 1"),
         (torch.arange(5), 5, ValueError, "length must be an int in [1, 4], got 5"),
@@ -520,5 +537,5 @@ def test_counts_and_generators_that_windows_refuse() -> None:
     with pytest.raises(ValueError, match="batch_size must be an int >= 1, got 0"):
         random_windows(tokens, length=2, batch_size=0, generator=GENERATOR)
     generator: Any = 7
-    with pytest.raises(TypeError, match=r"generator must be a torch\.Generator, got int"):
+    with pytest.raises(TypeError, match=r"generator must be of type Generator, got \d+ of type int"):
         random_windows(tokens, length=2, batch_size=1, generator=generator)

@@ -138,12 +138,17 @@ def test_a_method_in_place_of_forward_becomes_that_of_the_copy(lm: fbt.LanguageM
     for part in (lm, lm.body.layers[0]):
         part.forward = wrappers[kind](part.forward)
     expected = evaluation_copy(model(lm.config.variant, TOKENIZER, dropout=0.5))(TOKENS)
-    torch.testing.assert_close(evaluation_copy(lm)(TOKENS), expected)  # by another backend
+    # by another backend
+    torch.testing.assert_close(evaluation_copy(lm)(TOKENS), expected)
 
 
 def test_a_function_that_refers_to_the_model_is_refused_where_dropout_is_on(lm: fbt.LanguageModel) -> None:
     lm.forward = lambda *args, **kwargs: -fbt.LanguageModel.forward(lm, *args, **kwargs)
-    with pytest.raises(ValueError, match=r"the forward of a LanguageModel was replaced .* call eval"):
+    with pytest.raises(
+        ValueError,
+        match=r"the forward of a LanguageModel was "
+        r"replaced .* call eval",
+    ):
         evaluation_copy(lm)
     lm.eval()
     assert torch.equal(evaluation_copy(lm)(TOKENS), lm(TOKENS))

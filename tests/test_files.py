@@ -270,7 +270,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
 def test_nothing_but_a_regular_file_is_opened(
     tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Opening a pipe would wait for its writer, and opening a device may make it act."""
+    """Opening a pipe would wait for its writer; opening a device may make it act."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")
     path = tmp_path / place
@@ -300,7 +300,7 @@ def test_a_pipe_that_comes_between_is_not_waited_for(tmp_path: Path, monkeypatch
 
 @pytest.mark.skipif(not Path("/proc/kmsg").exists(), reason="Linux has it")
 def test_a_file_without_a_size_is_read_as_empty() -> None:
-    """Such as /proc/kmsg, which is called regular and would be waited for without end."""
+    """Such as /proc/kmsg, which is called regular and would be waited for."""
     assert read_whole(Path("/proc/self/status")) == b""
     if os.geteuid() == 0:
         with contextlib.suppress(PermissionError):  # of a container
@@ -309,7 +309,7 @@ def test_a_file_without_a_size_is_read_as_empty() -> None:
 
 @pytest.mark.parametrize("change", ["longer", "shorter", "rewritten"])
 def test_a_file_that_changes_while_it_is_read_is_named(tmp_path: Path, change: str) -> None:
-    """Also in place of what is then wrong with what was read, but not of what has nothing to do with it."""
+    """Also in place of an error about what was read."""
     path = tmp_path / "a\nfile"
     message = f"{str(path)!r} was changed while it was read: read it again once it is whole"
     for raised in (None, ValueError("nonsense"), KeyError("nonsense")):

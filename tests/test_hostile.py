@@ -118,7 +118,7 @@ def test_the_command_to_go_on_with_can_be_pasted(
 
 
 def test_the_weights_of_a_stopped_run_are_loaded(run: Path, here: Path) -> None:
-    """Its folder has a checkpoint and no model yet: that is said, and how to go on."""
+    """Its folder has no model yet: that is said, and how to go on."""
     with pytest.warns(UserWarning) as caught:
         lm = fbt.LanguageModel.from_pretrained(run)
     (warning,) = caught
@@ -259,7 +259,7 @@ def set_data(run: Path, place: str) -> None:
 
 @pytest.mark.parametrize("place", ["/proc/kmsg", "/proc/kcore", "hole", "/proc/self/environ"])
 def test_a_file_of_the_system_is_not_read_as_a_text(run: Path, here: Path, place: str) -> None:
-    """They are called regular, and are without end, would be waited for, or hold secrets."""
+    """They are called regular, and have no end, make readers wait, or hold secrets."""
     if place == "hole":
         (here / place).touch()
         os.truncate(here / place, 2**40)

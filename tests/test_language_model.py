@@ -152,6 +152,13 @@ def test_number_of_parameters(variant, relative):
     assert lm.num_parameters() == tables + L * layer + keys_and_values + memory + around
 
 
+def test_parameters_that_are_not_trained_do_not_count():
+    lm = model("parallel")
+    lm.head.requires_grad_(requires_grad=False)
+    frozen = lm.head.weight.numel() + lm.head.bias.numel()
+    assert lm.num_parameters() == sum(p.numel() for p in lm.parameters()) - frozen
+
+
 @each_case
 def test_dropout_is_active_in_training_only(variant, backend):
     lm, tokens = with_backend(variant, backend, dropout=0.5), some_tokens(BATCH, 9)

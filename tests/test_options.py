@@ -127,16 +127,21 @@ def test_event_files_are_written_where_they_are_asked_for(data: Path, tmp_path: 
 
 def test_the_device_is_the_one_that_was_named(data: Path, tmp_path: Path, capsys: Any) -> None:
     """No machine has this one, so whoever reads the name refuses it."""
-    folder = tmp_path / "run"
-    assert main([f"--data={data}", f"--folder={folder}", "--preset=tiny", "--steps=1"]) == 0
-    capsys.readouterr()
-    assert main([f"--resume={folder}", "--device=abacus"]) == 2
-    assert "got 'abacus'" in capsys.readouterr().err
-    assert main([f"--data={data}", "--device=abacus", f"--folder={tmp_path / 'other'}"]) == 2
-    assert "got 'abacus'" in capsys.readouterr().err
-    for begin in (lambda: train(data, device="abacus"), lambda: resume(folder, device="abacus")):
-        with pytest.raises(ValueError, match=r"device must be .* got 'abacus'"):
-            begin()
+    folder, other = tmp_path / "run", tmp_path / "other"
+    few = {"preset": "tiny", "steps": 1, "sample": 0}
+    assert main([f"--data={data}", f"--folder={folder}", *words(few)]) == 0
+    for arguments in (
+        [f"--resume={folder}"],
+        [f"--data={data}", f"--folder={other}", *words(few)],
+    ):
+        capsys.readouterr()
+        assert main([*arguments, "--device=abacus"]) == 2
+        assert "got 'abacus'" in capsys.readouterr().err
+    said = r"device must be .* got 'abacus'"
+    with pytest.raises(ValueError, match=said):
+        train(data, **few, device="abacus", progress=False)
+    with pytest.raises(ValueError, match=said):
+        resume(folder, device="abacus", progress=False)
 
 
 @pytest.mark.parametrize("progress", [False, True])

@@ -19,6 +19,7 @@ from exact import (
 )
 
 import fbt
+from fbt import attention
 
 
 def check(length, state=None, **changes):
@@ -62,6 +63,27 @@ def test_block_by_block_equals_one_pass(blocks, span):
     assert_same(in_blocks, everything(y, after))
     named = leaves(module, x)
     assert_same(gradients(in_blocks, named), gradients(everything(y, after), named))
+
+
+@pytest.mark.parametrize("carried", [0, 2])
+def test_a_long_text_is_read_in_blocks(carried, monkeypatch):
+    """The same outputs, state and gradients as all at once; weights, where they are asked for, in full."""
+    module, x = body("parallel", span=5), normal(2, 301, 14)
+    state = some_state(config("parallel", span=5), carried, batch=2) if carried else None
+    named = leaves(module, x, state)
+    y, after, weights = module(x, state, need_weights=True)
+    widths = []
+    softmax = torch.softmax
+    monkeypatch.setattr(torch, "softmax", lambda s, dim: widths.append(s.shape[-1]) or softmax(s, dim))
+    monkeypatch.setattr(attention, "LONG", 300)
+    found, found_after, none = module(x, state)
+    assert none is None
+    assert max(widths) == attention.BLOCK + 5  # no query computes scores far outside its span
+    assert_same(everything(found, found_after), everything(y, after))
+    outputs = everything(found, found_after)
+    assert_same(gradients(outputs, named), gradients(everything(y, after), named))
+    _, _, whole = module(x, state, need_weights=True)
+    assert torch.equal(whole, weights)
 
 
 def test_the_returned_state_is_its_own_memory():

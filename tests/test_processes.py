@@ -23,6 +23,7 @@ from small_runs import TEXT, small_command, untimed
 import fbt
 from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint
 from fbt.recipe import Recipe
+from fbt.training.folder import RunFolder
 from fbt.training.loop import Trainer, check_shares
 from fbt.training.metrics import METRICS_FILE
 from fbt.training.processes import Processes, joined
@@ -113,7 +114,7 @@ def test_what_is_saved_is_said_by_the_first_process_alone() -> None:
     """Of the others each knows the checkpoint that it began with, and none that was written since."""
     for rank in (0, 1):
         processes = Processes(torch.device("cpu"), rank, 2)
-        trainer: Any = SimpleNamespace(processes=processes, folder=Path("run"), saved=3)
+        trainer: Any = SimpleNamespace(processes=processes, folder=RunFolder(Path("run")), saved=3)
         with pytest.raises(OSError) as caught, _explaining(trainer):
             raise OSError
         assert hasattr(caught.value, "__notes__") == (rank == 0)

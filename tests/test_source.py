@@ -79,7 +79,7 @@ def test_code_outside_the_package_has_no_link():
 
 @pytest.mark.parametrize("obj", [3, "text", None, len, torch.add, fbt.LanguageModel(fbt.Config(3))], ids=type)
 def test_what_has_no_source_is_refused(obj):
-    with pytest.raises(TypeError, match="show needs a class, function, method or module"):
+    with pytest.raises(TypeError, match="obj must be a class, function, method or module"):
         fbt.show(obj)
 
 

@@ -980,7 +980,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_first_step(
             {"seq_len": 19, "carry": True, "batch_size": 10},
             r"\(seq_len \+ 1\) = 200 characters, got 180",
         ),
-        ("a", {}, "long enough to cut in two, got length 1"),
+        ("a", {}, "more than seq_len=7 characters, got 1 of 1; to train on a file, pass its Path"),
         ("", {}, "text must hold at least one character"),
     ],
 )
@@ -1083,7 +1083,9 @@ def test_a_signal_that_python_did_not_set_or_that_is_ignored_is_left_alone(
 
 
 def test_no_windows_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"windows must be at least one, got \[0, 5\]"):
+    with pytest.raises(
+        ValueError, match=r"windows must have shape \[N, T \+ 1\] with every size >= 1, got \[0, 5\]"
+    ):
         evaluate(small_run(steps=1).model, torch.empty(0, 5, dtype=torch.long))
 
 

@@ -182,10 +182,13 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = 
         lambda h, m: m.update(vocabulary='"aa"'),
         "vocabulary must hold each character once",
     ),
-    "a vocabulary of numbers": (lambda h, m: m.update(vocabulary="3"), "vocabulary must be a str, got int"),
+    "a vocabulary of numbers": (
+        lambda h, m: m.update(vocabulary="3"),
+        "vocabulary must be of type str, got 3 of type int",
+    ),
     "a vocabulary that is null": (
         lambda h, m: m.update(vocabulary="null"),
-        "vocabulary must be a str, got NoneType",
+        "vocabulary must be of type str, got None of type NoneType",
     ),
     # What the header says of tensors.
     "overlapping tensors": (
@@ -283,6 +286,10 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = 
     "a tensor twice": (
         lambda h, m: b'{"head.bias": 1, "head.bias": 2}',
         "header is no JSON that can be read: 'head.bias' occurs twice in an object",
+    ),
+    "the last of many names twice": (
+        lambda h, m: json.dumps(dict.fromkeys(map(str, range(150_000)), 0)).encode()[:-1] + b',"149999":0}',
+        "header is no JSON that can be read: '149999' occurs twice in an object",
     ),
     "half a character": (
         lambda h, m: m.update(config="\ud800"),
@@ -418,7 +425,7 @@ def test_a_header_just_short_enough_is_read_at_once(saved: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["model", "checkpoint"])
 def test_a_file_takes_the_memory_of_its_numbers_once(kind: str, tmp_path: Path) -> None:
-    """64 MB of weights; twice that is more than may be taken beside the model's own."""
+    """64 MB of weights; twice that is more than may be taken beside the model."""
     lm = fbt.LanguageModel(fbt.Config(19, d_model=2000, n_heads=1, n_layers=1, d_ff=1, span=1), TOKENIZER)
     size = lm.save_pretrained(tmp_path).stat().st_size
     assert size > 64e6
@@ -612,7 +619,7 @@ def test_a_checksum_that_is_none_is_refused(saved: Path, checksum: str) -> None:
 
 
 def test_a_file_without_a_checksum_is_read(saved: Path) -> None:
-    """As those of other programs, and those that ship with the package, which were written before."""
+    """As those of other programs, and those that ship with the package."""
     expected = LanguageModel.from_pretrained(saved.parent).state_dict()
     save_file(load_file(saved), saved, without_checksum(saved))
     for name, tensor in LanguageModel.from_pretrained(saved.parent).state_dict().items():

@@ -108,9 +108,8 @@ class Progress:
         """Show that a cell has started."""
         self.cell_started = time.monotonic()
         if self.terminal:
-            elapsed = self.cell_started - self.started
-            line = f"{self.label}  cell {cell_index + 1}/{self.cells}  {elapsed:.0f} s"
-            print(f"\r\033[K{line}", end="", flush=True)
+            text = f"{self.label}  cell {cell_index + 1}/{self.cells}"
+            print(f"\r\033[K{text}  {self.cell_started - self.started:.0f} s", end="", flush=True)
 
     def done(self, cell: nbformat.NotebookNode, cell_index: int, execute_reply: Any) -> None:
         """Record how long a cell took; in a log, print the slow ones."""
@@ -118,11 +117,6 @@ class Progress:
         self.cell_seconds.append(round(seconds, 2))
         if not self.terminal and seconds >= 3:
             print(f"{self.label}  cell {cell_index + 1}/{self.cells} took {seconds:.1f} s", flush=True)
-
-    def clear(self) -> None:
-        """Clear the line on a terminal."""
-        if self.terminal:
-            print("\r\033[K", end="", flush=True)
 
 
 def execute(notebook: nbformat.NotebookNode, label: str, *, kernel: str = "python3") -> Run:
@@ -165,7 +159,8 @@ def execute(notebook: nbformat.NotebookNode, label: str, *, kernel: str = "pytho
                 raise KeyboardInterrupt from None
             raise
         finally:
-            progress.clear()
+            if progress.terminal:
+                print("\r\033[K", end="", flush=True)
     return Run(notebook, time.monotonic() - progress.started, progress.cell_seconds, error)
 
 
@@ -192,49 +187,48 @@ def run_all(paths: list[Path], *, force: bool = False) -> bool:
         Whether every notebook now has a valid run.
     """
     rows: list[tuple[str, ...]] = [("notebook", "cells", "seconds", "result")]
-    good = True
-    stored_runs = [None if force else executed(path) for path in paths]
-    if None in stored_runs:
+    stored_runs = {path: None if force else executed(path) for path in paths}
+    if None in stored_runs.values():
         fetch_corpus()
-    for number, (path, stored) in enumerate(zip(paths, stored_runs, strict=True), start=1):
-        label = f"[{number}/{len(paths)}] {path.stem}"
+    for number, (path, stored) in enumerate(stored_runs.items(), start=1):
         if stored is not None:
-            run_of = stored.metadata.fbt_run
-            rows.append((path.stem, str(run_of.cells), f"{run_of.seconds:.1f}", "cached"))
-            continue
-        # Taken first: a file that changes during the run invalidates it.
-        run_key = key(path)
-        notebook = read(path)
-        print(f"{label}: running {len(notebook.cells)} cells", flush=True)
-        try:
-            run = execute(notebook, label)
-        except KeyboardInterrupt:
-            sys.exit(f"{label}: interrupted; earlier chapters keep their runs")
-        if run.error is not None:
-            good = False
-            print(f"{label}: FAILED after {run.seconds:.1f} s\n{run.error}", flush=True)
-            rows.append((path.stem, str(len(notebook.cells)), f"{run.seconds:.1f}", "FAILED"))
-            continue
-        notebook.metadata.fbt_run = {
-            "key": run_key,
-            "cells": len(notebook.cells),
-            "seconds": round(run.seconds, 1),
-            "cell_seconds": run.cell_seconds,
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "versions": versions(),
-            "machine": {
-                "system": platform.system(),
-                "processor": platform.machine(),
-                "cores": os.cpu_count(),
-            },
-        }
-        write(executed_path(path), nbformat.writes(notebook))
-        slow = run.seconds > BUDGET_SECONDS
-        result = f"ok, over the {BUDGET_SECONDS:.0f} s budget" if slow else "ok"
-        print(f"{label}: {result} in {run.seconds:.1f} s", flush=True)
-        rows.append((path.stem, str(len(notebook.cells)), f"{run.seconds:.1f}", result))
+            about, result = stored.metadata.fbt_run, "cached"
+        else:
+            about, result = run_chapter(path, f"[{number}/{len(paths)}] {path.stem}")
+        rows.append((path.stem, str(about["cells"]), f"{about['seconds']:.1f}", result))
     print("\n" + table(rows), flush=True)
-    return good
+    return not any(result == "FAILED" for *_, result in rows)
+
+
+def run_chapter(path: Path, label: str) -> tuple[dict[str, Any], str]:
+    """Run a notebook, keep the copy if it succeeds, and return its metadata and result."""
+    # Taken first: a file that changes during the run invalidates it.
+    run_key, notebook = key(path), read(path)
+    print(f"{label}: running {len(notebook.cells)} cells", flush=True)
+    try:
+        run = execute(notebook, label)
+    except KeyboardInterrupt:
+        sys.exit(f"{label}: interrupted; earlier chapters keep their runs")
+    about = {
+        "key": run_key,
+        "cells": len(notebook.cells),
+        "seconds": round(run.seconds, 1),
+        "cell_seconds": run.cell_seconds,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "versions": versions(),
+        "machine": {
+            "system": platform.system(),
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+        },
+    }
+    if run.error is None:
+        notebook.metadata.fbt_run = about
+        write(executed_path(path), nbformat.writes(notebook))
+    slow = ", over the budget" if run.seconds > BUDGET_SECONDS else ""
+    result = "FAILED" if run.error else f"ok{slow}"
+    print(f"{label}: {result} in {run.seconds:.1f} s {run.error or ''}".rstrip(), flush=True)
+    return about, result
 
 
 def versions() -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fbt._checks import check_choice, check_int
+from fbt._checks import check_choice, check_int, shown
 from fbt.tasks.task import IGNORE, Task
 
 NAMES = ("x", "y", "z", "p", "r")
@@ -115,7 +115,7 @@ class CodeExecution(Task):
     def answer(self, words: Sequence[str]) -> list[str | None]:
         """Translate the program to Python, statement by statement, and run that."""
         state, answers, statement = State(), list[str | None](), list[str]()
-        for word in words:
+        for word in self._steps(words, self.words):
             answers.append(None)
             if word == "END":
                 continue
@@ -131,7 +131,11 @@ class CodeExecution(Task):
 
 
 def run_statement(text: str, state: State) -> str | None:
-    """Run one statement on a state and return what it prints, by patterns over its text."""
+    """Run one statement on a state and return what it prints, by patterns over its text.
+
+    Raises:
+        ValueError: it is no statement, or reads a variable that has no value.
+    """
     rules: dict[str, Callable[[re.Match[str]], str | None]] = {
         r"print (\w) ;": lambda m: str(state[m[1]]),
         r"(\w) = (\d+) ;": lambda m: state.update({m[1]: int(m[2])}),
@@ -142,8 +146,13 @@ def run_statement(text: str, state: State) -> str | None:
     for pattern, run in rules.items():
         match = re.fullmatch(pattern, text)
         if match:
-            return run(match)
-    raise ValueError(f"a statement must be an assignment, ++, --, if or print, got {text!r}")
+            try:
+                return run(match)
+            except KeyError as error:
+                reason = f"{error} must have a value"
+                raise ValueError(f"words must be a program: in {shown(text)} {reason}") from error
+    wanted = "each statement must be an assignment, ++, --, if or print"
+    raise ValueError(f"words must be a program: {wanted}, got {shown(text)}")
 
 
 def holds(condition: re.Match[str], state: State) -> bool:

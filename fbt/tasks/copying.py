@@ -40,8 +40,10 @@ class Copy(Task):
     def answer(self, words: Sequence[str]) -> list[str | None]:
         """Write the symbols down and read them back."""
         waiting, answers = list[str](), list[str | None]()
-        for word in words:
+        for word in self._steps(words, self.words):
             if word == "?":
+                if not waiting:
+                    raise ValueError("words must have no more blanks than symbols, got one more")
                 answers.append(waiting.pop(-1 if self.reverse else 0))
             else:
                 waiting.append(word)

@@ -37,6 +37,7 @@ class Parity(Task):
 
     def answer(self, words: Sequence[str]) -> list[str | None]:
         """Count the ones up to each step."""
+        words = self._steps(words, self.words)
         return [str(words[: t + 1].count("1") % 2) for t in range(len(words))]
 
 
@@ -72,6 +73,7 @@ class Permutations(Task):
 
     def answer(self, words: Sequence[str]) -> list[str | None]:
         """Carry n marked things along."""
+        words = self._steps(words, self.words)
         things = {name: name for name in sorted(words[0])} if words else {}  # thing -> place
         answers: list[str | None] = []
         for word in words:
@@ -115,6 +117,7 @@ class ShellGame(Task):
 
     def answer(self, words: Sequence[str]) -> list[str | None]:
         """Follow the ball."""
+        words = self._steps(words, self.words[self.cups :])
         ball, answers = "A", list[str | None]()
         for one, other in (tuple(word) for word in words):
             ball = {one: other, other: one}.get(ball, ball)

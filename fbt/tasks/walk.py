@@ -62,6 +62,7 @@ class Walk(Task):
 
     def answer(self, words: Sequence[str]) -> list[str | None]:
         """Walk, move by move."""
+        words = self._steps(words, self.moves)
         x, y, side, answers = 0, 0, "N", list[str | None]()
         for word in words:
             if word in ("left", "right"):

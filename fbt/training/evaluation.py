@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fbt._checks import check_instance, check_int, check_tokens, check_values
 from fbt.evaluation_copy import evaluation_copy, without_gradients
 from fbt.language_model import LanguageModel
 
@@ -20,10 +21,16 @@ def evaluate(model: LanguageModel, windows: Tensor, batch_size: int = 128) -> fl
         Nats per character, summed in float32 or more.
 
     Raises:
-        ValueError: there are no windows.
+        TypeError: an argument is of the wrong type.
+        ValueError: there are no windows, or none of at least two tokens, or a token is outside the
+            vocabulary.
     """
-    if not len(windows):
-        raise ValueError(f"windows must be at least one, got {list(windows.shape)}")
+    check_instance("model", model, LanguageModel)
+    check_tokens("windows", windows, "[N, T + 1]", model.config.vocab_size)
+    if windows.shape[1] < 2:
+        raise ValueError(f"windows must have shape [N, T + 1] with T >= 1, got {list(windows.shape)}")
+    check_values("windows", windows)
+    check_int("batch_size", batch_size, low=1)
     return total_loss(model, windows, batch_size) / windows[:, 1:].numel()
 
 
@@ -41,9 +48,9 @@ def total_loss(model: LanguageModel, windows: Tensor, batch_size: int = 128) -> 
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    """`F.cross_entropy` of logits [B, T, V] and targets [B, T], computed in float32 or more.
+    """Cross-entropy of logits [B, T, V] and targets [B, T], computed in float32 or more.
 
-    Half precision would round a sum of thousands of losses to three digits, or overflow.
+    In half precision a sum of thousands of losses has three digits, or overflows.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return F.cross_entropy(logits.flatten(0, 1).to(dtype), targets.flatten(), reduction=reduction)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import TqdmWarning
 
+from fbt._checks import check_tokens
 from fbt.attention import drawing_from
 from fbt.checkpoint import (
     CHECKPOINT_FILE,
@@ -40,9 +41,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", TqdmWarning)
     from tqdm.auto import tqdm
 
-LAST_CHARACTERS = (
-    131_072  # that the last evaluation looks at; the validation text of Tiny Shakespeare has less
-)
+# The most characters that the last evaluation looks at; the validation text of Tiny
+# Shakespeare has 111,540.
+LAST_CHARACTERS = 131_072
 BATCH = 128  # windows of an evaluation, between which it can be interrupted
 
 
@@ -79,7 +80,9 @@ class Trainer:
         self.processes, self.device = processes, processes.device
         self.model, self.folder = model.to(self.device).train(), folder
         self.optimizer = adamw(model, self.recipe)
-        self.train_tokens, held_out = _parts(model.tokenizer.encode(text), self.recipe)
+        tokens = model.tokenizer.encode(text)
+        check_tokens("tokens of the text", tokens, "[N]", settings.config.vocab_size)
+        self.train_tokens, held_out = _parts(tokens, self.recipe, settings.data)
         length = self.recipe.seq_len
         count = min(self.recipe.eval_windows, len(held_out) - length)
         self.some_windows = even_windows(held_out, length=length, count=count)
@@ -87,7 +90,7 @@ class Trainer:
         fewer = most if (len(held_out) - 1) // length > most else None
         self.last_windows = even_windows(held_out, length=length, count=fewer)
         self.prompt = "\n" if "\n" in model.tokenizer.vocabulary else text[0]
-        # Of batches, and of dropout: torch's global generator belongs to the caller and to other threads.
+        # For batches and dropout: torch's global generator is shared by all threads.
         self.generator = torch.Generator("cpu")
         self.noise = self.generator if self.device.type == "cpu" else torch.Generator(self.device)
         self.step = 0
@@ -182,7 +185,7 @@ class Trainer:
             disable=not progress,
         ) as bar:
             while not (self.finished or self.processes.total(interrupt.asked)):
-                if not self._awaits_evaluation():  # as where it was interrupted in its last run
+                if not self._awaits_evaluation():  # an interrupted evaluation is made first
                     values = self._update()
                     self.step += 1
                     record(**values)
@@ -292,9 +295,9 @@ class Trainer:
         return values
 
     def _best(self, loss_of: Callable[[LanguageModel, Tensor], float], loss: float) -> Best:
-        """The best weights up to this step, at which the model has this validation loss.
+        """The best weights up to this step, at which the validation loss is `loss`.
 
-        Losses are compared over the same windows: those of the evaluations during the run, and in the end,
+        Losses over the same windows are compared: those of the evaluations during the run and then,
         if earlier weights are better there, those of the last evaluation.
         """
         last, best = self.step == self.recipe.steps, self.best
@@ -351,14 +354,15 @@ def check_shares(recipe: Recipe, processes: int) -> None:
         raise ValueError(f"several processes need sequences of at least 2 characters, got {shortest}")
 
 
-def _parts(tokens: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
+def _parts(tokens: Tensor, recipe: Recipe, source: str | None) -> tuple[Tensor, Tensor]:
     """The tokens [N] to train on and to validate on, long enough for the recipe."""
-    train, held_out = split(tokens)
     length, total = recipe.seq_len, len(tokens)
+    train, held_out = split(tokens) if total > 1 else (tokens[:0], tokens)
     if len(held_out) <= length:
+        hint = "; to train on a file, pass its Path" if source is None else ""
         raise ValueError(
             f"the last tenth of the text must have more than seq_len={length} characters, "
-            f"got {len(held_out)} of {total}"
+            f"got {len(held_out)} of {total}{hint}"
         )
     needed = recipe.batch_size * (length + 1)
     if recipe.carry and len(train) < needed:

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fbt._checks import shown
 from fbt._text import in_a_line
 
 T = TypeVar("T")
@@ -147,5 +148,7 @@ def _device(name: str | torch.device | None, number: int | None) -> torch.device
             torch.cuda.set_device(number if torch.device(device).index is None else device)
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device must be one that torch can use here, got {name!r}: {reason}") from error
+        reason = str(error).splitlines()[0][:200]
+        raise ValueError(
+            f"device must be one that torch can use here, got {shown(name)}: {reason}"
+        ) from error

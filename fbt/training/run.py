@@ -10,7 +10,14 @@ from typing import Any
 
 import torch
 
-from fbt._checks import check_choice, check_instance
+from fbt._checks import (
+    check_bool,
+    check_choice,
+    check_instance,
+    check_path,
+    shown,
+    typed,
+)
 from fbt._files import named, read_whole, sha256
 from fbt._text import in_a_line
 from fbt.checkpoint import CHECKPOINT_FILE, Best, Checkpoint, Settings
@@ -31,6 +38,7 @@ from fbt.training.metrics import Metric
 from fbt.training.processes import Processes, joined
 
 LOSS_FIGURE = "loss.svg"
+LONGEST_NAME = 250  # characters; a system may refuse to look for a longer one
 TINY_SHAKESPEARE = "tiny-shakespeare"
 
 
@@ -39,19 +47,19 @@ class Run:
     """A finished or interrupted training run.
 
     Attributes:
-        model: the trained model, in evaluation mode. After a finished run its weights are those with the
-            lowest validation loss among the evaluations, which need not be the last ones; where a run was
-            interrupted, they are those of its last step.
+        model: the trained model, in evaluation mode. A finished run returns the weights with the
+            lowest validation loss among its evaluations, which need not be the last weights; an
+            interrupted run returns the weights of its last step.
         settings: what it was trained with.
         metrics: one dict a step with "step", "loss" (training, nats a character), "grad_norm" (before
             clipping), "lr", "length" (characters a sequence) and "seconds" since the start; and one an
             evaluation with "step", "val_loss", the generated "sample", the "layer_weights" [L + 1] of a
             feedback model, and "seconds".
         finished: False where the run was interrupted.
-        folder: where the files are, or None. `model.safetensors` holds the weights of `model`, the
-            checkpoint those of the last step.
-        best: the best evaluation so far, or None before the first: its `step`, its `val_loss` in nats per
-            character, and the `weights`, for `model.load_state_dict`.
+        folder: where the files are, or None. `model.safetensors` holds the weights of `model`, and
+            the checkpoint the weights of the last step.
+        best: the best evaluation so far, or None before the first: its `step`, its `val_loss` in
+            nats per character, and the `weights`, for `model.load_state_dict`.
     """
 
     model: LanguageModel
@@ -73,9 +81,9 @@ class Run:
 
     @property
     def val_loss(self) -> float:
-        """The validation loss of `model`, or of its last evaluation if the run was interrupted.
+        """The validation loss of `model`, or the last one if the run was interrupted.
 
-        It is in nats per character. That of the last step is in `evaluations[-1]`.
+        It is in nats per character. The loss of the last evaluation is in `evaluations[-1]`.
 
         Raises:
             ValueError: the run was interrupted before its first evaluation.
@@ -89,7 +97,7 @@ class Run:
 
     @property
     def when(self) -> str:
-        """At which step the model had its validation loss, as a phrase; empty if at the last one."""
+        """A phrase that says which step `val_loss` belongs to; empty if it is the last."""
         if not self.finished or self.best is None or self.best.step == self.step:
             return ""
         last = self.evaluations[-1]["val_loss"]
@@ -106,9 +114,9 @@ class Run:
 
 @contextlib.contextmanager
 def _own_modes() -> Iterator[None]:
-    """A context, or a decorator, in which modes of the caller's that a run could not bear are off.
+    """A context, or a decorator, without the caller's no_grad, inference mode and default device.
 
-    These are no_grad, inference mode and a default device. Autocast and the default dtype apply.
+    Autocast and the default dtype apply to a run.
     """
     device = torch.get_default_device().type != "cpu" and torch.device("cpu")
     with torch.inference_mode(False), torch.enable_grad(), device or contextlib.nullcontext():
@@ -170,6 +178,11 @@ def train(
         FloatingPointError: a loss, the gradient or a weight is no longer finite.
     """
     check_choice("preset", preset, tuple(PRESETS))
+    check_instance("init_from", init_from, str, Path, LanguageModel, type(None))
+    if isinstance(init_from, str | Path):
+        check_path("init_from", init_from)
+    check_bool("resume", resume)
+    _check_arguments(text, folder, device, progress, log)
     place = None if folder is None else Path(folder)
     if resume and place is None:
         raise ValueError("resume needs the folder of a run, got folder=None")
@@ -221,6 +234,8 @@ def resume(
         ValueError: the checkpoint is damaged, or the text is not the one of the run.
         OSError, ConnectionError, ImportError, FloatingPointError: as in `train`.
     """
+    check_instance("folder", folder, str, Path)
+    _check_arguments(text, folder, device, progress, log)
     run_folder = RunFolder(Path(folder))
     checkpoint = Checkpoint.load(run_folder.path)
     settings = checkpoint.settings
@@ -239,14 +254,44 @@ def resume(
         return _run(settings, words, None, checkpoint, run_folder, processes, progress, log)
 
 
+def _check_arguments(
+    text: str | Path | None,
+    folder: str | Path | None,
+    device: str | torch.device | None,
+    progress: bool,
+    log: str | None,
+) -> None:
+    """Raise unless the arguments that `train` and `resume` share are of their types."""
+    if not isinstance(text, str | Path | None):
+        raise TypeError(
+            f"text must be a str, a Path or None, got {typed(text)}: pass the Path of a file, "
+            "bytes decoded, and lines joined"
+        )
+    if isinstance(text, Path):
+        check_path("text", text)
+    if folder is not None:
+        check_path("folder", folder)
+    check_instance("device", device, str, torch.device, type(None))
+    check_bool("progress", progress)
+    if log is not None:
+        check_choice("log", log, ("tensorboard",))
+
+
 def _read(text: str | Path | None) -> tuple[str, str | None]:
     """A text, and where it came from as `Settings.data` says it."""
     if text is None:
         return load_tiny_shakespeare(), TINY_SHAKESPEARE
     if isinstance(text, str):
+        if "\n" not in text and len(text) < LONGEST_NAME and Path(text).is_file():
+            raise ValueError(
+                f"text must be the text itself, got the name of a file, {shown(text)}: pass its Path"
+            )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            found = f"got {text[error.start]!r} at position {error.start}"
+            raise ValueError(f"text must have no halves of characters, {found}") from error
         return text, None
-    if not isinstance(text, Path):
-        raise TypeError(f"text must be a str, a Path or None, got {text!r} of type {type(text).__name__}")
     source = str(text.resolve())
     try:
         # A byte order mark is no character to learn, and all line ends are alike.
@@ -295,10 +340,8 @@ def _run(
     progress: bool,
     log: str | None,
 ) -> Run:
-    if log is not None:
-        check_choice("log", log, ("tensorboard",))
-        if folder is None:
-            raise ValueError(f"log={log!r} needs a folder to write to, got folder=None")
+    if log is not None and folder is None:
+        raise ValueError(f"log={log!r} needs a folder to write to, got folder=None")
     place = None if folder is None else folder.path
     events = event_writer(place, log if processes.is_first else None)
     processes.agree(f"{settings.compared()} {None if checkpoint is None else checkpoint.step}")

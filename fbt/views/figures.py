@@ -7,6 +7,7 @@ colours keep a contrast of 3:1 on both, and every line also has a dash of its ow
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from itertools import cycle
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fbt._checks import check_choice
+from fbt._checks import (
+    check_choice,
+    check_float_tensor,
+    check_instance,
+    check_items,
+    check_path,
+    check_values,
+    shown,
+    texts_in,
+)
 from fbt._files import write_whole
 from fbt._text import well_formed
 
@@ -74,6 +84,7 @@ def use_book_style() -> None:
 
 def svg_of(figure: Figure) -> bytes:
     """A figure as an SVG document, without a note of who made it and when; closes it."""
+    check_instance("figure", figure, Figure)
     buffer = BytesIO()
     with mpl.rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
@@ -83,6 +94,9 @@ def svg_of(figure: Figure) -> bytes:
 
 def save_svg(figure: Figure, path: str | Path) -> None:
     """Write a figure as SVG, whole or not at all, and close it."""
+    check_path("path", path)
+    if not Path(path).name:
+        raise ValueError(f"path must be that of a file, got {shown(path)}")
     write_whole(path, svg_of(figure))
 
 
@@ -94,9 +108,18 @@ def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, over: str = 
         over: what the horizontal axis counts, "step" or "seconds".
 
     Raises:
-        ValueError: `over` is something else.
+        TypeError: `runs` is something else.
+        ValueError: `over` is something else, or a metric has no such number.
     """
     check_choice("over", over, ("step", "seconds"))
+    check_instance("runs", runs, Mapping)
+    for name, metrics in runs.items():
+        check_items(f"runs[{shown(name)}]", metrics, Mapping)
+        missing = [metric for metric in metrics if over not in metric]
+        if missing:
+            raise ValueError(
+                f"runs[{shown(name)}] must have {over!r} in each metric, got {shown(missing[0])}"
+            )
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots()
         looks = cycle(zip(COLOURS, DASHES, strict=True))
@@ -114,8 +137,14 @@ def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, over: str = 
                 axes.plot(x, y, color=colour, linestyle=dash, marker=marker, markersize=4, label=name)
         axes.set_xlabel({"step": "optimiser step", "seconds": "seconds"}[over])
         axes.set_ylabel("loss, nats a character")
-        axes.legend()
+        _add_legend(axes)
     return figure
+
+
+def _add_legend(axes: Axes) -> None:
+    """Name the lines, if there are any; matplotlib warns of an empty legend."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
 
 
 def attention_maps(weights: Tensor, tokens: Sequence[str]) -> Figure:
@@ -127,7 +156,17 @@ def attention_maps(weights: Tensor, tokens: Sequence[str]) -> Figure:
     Args:
         weights: [L, H, T, T], row = query, as `LanguageModel.attention` returns for one sequence.
         tokens: the T characters.
+
+    Raises:
+        TypeError: `weights` is not a floating-point tensor, or `tokens` not a sequence of texts.
+        ValueError: their shapes do not fit.
     """
+    check_float_tensor("weights", weights)
+    tokens = texts_in("tokens", tokens)
+    check_values("weights", weights)
+    if weights.ndim != 4 or weights.shape[2:] != (len(tokens),) * 2 or not weights.numel():
+        wanted = f"[L, H, {len(tokens)}, {len(tokens)}] for {len(tokens)} tokens"
+        raise ValueError(f"weights must be {wanted}, got {list(weights.shape)}")
     layers, heads, length = weights.shape[:3]
     size, several = min(4.8, 5.2 / heads), layers * heads > 1
     unseen = np.triu(np.ones((length, length), dtype=bool), 1)
@@ -170,8 +209,22 @@ def layer_weights_over_time(steps: Sequence[int], weights: Sequence[Tensor] | Te
     Args:
         steps: optimiser steps, N of them.
         weights: N vectors w [L + 1], or [N, L + 1].
+
+    Raises:
+        TypeError: `steps` or `weights` is of another type.
+        ValueError: their shapes do not fit.
     """
-    values = torch.stack(list(weights)).float().cpu().numpy()
+    check_items("steps", steps, Real)
+    if not isinstance(weights, Tensor):
+        check_items("weights", weights, Tensor)
+    rows = [] if isinstance(weights, Tensor) and not weights.ndim else list(weights)
+    shapes = {tuple(row.shape) for row in rows}
+    if len(rows) != len(steps) or len(shapes) != 1 or len(min(shapes)) != 1 or not rows[0].numel():
+        found = shown([list(row.shape) for row in rows])
+        raise ValueError(f"weights must be a vector for each of {len(steps)} steps, got {found}")
+    for row in rows:
+        check_values("weights", row)
+    values = torch.stack(rows).float().cpu().numpy()
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots()
         looks = cycle(zip((INK, *COLOURS), ("-", *DASHES), strict=True))
@@ -205,7 +258,20 @@ def cost_against_length(
         costs: one value a length, by the name the legend shows.
         unit: of the costs.
         ylabel: what was measured.
+
+    Raises:
+        TypeError: an argument is of another type.
+        ValueError: there is not one cost to each length.
     """
+    check_items("lengths", lengths, Real)
+    check_instance("costs", costs, Mapping)
+    check_instance("unit", unit, str)
+    check_instance("ylabel", ylabel, str)
+    for name, values in costs.items():
+        check_items(f"costs[{shown(name)}]", values, Real)
+        if len(values) != len(lengths):
+            found = f"got {len(values)}"
+            raise ValueError(f"costs[{shown(name)}] must have {len(lengths)} values like lengths, {found}")
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots()
         looks = cycle(zip(COLOURS, DASHES, "os^D", strict=True))
@@ -217,5 +283,5 @@ def cost_against_length(
         axes.minorticks_off()
         axes.set_xlabel("sequence length T, characters")
         axes.set_ylabel(f"{ylabel}, {unit}")
-        axes.legend()
+        _add_legend(axes)
     return figure

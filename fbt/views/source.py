@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from fbt._checks import check_bool, typed
 from fbt._repository import BRANCH, URL
 
 PACKAGE = Path(__file__).parents[1]
@@ -67,11 +68,12 @@ def show(obj: Any, *, docstring: bool = True) -> Source:
     Raises:
         TypeError: `obj` has no Python source, such as a number or a built-in.
     """
+    check_bool("docstring", docstring)
     if isinstance(obj, property):
         obj = obj.fget
     try:
         return Source(inspect.unwrap(obj) if callable(obj) else obj, docstring)
     except (TypeError, OSError) as error:
         raise TypeError(
-            f"show needs a class, function, method or module of Python code, got {obj!r}"
+            f"obj must be a class, function, method or module of Python code, got {typed(obj)}"
         ) from error

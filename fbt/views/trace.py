@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fbt._checks import check_instance, check_tokens
 from fbt.evaluation_copy import evaluation_copy, without_gradients
 from fbt.feedback import FeedbackBody
 from fbt.language_model import LanguageModel
@@ -34,14 +35,17 @@ def trace(model: LanguageModel, tokens: Tensor) -> Trace:
     """Read tokens [T] by the plain loop, without dropout, and keep everything.
 
     Raises:
-        TypeError: the model has no memory to look at.
-        ValueError: the text is longer than the span, so the state has lost its first steps.
+        TypeError: `model` is not a `LanguageModel` with a memory to look at, or `tokens` not a tensor of ids.
+        ValueError: `tokens` has another shape or an id outside the vocabulary, or is longer than the span,
+            so that the state has lost its first steps.
     """
     model = evaluation_copy(model)
+    check_instance("model", model, LanguageModel)
     body = model.body
     if not isinstance(body, FeedbackBody):
         raise TypeError(f"model must have a memory, got the variant {model.config.variant!r}")
-    if not 1 <= len(tokens) <= model.config.span:
+    check_tokens("tokens", tokens, "[T]", model.config.vocab_size)
+    if len(tokens) > model.config.span:
         raise ValueError(f"tokens must be 1 to {model.config.span} like the span, got {len(tokens)}")
     kept: list[Tensor] = []
     body.memory.register_forward_pre_hook(lambda _, given: kept.append(torch.cat(given[0], dim=1)[0]))
@@ -64,7 +68,11 @@ def made_of(read: Trace) -> Tensor:
     and of those above. The norm that follows drops the mean of a vector, so it is taken off first; a part's
     share is then its projection on m, relative to m. Shares of a step sum to 1; one that points away from m
     is negative.
+
+    Raises:
+        TypeError: `read` is not a `Trace`.
     """
+    check_instance("read", read, Trace)
     added = torch.diff(read.outputs, dim=1, prepend=torch.zeros_like(read.outputs[:, :1]))
     parts = read.mixture.flip(0).cumsum(0).flip(0)[:, None] * added
     parts = parts - parts.mean(-1, keepdim=True)
