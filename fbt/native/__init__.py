@@ -61,7 +61,7 @@ def build_native() -> Path:
 
 
 def is_built() -> bool:
-    """Whether backend="native" can be used: `build_native` has run here and the library loads.
+    """Whether backend="native" can be used: the library is built here and loads.
 
     Warns, once for each reason, if there is a library that does not load or is refused.
     """
@@ -191,7 +191,7 @@ def _is_file(path: Path) -> bool:
 
 @functools.cache
 def _open(library: Path) -> ctypes.CDLL:
-    """Load the library, after checking who may have written it and that it is complete.
+    """Load the library, after checking who may have written it and its digest.
 
     Loading runs code, and loading a file that was cut short can end the process.
 
