@@ -57,7 +57,7 @@ def cache_folder() -> Path:
 
 
 def check_owned(path: Path) -> None:
-    """Raise unless a file or folder belongs to this user or root and no one else may write.
+    """Raise unless a file or folder is this user's or root's and no one else may write.
 
     A file that is run must pass this check, and so must its folder. A symbolic link
     counts as well as what it points to. Others may write to a folder that has the

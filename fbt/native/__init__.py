@@ -209,7 +209,7 @@ def _is_file(path: Path) -> bool:
 
 @functools.cache
 def _open(library: Path) -> ctypes.CDLL:
-    """Load the library, after checking who may have written it and that it is complete.
+    """Load the library, after checking who may have written it and its digest.
 
     Loading runs code, and loading a file that was cut short can end the process.
 
