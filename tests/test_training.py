@@ -698,6 +698,7 @@ def test_resume_names_the_settings_that_differ(tmp_path: Path) -> None:
 def test_the_last_evaluation_is_interrupted_and_made_by_the_resumed_run(
     second: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may ignore it
     expected = small_run(dropout=0.2)
     monkeypatch.setattr(training_loop, "BATCH", 8)  # 51 windows are 7 batches
     assert small_run(dropout=0.2).val_loss == pytest.approx(expected.val_loss, rel=1e-6)
@@ -728,6 +729,7 @@ def test_the_last_evaluation_is_interrupted_and_made_by_the_resumed_run(
 def test_an_interrupted_evaluation_on_the_way_is_made_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may ignore it
     monkeypatch.setattr(training_loop, "BATCH", 2)
     whole, calls = small_run(), iter(range(1, 100))
 
@@ -814,6 +816,7 @@ def test_the_best_weights_are_returned_and_saved(
 def test_an_interrupted_run_returns_its_last_weights_and_has_its_best(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may ignore it
     weights = scripted([3.0, 1.0, 2.5], monkeypatch)
     update = Trainer._update
 
