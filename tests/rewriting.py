@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 from hostile_files import reason
-from small_runs import WARNINGS
+from small_runs import WARNINGS, save_checkpoint
 
 import fbt
-from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint, Settings, save_checkpoint
+from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint, Settings
 from fbt.language_model import WEIGHTS_FILE
 from fbt.recipe import Recipe
 

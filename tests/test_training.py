@@ -842,7 +842,7 @@ def test_the_best_weights_outlive_a_kill(call: int, tmp_path: Path, monkeypatch:
     assert whole.best is not None and whole.best.step == 2
     assert evaluate(whole.model, last_windows(TEXT, 7)) == whole.val_loss < whole.evaluations[-1]["val_loss"]
     with monkeypatch.context() as patch:
-        patch.setattr(training_loop, "save_checkpoint", die_at(call, training_loop.save_checkpoint))
+        patch.setattr(training_loop, "checkpoint_bytes", die_at(call, training_loop.checkpoint_bytes))
         with pytest.raises(Killed):
             small_run(**changes)
     run = small_run(**changes, resume=True)

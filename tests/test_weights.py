@@ -20,11 +20,11 @@ from exact import OPTIONS, VARIANTS, config, model
 from hostile_files import little_memory, put_together, reason, refusal, retyped, taken_apart
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from small_runs import TEXT, WARNINGS, small_run
+from small_runs import TEXT, WARNINGS, save_checkpoint, small_run
 
 import fbt
 from fbt import _weights
-from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint, Settings, save_checkpoint
+from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint, Settings
 from fbt.language_model import WEIGHTS_FILE, LanguageModel, shapes_of
 from fbt.recipe import Recipe
 from fbt.training import resume
@@ -474,7 +474,7 @@ def test_the_library_reads_what_is_written(tmp_path: Path, dtype: torch.dtype) -
         "parameter": torch.nn.Parameter(torch.ones(1, dtype=dtype)),
     }
     path = tmp_path / "tensors"
-    _weights.write(path, tensors, {"text": '"ä\n\\'})
+    path.write_bytes(_weights.serialise(path, tensors, {"text": '"ä\n\\'}))
     found = load_file(path)
     assert found.keys() == tensors.keys()
     for name, tensor in tensors.items():
@@ -517,7 +517,7 @@ def test_a_machine_of_the_other_byte_order_writes_and_reads_the_same_numbers(
     path = tmp_path / "tensors"
     with monkeypatch.context() as patch:
         patch.setattr(sys, "byteorder", "big")
-        _weights.write(path, tensors, {})
+        path.write_bytes(_weights.serialise(path, tensors, {}))
         with _weights.reading(path, "model") as stored:
             again = dict(stored.read())
     assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
@@ -532,7 +532,7 @@ import hashlib, random, sys, torch
 from pathlib import Path
 import fbt
 from fbt import _weights
-from fbt.checkpoint import Settings, save_checkpoint
+from fbt.checkpoint import Fingerprint, Settings, checkpoint_bytes
 from fbt.recipe import Recipe
 
 torch.manual_seed(0)
@@ -542,14 +542,16 @@ folder = Path(sys.argv[1])
 for i in range(3):
     paths = [lm.save_pretrained(folder / "m")]
     optimizer = torch.optim.AdamW(lm.parameters())
-    save_checkpoint(folder, 0, Settings(lm.config, Recipe(), "x", "y", None), lm, optimizer, None)
-    paths.append(folder / "checkpoint.safetensors")
+    settings = Settings(lm.config, Recipe(), "x", "y", None)
+    paths.append(folder / "checkpoint")
+    none = Fingerprint(0, hashlib.sha256().hexdigest())
+    paths[1].write_bytes(checkpoint_bytes(folder, 0, settings, lm, optimizer, None, none))
     tensors = list(lm.state_dict().items())
     random.shuffle(tensors)
     metadata = [(name, name * 9) for name in ("step", "settings", "vocabulary", "format", "x")]
     random.shuffle(metadata)
-    _weights.write(folder / "shuffled", dict(tensors), dict(metadata))
     paths.append(folder / "shuffled")
+    paths[2].write_bytes(_weights.serialise(folder, dict(tensors), dict(metadata)))
     print(*(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths))
 """
 

@@ -242,6 +242,7 @@ for task in TASKS:
 # What an argument is made of, and what a message may name in its place.
 PARTS = {
     ("LanguageModel", "config"): "tokenizer",
+    ("MemoryExplorer", "tokens"): "query",
     ("Settings.from_json", "text"): "settings",
 }
 UNAVAILABLE = ("resume", "load_tiny_shakespeare")  # there is no run, and no source

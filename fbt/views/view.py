@@ -16,7 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fbt._text import well_formed
+from fbt._checks import check_instance
+from fbt._text import in_a_line, well_formed
 
 HERE = files("fbt.views")
 
@@ -34,8 +35,13 @@ class View:
     library = "anywidget"  # what `live` needs
 
     def __init__(self, name: str, data: dict[str, Any], start: dict[str, int], text: str) -> None:
+        check_instance("text", text, str)
         self._name, self._start, self._text = name, start, well_formed(text)
-        self._data: dict[str, Any] = json.loads(well_formed(json.dumps(data, ensure_ascii=False)))
+        try:
+            written = json.dumps(data, ensure_ascii=False)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"data must be made of what JSON holds: {in_a_line(str(error))}") from error
+        self._data: dict[str, Any] = json.loads(well_formed(written))
         self._widget: Any = None
 
     def _now(self, name: str) -> int:
