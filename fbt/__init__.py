@@ -5,7 +5,8 @@
     model = fbt.LanguageModel.from_pretrained("tiny-shakespeare")
     print(model.generate("ROMEO:", 300, temperature=0.8, seed=1))
 
-Start at `LanguageModel` and `Config`; `fbt.show(obj)` displays the source of anything here.
+Start at `LanguageModel` and `Config`; `fbt.show(obj)` displays the source of anything
+here.
 """
 
 from fbt import tasks

@@ -1,7 +1,7 @@
 """Argument checks shared by the package: each raises an error that quotes name, value and allowed range.
 
-Values are quoted by `shown` and `typed`, here and in every other check, so that no message is longer than a
-reader would read, whatever was passed.
+Values are quoted by `shown` and `typed`, here and in every other check, so that no
+message is longer than a reader would read, whatever was passed.
 """
 
 import os
@@ -32,9 +32,12 @@ class _Short(reprlib.Repr):
             return f"{type(x).__name__} module"
         shape, dtype = getattr(x, "shape", None), getattr(x, "dtype", None)
         # A tensor, or an array of another library, but not a number of numpy's.
-        if isinstance(x, Tensor) or (isinstance(shape, tuple) and shape and dtype is not None):
+        if isinstance(x, Tensor) or (
+            isinstance(shape, tuple) and shape and dtype is not None
+        ):
             return f"{type(x).__name__} {list(x.shape)} of {dtype}"
-        if isinstance(x, int) and x.bit_length() > 4 * LONGEST_VALUE:  # Python refuses to print some
+        # Python refuses to print some
+        if isinstance(x, int) and x.bit_length() > 4 * LONGEST_VALUE:
             return f"an int of {x.bit_length()} bits"
         if isinstance(x, bytes | bytearray):
             x = x[:LONGEST_VALUE]
@@ -77,7 +80,12 @@ def check_int(name: str, value: Any, *, low: int, high: int | None = None) -> No
 
 
 def check_real(
-    name: str, value: Any, *, low: float, high: float = float("inf"), open_high: bool = False
+    name: str,
+    value: Any,
+    *,
+    low: float,
+    high: float = float("inf"),
+    open_high: bool = False,
 ) -> None:
     """Raise unless `value` is a real number in [low, high], or in [low, high) if `open_high`.
 
@@ -92,14 +100,20 @@ def check_real(
         number = float(value)
     except OverflowError:  # an int beyond all floats
         number = float("inf")
-    if not low <= number <= high or (open_high and number == high) or number == float("inf"):
+    if (
+        not low <= number <= high
+        or (open_high and number == high)
+        or number == float("inf")
+    ):
         raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
 
 
 def check_instance(name: str, value: Any, *types: type) -> None:
     """Raise a TypeError unless `value` is of one of `types`."""
     if not isinstance(value, types):
-        allowed = " or ".join("None" if t is type(None) else t.__name__ for t in types)
+        allowed = " or ".join(
+            "None" if t is type(None) else t.__name__ for t in types
+        )
         raise TypeError(f"{name} must be of type {allowed}, got {typed(value)}")
 
 
@@ -114,15 +128,21 @@ def check_path(name: str, value: Any) -> None:
     try:
         encoded = os.fsencode(value)
     except UnicodeEncodeError as error:
-        raise ValueError(f"{name} must be a path in UTF-8, got {shown(value)}") from error
+        raise ValueError(
+            f"{name} must be a path in UTF-8, got {shown(value)}"
+        ) from error
     if b"\0" in encoded:
-        raise ValueError(f"{name} must be a path without the character NUL, got {shown(value)}")
+        raise ValueError(
+            f"{name} must be a path without the character NUL, got {shown(value)}"
+        )
 
 
 def check_items(name: str, values: Any, kind: type) -> None:
     """Raise a TypeError unless `values` is a sequence, other than a str, of items of one type."""
     if isinstance(values, str | bytes) or not isinstance(values, Sequence):
-        raise TypeError(f"{name} must be a sequence of {kind.__name__}, got {typed(values)}")
+        raise TypeError(
+            f"{name} must be a sequence of {kind.__name__}, got {typed(values)}"
+        )
     for position, value in enumerate(values):
         if not isinstance(value, kind):
             wrong = f"got {typed(value)} at position {position}"
@@ -157,7 +177,8 @@ def check_integers(name: str, value: Any, shape: str | None = None) -> None:
 
     Raises:
         TypeError: `value` is something else.
-        ValueError: it has another number of axes, or is on the meta device and so has no values.
+        ValueError: it has another number of axes, or is on the meta device and so has
+            no values.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor of integers, got {typed(value)}")
@@ -171,7 +192,9 @@ def check_integers(name: str, value: Any, shape: str | None = None) -> None:
 def check_values(name: str, value: Tensor) -> None:
     """Raise a ValueError if a tensor has no values that could be read, being on the meta device."""
     if value.is_meta:
-        raise ValueError(f"{name} must have values, got {shown(value)} on the meta device")
+        raise ValueError(
+            f"{name} must have values, got {shown(value)} on the meta device"
+        )
 
 
 def check_embeddings(x: Tensor, width: int) -> None:
@@ -183,16 +206,18 @@ def check_embeddings(x: Tensor, width: int) -> None:
     """
     check_float_tensor("x", x)
     if x.ndim != 3 or x.shape[-1] != width or x.numel() == 0:
-        raise ValueError(f"x must have shape [B, T, {width}] with B, T >= 1, got {list(x.shape)}")
+        raise ValueError(
+            f"x must have shape [B, T, {width}] with B, T >= 1, got {list(x.shape)}"
+        )
 
 
 def check_tokens(name: str, tokens: Any, shape: str, vocab_size: int) -> None:
     """Raise unless `tokens` are ids of a vocabulary, on whatever device.
 
-    On a GPU this waits for the device. That is cheaper than an id out of range, which would end every
-    computation of the process there. What has no values to look at is checked for type and shape alone:
-    tokens on the meta device, fake ones, those that a graph is traced or captured with, those that `vmap`
-    maps over.
+    On a GPU this waits for the device. That is cheaper than an id out of range, which
+    would end every computation of the process there. What has no values to look at is
+    checked for type and shape alone: tokens on the meta device, fake ones, those that
+    a graph is traced or captured with, those that `vmap` maps over.
 
     Args:
         name: of the argument.
@@ -204,16 +229,24 @@ def check_tokens(name: str, tokens: Any, shape: str, vocab_size: int) -> None:
         TypeError: `tokens` is no tensor of int64 or int32.
         ValueError: `tokens` has another shape, or an id is out of range.
     """
-    if not isinstance(tokens, Tensor) or tokens.dtype not in (torch.int64, torch.int32):
+    if not isinstance(tokens, Tensor) or tokens.dtype not in (
+        torch.int64,
+        torch.int32,
+    ):
         kind = tokens.dtype if isinstance(tokens, Tensor) else typed(tokens)
-        raise TypeError(f"{name} must be an int64 or int32 tensor {shape}, got {kind}")
+        raise TypeError(
+            f"{name} must be an int64 or int32 tensor {shape}, got {kind}"
+        )
     if tokens.ndim != shape.count(",") + 1 or tokens.numel() == 0:
-        raise ValueError(f"{name} must have shape {shape} with every size >= 1, got {list(tokens.shape)}")
+        raise ValueError(
+            f"{name} must have shape {shape} with every size >= 1, got {list(tokens.shape)}"
+        )
     if is_traced() or (tokens.is_cuda and torch.cuda.is_current_stream_capturing()):
         return
     try:
         low, high = torch.stack(torch.aminmax(tokens)).tolist()
-    except RuntimeError:  # what torch raises where there are no values; another error comes again
+    # what torch raises where there are no values; another error comes again
+    except RuntimeError:
         return
     if low < 0 or high >= vocab_size:
         wrong = low if low < 0 else high
@@ -223,7 +256,9 @@ def check_tokens(name: str, tokens: Any, shape: str, vocab_size: int) -> None:
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Raise a ValueError unless `value` is one of `choices`."""
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {shown(value)}")
+        raise ValueError(
+            f"{name} must be one of {', '.join(map(repr, choices))}, got {shown(value)}"
+        )
 
 
 def check_bool(name: str, value: Any) -> None:

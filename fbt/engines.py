@@ -2,9 +2,9 @@
 
 An engine of `fbt.sequence` takes tensors: weights stacked over layers, with norms and
 scales folded in. This module folds them, runs the engine over a block of steps or one
-step at a time, and says why an engine cannot compute a body. Folding reads the weights of
-the layers without calling the layers, so whatever else a module does when it is called
-(a hook, another class, another setting) must be found here.
+step at a time, and says why an engine cannot compute a body. Folding reads the
+weights of the layers without calling the layers, so whatever else a module does when
+it is called (a hook, another class, another setting) must be found here.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,8 @@ from fbt.state import State
 
 ENGINES = ("native", "sequence")  # the fastest first
 
-# The class of each module, by the last part of its name, and the settings that matter.
+# The class of each module, by the last part of its name, and the settings that
+# matter.
 CLASSES: dict[str, tuple[type[nn.Module], ...]] = {
     "attention": (Attention,),
     "dropout": (Dropout,),
@@ -62,8 +63,9 @@ def choose(body: FeedbackBody, x: Tensor) -> str | None:
     """Return the engine that backend="auto" takes for embeddings x [B, T, d].
 
     Returns:
-        The first engine that can compute them; None where none can, and where the plain
-        loop does better: for a single step, and inside what `torch.compile` compiles.
+        The first engine that can compute them; None where none can, and where the
+        plain loop does better: for a single step, and inside what `torch.compile`
+        compiles.
     """
     if x.shape[1:2] == (1,) or torch.compiler.is_compiling() or why_not_folded(body):
         return None
@@ -107,7 +109,9 @@ def why_not_folded(body: FeedbackBody) -> str | None:
         if name and (found := hook_of(part) or _changed(body, name, part)):
             return f"{name} has {found}"
         if isinstance(part, Dropout) and _drops(part) != drops:
-            return f"{name} has p={_drops(part)} now, and layers.0.dropout has p={drops}"
+            return (
+                f"{name} has p={_drops(part)} now, and layers.0.dropout has p={drops}"
+            )
     return None
 
 
@@ -170,7 +174,9 @@ def run_sequence(
             given = [tensor.to(dtype) for tensor in given]
         if any(tensor.dtype != dtype for tensor in given):
             got = f"{x.dtype}, {keys.dtype} and {values.dtype}"
-            raise TypeError(f"x, keys and values must be {dtype} like the weights, got {got}")
+            raise TypeError(
+                f"x, keys and values must be {dtype} like the weights, got {got}"
+            )
         top, keys, values = WholeSequence.apply(sizes, *given, *weights)
     return top.transpose(0, 1), State((keys,), (values,))
 
@@ -178,9 +184,9 @@ def run_sequence(
 class Decoder:
     """Steps of a body with one cache, one at a time, without gradients or dropout.
 
-    The weights are folded once. Keys and values are written in place, into buffers for
-    twice the span: a step copies nothing, and once per span the newest keys move to the
-    front.
+    The weights are folded once. Keys and values are written in place, into buffers
+    for twice the span: a step copies nothing, and once per span the newest keys move
+    to the front.
 
     Args:
         body: later changes of its weights are not seen.
@@ -210,7 +216,9 @@ class Decoder:
         check_float_tensor("x", x)
         loop, span = self.loop, self.loop.sizes.span
         if x.shape != loop.x.shape[2:]:
-            raise ValueError(f"x must have shape {list(loop.x.shape[2:])}, got {list(x.shape)}")
+            raise ValueError(
+                f"x must have shape {list(loop.x.shape[2:])}, got {list(x.shape)}"
+            )
         loop.x[0, 0] = x
         with without_autocast(x.device.type):
             loop.run()
@@ -225,11 +233,15 @@ class Decoder:
 
 def _side_by_side(state: State) -> tuple[Tensor, Tensor]:
     """Keys and values of a state as [HB, P, D]."""
-    keys, values = (kept[0].transpose(0, 1).flatten(0, 1) for kept in (state.keys, state.values))
+    keys, values = (
+        kept[0].transpose(0, 1).flatten(0, 1) for kept in (state.keys, state.values)
+    )
     return keys, values
 
 
-def sizes_of(body: FeedbackBody, past: int, engine: str, *, dropout: float, recompute: bool) -> Sizes:
+def sizes_of(
+    body: FeedbackBody, past: int, engine: str, *, dropout: float, recompute: bool
+) -> Sizes:
     """What an engine needs to know of a body besides its weights."""
     layer = body.layers[0]
     return Sizes(
@@ -256,7 +268,9 @@ def fold(body: FeedbackBody, rows: int) -> Weights:
     Returns:
         The weights, stacked over layers.
     """
-    tables: list[RelativeTerms] = [body.relative[l % len(body.relative)] for l in range(len(body.layers))]
+    tables: list[RelativeTerms] = [
+        body.relative[l % len(body.relative)] for l in range(len(body.layers))
+    ]
     scale = tables[0].query_bias.shape[-1] ** -0.5
     first = tables[0].key_bias.shape[-1] - rows
     project: KeyValue = body.key_values[0]
@@ -270,16 +284,25 @@ def fold(body: FeedbackBody, rows: int) -> Weights:
         return torch.stack([folded(layer) for layer in body.layers])
 
     return Weights(
-        w_q=stacked(lambda layer: layer.attention.query.weight * (layer.norm1.weight * scale)),
-        b_q=stacked(lambda layer: layer.attention.query.weight @ (layer.norm1.bias * scale)),
+        w_q=stacked(
+            lambda layer: layer.attention.query.weight * (layer.norm1.weight * scale)
+        ),
+        b_q=stacked(
+            lambda layer: layer.attention.query.weight @ (layer.norm1.bias * scale)
+        ),
         u=torch.stack([table.query_bias for table in tables]) * scale,
         table=torch.stack([table.key_embedding[:, first:] for table in tables]),
         s=torch.stack([table.key_bias[:, first:] for table in tables]) * scale,
         w_o=stacked(lambda layer: layer.attention.output.weight),
         b_o=stacked(lambda layer: layer.attention.output.bias),
-        w_1=stacked(lambda layer: layer.feed_forward.inner.weight * layer.norm2.weight),
+        w_1=stacked(
+            lambda layer: layer.feed_forward.inner.weight * layer.norm2.weight
+        ),
         b_1=stacked(
-            lambda layer: layer.feed_forward.inner.bias + layer.feed_forward.inner.weight @ layer.norm2.bias
+            lambda layer: (
+                layer.feed_forward.inner.bias
+                + layer.feed_forward.inner.weight @ layer.norm2.bias
+            )
         ),
         w_2=stacked(lambda layer: layer.feed_forward.outer.weight),
         b_2=stacked(lambda layer: layer.feed_forward.outer.bias),

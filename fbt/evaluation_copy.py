@@ -33,7 +33,9 @@ def evaluation_copy(module: M) -> M:
             function that refers to a module itself rather than to its copy.
     """
     twins = {part: _twin(part) for part in module.modules()}
-    dropping = any(part.training and part.p for part in twins if isinstance(part, nn.Dropout))
+    dropping = any(
+        part.training and part.p for part in twins if isinstance(part, nn.Dropout)
+    )
     for part, twin in twins.items():
         if dropping and _refers(vars(part).get("forward"), twins):
             raise ValueError(
@@ -74,7 +76,9 @@ def _copied(value: Any, twins: dict[nn.Module, nn.Module]) -> Any:
         return MethodType(value.__func__, _copied(value.__self__, twins))
     if isinstance(value, partial):
         arguments = [_copied(argument, twins) for argument in value.args]
-        options = {name: _copied(option, twins) for name, option in value.keywords.items()}
+        options = {
+            name: _copied(option, twins) for name, option in value.keywords.items()
+        }
         return partial(_copied(value.func, twins), *arguments, **options)
     return value
 

@@ -6,16 +6,31 @@ K_t^l, V_t^l &= W_k^l \, \mathrm{LN}(m_t), \; W_v^l \, \mathrm{LN}(m_t) \\
 x_t^l &= \mathrm{layer}(x_t^{l-1}; \; K_j^l, V_j^l \text{ for } t - S \le j < t)
 $$
 
-$m_t$ mixes all layers, so step $t + 1$ can use what the top layer found at step $t$, already in its first
-layer. For the same reason steps must be computed one after another. Step 0 has no memory and skips attention.
+$m_t$ mixes all layers, so step $t + 1$ can use what the top layer found at step $t$,
+already in its first layer. For the same reason steps must be computed one after
+another. Step 0 has no memory and skips attention.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fbt._checks import check_bool, check_choice, check_embeddings, check_instance, check_int, shown
-from fbt.attention import Attention, Dropout, FeedForward, KeyValue, RelativeTerms, module_list
+from fbt._checks import (
+    check_bool,
+    check_choice,
+    check_embeddings,
+    check_instance,
+    check_int,
+    shown,
+)
+from fbt.attention import (
+    Attention,
+    Dropout,
+    FeedForward,
+    KeyValue,
+    RelativeTerms,
+    module_list,
+)
 from fbt.config import Config
 from fbt.stack import MemoryStack, TorchStack
 from fbt.state import State, check_state
@@ -30,14 +45,17 @@ class WeightedMemory(nn.Module):
         self.layer_logits: nn.Parameter | None = None
         if config.memory == "learned":
             self.layer_logits = nn.Parameter(torch.zeros(self.n_outputs))
-        self.norm = nn.LayerNorm(config.d_model) if config.memory_norm else nn.Identity()
+        self.norm = (
+            nn.LayerNorm(config.d_model) if config.memory_norm else nn.Identity()
+        )
 
     def layer_weights(self, like: Tensor | None = None) -> Tensor:
         """w, [L + 1]: how much of each layer goes into the memory; layer 0 is the embedding.
 
         Args:
-            like: a tensor with the dtype and device of the model, for fixed weights, which are
-                computed rather than stored. None means torch's default dtype and device.
+            like: a tensor with the dtype and device of the model, for fixed weights,
+                which are computed rather than stored. None means torch's default
+                dtype and device.
         """
         if self.layer_logits is not None:
             return torch.softmax(self.layer_logits, dim=0)
@@ -65,12 +83,17 @@ class FeedbackLayer(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, keys: Tensor | None, values: Tensor | None, relative: RelativeTerms
+        self,
+        x: Tensor,
+        keys: Tensor | None,
+        values: Tensor | None,
+        relative: RelativeTerms,
     ) -> tuple[Tensor, Tensor]:
         """Map a step x [B, 1, d] to the next layer's x, given keys and values [B, H, J, D] or None at step 0.
 
         Returns:
-            The output [B, 1, d] and the attention weights [B, H, 1, J]; J = 0 where there is no memory.
+            The output [B, 1, d] and the attention weights [B, H, 1, J]; J = 0 where
+            there is no memory.
         """
         weights = x.new_zeros(x.shape[0], self.attention.n_heads, 1, 0)
         if keys is not None and values is not None:
@@ -84,8 +107,8 @@ class FeedbackBody(nn.Module):
 
     Args:
         config: sizes and options.
-        n_caches: how many keys and values a step leaves: L (one per layer, the paper's first form; None
-            means that) or 1.
+        n_caches: how many keys and values a step leaves: L (one per layer, the
+            paper's first form; None means that) or 1.
 
     Raises:
         TypeError, ValueError: `n_caches` is neither L nor 1.
@@ -99,34 +122,51 @@ class FeedbackBody(nn.Module):
         n_caches = config.n_layers if n_caches is None else n_caches
         check_int("n_caches", n_caches, low=1, high=config.n_layers)
         if n_caches not in (1, config.n_layers):
-            raise ValueError(f"n_caches must be 1 or n_layers={config.n_layers}, got {shown(n_caches)}")
-        self.d_model, self.n_heads, self.span = config.d_model, config.n_heads, config.span
+            raise ValueError(
+                f"n_caches must be 1 or n_layers={config.n_layers}, got {shown(n_caches)}"
+            )
+        self.d_model, self.n_heads, self.span = (
+            config.d_model,
+            config.n_heads,
+            config.span,
+        )
         tables = config.n_layers if config.relative == "per-layer" else 1
-        self.relative = module_list(RelativeTerms(config, range(1, config.span + 1)) for _ in range(tables))
-        self.layers = module_list(FeedbackLayer(config) for _ in range(config.n_layers))
+        self.relative = module_list(
+            RelativeTerms(config, range(1, config.span + 1)) for _ in range(tables)
+        )
+        self.layers = module_list(
+            FeedbackLayer(config) for _ in range(config.n_layers)
+        )
         self.memory = WeightedMemory(config)
         self.key_values = module_list(KeyValue(config) for _ in range(n_caches))
 
     def forward(
-        self, x: Tensor, state: State | None = None, *, backend: str = "auto", need_weights: bool = False
+        self,
+        x: Tensor,
+        state: State | None = None,
+        *,
+        backend: str = "auto",
+        need_weights: bool = False,
     ) -> tuple[Tensor, State, Tensor | None]:
         """Run the steps of x in order.
 
         Args:
             x: embeddings [B, T, d], T >= 1.
-            state: what an earlier block of the same sequences returned; None is an empty memory.
-            backend: "reference" (`torch.stack` at each step), "stack" (`MemoryStack`) or "auto" ("stack",
-                but "reference" under `torch.jit.trace`).
+            state: what an earlier block of the same sequences returned; None is an
+                empty memory.
+            backend: "reference" (`torch.stack` at each step), "stack" (`MemoryStack`)
+                or "auto" ("stack", but "reference" under `torch.jit.trace`).
             need_weights: also return the attention weights.
 
         Returns:
-            The top layer's outputs [B, T, d]; the state for the next block; the attention weights
-            [L, B, H, T, P + T] or None; row = query, P = length of the given state. Row 0 is zero if P = 0.
+            The top layer's outputs [B, T, d]; the state for the next block; the
+            attention weights [L, B, H, T, P + T] or None; row = query, P = length of
+            the given state. Row 0 is zero if P = 0.
 
         Raises:
             TypeError: the state is no `State`, or of another dtype.
-            ValueError: x is empty or of another width, the state belongs to another batch or body, or there
-                is no such backend.
+            ValueError: x is empty or of another width, the state belongs to another
+                batch or body, or there is no such backend.
         """
         check_choice("backend", backend, ("auto", *self.backends))
         backend = self._traceable(backend)
@@ -141,7 +181,9 @@ class FeedbackBody(nn.Module):
             caches = [(keys.window(), values.window()) for keys, values in stacks]
             outputs, weights = [h], []
             for l, layer in enumerate(self.layers):
-                h, w = layer(h, *caches[l % len(caches)], self.relative[l % len(self.relative)])
+                h, w = layer(
+                    h, *caches[l % len(caches)], self.relative[l % len(self.relative)]
+                )
                 outputs.append(h)
                 weights.append(w)
             memory = self.memory(outputs, mix)
@@ -152,13 +194,19 @@ class FeedbackBody(nn.Module):
             tops.append(h)
             if need_weights:  # nothing else needs them after their step
                 trace.append(weights)
-        # Cloned, so that a state keeps no more memory than it shows and shares none with what backward needs.
-        windows = zip(*((keys.window(), values.window()) for keys, values in stacks), strict=True)
+        # Cloned, so that a state keeps no more memory than it shows and shares none
+        # with what backward needs.
+        windows = zip(
+            *((keys.window(), values.window()) for keys, values in stacks),
+            strict=True,
+        )
         after = State(*(tuple(window.clone() for window in kind) for kind in windows))
         return (
             torch.cat(tops, dim=1),
             after,
-            _assemble(trace, 0 if state is None else state.length) if need_weights else None,
+            _assemble(trace, 0 if state is None else state.length)
+            if need_weights
+            else None,
         )
 
     def layer_weights(self) -> Tensor:
@@ -174,7 +222,9 @@ class FeedbackBody(nn.Module):
         return "reference"
 
     def _check_state(self, state: State | None, x: Tensor) -> None:
-        check_state(state, x, caches=len(self.key_values), heads=self.n_heads, span=self.span)
+        check_state(
+            state, x, caches=len(self.key_values), heads=self.n_heads, span=self.span
+        )
 
     def _stacks(
         self, length: int, state: State | None, plain: bool
@@ -182,11 +232,18 @@ class FeedbackBody(nn.Module):
         """One stack for keys and one for values per cache, filled with what `state` carries."""
 
         def stack(initial: Tensor | None) -> TorchStack | MemoryStack:
-            return TorchStack(self.span, initial) if plain else MemoryStack(self.span, length, initial)
+            return (
+                TorchStack(self.span, initial)
+                if plain
+                else MemoryStack(self.span, length, initial)
+            )
 
         if state is None:
             return [(stack(None), stack(None)) for _ in self.key_values]
-        return [(stack(k), stack(v)) for k, v in zip(state.keys, state.values, strict=True)]
+        return [
+            (stack(k), stack(v))
+            for k, v in zip(state.keys, state.values, strict=True)
+        ]
 
 
 def _assemble(trace: list[list[Tensor]], past: int) -> Tensor:

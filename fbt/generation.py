@@ -12,7 +12,11 @@ Reader = Callable[[Tensor], Tensor]
 
 
 def check_sampling(
-    max_new_tokens: int, temperature: float, top_k: int | None, seed: int | None, vocab_size: int
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    seed: int | None,
+    vocab_size: int,
 ) -> None:
     """Raise a TypeError or ValueError that names the first argument out of range."""
     check_int("max_new_tokens", max_new_tokens, low=0)
@@ -33,13 +37,14 @@ def sample(
 ) -> Iterator[list[int | None]]:
     """Continue each prompt, reading prompts of unequal length side by side.
 
-    The shortest prompt is read by one forward pass; from there on, every step feeds each sequence either
-    the next token of its prompt or the token just drawn for it. So no padding is needed, and a sequence
-    never depends on its neighbours.
+    The shortest prompt is read by one forward pass; from there on, every step feeds
+    each sequence either the next token of its prompt or the token just drawn for it.
+    So no padding is needed, and a sequence never depends on its neighbours.
 
     Args:
-        read: takes the next tokens [B, n] of each sequence, and returns the logits [B, V]
-            after the last of them. Each call goes on where the one before ended.
+        read: takes the next tokens [B, n] of each sequence, and returns the logits
+            [B, V] after the last of them. Each call goes on where the one before
+            ended.
         prompts: token ids, one [n] tensor each.
         max_new_tokens: tokens to add to each prompt.
         temperature: logits are divided by it; 0 takes the likeliest token.
@@ -47,12 +52,14 @@ def sample(
         seed: prompt i draws from seed + i; None is a new seed each time.
 
     Yields:
-        One item per sequence and step: the token drawn, or None while the prompt is being read and after
-        the last token.
+        One item per sequence and step: the token drawn, or None while the prompt is
+        being read and after the last token.
     """
     shortest, longest = min(map(len, prompts)), max(map(len, prompts))
     first = torch.Generator().seed() % 2**62 if seed is None else seed
-    generators = [torch.Generator().manual_seed(first + i) for i in range(len(prompts))]
+    generators = [
+        torch.Generator().manual_seed(first + i) for i in range(len(prompts))
+    ]
     tokens = torch.stack([prompt[:shortest] for prompt in prompts])
     for t in range(shortest, longest + max_new_tokens):
         logits = read(tokens)
@@ -65,7 +72,9 @@ def sample(
         ]
         yield drawn
         given = [int(p[min(t, len(p) - 1)]) for p in prompts]
-        following = [[g if d is None else d] for g, d in zip(given, drawn, strict=True)]
+        following = [
+            [g if d is None else d] for g, d in zip(given, drawn, strict=True)
+        ]
         tokens = torch.tensor(following, device="cpu")
 
 
@@ -73,15 +82,21 @@ def probabilities(logits: Tensor, temperature: float, top_k: int | None) -> Tens
     """Turn logits [B, V] into the probabilities [B, V] to draw from, in float64.
 
     Raises:
-        FloatingPointError: a logit is NaN or infinite; -inf is allowed, for a token never to be drawn.
+        FloatingPointError: a logit is NaN or infinite; -inf is allowed, for a token
+            never to be drawn.
     """
     logits, temperature = logits.double(), float(temperature)
     if not (logits < torch.inf).all():
-        raise FloatingPointError("logits must be numbers below infinity, got NaN or inf: look at the weights")
+        raise FloatingPointError(
+            "logits must be numbers below infinity, got NaN or inf: look at the weights"
+        )
     if temperature == 0.0:
         return F.one_hot(logits.argmax(-1), logits.shape[-1]).double()
     if top_k is not None:
         kept, where = logits.topk(top_k, dim=-1)
         logits = torch.full_like(logits, -torch.inf).scatter(-1, where, kept)
-    # The largest becomes 0 before the division, so that no temperature is too small for it.
-    return torch.softmax((logits - logits.amax(-1, keepdim=True)) / temperature, dim=-1)
+    # The largest becomes 0 before the division, so that no temperature is too small
+    # for it.
+    return torch.softmax(
+        (logits - logits.amax(-1, keepdim=True)) / temperature, dim=-1
+    )

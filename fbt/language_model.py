@@ -6,8 +6,10 @@ Symbols used across the package (code name in brackets):
 - d, D, F: model width [d_model], head width d / H [d_head], feed-forward width [d_ff]
 - S: span, how many earlier steps a query may see [span]
 - $x_t^l$: output of layer $l$ at step $t$; $x_t^0$ is the embedding
-- $m_t$: memory vector, $\sum_l w_l \, x_t^l$ with $w = \mathrm{softmax}(\text{layer logits})$
-- $K_t$, $V_t$: key and value that step $t$ leaves, $W_k \, \mathrm{LN}(m_t)$ and $W_v \, \mathrm{LN}(m_t)$
+- $m_t$: memory vector, $\sum_l w_l \, x_t^l$ with $w = \mathrm{softmax}(\text{layer
+  logits})$
+- $K_t$, $V_t$: key and value that step $t$ leaves, $W_k \, \mathrm{LN}(m_t)$ and $W_v
+  \, \mathrm{LN}(m_t)$
 - $E$, $s$, $u$: relative key embedding, relative key bias, query bias [RelativeTerms]
 """
 
@@ -63,10 +65,13 @@ class LanguageModel(nn.Module):
 
     Args:
         config: sizes, variant and options.
-        tokenizer: needed only to generate text; its vocabulary must have `config.vocab_size` characters.
+        tokenizer: needed only to generate text; its vocabulary must have
+            `config.vocab_size` characters.
     """
 
-    def __init__(self, config: Config, tokenizer: CharTokenizer | None = None) -> None:
+    def __init__(
+        self, config: Config, tokenizer: CharTokenizer | None = None
+    ) -> None:
         super().__init__()
         check_instance("config", config, Config)
         self.config = config
@@ -85,7 +90,11 @@ class LanguageModel(nn.Module):
 
     @backend.setter
     def backend(self, name: str) -> None:
-        check_choice(f"backend of a {self.config.variant!r} model", name, ("auto", *self.body.backends))
+        check_choice(
+            f"backend of a {self.config.variant!r} model",
+            name,
+            ("auto", *self.body.backends),
+        )
         self._backend = name
 
     @property
@@ -101,12 +110,19 @@ class LanguageModel(nn.Module):
 
     @overload
     def forward(
-        self, tokens: Tensor, state: State | None = ..., return_state: Literal[False] = ...
+        self,
+        tokens: Tensor,
+        state: State | None = ...,
+        return_state: Literal[False] = ...,
     ) -> Tensor: ...
 
     @overload
     def forward(
-        self, tokens: Tensor, state: State | None = ..., *, return_state: Literal[True]
+        self,
+        tokens: Tensor,
+        state: State | None = ...,
+        *,
+        return_state: Literal[True],
     ) -> tuple[Tensor, State]: ...
 
     def forward(
@@ -116,18 +132,19 @@ class LanguageModel(nn.Module):
 
         Args:
             tokens: token ids [B, T], T >= 1.
-            state: what an earlier block of the same sequences returned; None starts afresh.
-            return_state: also return the state for the next block. Call `.detach()` on it to keep
-                gradients inside a block.
+            state: what an earlier block of the same sequences returned; None starts
+                afresh.
+            return_state: also return the state for the next block. Call `.detach()`
+                on it to keep gradients inside a block.
 
         Returns:
             Logits [B, T, V], or (logits, state).
 
         Raises:
             TypeError: tokens are not integers.
-            ValueError: tokens are empty, of the wrong shape or outside the vocabulary (on a GPU too,
-                which costs a wait for it; not in a captured or traced graph), or the state belongs to
-                another batch or model.
+            ValueError: tokens are empty, of the wrong shape or outside the vocabulary
+                (on a GPU too, which costs a wait for it; not in a captured or traced
+                graph), or the state belongs to another batch or model.
         """
         check_tokens("tokens", tokens, "[B, T]", self.config.vocab_size)
         check_bool("return_state", return_state)
@@ -136,7 +153,9 @@ class LanguageModel(nn.Module):
         logits = self.head(self.norm(y))
         return (logits, state) if return_state else logits
 
-    def step(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    def step(
+        self, tokens: Tensor, state: State | None = None
+    ) -> tuple[Tensor, State]:
         """Predict from one token more per sequence, reading the cache: O(span) work, nothing recomputed.
 
         Args:
@@ -144,7 +163,8 @@ class LanguageModel(nn.Module):
             state: what the step before returned; None at the first.
 
         Returns:
-            Logits [B, V] and the state for the next step. The given state stays as it is.
+            Logits [B, V] and the state for the next step. The given state stays as it
+            is.
 
         Raises:
             TypeError, ValueError: as in `forward`.
@@ -160,8 +180,8 @@ class LanguageModel(nn.Module):
             tokens: token ids [B, T].
 
         Returns:
-            Weights [L, B, H, T, T], row = query, column = key. Rows sum to 1, but for row 0 of a feedback
-            model, which has no memory yet and is zero.
+            Weights [L, B, H, T, T], row = query, column = key. Rows sum to 1, but for
+            row 0 of a feedback model, which has no memory yet and is zero.
 
         Raises:
             TypeError, ValueError: as in `forward`.
@@ -170,7 +190,9 @@ class LanguageModel(nn.Module):
         model = evaluation_copy(self)
         with without_gradients():
             x = model.token_embedding(tokens)
-            weights: Tensor = model.body(x, backend=self._backend, need_weights=True)[2]
+            weights: Tensor = model.body(x, backend=self._backend, need_weights=True)[
+                2
+            ]
         return weights
 
     def layer_weights(self) -> Tensor:
@@ -180,7 +202,9 @@ class LanguageModel(nn.Module):
             ValueError: a parallel model has no memory vector.
         """
         if isinstance(self.body, ParallelBody):
-            raise ValueError("layer_weights needs variant 'feedback' or 'shared-kv', got 'parallel'")
+            raise ValueError(
+                "layer_weights needs variant 'feedback' or 'shared-kv', got 'parallel'"
+            )
         return self.body.layer_weights().detach()
 
     def num_parameters(self) -> int:
@@ -221,23 +245,32 @@ class LanguageModel(nn.Module):
         """Continue one text, or each of a list of texts.
 
         Args:
-            prompt: what to continue, at least one character; a list is decoded as one batch.
+            prompt: what to continue, at least one character; a list is decoded as one
+                batch.
             max_new_tokens: characters to add to each prompt.
-            temperature: logits are divided by it; 0 always takes the most likely character.
-            top_k: sample among the k most likely characters only; None samples among all.
-            seed: makes the text repeatable. Prompt i of a list draws from seed + i, whatever its neighbours.
+            temperature: logits are divided by it; 0 always takes the most likely
+                character.
+            top_k: sample among the k most likely characters only; None samples among
+                all.
+            seed: makes the text repeatable. Prompt i of a list draws from seed + i,
+                whatever its neighbours.
 
         Returns:
             The prompt with its continuation, or a list of them.
 
         Raises:
-            TypeError, ValueError: an argument is out of range, or the model has no tokenizer.
+            TypeError, ValueError: an argument is out of range, or the model has no
+                tokenizer.
             FloatingPointError: the model predicts NaN or infinity.
         """
-        pieces = self.stream(prompt, max_new_tokens, temperature=temperature, top_k=top_k, seed=seed)
+        pieces = self.stream(
+            prompt, max_new_tokens, temperature=temperature, top_k=top_k, seed=seed
+        )
         if isinstance(prompt, str):
             return prompt + "".join(pieces)  # type: ignore[arg-type]
-        return [start + "".join(new) for start, *new in zip(prompt, *pieces, strict=True)]
+        return [
+            start + "".join(new) for start, *new in zip(prompt, *pieces, strict=True)
+        ]
 
     def stream(
         self,
@@ -250,12 +283,13 @@ class LanguageModel(nn.Module):
     ) -> Iterator[str] | Iterator[list[str]]:
         """Like `generate`, yielding each new character as it comes.
 
-        For a list of prompts every item is a list with the next character of each. Prompts of unequal
-        length are read side by side: the shortest starts first, and "" stands for a text that is still
-        reading its prompt or has ended.
+        For a list of prompts every item is a list with the next character of each.
+        Prompts of unequal length are read side by side: the shortest starts first,
+        and "" stands for a text that is still reading its prompt or has ended.
 
         Raises:
-            TypeError, ValueError: as in `generate`, at the call rather than at the first character.
+            TypeError, ValueError: as in `generate`, at the call rather than at the
+                first character.
         """
         if self.tokenizer is None:
             raise ValueError(
@@ -264,26 +298,39 @@ class LanguageModel(nn.Module):
         check_instance("prompt", prompt, str, list)
         prompts = [prompt] if isinstance(prompt, str) else prompt
         if not prompts:
-            raise ValueError("prompt must be a text or a list of at least one, got []")
+            raise ValueError(
+                "prompt must be a text or a list of at least one, got []"
+            )
         for text in prompts:
             check_instance("a prompt of the list", text, str)
             if not text:
                 raise ValueError("prompt must have at least 1 character, got ''")
-        check_sampling(max_new_tokens, temperature, top_k, seed, self.config.vocab_size)
+        check_sampling(
+            max_new_tokens, temperature, top_k, seed, self.config.vocab_size
+        )
         try:
             encoded = [self.tokenizer.encode(text) for text in prompts]
         except ValueError as error:
             raise ValueError(f"prompt cannot be encoded: {error}") from error
         vocabulary = self.tokenizer.vocabulary
-        drawn = sample(reader(self), encoded, max_new_tokens, temperature, top_k, seed)
-        characters = (["" if token is None else vocabulary[token] for token in tokens] for tokens in drawn)
-        return (batch[0] for batch in characters) if isinstance(prompt, str) else characters
+        drawn = sample(
+            reader(self), encoded, max_new_tokens, temperature, top_k, seed
+        )
+        characters = (
+            ["" if token is None else vocabulary[token] for token in tokens]
+            for tokens in drawn
+        )
+        return (
+            (batch[0] for batch in characters)
+            if isinstance(prompt, str)
+            else characters
+        )
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write `model.safetensors` into a folder: weights, and config and vocabulary in its metadata.
 
-        One file, so that it is there whole or not at all. A weight that two parts share is written for each
-        of them, and loads as two.
+        One file, so that it is there whole or not at all. A weight that two parts
+        share is written for each of them, and loads as two.
 
         Args:
             folder: created if it does not exist.
@@ -307,8 +354,9 @@ class LanguageModel(nn.Module):
     def from_pretrained(cls, name: str | Path) -> "LanguageModel":
         """Load a model that `save_pretrained` wrote, in evaluation mode.
 
-        Weights of half precision, float16 or bfloat16, become float32: they are stored so for their size,
-        and a CPU computes in float32. Others keep their precision.
+        Weights of half precision, float16 or bfloat16, become float32: they are
+        stored so for their size, and a CPU computes in float32. Others keep their
+        precision.
 
         Args:
             name: a folder; or the name of weights that ship with the package:
@@ -337,10 +385,15 @@ class LanguageModel(nn.Module):
                 stacklevel=2,
             )
         # Files are opened by their paths, and a package in a zip file has none.
-        with as_file(path) as place, reading(place, "checkpoint" if is_checkpoint else "model") as file:
+        with (
+            as_file(path) as place,
+            reading(place, "checkpoint" if is_checkpoint else "model") as file,
+        ):
             config, tokenizer = _config_of(file, is_checkpoint), None
             if "vocabulary" in file.metadata:
-                tokenizer = CharTokenizer.from_vocabulary(parsed("vocabulary", file.text("vocabulary")))
+                tokenizer = CharTokenizer.from_vocabulary(
+                    parsed("vocabulary", file.text("vocabulary"))
+                )
             part = CHECKPOINT_PART if is_checkpoint else ""
             check_weights(file.tensors, shapes_of(config), part)
             stored = file.tensors[f"{part}token_embedding.weight"].dtype
@@ -358,29 +411,33 @@ class LanguageModel(nn.Module):
     ) -> "LanguageModel":
         """Turn a trained parallel model into the starting point of a feedback model.
 
-        What is copied as it is: token embedding, final norm and head; in each layer both norms, W_q, W_o,
-        the feed-forward block, u, and the rows of E and s for distances 1..S (distance 0 is dropped: a
-        step does not see itself).
+        What is copied as it is: token embedding, final norm and head; in each layer
+        both norms, W_q, W_o, the feed-forward block, u, and the rows of E and s for
+        distances 1..S (distance 0 is dropped: a step does not see itself).
 
-        What is mapped: a parallel layer makes K and V from LN1(x) = g * z + beta with z the plain
-        normalisation. The memory's norm starts plain, so each layer's W_k, W_v become W_k diag(g),
-        W_v diag(g). The key bias W_k beta is the same for all keys and cancels in the softmax; the value
-        bias W_v beta passes through it unchanged and goes into the output bias, b_o + W_o W_v beta. With
+        What is mapped: a parallel layer makes K and V from LN1(x) = g * z + beta with
+        z the plain normalisation. The memory's norm starts plain, so each layer's
+        W_k, W_v become W_k diag(g), W_v diag(g). The key bias W_k beta is the same
+        for all keys and cancels in the softmax; the value bias W_v beta passes
+        through it unchanged and goes into the output bias, b_o + W_o W_v beta. With
         variant "shared-kv" the layers' W_k, W_v and value biases are averaged.
 
-        What is new: the layer weights start uniform. With one layer and memory="embedding" the result
-        computes exactly the parallel layer under a strict mask; with more layers it is a start, not a copy.
+        What is new: the layer weights start uniform. With one layer and
+        memory="embedding" the result computes exactly the parallel layer under a
+        strict mask; with more layers it is a start, not a copy.
 
         Args:
             parallel: the model to start from; it is left as it is.
             variant: "shared-kv" or "feedback".
-            **changes: fields of `Config` that shall differ: dropout, memory, memory_norm.
+            **changes: fields of `Config` that shall differ: dropout, memory,
+                memory_norm.
 
         Returns:
             A new model on the same device and in the same dtype, in training mode.
 
         Raises:
-            ValueError: the model is not parallel, the variant is no feedback one, or a change is another.
+            ValueError: the model is not parallel, the variant is no feedback one, or
+                a change is another.
         """
         check_instance("parallel", parallel, cls)
         config = config_from_parallel(parallel.config, variant, **changes)
@@ -399,8 +456,8 @@ class LanguageModel(nn.Module):
 def reader(model: LanguageModel) -> Reader:
     """Return a function that reads a text in pieces, for `fbt.generation.sample`.
 
-    It keeps what it has read: in a cache written in place if the body has a decoder that
-    computes what `LanguageModel.step` would, and as a state otherwise.
+    It keeps what it has read: in a cache written in place if the body has a decoder
+    that computes what `LanguageModel.step` would, and as a state otherwise.
 
     Args:
         model: read in evaluation mode, without gradients.
@@ -446,19 +503,36 @@ def _decoder(model: LanguageModel, state: State) -> Decoder | None:
 def shapes_of(config: Config) -> Iterator[tuple[str, Shape]]:
     """Names and shapes of the tensors that a model of this config saves, however large; none of them is made.
 
-    They are read off a model of two layers with sizes that all differ, so that an axis tells which size it
-    has; layers after the second are like the second.
+    They are read off a model of two layers with sizes that all differ, so that an
+    axis tells which size it has; layers after the second are like the second.
     """
     with initialising():
         small = LanguageModel(
-            replace(config, vocab_size=13, d_model=10, n_heads=2, n_layers=2, d_ff=11, span=17)
+            replace(
+                config,
+                vocab_size=13,
+                d_model=10,
+                n_heads=2,
+                n_layers=2,
+                d_ff=11,
+                span=17,
+            )
         )
-    sizes = {13: config.vocab_size, 10: config.d_model, 2: config.n_heads, 5: config.d_head, 11: config.d_ff}
+    sizes = {
+        13: config.vocab_size,
+        10: config.d_model,
+        2: config.n_heads,
+        5: config.d_head,
+        11: config.d_ff,
+    }
     sizes |= {3: config.n_layers + 1, 17: config.span, 18: config.span + 1}
     for name, tensor in small.state_dict().items():
         layers = range(1, config.n_layers) if ".1." in name else range(1)
         for layer in layers:
-            yield name.replace(".1.", f".{layer}."), tuple(sizes[size] for size in tensor.shape)
+            yield (
+                name.replace(".1.", f".{layer}."),
+                tuple(sizes[size] for size in tensor.shape),
+            )
 
 
 def model_bytes(model: LanguageModel, path: Path) -> bytes:
@@ -513,7 +587,9 @@ def _weights_path(name: str | Path) -> Traversable:
     if Path(name).is_file():
         return Path(name)
     names = sorted(folder.name for folder in PRETRAINED.iterdir() if folder.is_dir())
-    raise FileNotFoundError(f"no {WEIGHTS_FILE} in {str(name)!r}; names that ship with fbt: {names}")
+    raise FileNotFoundError(
+        f"no {WEIGHTS_FILE} in {str(name)!r}; names that ship with fbt: {names}"
+    )
 
 
 def _config_of(file: Stored, is_checkpoint: bool) -> Config:

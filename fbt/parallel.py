@@ -5,16 +5,24 @@ K_j^l, V_j^l &= W_k^l \, \mathrm{LN}_1(x_j^{l-1}), \; W_v^l \, \mathrm{LN}_1(x_j
 x_t^l &= \mathrm{layer}(x_t^{l-1}; \; K_j^l, V_j^l \text{ for } t - S \le j \le t)
 $$
 
-A query sees its own step (distance 0) and the S before it. All steps of a layer are computed at once; the
-price is that layer $l$ at step $t$ reads nothing above layer $l - 1$ of earlier steps. A long text is read in
-blocks of queries, so that memory and time are linear in its length; see `fbt.attention.attend_in_blocks`.
+A query sees its own step (distance 0) and the S before it. All steps of a layer are
+computed at once; the price is that layer $l$ at step $t$ reads nothing above layer $l
+- 1$ of earlier steps. A long text is read in blocks of queries, so that memory and
+time are linear in its length; see `fbt.attention.attend_in_blocks`.
 """
 
 import torch
 from torch import Tensor, nn
 
 from fbt._checks import check_bool, check_choice, check_embeddings, check_instance
-from fbt.attention import Attention, Dropout, FeedForward, KeyValue, RelativeTerms, module_list
+from fbt.attention import (
+    Attention,
+    Dropout,
+    FeedForward,
+    KeyValue,
+    RelativeTerms,
+    module_list,
+)
 from fbt.config import Config
 from fbt.state import State, check_state
 
@@ -43,14 +51,20 @@ class ParallelLayer(nn.Module):
         """Map x [B, T, d] to the next layer's x, given the keys and values [B, H, P, D] of earlier blocks.
 
         Returns:
-            The output [B, T, d]; keys and values of the last S steps for the next block; the attention
-            weights [B, H, T, P + T], or None for a long text without `need_weights`; see `Attention`.
+            The output [B, T, d]; keys and values of the last S steps for the next
+            block; the attention weights [B, H, T, P + T], or None for a long text
+            without `need_weights`; see `Attention`.
         """
         z = self.norm1(x)
         keys, values = self.key_value(z)
         if past is not None:
-            keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
-        attended, weights = self.attention(z, keys, values, relative, need_weights=need_weights)
+            keys, values = (
+                torch.cat([past[0], keys], dim=2),
+                torch.cat([past[1], values], dim=2),
+            )
+        attended, weights = self.attention(
+            z, keys, values, relative, need_weights=need_weights
+        )
         x = x + self.dropout(attended)
         x = x + self.dropout(self.feed_forward(self.norm2(x)))
         return x, (keys[:, :, -self.span :], values[:, :, -self.span :]), weights
@@ -68,13 +82,26 @@ class ParallelBody(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         check_instance("config", config, Config)
-        self.d_model, self.n_heads, self.span = config.d_model, config.n_heads, config.span
+        self.d_model, self.n_heads, self.span = (
+            config.d_model,
+            config.n_heads,
+            config.span,
+        )
         tables = config.n_layers if config.relative == "per-layer" else 1
-        self.relative = module_list(RelativeTerms(config, range(config.span + 1)) for _ in range(tables))
-        self.layers = module_list(ParallelLayer(config) for _ in range(config.n_layers))
+        self.relative = module_list(
+            RelativeTerms(config, range(config.span + 1)) for _ in range(tables)
+        )
+        self.layers = module_list(
+            ParallelLayer(config) for _ in range(config.n_layers)
+        )
 
     def forward(
-        self, x: Tensor, state: State | None = None, *, backend: str = "auto", need_weights: bool = False
+        self,
+        x: Tensor,
+        state: State | None = None,
+        *,
+        backend: str = "auto",
+        need_weights: bool = False,
     ) -> tuple[Tensor, State, Tensor | None]:
         """Run all layers over x.
 
@@ -85,18 +112,21 @@ class ParallelBody(nn.Module):
             need_weights: also return the attention weights.
 
         Returns:
-            The top layer's outputs [B, T, d]; the state for the next block; the attention weights
-            [L, B, H, T, P + T], row = query, P = length of the given state, or None.
+            The top layer's outputs [B, T, d]; the state for the next block; the
+            attention weights [L, B, H, T, P + T], row = query, P = length of the
+            given state, or None.
 
         Raises:
             TypeError: the state is no `State`, or of another dtype.
-            ValueError: x is empty or of another width, the state belongs to another batch or body, or there
-                is no such backend.
+            ValueError: x is empty or of another width, the state belongs to another
+                batch or body, or there is no such backend.
         """
         check_choice("backend", backend, ("auto", *self.backends))
         check_embeddings(x, self.d_model)
         check_bool("need_weights", need_weights)
-        check_state(state, x, caches=len(self.layers), heads=self.n_heads, span=self.span)
+        check_state(
+            state, x, caches=len(self.layers), heads=self.n_heads, span=self.span
+        )
         caches, trace = [], []
         for l, layer in enumerate(self.layers):
             past = None if state is None else (state.keys[l], state.values[l])
@@ -105,6 +135,9 @@ class ParallelBody(nn.Module):
             caches.append(cache)
             if need_weights:
                 trace.append(weights)
-        # Cloned, so that a state keeps no more memory than it shows and shares none with what backward needs.
-        after = State(tuple(k.clone() for k, _ in caches), tuple(v.clone() for _, v in caches))
+        # Cloned, so that a state keeps no more memory than it shows and shares none
+        # with what backward needs.
+        after = State(
+            tuple(k.clone() for k, _ in caches), tuple(v.clone() for _, v in caches)
+        )
         return x, after, torch.stack(trace) if need_weights else None

@@ -21,21 +21,26 @@ class Recipe:
         lr: highest learning rate of AdamW.
         min_lr_ratio: the cosine ends at this share of the highest learning rate.
         warmup: steps of linear warm-up.
-        weight_decay: decay of the matrices of linear layers; biases, norms and tables have none.
+        weight_decay: decay of the matrices of linear layers; biases, norms and tables
+            have none.
         beta2: AdamW's decay of the squared gradient; the gradient's own decay is 0.9.
         clip: largest norm of the gradient; 0 turns clipping off.
-        curriculum: first sequence length, which doubles up to `seq_len` over the first half of the steps
-            while the characters a step stay about the same; 0 is none.
-        carry: read the text in order and carry the memory, detached, from block to block.
+        curriculum: first sequence length, which doubles up to `seq_len` over the
+            first half of the steps while the characters a step stay about the same; 0
+            is none.
+        carry: read the text in order and carry the memory, detached, from block to
+            block.
         eval_every: steps between evaluations.
-        eval_windows: fixed validation windows an evaluation looks at; the last one looks at all, or
-            at evenly spaced ones of 131,072 characters in all where there are more.
+        eval_windows: fixed validation windows an evaluation looks at; the last one
+            looks at all, or at evenly spaced ones of 131,072 characters in all where
+            there are more.
         sample: characters of text to generate at each evaluation.
         checkpoint_every: steps between checkpoints.
         seed: decides initial weights, batches and dropout.
 
     Raises:
-        TypeError, ValueError: a setting is of the wrong type or out of range; the message says which.
+        TypeError, ValueError: a setting is of the wrong type or out of range; the
+            message says which.
     """
 
     steps: int = 2000
@@ -70,10 +75,13 @@ class Recipe:
         check_real("min_lr_ratio", self.min_lr_ratio, low=0.0, high=1.0)
         check_real("beta2", self.beta2, low=0.0, high=1.0, open_high=True)
         for name in ("lr", "weight_decay", "clip", "min_lr_ratio", "beta2"):
-            object.__setattr__(self, name, float(getattr(self, name)))  # any real, but a file has one kind
+            # any real, but a file has one kind
+            object.__setattr__(self, name, float(getattr(self, name)))
         check_bool("carry", self.carry)
         if self.carry and self.curriculum:
-            raise ValueError(f"carry needs blocks of one length: curriculum must be 0, got {self.curriculum}")
+            raise ValueError(
+                f"carry needs blocks of one length: curriculum must be 0, got {self.curriculum}"
+            )
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of step 0, 1, ...: linear warm-up, then half a cosine down to `min_lr_ratio`."""
@@ -87,7 +95,8 @@ class Recipe:
         """Sequences B and characters a sequence T at a step. A curriculum trades one for the other."""
         if not self.curriculum:
             return self.batch_size, self.seq_len
-        # As many lengths as it takes to double from the first to seq_len, each for an equal share of steps.
+        # As many lengths as it takes to double from the first to seq_len, each for an
+        # equal share of steps.
         lengths = ((self.seq_len - 1) // self.curriculum).bit_length() + 1
         index = min(lengths - 1, 2 * lengths * step // self.steps)
         length = min(self.seq_len, self.curriculum * 2**index)
@@ -106,7 +115,14 @@ class Preset:
 PRESETS = {
     "tiny": Preset(
         {"d_model": 64, "n_heads": 4, "n_layers": 2, "span": 32},
-        {"steps": 600, "batch_size": 32, "seq_len": 32, "warmup": 50, "lr": 4e-3, "eval_every": 100},
+        {
+            "steps": 600,
+            "batch_size": 32,
+            "seq_len": 32,
+            "warmup": 50,
+            "lr": 4e-3,
+            "eval_every": 100,
+        },
         "2 layers, 64 wide, 32 characters: half a minute on two cores",
     ),
     "small": Preset(
@@ -116,7 +132,13 @@ PRESETS = {
     ),
     "base": Preset(
         {"d_model": 192, "n_heads": 6, "n_layers": 6, "span": 128, "dropout": 0.1},
-        {"steps": 5000, "batch_size": 32, "seq_len": 128, "lr": 1e-3, "eval_every": 500},
+        {
+            "steps": 5000,
+            "batch_size": 32,
+            "seq_len": 128,
+            "lr": 1e-3,
+            "eval_every": 500,
+        },
         "6 layers, 192 wide, 128 characters, 5000 steps of 32 sequences: an hour or two",
     ),
 }

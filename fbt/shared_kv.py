@@ -2,8 +2,9 @@ r"""Shared keys and values (Fan et al. 2020, section 3, last paragraph): one of 
 
 $$ K_t, V_t = W_k \, \mathrm{LN}(m_t), \; W_v \, \mathrm{LN}(m_t) $$
 
-All layers read the same memory vector, so they can also read the same projections of it. The cache of a
-decoder is then L times smaller, and a step projects its memory once.
+All layers read the same memory vector, so they can also read the same projections of
+it. The cache of a decoder is then L times smaller, and a step projects its memory
+once.
 """
 
 import torch
@@ -20,8 +21,9 @@ class SharedKVBody(FeedbackBody):
     """A `FeedbackBody` with a single cache that every layer attends to.
 
     Attributes:
-        recompute: let the backends "sequence" and "native" keep only the outputs of the layers, the keys and
-            the values, and compute the rest again in backward: about half the memory, a little more time.
+        recompute: let the backends "sequence" and "native" keep only the outputs of
+            the layers, the keys and the values, and compute the rest again in
+            backward: about half the memory, a little more time.
     """
 
     backends = (*FeedbackBody.backends, "sequence", "native")
@@ -41,12 +43,13 @@ class SharedKVBody(FeedbackBody):
     ) -> tuple[Tensor, State, Tensor | None]:
         """As `FeedbackBody.forward`, with two faster backends.
 
-        "sequence" runs all steps and layers in one autograd Function (see `fbt.sequence`),
-        "native" the same with its steps in C++ (see `fbt.native`). Neither has a second
-        derivative. They read the weights of the layers without calling them: if a module
-        has hooks, another class or other settings, they raise a ValueError that names it,
-        and "auto" takes the loop, as it does under `torch.compile` and `torch.jit.trace`
-        and for a single step. Attention weights always come from the loop.
+        "sequence" runs all steps and layers in one autograd Function (see
+        `fbt.sequence`), "native" the same with its steps in C++ (see `fbt.native`).
+        Neither has a second derivative. They read the weights of the layers without
+        calling them: if a module has hooks, another class or other settings, they
+        raise a ValueError that names it, and "auto" takes the loop, as it does under
+        `torch.compile` and `torch.jit.trace` and for a single step. Attention weights
+        always come from the loop.
         """
         check_choice("backend", backend, ("auto", *self.backends))
         backend = self._traceable(backend)
@@ -69,15 +72,18 @@ class SharedKVBody(FeedbackBody):
 
         Args:
             state: what a forward pass returned.
-            backend: "native", "sequence" or "auto", the first of these that can be used.
+            backend: "native", "sequence" or "auto", the first of these that can be
+                used.
 
         Returns:
             A decoder, whose `step` maps embeddings [B, d] to top outputs [B, d].
 
         Raises:
-            TypeError: if the state is not a `State`, or has another dtype than the weights.
-            ValueError: if the state belongs to another body, there is no such backend, or
-                a module of the body has hooks or was changed; the message names it.
+            TypeError: if the state is not a `State`, or has another dtype than the
+                weights.
+            ValueError: if the state belongs to another body, there is no such
+                backend, or a module of the body has hooks or was changed; the message
+                names it.
         """
         check_choice("backend of a decoder", backend, self.decoders)
         check_instance("state", state, State)

@@ -1,14 +1,18 @@
 """Stacks that grow by one step at a time: the plain one, and the custom function of chapter 4.
 
-Both hold what steps leave for later steps (keys, or values) and show a query the last `span` of them.
+Both hold what steps leave for later steps (keys, or values) and show a query the last
+`span` of them.
 
-- `TorchStack` keeps a list and calls `torch.stack` at every step. Step t copies t items, and backward
-  unbinds t gradients: a sequence of T steps makes $T^2 / 2$ copies and keeps all of them until backward.
-- `MemoryStack` writes each item once into a preallocated buffer. What a step sees is a window on that
-  buffer, returned by an autograd Function whose backward passes the gradient along the chain of windows.
+- `TorchStack` keeps a list and calls `torch.stack` at every step. Step t copies t
+  items, and backward unbinds t gradients: a sequence of T steps makes $T^2 / 2$
+  copies and keeps all of them until backward.
+- `MemoryStack` writes each item once into a preallocated buffer. What a step sees is
+  a window on that buffer, returned by an autograd Function whose backward passes the
+  gradient along the chain of windows.
 
-Nothing here outlives the call that made it: a stack belongs to one forward pass, and its gradients live in
-the graph. Two forwards before a backward, a second backward or a copy of the model cannot disturb it.
+Nothing here outlives the call that made it: a stack belongs to one forward pass, and
+its gradients live in the graph. Two forwards before a backward, a second backward or
+a copy of the model cannot disturb it.
 """
 
 from typing import Any
@@ -34,10 +38,15 @@ def check_item(name: str, items: Tensor, like: Tensor | None) -> None:
     """
     check_float_tensor(name, items)
     if items.ndim != 4 or (
-        like is not None and (*items.shape[:2], items.shape[3]) != (*like.shape[:2], like.shape[-1])
+        like is not None
+        and (*items.shape[:2], items.shape[3]) != (*like.shape[:2], like.shape[-1])
     ):
-        batch, heads, width = ("B", "H", "D") if like is None else (*like.shape[:2], like.shape[-1])
-        raise ValueError(f"{name} must have shape [{batch}, {heads}, n, {width}], got {list(items.shape)}")
+        batch, heads, width = (
+            ("B", "H", "D") if like is None else (*like.shape[:2], like.shape[-1])
+        )
+        raise ValueError(
+            f"{name} must have shape [{batch}, {heads}, n, {width}], got {list(items.shape)}"
+        )
 
 
 class TorchStack:
@@ -59,11 +68,14 @@ class TorchStack:
         """Append one step's item, [B, H, 1, D].
 
         Raises:
-            TypeError, ValueError: the item is not a floating-point tensor of this shape.
+            TypeError, ValueError: the item is not a floating-point tensor of this
+                shape.
         """
         check_item("item", item, self.items[0] if self.items else None)
         if item.shape[2] != 1:
-            raise ValueError(f"item must be of one step, [B, H, 1, D], got {list(item.shape)}")
+            raise ValueError(
+                f"item must be of one step, [B, H, 1, D], got {list(item.shape)}"
+            )
         self.items.append(item.squeeze(2))
 
     def window(self) -> Tensor | None:
@@ -80,7 +92,9 @@ class MemoryStack:
         initial: items carried in from an earlier block, [B, H, P, D], or None.
     """
 
-    def __init__(self, span: int, capacity: int, initial: Tensor | None = None) -> None:
+    def __init__(
+        self, span: int, capacity: int, initial: Tensor | None = None
+    ) -> None:
         check_int("span", span, low=1)
         check_int("capacity", capacity, low=0)
         if initial is not None:
@@ -98,21 +112,33 @@ class MemoryStack:
 
         Raises:
             IndexError: the stack is full.
-            TypeError: the items are not floating-point numbers, or of a wider dtype than those before.
-            ValueError: the items have another shape than those before, or are more than the span shows.
+            TypeError: the items are not floating-point numbers, or of a wider dtype
+                than those before.
+            ValueError: the items have another shape than those before, or are more
+                than the span shows.
         """
         check_item("items", items, self._buffer)
         start, stop = self.length, self.length + items.shape[2]
         if stop > self.capacity:
-            raise IndexError(f"a MemoryStack of capacity {self.capacity} cannot hold {stop} items")
+            raise IndexError(
+                f"a MemoryStack of capacity {self.capacity} cannot hold {stop} items"
+            )
         if items.shape[2] > self.span:
-            raise ValueError(f"items must be at most span={self.span} steps, got {items.shape[2]}")
+            raise ValueError(
+                f"items must be at most span={self.span} steps, got {items.shape[2]}"
+            )
         if self._buffer is None:
             batch, heads, _, width = items.shape
             self._buffer = items.new_empty(batch, heads, self.capacity, width)
-        elif torch.promote_types(items.dtype, self._buffer.dtype) != self._buffer.dtype:
-            raise TypeError(f"items must fit in {self._buffer.dtype} like those before, got {items.dtype}")
-        self._window = _Push.apply(self._window, items, self._buffer, start, max(0, stop - self.span))
+        elif (
+            torch.promote_types(items.dtype, self._buffer.dtype) != self._buffer.dtype
+        ):
+            raise TypeError(
+                f"items must fit in {self._buffer.dtype} like those before, got {items.dtype}"
+            )
+        self._window = _Push.apply(
+            self._window, items, self._buffer, start, max(0, stop - self.span)
+        )
         self.length = stop
 
     def window(self) -> Tensor | None:
@@ -123,26 +149,35 @@ class MemoryStack:
 class _Push(torch.autograd.Function):
     """Write items behind a window, and return the window that includes them.
 
-    As a function of its inputs this is concatenation: window' = [window; items], less what slid out of
-    the span. So backward only cuts the gradient in two. Both directions are made of differentiable
-    operations on their inputs, and nothing is saved, so a second derivative is exact as well.
+    As a function of its inputs this is concatenation: window' = [window; items], less
+    what slid out of the span. So backward only cuts the gradient in two. Both
+    directions are made of differentiable operations on their inputs, and nothing is
+    saved, so a second derivative is exact as well.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, window: Tensor | None, items: Tensor, buffer: Tensor, start: int, oldest: int
+        ctx: Any,
+        window: Tensor | None,
+        items: Tensor,
+        buffer: Tensor,
+        start: int,
+        oldest: int,
     ) -> Tensor:
         stop = start + items.shape[2]
         ctx.kept = start - oldest  # rows of the earlier window that stay in view
         ctx.dropped = 0 if window is None else window.shape[2] - ctx.kept
         buffer[:, :, start:stop] = items
-        # Layers keep their windows for backward, and autograd would refuse them once the buffer is written
-        # again. Rows are written once, before anyone sees them, so there is nothing to refuse: `.data`
-        # gives every window a version counter of its own.
+        # Layers keep their windows for backward, and autograd would refuse them once
+        # the buffer is written again. Rows are written once, before anyone sees them,
+        # so there is nothing to refuse: `.data` gives every window a version counter
+        # of its own.
         return buffer.data[:, :, oldest:stop]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:
+    def backward(
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor | None, Tensor, None, None, None]:
         grad_window = grad[:, :, : ctx.kept] if ctx.needs_input_grad[0] else None
         if grad_window is not None and ctx.dropped:
             grad_window = F.pad(grad_window, (0, 0, ctx.dropped, 0))

@@ -14,8 +14,8 @@ class State:
     """Cached keys and values, oldest step first, never written in place: continuations may share one.
 
     Attributes:
-        keys, values: one [B, H, J, D] tensor per cache, 1 <= J <= span. A parallel or feedback model has a
-            cache per layer, a shared-KV model has one.
+        keys, values: one [B, H, J, D] tensor per cache, 1 <= J <= span. A parallel or
+            feedback model has a cache per layer, a shared-KV model has one.
 
     Raises:
         TypeError: keys or values are not sequences of tensors.
@@ -37,7 +37,9 @@ class State:
     def map(self, function: Callable[[Tensor], Tensor]) -> "State":
         """What a function makes of each cache [B, H, J, D]."""
         check_callable("function", function)
-        return State(tuple(map(function, self.keys)), tuple(map(function, self.values)))
+        return State(
+            tuple(map(function, self.keys)), tuple(map(function, self.values))
+        )
 
     @property
     def batch_size(self) -> int:
@@ -55,7 +57,9 @@ class State:
         return sum(t.numel() * t.element_size() for t in self.keys + self.values)
 
 
-def check_state(state: State | None, x: Tensor, *, caches: int, heads: int, span: int) -> None:
+def check_state(
+    state: State | None, x: Tensor, *, caches: int, heads: int, span: int
+) -> None:
     """Raise unless a state is None or what sequences like x [B, T, d] leave in a body.
 
     Args:
@@ -66,7 +70,8 @@ def check_state(state: State | None, x: Tensor, *, caches: int, heads: int, span
         span: the most steps that a state holds.
 
     Raises:
-        TypeError: it is no state, or of another dtype than x, where autocast does not see to that.
+        TypeError: it is no state, or of another dtype than x, where autocast does not
+            see to that.
         ValueError: it is of another batch or body, or on another device.
     """
     if state is None:
@@ -78,7 +83,11 @@ def check_state(state: State | None, x: Tensor, *, caches: int, heads: int, span
     shapes = {tuple(tensor.shape) for tensor in tensors}
     shape = shapes.pop() if len(shapes) == 1 else ()
     sizes_fit = len(shape) == 4 and shape == (batch, heads, shape[2], width // heads)
-    if not sizes_fit or not 1 <= shape[2] <= span or {len(state.keys), len(state.values)} != {caches}:
+    if (
+        not sizes_fit
+        or not 1 <= shape[2] <= span
+        or {len(state.keys), len(state.values)} != {caches}
+    ):
         raise ValueError(
             f"state must hold {caches} keys and values [{batch}, {heads}, 1..{span}, {width // heads}] for "
             f"these tokens and this model, got keys "
@@ -87,6 +96,10 @@ def check_state(state: State | None, x: Tensor, *, caches: int, heads: int, span
         )
     for tensor in tensors:
         if tensor.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise TypeError(f"state must be {x.dtype} like the model, got {tensor.dtype}")
+            raise TypeError(
+                f"state must be {x.dtype} like the model, got {tensor.dtype}"
+            )
         if tensor.device != x.device:
-            raise ValueError(f"state must be on {x.device} like the model, got {tensor.device}")
+            raise ValueError(
+                f"state must be on {x.device} like the model, got {tensor.device}"
+            )

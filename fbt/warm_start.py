@@ -12,7 +12,8 @@ def copy_parallel_body(source: ParallelBody, target: FeedbackBody) -> None:
 
     Args:
         source: L parallel layers.
-        target: a feedback body of the same sizes whose memory norm is still plain (gain 1, bias 0).
+        target: a feedback body of the same sizes whose memory norm is still plain
+            (gain 1, bias 0).
     """
     # Under autocast, the products of weights would be rounded, and their casts kept.
     with torch.no_grad(), without_autocast(source.relative[0].query_bias.device.type):
@@ -22,20 +23,31 @@ def copy_parallel_body(source: ParallelBody, target: FeedbackBody) -> None:
 def _copy(source: ParallelBody, target: FeedbackBody) -> None:
     for theirs, ours in zip(source.relative, target.relative, strict=True):
         ours.query_bias.copy_(theirs.query_bias)
-        ours.key_embedding.copy_(theirs.key_embedding[:, :-1])  # the last row is distance 0
+        # the last row is distance 0
+        ours.key_embedding.copy_(theirs.key_embedding[:, :-1])
         ours.key_bias.copy_(theirs.key_bias[:, :-1])
     gains = torch.stack([layer.norm1.weight for layer in source.layers])[:, None]
-    keys = torch.stack([layer.key_value.key.weight for layer in source.layers]) * gains
-    values = torch.stack([layer.key_value.value.weight for layer in source.layers]) * gains
-    value_biases = torch.stack([layer.key_value.value(layer.norm1.bias) for layer in source.layers])
+    keys = (
+        torch.stack([layer.key_value.key.weight for layer in source.layers]) * gains
+    )
+    values = (
+        torch.stack([layer.key_value.value.weight for layer in source.layers]) * gains
+    )
+    value_biases = torch.stack(
+        [layer.key_value.value(layer.norm1.bias) for layer in source.layers]
+    )
     if len(target.key_values) == 1:
         keys, values = keys.mean(0, keepdim=True), values.mean(0, keepdim=True)
         value_biases = value_biases.mean(0, keepdim=True).expand_as(value_biases)
     for project, key, value in zip(target.key_values, keys, values, strict=True):
         project.key.weight.copy_(key)
         project.value.weight.copy_(value)
-    for theirs_layer, ours_layer, bias in zip(source.layers, target.layers, value_biases, strict=True):
+    for theirs_layer, ours_layer, bias in zip(
+        source.layers, target.layers, value_biases, strict=True
+    ):
         for part in ("norm1", "attention", "norm2", "feed_forward"):
-            getattr(ours_layer, part).load_state_dict(getattr(theirs_layer, part).state_dict())
+            getattr(ours_layer, part).load_state_dict(
+                getattr(theirs_layer, part).state_dict()
+            )
         output = ours_layer.attention.output
         output.bias.add_(output.weight @ bias)

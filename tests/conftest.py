@@ -12,16 +12,22 @@ from watching import watched
 
 import fbt
 
-# Examples of properties: the same few ones each time, or with HYPOTHESIS_PROFILE=long many new ones.
+# Examples of properties: the same few ones each time, or with HYPOTHESIS_PROFILE=long
+# many new ones.
 settings.register_profile("quick", max_examples=25, derandomize=True, deadline=None)
 settings.register_profile(
-    "long", max_examples=1000, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+    "long",
+    max_examples=1000,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "quick")
 settings.load_profile(PROFILE)
 LONG = PROFILE == "long"
 
-# The tensors of the tests are tiny; threads that wait for each other would only slow them down.
+# The tensors of the tests are tiny; threads that wait for each other would only slow
+# them down.
 torch.set_num_threads(1)
 
 
@@ -29,7 +35,9 @@ torch.set_num_threads(1)
 def chromium():
     """A browser for a file of tests. Its event loop would disturb other files that have one."""
     if browser.executable() is None:
-        (pytest.fail if os.environ.get("FBT_NEEDS_BROWSER") else pytest.skip)(browser.MISSING)
+        (pytest.fail if os.environ.get("FBT_NEEDS_BROWSER") else pytest.skip)(
+            browser.MISSING
+        )
     with browser.chromium() as opened:
         yield opened
 

@@ -1,8 +1,9 @@
 """A training process that is to be killed inside some call: shortly after one of the package's lines in it.
 
-`python tests/dying.py ORDERS words ...` builds the native backend, then does what the command line does with
-these words. At its moment it says into a pipe where it is, and goes on; but it never leaves the call, so that
-the kill that answers, however late, falls inside it.
+`python tests/dying.py ORDERS words ...` builds the native backend, then does what the
+command line does with these words. At its moment it says into a pipe where it is, and
+goes on; but it never leaves the call, so that the kill that answers, however late,
+falls inside it.
 """
 
 import io
@@ -89,7 +90,9 @@ def appended_in_pieces(descriptor: int, mode: str) -> Any:
     return fdopen(descriptor, mode)
 
 
-def never_left(function: Callable[..., Any], moment: Moment, pipe: int) -> Callable[..., Any]:
+def never_left(
+    function: Callable[..., Any], moment: Moment, pipe: int
+) -> Callable[..., Any]:
     """The function, but the call of the moment says when it has come to the line, and does not return."""
     calls = itertools.count(1)
 
@@ -130,7 +133,9 @@ if __name__ == "__main__":
     _files.open = in_pieces  # type: ignore[attr-defined]
     fdopen, os.fdopen = os.fdopen, appended_in_pieces  # type: ignore[assignment]
     _corpus.SHA256, _corpus.SIZE = orders.sha256, orders.size
-    (data.load_tiny_shakespeare.__kwdefaults__ or {})["sources"] = (_corpus.Download(orders.url),)
+    (data.load_tiny_shakespeare.__kwdefaults__ or {})["sources"] = (
+        _corpus.Download(orders.url),
+    )
     place, name = CALLS[orders.moment.kind]
     setattr(place, name, never_left(getattr(place, name), orders.moment, orders.pipe))
     native.build_native()

@@ -1,6 +1,7 @@
 """What the exactness tests share: small float64 models with nothing at a special value, and comparisons.
 
-Sizes are different primes wherever they can be, so that no two axes can be mistaken for each other.
+Sizes are different primes wherever they can be, so that no two axes can be mistaken
+for each other.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,11 +17,14 @@ M = TypeVar("M", bound=nn.Module)
 
 SIZES = {"d_model": 14, "n_heads": 2, "n_layers": 3, "d_ff": 11, "span": 13}
 BATCH, VOCABULARY = 5, 19
-LENGTHS = (1, 2, 9, 17)  # the least, the least with memory, an odd one, one beyond the span
+# the least, the least with memory, an odd one, one beyond the span
+LENGTHS = (1, 2, 9, 17)
 VARIANTS = ("parallel", "feedback", "shared-kv")
 FEEDBACK = ("feedback", "shared-kv")
 BACKENDS = ("reference", "stack")
-CASES = [(variant, backend) for variant in VARIANTS for backend in BODIES[variant].backends]
+CASES = [
+    (variant, backend) for variant in VARIANTS for backend in BODIES[variant].backends
+]
 OPTIONS = (
     {"memory": "uniform", "n_layers": 2},
     {"memory": "top"},
@@ -43,7 +47,9 @@ def perturbed(module: M, seed: int = 1) -> M:
     module.double()
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
+            parameter += 0.1 * torch.randn(
+                parameter.shape, dtype=torch.float64, generator=generator
+            )
     return module
 
 
@@ -52,7 +58,9 @@ def body(variant: str, **changes) -> nn.Module:
     return perturbed(BODIES[variant](config(variant, **changes)))
 
 
-def model(variant: str, tokenizer: fbt.CharTokenizer | None = None, **changes) -> fbt.LanguageModel:
+def model(
+    variant: str, tokenizer: fbt.CharTokenizer | None = None, **changes
+) -> fbt.LanguageModel:
     torch.manual_seed(0)
     return perturbed(fbt.LanguageModel(config(variant, **changes), tokenizer))
 
@@ -60,7 +68,9 @@ def model(variant: str, tokenizer: fbt.CharTokenizer | None = None, **changes) -
 def normal(*shape: int, seed: int = 2) -> Tensor:
     """A float64 leaf that wants a gradient."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_()
+    return torch.randn(
+        shape, dtype=torch.float64, generator=generator
+    ).requires_grad_()
 
 
 def some_tokens(batch: int, length: int, seed: int = 3) -> Tensor:
@@ -78,7 +88,9 @@ def some_state(shape: fbt.Config, length: int, batch: int = BATCH) -> fbt.State:
     )
 
 
-def leaves(module: nn.Module, x: Tensor | None = None, state: fbt.State | None = None) -> dict[str, Tensor]:
+def leaves(
+    module: nn.Module, x: Tensor | None = None, state: fbt.State | None = None
+) -> dict[str, Tensor]:
     """Everything a gradient may be asked for, by name."""
     named = dict(module.named_parameters())
     if x is not None:
@@ -96,9 +108,16 @@ def gradients(
 
     A tensor that plays no part has gradient zero.
     """
-    loss = sum((o * normal(*o.shape, seed=i).detach().to(o.device)).sum() for i, o in enumerate(outputs))
+    loss = sum(
+        (o * normal(*o.shape, seed=i).detach().to(o.device)).sum()
+        for i, o in enumerate(outputs)
+    )
     found = torch.autograd.grad(
-        loss, list(named.values()), allow_unused=True, materialize_grads=True, retain_graph=retain
+        loss,
+        list(named.values()),
+        allow_unused=True,
+        materialize_grads=True,
+        retain_graph=retain,
     )
     return dict(zip(named, found, strict=True))
 
@@ -113,12 +132,20 @@ def assert_same(
     """Compare tensors, or lists or dicts of them; an error names the one that differs."""
     if isinstance(actual, Tensor):
         torch.testing.assert_close(
-            actual, expected, rtol=rtol, atol=atol, msg=lambda text: f"{name or 'output'} differs: {text}"
+            actual,
+            expected,
+            rtol=rtol,
+            atol=atol,
+            msg=lambda text: f"{name or 'output'} differs: {text}",
         )
         return
     if not isinstance(actual, Mapping):
-        actual = {f"{name or 'output'}[{i}]": tensor for i, tensor in enumerate(actual)}
-        expected = {f"{name or 'output'}[{i}]": tensor for i, tensor in enumerate(expected)}
+        actual = {
+            f"{name or 'output'}[{i}]": tensor for i, tensor in enumerate(actual)
+        }
+        expected = {
+            f"{name or 'output'}[{i}]": tensor for i, tensor in enumerate(expected)
+        }
         name = ""
     assert actual.keys() == expected.keys()
     for key, tensor in actual.items():

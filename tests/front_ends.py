@@ -50,7 +50,9 @@ def shown_to_a_person() -> list[dict[str, Any]]:
     try:
         for code in CELLS:
             # As every front end does that lets its user answer input().
-            client.execute_interactive(code, allow_stdin=True, output_hook=hear, timeout=120)
+            client.execute_interactive(
+                code, allow_stdin=True, output_hook=hear, timeout=120
+            )
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
@@ -59,6 +61,10 @@ def shown_to_a_person() -> list[dict[str, Any]]:
 
 def run_by_a_program() -> nbformat.NotebookNode:
     """CELLS as a notebook that nbclient has run, with the state of all widgets, as it does by default."""
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in CELLS])
-    NotebookClient(notebook, timeout=120, extra_arguments=["--log-level=ERROR"]).execute()
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(code) for code in CELLS]
+    )
+    NotebookClient(
+        notebook, timeout=120, extra_arguments=["--log-level=ERROR"]
+    ).execute()
     return notebook

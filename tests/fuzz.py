@@ -36,7 +36,16 @@ from fbt.training.metrics import METRICS_FILE, read_metrics
 FOLDER = Path(tempfile.mkdtemp(prefix="fbt-fuzz-"))
 atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 CONFIGS = [
-    Config(5, variant=variant, d_model=4, n_heads=2, n_layers=2, d_ff=3, span=3, **changes)
+    Config(
+        5,
+        variant=variant,
+        d_model=4,
+        n_heads=2,
+        n_layers=2,
+        d_ff=3,
+        span=3,
+        **changes,
+    )
     for variant, changes in (
         ("parallel", {"relative": "shared"}),
         ("feedback", {"memory": "top"}),
@@ -47,7 +56,16 @@ RECIPE = Recipe(steps=7, batch_size=2, carry=True)
 TOKENS = torch.arange(8).view(2, 4) % 5
 
 # What the names of tensors begin with that are given another type together.
-PARTS = ["", "model.", "state.", "optimizer.", "body.", "head.", "optimizer.0.", "state.keys.0"]
+PARTS = [
+    "",
+    "model.",
+    "state.",
+    "optimizer.",
+    "body.",
+    "head.",
+    "optimizer.0.",
+    "state.keys.0",
+]
 TYPES = [
     "F16",
     "BF16",
@@ -69,7 +87,12 @@ TYPES = [
 
 def edges(*more: Any) -> st.SearchStrategy[Any]:
     """Numbers where something ends."""
-    powers = [s * (2**n + d) for n in (0, 7, 31, 32, 53, 62, 63, 64) for d in (-1, 0, 1) for s in (1, -1)]
+    powers = [
+        s * (2**n + d)
+        for n in (0, 7, 31, 32, 53, 62, 63, 64)
+        for d in (-1, 0, 1)
+        for s in (1, -1)
+    ]
     return st.sampled_from([*powers, 10**18, 10**400, -(10**400), *more])
 
 
@@ -80,7 +103,9 @@ SCALARS = (
 )  # fmt: skip
 JSON = st.recursive(
     SCALARS,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(ANY_TEXT, inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(ANY_TEXT, inner, max_size=4)
+    ),
     max_leaves=6,
 )
 
@@ -92,7 +117,9 @@ def json_texts(draw: Any, valid: Any) -> str:
     if kind == 0:
         return draw(ANY_TEXT)
     if kind == 1:
-        return draw(st.sampled_from("[{9")) * draw(st.sampled_from([1, 500, 1_000, 5_000, 50_000]))
+        return draw(st.sampled_from("[{9")) * draw(
+            st.sampled_from([1, 500, 1_000, 5_000, 50_000])
+        )
     if kind == 2:
         return json.dumps(draw(JSON))
     value = copy.deepcopy(valid)
@@ -114,12 +141,18 @@ def changed(draw: Any, value: Any) -> Any:
             case 1:
                 return {**value, draw(ANY_TEXT): draw(JSON)}
             case 2:
-                return {(draw(ANY_TEXT) if k == key else k): v for k, v in value.items()}
+                return {
+                    (draw(ANY_TEXT) if k == key else k): v for k, v in value.items()
+                }
             case _:
                 return {**value, key: draw(JSON)}
     if isinstance(value, list) and value and draw(st.integers(0, 9)):
         place = draw(st.integers(0, len(value) - 1))
-        replaced = [draw(st.integers(0, 9) | edges() | SCALARS)] if draw(st.integers(0, 4)) else []
+        replaced = (
+            [draw(st.integers(0, 9) | edges() | SCALARS)]
+            if draw(st.integers(0, 4))
+            else []
+        )
         return [*value[:place], *replaced, *value[place + 1 :]]
     return draw(JSON)
 
@@ -144,7 +177,12 @@ def files(draw: Any, kind: str) -> bytes:
             case 2:
                 data = data[:last] + data[first:]
             case 3:
-                data = data[:first] + draw(st.sampled_from(sorted(VALID)).map(VALID.__getitem__))[0][first:]
+                data = (
+                    data[:first]
+                    + draw(st.sampled_from(sorted(VALID)).map(VALID.__getitem__))[0][
+                        first:
+                    ]
+                )
             case 4 if data[first : first + 1]:
                 turned = data[first] ^ 1 << draw(st.integers(0, 7))
                 data = data[:first] + bytes([turned]) + data[first + 1 :]
@@ -159,9 +197,15 @@ def edited(draw: Any, data: bytes) -> bytes:
     """
     header, numbers = taken_apart(data)
     for part in draw(
-        st.sampled_from([(), (), ("model.", "state.")]) | st.lists(st.sampled_from(PARTS), max_size=3)
+        st.sampled_from([(), (), ("model.", "state.")])
+        | st.lists(st.sampled_from(PARTS), max_size=3)
     ):
-        numbers = retyped(header, numbers, part, draw(st.sampled_from(["F16", "BF16", "F32", "F64"])))
+        numbers = retyped(
+            header,
+            numbers,
+            part,
+            draw(st.sampled_from(["F16", "BF16", "F32", "F64"])),
+        )
     if not draw(st.integers(0, 3)):
         return put_together(header, numbers)
     metadata = header["__metadata__"]
@@ -185,7 +229,10 @@ def edited(draw: Any, data: bytes) -> bytes:
                         entry["data_offsets"] = changed(draw, entry["data_offsets"])
             case 5:
                 other = draw(st.sampled_from(sorted(header)) | ANY_TEXT)
-                header[name], header[other] = header.get(other, draw(JSON)), header[name]
+                header[name], header[other] = (
+                    header.get(other, draw(JSON)),
+                    header[name],
+                )
             case 6:
                 header[draw(ANY_TEXT)] = draw(JSON)
                 header.pop(name)
@@ -208,12 +255,16 @@ def saved_checkpoints() -> list[bytes]:
         for _ in range(2):
             state = a_step(lm, optimizer, state)
         settings = Settings(config, RECIPE, "text.txt", "abc", None)
-        found.append(save_checkpoint(FOLDER, 2, settings, lm, optimizer, state).read_bytes())
+        found.append(
+            save_checkpoint(FOLDER, 2, settings, lm, optimizer, state).read_bytes()
+        )
     return found
 
 
 def a_step(lm: LanguageModel, optimizer: torch.optim.Optimizer, state: Any) -> Any:
-    tokens = TOKENS.repeat(1 if state is None else state.batch_size, 1)[: state and state.batch_size]
+    tokens = TOKENS.repeat(1 if state is None else state.batch_size, 1)[
+        : state and state.batch_size
+    ]
     tokens = tokens % lm.config.vocab_size
     logits, state = lm(tokens[:, :-1], state, return_state=True)
     F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
@@ -241,7 +292,10 @@ def check_checkpoint(data: bytes) -> bool:
     path.write_bytes(data)
     try:
         checkpoint = Checkpoint.load(FOLDER)
-        lm = LanguageModel(checkpoint.settings.config, CharTokenizer.from_vocabulary(checkpoint.vocabulary))
+        lm = LanguageModel(
+            checkpoint.settings.config,
+            CharTokenizer.from_vocabulary(checkpoint.vocabulary),
+        )
         optimizer = adamw(lm, checkpoint.settings.recipe)
         state = checkpoint.restore(lm, optimizer, torch.device("cpu"))
     except ValueError as error:
@@ -281,7 +335,10 @@ def check_config(values: dict[str, Any]) -> bool:
         config = Config(**values)
     except (TypeError, ValueError):
         return False
-    assert Config(**asdict(config)) == config and config.d_head * config.n_heads == config.d_model
+    assert (
+        Config(**asdict(config)) == config
+        and config.d_head * config.n_heads == config.d_model
+    )
     return True
 
 
@@ -315,11 +372,29 @@ def check_plays(plays: dict[str, str]) -> bool:
 MARKDOWN_PARTS = (
     ANY_TEXT
     | st.sampled_from(
-        ["# ACT I\n", "### SCENE I\n", "**A**\n", "_[a", "]_", "_", "Ghost\n", "\n", "\\", "**", " & "]
+        [
+            "# ACT I\n",
+            "### SCENE I\n",
+            "**A**\n",
+            "_[a",
+            "]_",
+            "_",
+            "Ghost\n",
+            "\n",
+            "\\",
+            "**",
+            " & ",
+        ]
     )
     | st.sampled_from([old for old, _ in REPLACEMENTS])
 )
-METRIC = {"step": 3, "seconds": 1.5, "loss": 2.0, "sample": "a", "layer_weights": [0.5, 0.5]}
+METRIC = {
+    "step": 3,
+    "seconds": 1.5,
+    "loss": 2.0,
+    "sample": "a",
+    "layer_weights": [0.5, 0.5],
+}
 SETTINGS = json.loads(Settings(CONFIGS[2], RECIPE, "text.txt", "abc", None).to_json())
 
 
@@ -342,7 +417,11 @@ def config_fields() -> st.SearchStrategy[dict[str, Any]]:
 def all_replaced() -> list[str]:
     """The lines of a play in which all that is to be replaced stands once."""
     lines = [line for old, _ in REPLACEMENTS for line in old.strip("\n").split("\n")]
-    return ["**A**", *(f"**{line[:-1]}**" if line.endswith(":") else line for line in lines), "the end"]
+    return [
+        "**A**",
+        *(f"**{line[:-1]}**" if line.endswith(":") else line for line in lines),
+        "the end",
+    ]
 
 
 def with_play(lines: list[str]) -> dict[str, str]:
@@ -353,7 +432,9 @@ def with_play(lines: list[str]) -> dict[str, str]:
 def plays() -> st.SearchStrategy[dict[str, str]]:
     """A play that can be rebuilt, with some lines put in."""
     lines = all_replaced()
-    changes = st.lists(st.tuples(st.integers(0, len(lines)), MARKDOWN_PARTS), max_size=4)
+    changes = st.lists(
+        st.tuples(st.integers(0, len(lines)), MARKDOWN_PARTS), max_size=4
+    )
 
     def changed(found: list[tuple[int, str]]) -> dict[str, str]:
         result = [*lines]
@@ -367,13 +448,19 @@ def plays() -> st.SearchStrategy[dict[str, str]]:
 VALID = {"model": saved_models(), "checkpoint": saved_checkpoints()}
 LOADERS = {
     "model": Loader(files("model"), VALID["model"][0], check_model),
-    "checkpoint": Loader(files("checkpoint"), VALID["checkpoint"][0], check_checkpoint),
+    "checkpoint": Loader(
+        files("checkpoint"), VALID["checkpoint"][0], check_checkpoint
+    ),
     "metrics": Loader(
-        st.lists(json_texts(METRIC), max_size=3).map("\n".join), json.dumps(METRIC), check_metrics
+        st.lists(json_texts(METRIC), max_size=3).map("\n".join),
+        json.dumps(METRIC),
+        check_metrics,
     ),
     "settings": Loader(json_texts(SETTINGS), json.dumps(SETTINGS), check_settings),
     "config": Loader(config_fields(), asdict(CONFIGS[0]), check_config),
-    "tokenizer": Loader(st.tuples(ANY_TEXT, ANY_TEXT), ("abc", "ab"), check_tokenizer),
+    "tokenizer": Loader(
+        st.tuples(ANY_TEXT, ANY_TEXT), ("abc", "ab"), check_tokenizer
+    ),
     "plays": Loader(plays(), with_play(all_replaced()), check_plays),
 }
 
@@ -403,7 +490,9 @@ def fuzz(loader: Loader, examples: int) -> tuple[int, int]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=600, help="for all loaders together [600]")
+    parser.add_argument(
+        "--seconds", type=float, default=600, help="for all loaders together [600]"
+    )
     seconds = parser.parse_args().seconds
     torch.set_num_threads(1)
     failed = False
@@ -419,8 +508,13 @@ def main() -> int:
                 break
             tried, taken = tried + more[0], taken + more[1]
         print(f"{name:<12}{tried:>8} inputs, {taken} of them taken", flush=True)
-    counts = rewritten_while_loaded(FOLDER, seconds / len(LOADERS), seed=time.time_ns())
-    print(f"rewritten meanwhile: {counts['loaded']} loaded, {counts['refused']} refused", flush=True)
+    counts = rewritten_while_loaded(
+        FOLDER, seconds / len(LOADERS), seed=time.time_ns()
+    )
+    print(
+        f"rewritten meanwhile: {counts['loaded']} loaded, {counts['refused']} refused",
+        flush=True,
+    )
     return int(failed)
 
 

@@ -30,7 +30,9 @@ def put_together(header: Any, numbers: bytes) -> bytes:
         metadata["sha256"] = "0" * 64
         data = _joined(json.dumps(header).encode(), numbers)
         metadata["sha256"] = hashlib.sha256(data).hexdigest()
-    return _joined(header if isinstance(header, bytes) else json.dumps(header).encode(), numbers)
+    return _joined(
+        header if isinstance(header, bytes) else json.dumps(header).encode(), numbers
+    )
 
 
 def _joined(text: bytes, numbers: bytes) -> bytes:
@@ -42,14 +44,26 @@ def retyped(header: dict[str, Any], numbers: bytes, prefix: str, dtype: str) -> 
 
     Returns what is then to follow the header.
     """
-    one = {"F16": "003c", "BF16": "803f", "F32": "0000803f", "F64": "000000000000f03f"}[dtype]
-    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    one = {
+        "F16": "003c",
+        "BF16": "803f",
+        "F32": "0000803f",
+        "F64": "000000000000f03f",
+    }[dtype]
+    entries = {
+        name: entry for name, entry in header.items() if name != "__metadata__"
+    }
     found = b""
-    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+    for name, entry in sorted(
+        entries.items(), key=lambda item: item[1]["data_offsets"]
+    ):
         first, last = entry["data_offsets"]
         new = numbers[first:last]
         if name.startswith(prefix):
-            entry["dtype"], new = dtype, bytes.fromhex(one) * math.prod(entry["shape"])
+            entry["dtype"], new = (
+                dtype,
+                bytes.fromhex(one) * math.prod(entry["shape"]),
+            )
         entry["data_offsets"] = [len(found), len(found) + len(new)]
         found += new
     return found
@@ -73,7 +87,9 @@ def little_memory(more: int) -> Iterator[None]:
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, before[1]))
+    resource.setrlimit(
+        resource.RLIMIT_AS, (pages * resource.getpagesize() + more, before[1])
+    )
     try:
         yield
     finally:

@@ -60,4 +60,8 @@ UNSEEN = {
     "a\udfff": "a\ufffd",
 }
 LONG = "<i>" + 3333 * "אx " + "</i>"  # about 10,000 characters
-ODD = {text: text.replace(" ", "␣") for text in [*MARKUP, *LETTERS]} | UNSEEN | {LONG: LONG.replace(" ", "␣")}
+ODD = (
+    {text: text.replace(" ", "␣") for text in [*MARKUP, *LETTERS]}
+    | UNSEEN
+    | {LONG: LONG.replace(" ", "␣")}
+)

@@ -1,7 +1,8 @@
 """The equations of the three models as plain loops: per step, per layer, per head.
 
-Nothing here uses the package. Parameters come as a dict of tensors with the names the package gives them, so
-that gradients of both sides refer to the same leaves. Slow and obvious on purpose.
+Nothing here uses the package. Parameters come as a dict of tensors with the names the
+package gives them, so that gradients of both sides refer to the same leaves. Slow and
+obvious on purpose.
 """
 
 import math
@@ -23,7 +24,9 @@ def linear(p: Parameters, name: str, x: Tensor) -> Tensor:
 def layer_norm(p: Parameters, name: str, x: Tensor) -> Tensor:
     centred = x - x.mean(-1, keepdim=True)
     variance = (centred * centred).mean(-1, keepdim=True)
-    return centred / (variance + 1e-5).sqrt() * p[f"{name}.weight"] + p[f"{name}.bias"]
+    return (
+        centred / (variance + 1e-5).sqrt() * p[f"{name}.weight"] + p[f"{name}.bias"]
+    )
 
 
 def activate(name: str, x: Tensor) -> Tensor:
@@ -34,7 +37,10 @@ def activate(name: str, x: Tensor) -> Tensor:
 
 def heads(config, x: Tensor) -> list[Tensor]:
     """Cut [B, d] into H pieces [B, D]."""
-    return [x[:, h * config.d_head : (h + 1) * config.d_head] for h in range(config.n_heads)]
+    return [
+        x[:, h * config.d_head : (h + 1) * config.d_head]
+        for h in range(config.n_heads)
+    ]
 
 
 def attend_one_head(
@@ -49,7 +55,8 @@ def attend_one_head(
 ) -> tuple[Tensor, Tensor]:
     """One query [B, D] over J keys: ((q + u) . K_j + q . E_r + s_r) / sqrt(D), softmax, weighted sum.
 
-    The row of distance r in `embedding` and `bias` is span - r: the tables run from far to near.
+    The row of distance r in `embedding` and `bias` is span - r: the tables run from
+    far to near.
     """
     rows = [config.span - r for r in distances]
     content = ((query + query_bias)[:, None] * torch.stack(list(keys), dim=1)).sum(-1)
@@ -60,7 +67,14 @@ def attend_one_head(
 
 
 def attention(
-    p: Parameters, config, l: int, z: Tensor, keys: Cache, values: Cache, steps: Sequence[int], now: int
+    p: Parameters,
+    config,
+    l: int,
+    z: Tensor,
+    keys: Cache,
+    values: Cache,
+    steps: Sequence[int],
+    now: int,
 ) -> tuple[Tensor, list[Tensor]]:
     """Layer l attends from normalised z [B, d] at step `now` to the given steps; also weights per head."""
     table = f"relative.{l if config.relative == 'per-layer' else 0}"
@@ -79,12 +93,18 @@ def attention(
         )
         outputs.append(o)
         weights.append(w)
-    return linear(p, f"layers.{l}.attention.output", torch.cat(outputs, dim=-1)), weights
+    return linear(
+        p, f"layers.{l}.attention.output", torch.cat(outputs, dim=-1)
+    ), weights
 
 
 def feed_forward(p: Parameters, config, l: int, x: Tensor) -> Tensor:
-    inner = linear(p, f"layers.{l}.feed_forward.inner", layer_norm(p, f"layers.{l}.norm2", x))
-    return linear(p, f"layers.{l}.feed_forward.outer", activate(config.activation, inner))
+    inner = linear(
+        p, f"layers.{l}.feed_forward.inner", layer_norm(p, f"layers.{l}.norm2", x)
+    )
+    return linear(
+        p, f"layers.{l}.feed_forward.outer", activate(config.activation, inner)
+    )
 
 
 def layer_weights(p: Parameters, config) -> list[Tensor | float]:
@@ -103,7 +123,11 @@ def layer_weights(p: Parameters, config) -> list[Tensor | float]:
 def history(caches: Sequence[Tensor]) -> list[Cache]:
     """Carried tensors [B, H, P, D], one per cache, as lists of steps of heads."""
     return [
-        [[cache[:, h, j] for h in range(cache.shape[1])] for j in range(cache.shape[2])] for cache in caches
+        [
+            [cache[:, h, j] for h in range(cache.shape[1])]
+            for j in range(cache.shape[2])
+        ]
+        for cache in caches
     ]
 
 
@@ -114,7 +138,10 @@ def empty(n_caches: int) -> tuple[list[Cache], list[Cache]]:
 def newest(config, caches: Sequence[Cache]) -> tuple[Tensor, ...]:
     """What is carried on: the last S steps of each cache as [B, H, J, D]."""
     return tuple(
-        torch.stack([torch.stack(step, dim=1) for step in cache[-config.span :]], dim=2) for cache in caches
+        torch.stack(
+            [torch.stack(step, dim=1) for step in cache[-config.span :]], dim=2
+        )
+        for cache in caches
     )
 
 
@@ -122,10 +149,12 @@ def feedback(p: Parameters, config, x: Tensor, past=None):
     """Weighted memory, with keys and values per layer or shared, from x [B, T, d].
 
     Args:
-        past: (keys, values) as carried by an earlier block, each a tuple of [B, H, P, D], or None.
+        past: (keys, values) as carried by an earlier block, each a tuple of [B, H, P,
+            D], or None.
 
     Returns:
-        Top outputs [B, T, d]; keys and values to carry on; attention weights [L, B, H, T, P + T].
+        Top outputs [B, T, d]; keys and values to carry on; attention weights [L, B,
+        H, T, P + T].
     """
     B, T, _ = x.shape
     L, H = config.n_layers, config.n_heads
@@ -144,25 +173,38 @@ def feedback(p: Parameters, config, x: Tensor, past=None):
             if steps:
                 cache = l if n_caches == L else 0
                 z = layer_norm(p, f"layers.{l}.norm1", h)
-                o, weights = attention(p, config, l, z, keys[cache], values[cache], steps, now)
-                trace[l, :, :, t, steps.start : now] = torch.stack(weights, dim=1).detach()
+                o, weights = attention(
+                    p, config, l, z, keys[cache], values[cache], steps, now
+                )
+                trace[l, :, :, t, steps.start : now] = torch.stack(
+                    weights, dim=1
+                ).detach()
                 h = h + o
             outputs.append(h + feed_forward(p, config, l, h))
         memory = sum(share * output for share, output in zip(w, outputs, strict=True))
         if config.memory_norm:
             memory = layer_norm(p, "memory.norm", memory)
         for cache in range(n_caches):
-            keys[cache].append(heads(config, linear(p, f"key_values.{cache}.key", memory)))
-            values[cache].append(heads(config, linear(p, f"key_values.{cache}.value", memory)))
+            keys[cache].append(
+                heads(config, linear(p, f"key_values.{cache}.key", memory))
+            )
+            values[cache].append(
+                heads(config, linear(p, f"key_values.{cache}.value", memory))
+            )
         tops.append(outputs[-1])
-    return torch.stack(tops, dim=1), (newest(config, keys), newest(config, values)), trace
+    return (
+        torch.stack(tops, dim=1),
+        (newest(config, keys), newest(config, values)),
+        trace,
+    )
 
 
 def parallel(p: Parameters, config, x: Tensor, past=None, strict: bool = False):
     """The parallel transformer, computed one step and one layer at a time; arguments and results as above.
 
     Args:
-        strict: hide a query's own step, so that step 0 has nothing to attend to and skips attention.
+        strict: hide a query's own step, so that step 0 has nothing to attend to and
+            skips attention.
     """
     B, T, _ = x.shape
     L, H = config.n_layers, config.n_heads
@@ -177,16 +219,28 @@ def parallel(p: Parameters, config, x: Tensor, past=None, strict: bool = False):
         for l in range(L):
             z = layer_norm(p, f"layers.{l}.norm1", h)
             keys[l].append(heads(config, linear(p, f"layers.{l}.key_value.key", z)))
-            values[l].append(heads(config, linear(p, f"layers.{l}.key_value.value", z)))
+            values[l].append(
+                heads(config, linear(p, f"layers.{l}.key_value.value", z))
+            )
             if steps:
-                o, weights = attention(p, config, l, z, keys[l], values[l], steps, now)
-                trace[l, :, :, t, steps.start : steps.stop] = torch.stack(weights, dim=1).detach()
+                o, weights = attention(
+                    p, config, l, z, keys[l], values[l], steps, now
+                )
+                trace[l, :, :, t, steps.start : steps.stop] = torch.stack(
+                    weights, dim=1
+                ).detach()
                 h = h + o
             h = h + feed_forward(p, config, l, h)
         tops.append(h)
-    return torch.stack(tops, dim=1), (newest(config, keys), newest(config, values)), trace
+    return (
+        torch.stack(tops, dim=1),
+        (newest(config, keys), newest(config, values)),
+        trace,
+    )
 
 
 def body(p: Parameters, config, x: Tensor, past=None):
     """`parallel` or `feedback`, as the configuration says."""
-    return (parallel if config.variant == "parallel" else feedback)(p, config, x, past)
+    return (parallel if config.variant == "parallel" else feedback)(
+        p, config, x, past
+    )

@@ -26,19 +26,25 @@ CONFIG = fbt.Config(7, d_model=60, n_heads=1, n_layers=2, span=4)
 
 def written(folder: Path, value: float) -> dict[str, bytes]:
     """The files of a model whose weights all have this value."""
-    lm = fbt.LanguageModel(CONFIG, fbt.CharTokenizer.from_vocabulary(VOCABULARIES[value]))
+    lm = fbt.LanguageModel(
+        CONFIG, fbt.CharTokenizer.from_vocabulary(VOCABULARIES[value])
+    )
     with torch.no_grad():
         for parameter in lm.parameters():
             parameter.fill_(value)
     lm.save_pretrained(folder)
     settings = Settings(CONFIG, Recipe(), None, "", None)
     save_checkpoint(folder, 0, settings, lm, torch.optim.AdamW(lm.parameters()), None)
-    return {name: (folder / name).read_bytes() for name in (WEIGHTS_FILE, CHECKPOINT_FILE)}
+    return {
+        name: (folder / name).read_bytes() for name in (WEIGHTS_FILE, CHECKPOINT_FILE)
+    }
 
 
 def rewrite(path: Path, data: bytes, chance: random.Random) -> None:
     """Replace the file, or write over it, a piece at a time."""
-    way = chance.choice(["replaced", "from nothing", "in place", "in place", "in part"])
+    way = chance.choice(
+        ["replaced", "from nothing", "in place", "in place", "in part"]
+    )
     if way == "replaced":
         new = path.with_suffix(".new")
         new.write_bytes(data)
@@ -56,7 +62,9 @@ def rewrite(path: Path, data: bytes, chance: random.Random) -> None:
                 time.sleep(0.001)
 
 
-def rewritten_while_loaded(folder: Path, seconds: float, seed: int = 0) -> dict[str, int]:
+def rewritten_while_loaded(
+    folder: Path, seconds: float, seed: int = 0
+) -> dict[str, int]:
     """How many files another process loaded and refused while they were rewritten.
 
     Raises:
@@ -66,7 +74,9 @@ def rewritten_while_loaded(folder: Path, seconds: float, seed: int = 0) -> dict[
     models = [written(folder, value) for value in VOCABULARIES]
     command = [sys.executable, *WARNINGS, __file__, str(folder), str(seconds)]
     chance = random.Random(seed)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as loader:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as loader:
         while loader.poll() is None:
             for name, data in chance.choice(models).items():
                 rewrite(folder / name, data, chance)
@@ -95,8 +105,16 @@ def load(folder: Path, seconds: float) -> dict[str, int]:
                 reason(folder / name, error)
                 counts["refused"] += 1
                 continue
-            values = torch.cat([tensor.flatten() for tensor in tensors.values()]).unique().tolist()
-            assert len(values) == 1 and vocabulary == VOCABULARIES[values[0]], (name, values, vocabulary)
+            values = (
+                torch.cat([tensor.flatten() for tensor in tensors.values()])
+                .unique()
+                .tolist()
+            )
+            assert len(values) == 1 and vocabulary == VOCABULARIES[values[0]], (
+                name,
+                values,
+                vocabulary,
+            )
             counts["loaded"] += 1
     return counts
 

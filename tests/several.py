@@ -61,7 +61,9 @@ def killed_at(rank: int, step: int) -> None:
     Trainer._update = dying  # type: ignore[method-assign]
 
 
-def main(folder: str, name: str | None = None, rank: str = "-1", step: str = "-1") -> None:
+def main(
+    folder: str, name: str | None = None, rank: str = "-1", step: str = "-1"
+) -> None:
     """Do as the command line says."""
     killed_at(int(rank), int(step))
     for each in RUNS if name is None else [name]:

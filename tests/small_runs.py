@@ -11,7 +11,8 @@ from fbt._files import sha256
 from fbt.checkpoint import CHECKPOINT_FILE, Fingerprint, checkpoint_bytes
 from fbt.training import Run, train
 
-# Of other processes: warnings are errors, but for a folder that torch 2.6 leaves to be cleaned up.
+# Of other processes: warnings are errors, but for a folder that torch 2.6 leaves to
+# be cleaned up.
 WARNINGS = ["-W", "error", "-W", "ignore:Implicitly cleaning up:ResourceWarning"]
 WORDS = ["to", "be", "or", "not\nthat", "is", "the", "question"]
 TEXT = " ".join(random.Random(0).choice(WORDS) for _ in range(400))
@@ -42,7 +43,9 @@ def fingerprint(data: bytes) -> Fingerprint:
     return Fingerprint(len(data), sha256(data))
 
 
-def save_checkpoint(folder: Path, step: int, *what: Any, metrics: bytes = b"") -> Path:
+def save_checkpoint(
+    folder: Path, step: int, *what: Any, metrics: bytes = b""
+) -> Path:
     """Write the checkpoint of a run without a run."""
     path = folder / CHECKPOINT_FILE
     path.write_bytes(checkpoint_bytes(path, step, *what, fingerprint(metrics)))

@@ -49,7 +49,10 @@ def followed(link: Tag, page: Path) -> tuple[Path, Tag]:
 
 def note_lines(page: Tag) -> list[int]:
     """Return the line numbers of a page's notes."""
-    return [int(mark["id"].removeprefix("L")) for mark in page.select(".fbt-note > span[id]")]
+    return [
+        int(mark["id"].removeprefix("L"))
+        for mark in page.select(".fbt-note > span[id]")
+    ]
 
 
 def test_every_line_is_code_or_a_note_in_its_order():
@@ -81,11 +84,20 @@ def test_notes_have_the_words_of_the_file():
         for block in page.select("dt, dd, p, li"):
             block.append(" ")
         # A ruled line of a C++ file is shown as the heading of its part.
-        shown = page.select(".fbt-note, h2" if module.path.suffix == ".cpp" else ".fbt-note")
-        texts = [re.sub(r"\\(begin|end)\{split\}", "", part.get_text()) for part in shown]
-        lines = [re.sub(r'^\s*r?"""', "", module.lines[number - 1]) for number in note_lines(page)]
+        shown = page.select(
+            ".fbt-note, h2" if module.path.suffix == ".cpp" else ".fbt-note"
+        )
+        texts = [
+            re.sub(r"\\(begin|end)\{split\}", "", part.get_text()) for part in shown
+        ]
+        lines = [
+            re.sub(r'^\s*r?"""', "", module.lines[number - 1])
+            for number in note_lines(page)
+        ]
         # The theme shortens addresses on GitHub.
-        written = re.sub(r"https://github\.com/(?=[\w-]+/[\w-]+)", "", " ".join(lines))
+        written = re.sub(
+            r"https://github\.com/(?=[\w-]+/[\w-]+)", "", " ".join(lines)
+        )
         if words(" ".join(texts)) != words(written):
             wrong.append(module.name)
     assert not wrong
@@ -96,8 +108,13 @@ def test_modules_have_title_description_headings_and_a_place_in_the_book():
     for module in MODULES:
         page, path = soup(HTML / f"{module.docname}.html"), module.path.as_posix()
         about = words(page.select_one('meta[name="description"]')["content"])
-        titles = [heading.get_text().rstrip("#") for heading in page.select("article h1")]
-        levels = [int(heading.name[1]) for heading in article(module).select("h1, h2, h3, h4")]
+        titles = [
+            heading.get_text().rstrip("#") for heading in page.select("article h1")
+        ]
+        levels = [
+            int(heading.name[1])
+            for heading in article(module).select("h1, h2, h3, h4")
+        ]
         good = {
             "title": page.title.get_text().startswith(path) and titles == [path],
             "description": about[:5] == words(module.docstring)[:5],
@@ -111,7 +128,11 @@ def test_modules_have_title_description_headings_and_a_place_in_the_book():
 
 def test_the_search_knows_every_module():
     index = (HTML / "searchindex.js").read_text(encoding="utf-8")
-    assert not [module.docname for module in PACKAGE.modules.values() if f'"{module.docname}"' not in index]
+    assert not [
+        module.docname
+        for module in PACKAGE.modules.values()
+        if f'"{module.docname}"' not in index
+    ]
 
 
 # There and back
@@ -123,10 +144,14 @@ def test_every_entry_of_the_api_leads_to_its_definition_and_back():
     for entry in entries:
         page, place = followed(entry.select_one("a.viewcode-link"), API)
         name = entry["id"].rpartition(".")[2]
-        assert re.search(rf"\b(def|class) {name}\b", place.select_one("pre").get_text()), entry["id"]
+        assert re.search(
+            rf"\b(def|class) {name}\b", place.select_one("pre").get_text()
+        ), entry["id"]
         back = [
             followed(link, page)[1]
-            for link in place.select_one(".fbt-note").select(".fbt-ways-back a[href*='#']")
+            for link in place.select_one(".fbt-note").select(
+                ".fbt-ways-back a[href*='#']"
+            )
         ]
         assert any(to.get("id") == entry["id"] for to in back), entry["id"]
 
@@ -147,7 +172,11 @@ def test_definitions_shown_in_chapters_link_to_their_annotated_lines_and_back():
     wrong = []
     for path in chapters():
         page = HTML / "book" / f"{path.stem}.html"
-        links = [link for link in soup(page).select("article a") if link.get_text().endswith(", annotated")]
+        links = [
+            link
+            for link in soup(page).select("article a")
+            if link.get_text().endswith(", annotated")
+        ]
         if [link["href"].rpartition(".")[2] for link in links] != shown_in(path):
             wrong.append((path.stem, shown_in(path)))
         for link in links:
@@ -166,7 +195,10 @@ def test_the_map_of_equations_leads_to_definitions():
     assert len(table) >= 15
     for row in table:
         for link in row.select("td")[1].select("a"):
-            assert followed(link, page)[1].select_one("h2, h3").get_text().rstrip("#") == link.get_text()
+            assert (
+                followed(link, page)[1].select_one("h2, h3").get_text().rstrip("#")
+                == link.get_text()
+            )
 
 
 # Names
@@ -224,7 +256,9 @@ def leads(package: Package, name: str) -> dict[tuple[int, str], str]:
     """Return what the names in a module's code link to, by line."""
     module = package.modules[name]
     return {
-        (use.line, module.lines[use.line - 1][use.start : use.stop]): package.resolve(use.dotted).name
+        (use.line, module.lines[use.line - 1][use.start : use.stop]): package.resolve(
+            use.dotted
+        ).name
         for use in module.uses(package)
     }
 
@@ -249,13 +283,18 @@ def test_a_local_name_links_nowhere(small):
 
 
 def test_imports_for_type_checking_are_not_listed(small):
-    assert [module.name for module in small.imports(small.modules["fbt.high"])] == ["fbt"]
+    assert [module.name for module in small.imports(small.modules["fbt.high"])] == [
+        "fbt"
+    ]
     assert [module.name for module in small.users("fbt.low.helper")] == ["fbt.high"]
 
 
 def test_rows_begin_at_definitions_and_at_comments_after_code(small):
     found = rows(small.modules["fbt.low"])
-    headings = [row.heading.name if isinstance(row.heading, Definition) else None for row in found]
+    headings = [
+        row.heading.name if isinstance(row.heading, Definition) else None
+        for row in found
+    ]
     assert headings == [None, "Base", "Base.run", None, "helper"]
     assert [row.code[0] for row in found] == [1, 4, 10, 11, 17]
     (*_, last) = rows(small.modules["fbt.high"])
@@ -296,7 +335,9 @@ def test_text_in_a_note_stays_text():
     document = new_document("evil.py", get_default_settings(Parser()))
     document += note(HOSTILE, document, lambda name: None)
     settings = {"math_output": "mathjax", "output_encoding": "unicode"}
-    written = publish_from_doctree(document, writer_name="html5", settings_overrides=settings)
+    written = publish_from_doctree(
+        document, writer_name="html5", settings_overrides=settings
+    )
     page = BeautifulSoup(written, "html.parser").main
     assert not page.select("script, b, i, img, h1, h2, h3, a[href^=javascript]")
     for text in (
@@ -310,11 +351,15 @@ def test_text_in_a_note_stays_text():
 
 
 def test_text_in_code_stays_text():
-    text = "TITLE = '<script>alert(1)</script>&amp;'\n\n\ndef f():\n    return TITLE\n"
+    text = (
+        "TITLE = '<script>alert(1)</script>&amp;'\n\n\ndef f():\n    return TITLE\n"
+    )
     module = Module(Path("fbt/evil.py"), text)
     package = Package(Path("nowhere"))
     package.modules = {"fbt.evil": module}
-    lines = code_lines(module, module.uses(package), lambda dotted: ('"><script>', '"><script>'))
+    lines = code_lines(
+        module, module.uses(package), lambda dotted: ('"><script>', '"><script>')
+    )
     page = BeautifulSoup(f"<pre>{''.join(lines.values())}</pre>", "html.parser")
     assert not page.select("script")
     assert page.get_text() == text

@@ -36,10 +36,18 @@ CONFIG = [
     (ValueError, {"span": -1}, AT_LEAST_ONE),
     (ValueError, {"span": 0}, AT_LEAST_ONE),
     (TypeError, {"span": torch.tensor(3)}, AT_LEAST_ONE),
-    (ValueError, {"variant": "recurrent"}, "one of 'parallel', 'feedback', 'shared-kv'"),
+    (
+        ValueError,
+        {"variant": "recurrent"},
+        "one of 'parallel', 'feedback', 'shared-kv'",
+    ),
     (ValueError, {"variant": None}, "one of 'parallel', 'feedback', 'shared-kv'"),
     (ValueError, {"activation": "tanh"}, "one of 'relu', 'gelu'"),
-    (ValueError, {"memory": "bottom"}, "one of 'learned', 'uniform', 'top', 'embedding'"),
+    (
+        ValueError,
+        {"memory": "bottom"},
+        "one of 'learned', 'uniform', 'top', 'embedding'",
+    ),
     (ValueError, {"relative": "none"}, "one of 'per-layer', 'shared'"),
     (TypeError, {"memory_norm": 1}, "True or False"),
     (TypeError, {"memory_norm": None}, "True or False"),
@@ -52,7 +60,9 @@ CONFIG = [
 ]
 
 
-@pytest.mark.parametrize("error, bad, allowed", CONFIG, ids=[str(bad) for _, bad, _ in CONFIG])
+@pytest.mark.parametrize(
+    "error, bad, allowed", CONFIG, ids=[str(bad) for _, bad, _ in CONFIG]
+)
 def test_config(error, bad, allowed):
     ((name, value),) = bad.items()
     with pytest.raises(error, match=f"{name}.*{allowed}") as raised:
@@ -68,7 +78,9 @@ def test_config_takes_its_options_by_name_and_stays_as_it_is():
     config = fbt.Config(19)
     with pytest.raises(FrozenInstanceError):
         config.span = 3
-    with pytest.raises(ValueError, match=r"span must be an int in \[1, 268435456\], got -3"):
+    with pytest.raises(
+        ValueError, match=r"span must be an int in \[1, 268435456\], got -3"
+    ):
         replace(config, span=-3)
     assert (config.d_ff, config.d_head) == (512, 32)
 
@@ -79,7 +91,8 @@ def test_a_config_with_other_sizes_keeps_the_factor_of_d_ff_where_it_was_left():
     assert small.replace(d_model=512, d_ff=100).d_ff == 100
     assert small.replace(span=3) == fbt.Config(19, d_model=64, span=3)
     assert fbt.Config(19, d_model=64, d_ff=100).replace(d_model=512).d_ff == 100
-    stored = fbt.Config(**json.loads(json.dumps(asdict(small))))  # as in a file of weights
+    # as in a file of weights
+    stored = fbt.Config(**json.loads(json.dumps(asdict(small))))
     assert stored == small
     assert stored.replace(d_model=512).d_ff == 2048
     assert type(small.replace(d_model=512).d_ff) is int
@@ -91,11 +104,17 @@ def test_a_config_with_other_sizes_keeps_the_factor_of_d_ff_where_it_was_left():
 
 SHOWN = {
     "a tensor": (torch.zeros(3, 4), "Tensor [3, 4] of torch.float32"),
-    "a parameter": (torch.nn.Parameter(torch.zeros(2)), "Parameter [2] of torch.float32"),
+    "a parameter": (
+        torch.nn.Parameter(torch.zeros(2)),
+        "Parameter [2] of torch.float32",
+    ),
     "an array": (np.zeros((2, 3)), "ndarray [2, 3] of float64"),
     "a number of numpy's": (np.float64(0.5), repr(np.float64(0.5))),
     "a module": (torch.nn.Linear(3, 4), "Linear module"),
-    "tensors in a list": ([torch.zeros(3), None], "[Tensor [3] of torch.float32, None]"),
+    "tensors in a list": (
+        [torch.zeros(3), None],
+        "[Tensor [3] of torch.float32, None]",
+    ),
     "a short text": ("a\nb", "'a\\nb'"),
     "a huge int": (10**5000, "an int of 16610 bits"),
 }
@@ -108,7 +127,15 @@ def test_how_values_appear_in_messages(case):
 
 
 @pytest.mark.parametrize(
-    "value", ["x" * 10**6, b"x" * 10**6, ["x" * 100] * 10**4, {"x" * 100: 1}, fbt.Config(3), range(10**9)]
+    "value",
+    [
+        "x" * 10**6,
+        b"x" * 10**6,
+        ["x" * 100] * 10**4,
+        {"x" * 100: 1},
+        fbt.Config(3),
+        range(10**9),
+    ],
 )
 def test_long_values_are_cut_to_a_line(value):
     text = shown(value)
@@ -126,19 +153,57 @@ def test_a_type_is_named_once():
 BAD_TOKENS = [
     (ValueError, TOKENS.clone().fill_(19), r"tokens must be in \[0, 18\], got 19"),
     (ValueError, TOKENS.clone().fill_(-1), r"tokens must be in \[0, 18\], got -1"),
-    (TypeError, TOKENS.float(), r"tokens must be an int64 or int32 tensor \[B, T\], got torch.float32"),
-    (TypeError, TOKENS > 3, r"tokens must be an int64 or int32 tensor \[B, T\], got torch.bool"),
-    (TypeError, TOKENS.tolist(), r"tokens must be an int64 or int32 tensor \[B, T\], got \[\["),
-    (TypeError, None, r"tokens must be an int64 or int32 tensor \[B, T\], got None of type NoneType"),
-    (TypeError, "abc", r"tokens must be an int64 or int32 tensor \[B, T\], got 'abc' of type str"),
-    (ValueError, TOKENS[:, :0], r"tokens must have shape \[B, T\] with every size >= 1, got \[5, 0\]"),
-    (ValueError, TOKENS[:0], r"tokens must have shape \[B, T\] with every size >= 1, got \[0, 9\]"),
-    (ValueError, TOKENS[0], r"tokens must have shape \[B, T\] with every size >= 1, got \[9\]"),
-    (ValueError, TOKENS[None], r"tokens must have shape \[B, T\] with every size >= 1, got \[1, 5, 9\]"),
+    (
+        TypeError,
+        TOKENS.float(),
+        r"tokens must be an int64 or int32 tensor \[B, T\], got torch.float32",
+    ),
+    (
+        TypeError,
+        TOKENS > 3,
+        r"tokens must be an int64 or int32 tensor \[B, T\], got torch.bool",
+    ),
+    (
+        TypeError,
+        TOKENS.tolist(),
+        r"tokens must be an int64 or int32 tensor \[B, T\], got \[\[",
+    ),
+    (
+        TypeError,
+        None,
+        r"tokens must be an int64 or int32 tensor \[B, T\], got None of type NoneType",
+    ),
+    (
+        TypeError,
+        "abc",
+        r"tokens must be an int64 or int32 tensor \[B, T\], got 'abc' of type str",
+    ),
+    (
+        ValueError,
+        TOKENS[:, :0],
+        r"tokens must have shape \[B, T\] with every size >= 1, got \[5, 0\]",
+    ),
+    (
+        ValueError,
+        TOKENS[:0],
+        r"tokens must have shape \[B, T\] with every size >= 1, got \[0, 9\]",
+    ),
+    (
+        ValueError,
+        TOKENS[0],
+        r"tokens must have shape \[B, T\] with every size >= 1, got \[9\]",
+    ),
+    (
+        ValueError,
+        TOKENS[None],
+        r"tokens must have shape \[B, T\] with every size >= 1, got \[1, 5, 9\]",
+    ),
 ]
 
 
-@pytest.mark.parametrize("error, tokens, message", BAD_TOKENS, ids=[message for *_, message in BAD_TOKENS])
+@pytest.mark.parametrize(
+    "error, tokens, message", BAD_TOKENS, ids=[message for *_, message in BAD_TOKENS]
+)
 def test_tokens(error, tokens, message):
     lm = model("shared-kv")
     for call in (lm, lm.attention):
@@ -155,14 +220,28 @@ def test_one_wrong_token_among_many(variant):
 
 
 BAD_STEPS = [
-    (ValueError, TOKENS, r"tokens must have shape \[B\] with every size >= 1, got \[5, 9\]"),
-    (ValueError, TOKENS[0, :0], r"tokens must have shape \[B\] with every size >= 1, got \[0\]"),
+    (
+        ValueError,
+        TOKENS,
+        r"tokens must have shape \[B\] with every size >= 1, got \[5, 9\]",
+    ),
+    (
+        ValueError,
+        TOKENS[0, :0],
+        r"tokens must have shape \[B\] with every size >= 1, got \[0\]",
+    ),
     (ValueError, TOKENS[0] + 19, r"tokens must be in \[0, 18\], got \d\d"),
-    (TypeError, 3, r"tokens must be an int64 or int32 tensor \[B\], got 3 of type int"),
+    (
+        TypeError,
+        3,
+        r"tokens must be an int64 or int32 tensor \[B\], got 3 of type int",
+    ),
 ]
 
 
-@pytest.mark.parametrize("error, tokens, message", BAD_STEPS, ids=[message for *_, message in BAD_STEPS])
+@pytest.mark.parametrize(
+    "error, tokens, message", BAD_STEPS, ids=[message for *_, message in BAD_STEPS]
+)
 def test_tokens_of_a_step(error, tokens, message):
     with pytest.raises(error, match=message):
         model("shared-kv").step(tokens)
@@ -195,19 +274,45 @@ BAD_STATES = {
     ),
     "beyond the span": (
         ValueError,
-        lambda s: changed(s, each(lambda t: t.repeat(1, 1, 3, 1)), each(lambda t: t.repeat(1, 1, 3, 1))),
+        lambda s: changed(
+            s,
+            each(lambda t: t.repeat(1, 1, 3, 1)),
+            each(lambda t: t.repeat(1, 1, 3, 1)),
+        ),
         WANTED,
     ),
     "no steps": (
         ValueError,
-        lambda s: changed(s, each(lambda t: t[:, :, :0]), each(lambda t: t[:, :, :0])),
+        lambda s: changed(
+            s, each(lambda t: t[:, :, :0]), each(lambda t: t[:, :, :0])
+        ),
         WANTED,
     ),
-    "no batch axis": (ValueError, lambda s: changed(s, each(lambda t: t[0]), each(lambda t: t[0])), WANTED),
-    "another variant": (ValueError, lambda s: changed(s, lambda k: k[:1], lambda v: v[:1]), WANTED),
-    "a value missing": (ValueError, lambda s: changed(s, values=lambda v: v[:2]), WANTED),
-    "uneven lengths": (ValueError, lambda s: changed(s, values=each(lambda t: t[:, :, :2])), WANTED),
-    "one uneven length": (ValueError, lambda s: changed(s, lambda k: (k[0][:, :, :2], *k[1:])), WANTED),
+    "no batch axis": (
+        ValueError,
+        lambda s: changed(s, each(lambda t: t[0]), each(lambda t: t[0])),
+        WANTED,
+    ),
+    "another variant": (
+        ValueError,
+        lambda s: changed(s, lambda k: k[:1], lambda v: v[:1]),
+        WANTED,
+    ),
+    "a value missing": (
+        ValueError,
+        lambda s: changed(s, values=lambda v: v[:2]),
+        WANTED,
+    ),
+    "uneven lengths": (
+        ValueError,
+        lambda s: changed(s, values=each(lambda t: t[:, :, :2])),
+        WANTED,
+    ),
+    "one uneven length": (
+        ValueError,
+        lambda s: changed(s, lambda k: (k[0][:, :, :2], *k[1:])),
+        WANTED,
+    ),
     "nothing": (ValueError, lambda s: fbt.State((), ()), WANTED),
     "a tuple": (
         TypeError,
@@ -257,7 +362,9 @@ def test_a_state_of_one_sequence_is_not_that_of_several(backend):
     """With one head it could pass for it, and be read by all."""
     body = fbt.SharedKVBody(fbt.Config(19, d_model=6, n_heads=1, n_layers=2, span=9))
     _, state, _ = body(torch.randn(1, 4, 6))
-    with pytest.raises(ValueError, match=r"state must hold 1 keys and values \[3, 1, 1..9, 6\]"):
+    with pytest.raises(
+        ValueError, match=r"state must hold 1 keys and values \[3, 1, 1..9, 6\]"
+    ):
         body(torch.randn(3, 4, 6), state, backend=backend)
 
 
@@ -265,43 +372,98 @@ SAMPLING = [
     (TypeError, {"prompt": 5}, "prompt must be of type str or list, got 5"),
     (TypeError, {"prompt": None}, "prompt must be of type str or list, got None"),
     (TypeError, {"prompt": b"a"}, "prompt must be of type str or list, got b'a'"),
-    (TypeError, {"prompt": ["a", 1]}, "a prompt of the list must be of type str, got 1"),
+    (
+        TypeError,
+        {"prompt": ["a", 1]},
+        "a prompt of the list must be of type str, got 1",
+    ),
     (ValueError, {"prompt": ""}, "prompt must have at least 1 character, got ''"),
-    (ValueError, {"prompt": []}, r"prompt must be a text or a list of at least one, got \[\]"),
-    (ValueError, {"prompt": ["a", ""]}, "prompt must have at least 1 character, got ''"),
+    (
+        ValueError,
+        {"prompt": []},
+        r"prompt must be a text or a list of at least one, got \[\]",
+    ),
+    (
+        ValueError,
+        {"prompt": ["a", ""]},
+        "prompt must have at least 1 character, got ''",
+    ),
     (
         ValueError,
         {"prompt": "abz"},
         r"text must hold only the 19 characters .* got 'z' \(U\+007A\) at position 2",
     ),
-    (ValueError, {"max_new_tokens": -1}, "max_new_tokens must be an int >= 0, got -1"),
-    (TypeError, {"max_new_tokens": 2.0}, "max_new_tokens must be an int >= 0, got 2.0"),
-    (TypeError, {"max_new_tokens": True}, "max_new_tokens must be an int >= 0, got True"),
-    (ValueError, {"temperature": -0.5}, r"temperature must be a number in \[0.0, inf\), got -0.5"),
-    (ValueError, {"temperature": float("nan")}, r"temperature must be a number in \[0.0, inf\), got nan"),
-    (ValueError, {"temperature": float("inf")}, r"temperature must be a number in \[0.0, inf\), got inf"),
-    (TypeError, {"temperature": "hot"}, r"temperature must be a number in \[0.0, inf\), got 'hot'"),
-    (TypeError, {"temperature": True}, r"temperature must be a number in \[0.0, inf\), got True"),
+    (
+        ValueError,
+        {"max_new_tokens": -1},
+        "max_new_tokens must be an int >= 0, got -1",
+    ),
+    (
+        TypeError,
+        {"max_new_tokens": 2.0},
+        "max_new_tokens must be an int >= 0, got 2.0",
+    ),
+    (
+        TypeError,
+        {"max_new_tokens": True},
+        "max_new_tokens must be an int >= 0, got True",
+    ),
+    (
+        ValueError,
+        {"temperature": -0.5},
+        r"temperature must be a number in \[0.0, inf\), got -0.5",
+    ),
+    (
+        ValueError,
+        {"temperature": float("nan")},
+        r"temperature must be a number in \[0.0, inf\), got nan",
+    ),
+    (
+        ValueError,
+        {"temperature": float("inf")},
+        r"temperature must be a number in \[0.0, inf\), got inf",
+    ),
+    (
+        TypeError,
+        {"temperature": "hot"},
+        r"temperature must be a number in \[0.0, inf\), got 'hot'",
+    ),
+    (
+        TypeError,
+        {"temperature": True},
+        r"temperature must be a number in \[0.0, inf\), got True",
+    ),
     (ValueError, {"top_k": 0}, r"top_k must be an int in \[1, 19\], got 0"),
     (ValueError, {"top_k": 20}, r"top_k must be an int in \[1, 19\], got 20"),
     (TypeError, {"top_k": 2.0}, r"top_k must be an int in \[1, 19\], got 2.0"),
-    (ValueError, {"seed": -1}, r"seed must be an int in \[0, 4611686018427387904\], got -1"),
+    (
+        ValueError,
+        {"seed": -1},
+        r"seed must be an int in \[0, 4611686018427387904\], got -1",
+    ),
     (
         ValueError,
         {"seed": 2**63},
         r"seed must be an int in \[0, 4611686018427387904\], got 9223372036854775808",
     ),
-    (TypeError, {"seed": 1.5}, r"seed must be an int in \[0, 4611686018427387904\], got 1.5"),
+    (
+        TypeError,
+        {"seed": 1.5},
+        r"seed must be an int in \[0, 4611686018427387904\], got 1.5",
+    ),
 ]
 
 
-@pytest.mark.parametrize("error, bad, message", SAMPLING, ids=[str(bad) for _, bad, _ in SAMPLING])
+@pytest.mark.parametrize(
+    "error, bad, message", SAMPLING, ids=[str(bad) for _, bad, _ in SAMPLING]
+)
 def test_sampling(error, bad, message):
     lm = model("shared-kv", TOKENIZER)
     with pytest.raises(error, match=message):
         lm.generate(**{"prompt": "a", "max_new_tokens": 2, **bad})
     with pytest.raises(error, match=message):
-        lm.stream(**{"prompt": "a", "max_new_tokens": 2, **bad})  # at the call, not at the first character
+        # at the call, not at the first character
+        lm.stream(**{"prompt": "a", "max_new_tokens": 2, **bad})
 
 
 PARALLEL, SHARED = model("parallel"), model("shared-kv")
@@ -392,8 +554,16 @@ MODELS = {
         lambda: fbt.FeedbackBody(SHARED.config, n_caches=2),
         r"n_caches must be 1 or n_layers=3, got 2",
     ),
-    "a span of no steps": (ValueError, lambda: fbt.MemoryStack(0, 3), "span must be an int >= 1, got 0"),
-    "a negative span": (ValueError, lambda: fbt.TorchStack(-1), "span must be an int >= 1, got -1"),
+    "a span of no steps": (
+        ValueError,
+        lambda: fbt.MemoryStack(0, 3),
+        "span must be an int >= 1, got 0",
+    ),
+    "a negative span": (
+        ValueError,
+        lambda: fbt.TorchStack(-1),
+        "span must be an int >= 1, got -1",
+    ),
     "a negative capacity": (
         ValueError,
         lambda: fbt.MemoryStack(3, -1),
@@ -404,7 +574,11 @@ MODELS = {
         lambda: fbt.MemoryStack(3, None),
         "capacity must be an int >= 0, got None",
     ),
-    "showing a number": (TypeError, lambda: fbt.show(3), "obj must be a class, .* got 3 of type int"),
+    "showing a number": (
+        TypeError,
+        lambda: fbt.show(3),
+        "obj must be a class, .* got 3 of type int",
+    ),
 }
 
 
@@ -418,7 +592,11 @@ def test_models(case):
 @pytest.mark.parametrize("variant", FEEDBACK)
 def test_unknown_backend_of_a_body(variant):
     names = ", ".join(map(repr, ("auto", *BODIES[variant].backends)))
-    with pytest.raises(ValueError, match=f"backend must be one of {names}, got 'fast'"):
+    with pytest.raises(
+        ValueError, match=f"backend must be one of {names}, got 'fast'"
+    ):
         model(variant).body(normal(5, 9, 14), backend="fast")
-    with pytest.raises(ValueError, match="backend must be one of 'auto', 'reference', got 'stack'"):
+    with pytest.raises(
+        ValueError, match="backend must be one of 'auto', 'reference', got 'stack'"
+    ):
         model("parallel").body(normal(5, 9, 14), backend="stack")

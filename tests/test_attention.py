@@ -40,14 +40,21 @@ def test_skew_turns_distances_into_keys(length, n):
 
 @pytest.mark.parametrize("length", [1, 2, 5, 11])
 @pytest.mark.parametrize("n", [1, 2, 7])
-def test_a_skew_to_fewer_keys_is_the_end_of_the_whole_one_up_to_what_is_masked(length, n):
+def test_a_skew_to_fewer_keys_is_the_end_of_the_whole_one_up_to_what_is_masked(
+    length, n
+):
     by_distance = normal(3, length, n)
     whole = skew(by_distance)
     for keys in range(max(1, n - 1, length), n + length):
-        expected, future = whole[..., -keys:], torch.ones(length, keys).triu(keys - length + 1).bool()
+        expected, future = (
+            whole[..., -keys:],
+            torch.ones(length, keys).triu(keys - length + 1).bool(),
+        )
         by_key = skew(by_distance, keys)
         assert by_key.shape == expected.shape
-        assert torch.equal(by_key.masked_fill(future, 0), expected.masked_fill(future, 0))
+        assert torch.equal(
+            by_key.masked_fill(future, 0), expected.masked_fill(future, 0)
+        )
 
 
 @pytest.mark.parametrize("length", [1, 2, 11])
@@ -56,14 +63,21 @@ def test_distance_scores_equal_einsum(length):
     expected = torch.einsum("bhtd,hrd->bhtr", query, table)
     named = {"query": query, "table": table}
     assert_same(distance_scores(query, table), expected)
-    assert_same(gradients([distance_scores(query, table)], named), gradients([expected], named))
+    assert_same(
+        gradients([distance_scores(query, table)], named),
+        gradients([expected], named),
+    )
 
 
 @pytest.mark.parametrize("queries, length", [(1, 9), (9, 9), (9, 13)])
-def test_dropout_draws_its_masks_in_the_order_of_batch_head_query_key(queries, length):
+def test_dropout_draws_its_masks_in_the_order_of_batch_head_query_key(
+    queries, length
+):
     """Whatever the layout of the products behind them, so that a seed means the same everywhere."""
     relative = perturbed(RelativeTerms(config("feedback"), range(1, 14)))
-    q, k, v = (normal(5, 2, n, 7, seed=i) for i, n in enumerate((queries, length, length)))
+    q, k, v = (
+        normal(5, 2, n, 7, seed=i) for i, n in enumerate((queries, length, length))
+    )
     torch.manual_seed(0)
     dropped, weights = attend(q, k, v, relative, dropout=0.3)
     assert weights.is_contiguous()
@@ -85,12 +99,23 @@ def test_dropout_from_a_generator_has_the_bits_of_torchs_own(dtype, layout):
     with drawing_from(generator, dropout):
         found = dropout(x)
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(found, expected) and torch.equal(torch.rand(1, generator=generator), after)
-    assert_same(torch.autograd.grad(found.sum(), x), torch.autograd.grad(expected.sum(), x), rtol=0, atol=0)
+    assert torch.equal(found, expected) and torch.equal(
+        torch.rand(1, generator=generator), after
+    )
+    assert_same(
+        torch.autograd.grad(found.sum(), x),
+        torch.autograd.grad(expected.sum(), x),
+        rtol=0,
+        atol=0,
+    )
 
 
 def test_dropout_draws_from_a_generator_no_longer_than_it_is_given():
-    dropout, x, generator = Dropout(0.5), torch.ones(99), torch.Generator().manual_seed(1)
+    dropout, x, generator = (
+        Dropout(0.5),
+        torch.ones(99),
+        torch.Generator().manual_seed(1),
+    )
     with pytest.raises(RuntimeError), drawing_from(generator, dropout):
         raise RuntimeError
     state = generator.get_state()
@@ -105,10 +130,15 @@ def test_dropout_draws_from_a_generator_no_longer_than_it_is_given():
 
 def test_dropout_of_attention_weights_is_a_module_with_hooks_and_a_probability():
     attention = Attention(config("feedback", dropout=0.5))
-    relative, z = RelativeTerms(config("feedback"), range(1, 14)), torch.randn(2, 9, 14)
+    relative, z = (
+        RelativeTerms(config("feedback"), range(1, 14)),
+        torch.randn(2, 9, 14),
+    )
     keys, values = KeyValue(config("feedback"))(z)
     dropped = []
-    attention.dropout.register_forward_hook(lambda _, given, out: dropped.append((out == 0).sum().item()))
+    attention.dropout.register_forward_hook(
+        lambda _, given, out: dropped.append((out == 0).sum().item())
+    )
     for p in (0.5, 0.0):
         attention.dropout.p = p
         attention(z, keys, values, relative)
@@ -117,12 +147,16 @@ def test_dropout_of_attention_weights_is_a_module_with_hooks_and_a_probability()
     assert dropped[0] > masked == dropped[2] == 2 * 2 * 36
 
 
-@pytest.mark.parametrize("queries, keys", [(1, 1), (1, 6), (1, 7), (2, 2), (5, 5), (5, 11), (11, 17)])
+@pytest.mark.parametrize(
+    "queries, keys", [(1, 1), (1, 6), (1, 7), (2, 2), (5, 5), (5, 11), (11, 17)]
+)
 def test_attend_equals_a_loop_over_queries_heads_and_keys(queries, keys):
     """Seven rows of tables: query t sees at most the seven keys that end at its own newest one."""
     c = config("parallel", span=6)
     relative = perturbed(RelativeTerms(c, range(c.span + 1)))
-    q, k, v = (normal(5, 2, n, 7, seed=i) for i, n in enumerate((queries, keys, keys)))
+    q, k, v = (
+        normal(5, 2, n, 7, seed=i) for i, n in enumerate((queries, keys, keys))
+    )
     named = dict(relative.named_parameters()) | {"query": q, "keys": k, "values": v}
 
     rows, trace = [], torch.zeros(5, 2, queries, keys, dtype=torch.float64)
@@ -157,7 +191,9 @@ def test_attend_equals_a_loop_over_queries_heads_and_keys(queries, keys):
 @pytest.mark.parametrize("carried", [0, 1, BLOCK + 2])
 def test_blocks_of_queries_compute_what_all_at_once_do(span, queries, carried):
     """Values and every gradient, around the borders of blocks, with and without keys carried in."""
-    relative = perturbed(RelativeTerms(config("parallel", span=span), range(span + 1)))
+    relative = perturbed(
+        RelativeTerms(config("parallel", span=span), range(span + 1))
+    )
     carried = min(carried, span)  # no state holds more
     sizes = (queries, queries + carried, queries + carried)
     q, k, v = (normal(2, 2, n, 7, seed=i) for i, n in enumerate(sizes))
@@ -173,7 +209,9 @@ def test_blocks_drop_weights_with_the_given_probability():
     relative = RelativeTerms(config("parallel", span=6), range(7))
     torch.manual_seed(0)
     q, k = torch.randn(2, 4, 2, 300, 7)
-    dropped = attend_in_blocks(q, k, torch.ones_like(k), relative, dropout=0.5)[..., 0]
+    dropped = attend_in_blocks(q, k, torch.ones_like(k), relative, dropout=0.5)[
+        ..., 0
+    ]
     assert dropped.std() > 0.1
     assert abs(dropped.mean().item() - 1) < 0.05
 
@@ -187,8 +225,11 @@ def test_dropout_acts_on_the_values_and_leaves_the_returned_weights_whole():
     dropped, same_weights = attend(q, k, v, relative, dropout=0.5)
     assert torch.equal(weights, same_weights)
     assert not torch.allclose(dropped, without)
-    average = torch.stack([attend(q, k, v, relative, dropout=0.5)[0] for _ in range(2000)]).mean(0)
-    assert torch.allclose(average, without, atol=0.15)  # what is kept is scaled up by as much as was dropped
+    average = torch.stack(
+        [attend(q, k, v, relative, dropout=0.5)[0] for _ in range(2000)]
+    ).mean(0)
+    # what is kept is scaled up by as much as was dropped
+    assert torch.allclose(average, without, atol=0.15)
 
 
 def test_heads_are_consecutive_slices_of_the_width():
@@ -225,7 +266,10 @@ def test_output_projections_start_scaled_by_the_number_of_layers(n_layers):
 
 def test_there_are_no_biases_that_would_cancel():
     c = config("feedback")
-    assert [name for name, _ in KeyValue(c).named_parameters()] == ["key.weight", "value.weight"]
+    assert [name for name, _ in KeyValue(c).named_parameters()] == [
+        "key.weight",
+        "value.weight",
+    ]
     assert "query.bias" not in dict(Attention(c).named_parameters())
 
 
@@ -234,10 +278,17 @@ def test_scores_start_with_a_penalty_on_distance(distances, nearest):
     """From 1 a step in the first head to 1/64 in the last, after the division by sqrt(D)."""
     relative = RelativeTerms(config("feedback", n_heads=4, d_model=12), distances)
     for head, slope in enumerate((1, 1 / 4, 1 / 16, 1 / 64)):
-        expected = torch.tensor([-1.0 * slope * (13 - row - nearest) for row in range(len(distances))])
+        expected = torch.tensor(
+            [-1.0 * slope * (13 - row - nearest) for row in range(len(distances))]
+        )
         torch.testing.assert_close(relative.key_bias[head] / 3**0.5, expected)
     assert not relative.key_embedding.any()
     assert not relative.query_bias.any()
     (one,) = RelativeTerms(config("feedback", n_heads=1), range(1, 3)).key_bias
     assert one[0] < one[1] == 0
-    assert RelativeTerms(config("feedback", n_heads=1, d_model=4), range(1, 514)).key_bias.min() == -32 * 2
+    assert (
+        RelativeTerms(
+            config("feedback", n_heads=1, d_model=4), range(1, 514)
+        ).key_bias.min()
+        == -32 * 2
+    )

@@ -37,22 +37,31 @@ def test_packages_that_were_not_looked_up_are_a_problem():
         assert lines == ["not looked up, 1 of 2: good==1.0"]
 
 
-def test_main_fails_if_everything_is_skipped_and_passes_if_everything_is_clean(monkeypatch, capsys):
+def test_main_fails_if_everything_is_skipped_and_passes_if_everything_is_clean(
+    monkeypatch, capsys
+):
     def result(pin, **rest):
         return dict(zip(("name", "version"), pin.split("=="), strict=True)) | rest
 
     monkeypatch.setattr(audit, "accepted", list)
-    monkeypatch.setattr(audit, "pip_audit", lambda pins: [result(pin, skip_reason="") for pin in pins])
+    monkeypatch.setattr(
+        audit, "pip_audit", lambda pins: [result(pin, skip_reason="") for pin in pins]
+    )
     with pytest.raises(SystemExit, match="Not clean"):
         audit.main()
     assert "requirements.txt: not looked up" in capsys.readouterr().out
-    monkeypatch.setattr(audit, "pip_audit", lambda pins: [result(pin, vulns=[]) for pin in pins])
+    monkeypatch.setattr(
+        audit, "pip_audit", lambda pins: [result(pin, vulns=[]) for pin in pins]
+    )
     audit.main()
     assert "Clean" in capsys.readouterr().out
 
 
 def test_every_package_of_every_list_is_looked_up():
-    found = {name: {pin.split("==")[0] for pin in pins} for name, pins in audit.packages().items()}
+    found = {
+        name: {pin.split("==")[0] for pin in pins}
+        for name, pins in audit.packages().items()
+    }
     assert set(found) == set(audit.LISTS)
     book = audit.requirements(audit.LISTS["requirements.txt"])
     assert found["requirements.txt"] == {pin.name for pin in book} | {"torch"}
@@ -61,7 +70,9 @@ def test_every_package_of_every_list_is_looked_up():
 
 
 def test_accepted_entries_have_an_id_a_reason_and_a_date(tmp_path):
-    assert all(isinstance(entry.until, date) and entry.reason for entry in audit.accepted())
+    assert all(
+        isinstance(entry.until, date) and entry.reason for entry in audit.accepted()
+    )
     path = tmp_path / "audit.toml"
     path.write_text('[[ignored]]\nid = "GHSA-1"\nuntil = 2027-01-31\n')
     with pytest.raises(TypeError, match="reason"):

@@ -95,7 +95,8 @@ def test_every_kind_of_job_gives_whole_rows(monkeypatch):
             assert "gemm" in row or row["low"] <= row["seconds"] <= row["high"]
     assert {row["name"] for row in found["decode"]} == {YARDSTICK, "state", "decoder"}
     assert all(
-        row["tokens_per_second"] == row["B"] * row["steps"] / row["seconds"] for row in found["decode"]
+        row["tokens_per_second"] == row["B"] * row["steps"] / row["seconds"]
+        for row in found["decode"]
     )
     cache = {row["name"]: row["cache_bytes_per_token"] for row in found["decode"]}
     assert cache[YARDSTICK] == SMALL.L * cache["state"] == SMALL.L * 2 * SMALL.d * 4
@@ -113,11 +114,24 @@ def test_a_ratio_is_taken_within_a_round():
 def fake(part: str, label: str, seconds: dict[str, float]) -> dict:
     about = SMALL._asdict() | {"what": "steps", "label": label, "threads": 1}
     rows = [
-        about | {"name": name, "seconds": s, "low": s, "high": s, "ratio": s / 2, "parameters": 1234}
+        about
+        | {
+            "name": name,
+            "seconds": s,
+            "low": s,
+            "high": s,
+            "ratio": s / 2,
+            "parameters": 1234,
+        }
         for name, s in seconds.items()
     ]
     rows.append(about | {"name": "native", "not_run": "no compiler"})
-    machine = {"cpu": "A processor", "cores": 2, "capability": "AVX2", "torch": "2.13.0"}
+    machine = {
+        "cpu": "A processor",
+        "cores": 2,
+        "capability": "AVX2",
+        "torch": "2.13.0",
+    }
     targets = report.judged(part, rows)
     return {"part": part, "quick": False, "date": "a day", "machine": machine} | {
         "rows": rows,
@@ -128,7 +142,9 @@ def fake(part: str, label: str, seconds: dict[str, float]) -> dict:
 def test_targets_are_judged_from_the_rows():
     verdicts = {
         (t["top"], t["bottom"]): (t["value"], t["met"])
-        for t in fake("speed", "M", {YARDSTICK: 2.0, "sequence": 5.0, "labml shared KV": 15.0})["targets"]
+        for t in fake(
+            "speed", "M", {YARDSTICK: 2.0, "sequence": 5.0, "labml shared KV": 15.0}
+        )["targets"]
         if t["where"] == {"label": "M", "threads": 1}
     }
     assert verdicts == {
@@ -144,9 +160,13 @@ def test_a_record_is_printed_as_tables():
     lines = text.splitlines()
     assert lines[0] == "speed: A processor, 2 cores, AVX2, torch 2.13.0, a day"
     assert "steps M: d10 H2 F14 L3 T7 B5, 1 thread, CPU time" in lines
-    assert ["sequence", "5", "5", "5", "2.50", "1,234"] in [line.split() for line in lines]
+    assert ["sequence", "5", "5", "5", "2.50", "1,234"] in [
+        line.split() for line in lines
+    ]
     assert "not run, no compiler: native" in lines
-    assert any("NOT MET" in line and "sequence / parallel (SDPA)" in line for line in lines)
+    assert any(
+        "NOT MET" in line and "sequence / parallel (SDPA)" in line for line in lines
+    )
     grown = report.report(fake("growth", "T", {YARDSTICK: 2.0}))
     cells = [line.split() for line in grown.splitlines()[-2:]]
     assert cells == [["T", "parallel", "(SDPA)", "native"], ["7", "2", "-"]]
@@ -156,16 +176,26 @@ def test_decoding_is_one_table_of_all_sizes_threads_and_batches():
     places = [(threads, batch) for threads in (1, 2) for batch in (1, 64)]
     found = fake("decoding", "d = 10", {})
     found["rows"] = [
-        row | {"what": "decode", "threads": threads, "B": batch, "steps": 3, "tokens_per_second": 5.0}
+        row
+        | {
+            "what": "decode",
+            "threads": threads,
+            "B": batch,
+            "steps": 3,
+            "tokens_per_second": 5.0,
+        }
         for threads, batch in places
-        for row in fake("decoding", "d = 10", {YARDSTICK: 2.0, "decoder": 1.0})["rows"]
+        for row in fake("decoding", "d = 10", {YARDSTICK: 2.0, "decoder": 1.0})[
+            "rows"
+        ]
     ]
     lines = report.report(found).splitlines()
     first = lines.index("decode, T = 7; 1 thread: CPU time, 2: wall time") + 1
     assert lines[first].split()[:7] == ["d", "H", "F", "L", "threads", "B", "steps"]
     ours = [line.split() for line in lines[first + 1 :] if line.startswith("decoder")]
     assert [cells[1:8] for cells in ours] == [
-        ["10", "2", "14", "3", str(threads), str(batch), "3"] for threads, batch in places
+        ["10", "2", "14", "3", str(threads), str(batch), "3"]
+        for threads, batch in places
     ]
     assert lines.count("not run, no compiler: native") == 1
 
@@ -187,7 +217,12 @@ def test_the_plan_names_who_there_is_and_compares_each_with_the_yardstick(quick)
 
 
 def test_every_target_is_measured_by_a_full_run():
-    plans = {"speed": run.speed, "memory": run.memory, "growth": run.growth, "decoding": run.decoding}
+    plans = {
+        "speed": run.speed,
+        "memory": run.memory,
+        "growth": run.growth,
+        "decoding": run.decoding,
+    }
     for target in report.TARGETS:
         jobs = [{**job.get("size", {}), **job} for job in plans[target.part](False)]
         assert any(job.items() >= target.where.items() for job in jobs), target
@@ -197,7 +232,9 @@ def test_a_job_goes_into_the_store_whole_and_is_not_measured_again(tmp_path):
     job = run.step("M", SMALL, 1, (YARDSTICK,), 1, 0.0)
     store = tmp_path / "job.json"
     store.write_text('[{"name": "measured before"}]', encoding="utf-8")
-    assert run.run(job, "no such python", store, "a job") == [{"name": "measured before"}]
+    assert run.run(job, "no such python", store, "a job") == [
+        {"name": "measured before"}
+    ]
 
 
 # The records in the package
@@ -207,10 +244,16 @@ def test_a_job_goes_into_the_store_whole_and_is_not_measured_again(tmp_path):
 def test_a_record_says_where_and_how_it_was_measured(part):
     found = record(part)
     assert found["part"] == part
-    assert found["machine"]["cpu"] and found["machine"]["cores"] and found["machine"]["torch"]
+    assert (
+        found["machine"]["cpu"]
+        and found["machine"]["cores"]
+        and found["machine"]["torch"]
+    )
     assert found["settings"]["yardstick"] == YARDSTICK
     assert set(found["settings"]["differences"]) <= set(EVERYONE)
-    assert [t["where"] for t in found["targets"]] == [t.where for t in report.TARGETS if t.part == part]
+    assert [t["where"] for t in found["targets"]] == [
+        t.where for t in report.TARGETS if t.part == part
+    ]
     for row in found["rows"]:
         assert {"what", "label", "name", "threads", *Size._fields} <= set(row)
         assert {"not_run", "seconds", "memory_mb", "gemm"} & set(row)
@@ -235,8 +278,16 @@ def test_the_records_hold_what_the_book_draws():
         assert {row["what"] for row in points} == {"steps", "floor", "memory"}
     for batch in (1, 64):
         where = {"d": 128, "threads": 1, "B": batch}
-        assert names("decoding", what="decode", **where) == {YARDSTICK, "state", "decoder"}
-        assert names("decoding", what="ingest", **where) >= {YARDSTICK, "sequence", "native"}
+        assert names("decoding", what="decode", **where) == {
+            YARDSTICK,
+            "state",
+            "decoder",
+        }
+        assert names("decoding", what="ingest", **where) >= {
+            YARDSTICK,
+            "sequence",
+            "native",
+        }
 
 
 def test_the_records_are_in_the_wheel():
@@ -250,7 +301,9 @@ def test_the_records_are_in_the_wheel():
 
 @pytest.mark.parametrize("way", long.WAYS)
 def test_a_long_text_is_measured(way):
-    row = measure.in_a_fork(long.measured, way, "to be or not to be, that is the question" * 4)
+    row = measure.in_a_fork(
+        long.measured, way, "to be or not to be, that is the question" * 4
+    )
     assert (row["name"], row["T"]) == (way, 159)
     assert row["memory_mb"] > 0 and row["seconds"] > 0
 
@@ -266,5 +319,8 @@ def test_blocks_are_the_whole_text_with_gradients_cut_between_them():
         return {name: p.grad.clone() for name, p in lm.named_parameters()}
 
     whole, blocks = gradients(13), gradients(4)
-    torch.testing.assert_close(whole["head.weight"], blocks["head.weight"])  # the same outputs
-    assert not torch.allclose(whole["token_embedding.weight"], blocks["token_embedding.weight"])
+    # the same outputs
+    torch.testing.assert_close(whole["head.weight"], blocks["head.weight"])
+    assert not torch.allclose(
+        whole["token_embedding.weight"], blocks["token_embedding.weight"]
+    )

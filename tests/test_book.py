@@ -26,7 +26,17 @@ FETCHED = {
     "link": ("href",),
     "image": ("href",),
 }
-NOT_FETCHED = {"canonical", "next", "prev", "index", "search", "genindex", "author", "license", "help"}
+NOT_FETCHED = {
+    "canonical",
+    "next",
+    "prev",
+    "index",
+    "search",
+    "genindex",
+    "author",
+    "license",
+    "help",
+}
 CHAPTER_PAGES = sorted((HTML / "book").glob("*.html"))
 
 
@@ -42,7 +52,9 @@ def anchors(page: Path) -> frozenset[str]:
 
 def pages() -> list[Path]:
     """Return every page of the book; _static has the theme's templates."""
-    return sorted(page for page in HTML.rglob("*.html") if "_static" not in page.parts)
+    return sorted(
+        page for page in HTML.rglob("*.html") if "_static" not in page.parts
+    )
 
 
 # Names of XML namespaces look like addresses, but are not fetched.
@@ -56,7 +68,8 @@ def fetched(page: Path) -> list[str]:
         for name, attributes in FETCHED.items()
         for element in soup(page).find_all(name)
         for attribute in attributes
-        if element.get(attribute) and not (name == "link" and NOT_FETCHED & set(element.get("rel", [])))
+        if element.get(attribute)
+        and not (name == "link" and NOT_FETCHED & set(element.get("rel", [])))
     ]
 
 
@@ -69,7 +82,11 @@ def test_pages_are_built_and_up_to_date():
 
 
 def test_every_source_has_its_page():
-    sources = {path.stem for kind in ("*.md", "*.ipynb") for path in (ROOT / "book").glob(kind)}
+    sources = {
+        path.stem
+        for kind in ("*.md", "*.ipynb")
+        for path in (ROOT / "book").glob(kind)
+    }
     assert {page.stem for page in CHAPTER_PAGES} == sources
 
 
@@ -82,15 +99,27 @@ def test_pages_fetch_nothing_from_outside():
     imported = re.compile(r"(?:url\(|@import)\s*[\"']?((?:https?:)?//[^)\s]+)")
     found = []
     for page in pages():
-        found += [(page.name, address) for address in fetched(page) if outside.match(address)]
+        found += [
+            (page.name, address)
+            for address in fetched(page)
+            if outside.match(address)
+        ]
         for script in soup(page).find_all("script", src=False):
-            addresses = set(re.findall(r"https?://[^\s\"'\\)]+", script.get_text())) - XML_NAMES
+            addresses = (
+                set(re.findall(r"https?://[^\s\"'\\)]+", script.get_text()))
+                - XML_NAMES
+            )
             found += [(page.name, url) for url in addresses]
         styles = [style.get_text() for style in soup(page).find_all("style")]
         styles += [element["style"] for element in soup(page).find_all(style=True)]
-        found += [(page.name, url) for style in styles for url in imported.findall(style)]
+        found += [
+            (page.name, url) for style in styles for url in imported.findall(style)
+        ]
     for sheet in HTML.rglob("*.css"):
-        found += [(sheet.name, url) for url in imported.findall(sheet.read_text(encoding="utf-8"))]
+        found += [
+            (sheet.name, url)
+            for url in imported.findall(sheet.read_text(encoding="utf-8"))
+        ]
     assert not found
 
 
@@ -111,7 +140,11 @@ def test_links_inside_the_book_lead_somewhere():
             address = urlsplit(link["href"])
             if address.scheme or address.netloc:
                 continue
-            target = page if not address.path else (page.parent / unquote(address.path)).resolve()
+            target = (
+                page
+                if not address.path
+                else (page.parent / unquote(address.path)).resolve()
+            )
             if not target.exists() or (
                 address.fragment
                 and target.suffix == ".html"
@@ -126,14 +159,20 @@ def test_ids_of_figures_are_unique():
     for page in CHAPTER_PAGES:
         ids = Counter(element["id"] for element in soup(page).find_all(id=True))
         twice = [name for name, times in ids.items() if times > 1]
-        assert not [name for name in twice if name.startswith(("svg", "fig-"))], page.stem
+        assert not [name for name in twice if name.startswith(("svg", "fig-"))], (
+            page.stem
+        )
 
 
 def test_pictures_have_alt_text():
     wrong = []
     for page in CHAPTER_PAGES:
         images = soup(page).find_all("img")
-        wrong += [(page.stem, str(image)) for image in images if not image.get("alt", "").strip()]
+        wrong += [
+            (page.stem, str(image))
+            for image in images
+            if not image.get("alt", "").strip()
+        ]
         for drawing in soup(page).select(".fbt-figure > svg"):
             labelled = drawing["role"] == "img" and drawing["aria-label"].strip()
             if not labelled or "#757575" in str(drawing):
@@ -145,7 +184,10 @@ def test_pages_have_a_title_a_language_and_a_description():
     wrong = []
     for page in CHAPTER_PAGES:
         found = soup(page)
-        one_each = [len(found.select(what)) for what in ('meta[name="description"]', "article h1")] == [1, 1]
+        one_each = [
+            len(found.select(what))
+            for what in ('meta[name="description"]', "article h1")
+        ] == [1, 1]
         language = found.html["lang"] == LANGUAGES.get(page.stem, "en")
         if not (one_each and language and found.title.get_text().strip()):
             wrong.append(page.stem)
@@ -154,15 +196,22 @@ def test_pages_have_a_title_a_language_and_a_description():
 
 def test_no_markup_or_substitution_is_shown_as_text():
     raw = re.compile(r"```|mystnb|<details>|\{note\}|colab-badge|\{\{ [\w.]+ \}\}")
-    texts = {page.stem: soup(page).select_one("article").get_text() for page in CHAPTER_PAGES}
-    assert not [(name, found) for name, text in texts.items() for found in raw.findall(text)]
+    texts = {
+        page.stem: soup(page).select_one("article").get_text()
+        for page in CHAPTER_PAGES
+    }
+    assert not [
+        (name, found) for name, text in texts.items() for found in raw.findall(text)
+    ]
 
 
 def test_mathematics_is_typeset_by_the_file_beside_the_page():
     with_mathematics = [page for page in CHAPTER_PAGES if soup(page).select(".math")]
     for page in with_mathematics:
         scripts = [script.get("src", "") for script in soup(page).find_all("script")]
-        assert sum("vendor/tex-svg-full.js" in source for source in scripts) == 1, page.name
+        assert sum("vendor/tex-svg-full.js" in source for source in scripts) == 1, (
+            page.name
+        )
 
 
 SVG = """<?xml version="1.0"?>
@@ -177,13 +226,18 @@ SVG = """<?xml version="1.0"?>
 
 
 def test_figures_use_the_pages_colour_and_have_ids_of_their_own():
-    figure = BeautifulSoup(framed_svg(SVG, "svg7", 'Two "lines" & a <dot>'), "html.parser").svg
+    figure = BeautifulSoup(
+        framed_svg(SVG, "svg7", 'Two "lines" & a <dot>'), "html.parser"
+    ).svg
     assert figure["role"] == "img"
     assert figure["aria-label"] == 'Two "lines" & a <dot>'
     assert figure.g["style"] == "fill: currentColor; stroke: #0072b2"
     assert figure.g["clip-path"] == "url(#svg7-clip)"
     assert figure.use["href"] == "#svg7-glyph"
     assert figure.use["fill"] == "currentColor"
-    assert {element["id"] for element in figure.find_all(id=True)} == {"svg7-glyph", "svg7-clip"}
+    assert {element["id"] for element in figure.find_all(id=True)} == {
+        "svg7-glyph",
+        "svg7-clip",
+    }
     assert figure.style.get_text() == "#svg7 *{stroke-linejoin: round}"
     assert figure.metadata is None

@@ -23,16 +23,24 @@ UNTYPESET = """[...document.querySelectorAll(".math")]
 # The theme lets the tab key stop at boxes that scroll, with a delay.
 SETTLED = """() => [...document.querySelectorAll("[tabindex='-1']")]
   .every((box) => box.scrollWidth <= box.clientWidth || getComputedStyle(box).overflowX === "visible")"""
-SIDEWAYS = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+SIDEWAYS = (
+    "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+)
 
 
-def looked_at(window: Watched, address: str, home: str, rules: tuple) -> dict[str, list[str]]:
+def looked_at(
+    window: Watched, address: str, home: str, rules: tuple
+) -> dict[str, list[str]]:
     """Open a page and return what is wrong with it, by kind."""
     window.requests.clear()
     window.complaints.clear()
     window.goto(address)
     window.page.evaluate(AXE_SCRIPT)
-    found = {"untypeset": window.page.evaluate(UNTYPESET), "unreadable": [], "sideways": []}
+    found = {
+        "untypeset": window.page.evaluate(UNTYPESET),
+        "unreadable": [],
+        "sideways": [],
+    }
     for width in WIDTHS:
         window.page.set_viewport_size({"width": width, "height": 900})
         found["unreadable"] += [f"{width} px: {text}" for text in window.unreadable()]
@@ -45,7 +53,10 @@ def looked_at(window: Watched, address: str, home: str, rules: tuple) -> dict[st
             window.page.wait_for_function(SETTLED)
             violations = window.page.evaluate(ACCESSIBLE, chosen)
             found["inaccessible"] += [f"{width} px: {text}" for text in violations]
-    return found | {"complaints": list(window.complaints), "outside": window.outside(home)}
+    return found | {
+        "complaints": list(window.complaints),
+        "outside": window.outside(home),
+    }
 
 
 @pytest.fixture(scope="module", params=WAYS)
@@ -58,7 +69,9 @@ def wrong(request, chromium, site):
     with watched(chromium, theme=theme) as window:
         for page in built_pages():
             name = page.relative_to(HTML).as_posix()
-            for kind, findings in looked_at(window, f"{home}/{name}", home, rules).items():
+            for kind, findings in looked_at(
+                window, f"{home}/{name}", home, rules
+            ).items():
                 if findings:
                     found[kind][name] = findings
     return found

@@ -14,14 +14,19 @@ HTML = build_book.HTML
 
 
 def article(page: Path) -> str:
-    return page.read_text(encoding="utf-8").partition("<article")[2].partition("</article>")[0]
+    return (
+        page.read_text(encoding="utf-8")
+        .partition("<article")[2]
+        .partition("</article>")[0]
+    )
 
 
 TRAINING = HTML / "book" / "05-training.html"
 WITH_VIEWS = [page for page in built_pages() if 'class="fbt-view"' in article(page)]
 WITH_FOLDS = [page for page in built_pages() if "<details" in article(page)]
 MODELS = {"feedback": "tiny-shakespeare", "parallel": "tiny-shakespeare-parallel"}
-# Weights travel as round(255 sqrt(w)), and the page writes their root with three decimals.
+# Weights travel as round(255 sqrt(w)), and the page writes their root with three
+# decimals.
 CLOSE = {"atol": 1 / 255 + 0.001, "rtol": 0.0}
 SHARES = "spans => spans.map((span) => Number(span.style.getPropertyValue('--weight')) ** 2)"
 by_stem = {"ids": lambda page: page.stem}
@@ -37,21 +42,33 @@ def test_the_explorer_shows_what_the_models_compute(window):
     names = panels.locator(".fbt-name").all_text_contents()
     assert names == list(MODELS)
     signs = str.maketrans("␣⏎", " \n")
-    text = "".join(panels.first.locator("[role=option]").all_text_contents()).translate(signs)
+    text = "".join(
+        panels.first.locator("[role=option]").all_text_contents()
+    ).translate(signs)
     weights = {}
     for name in names:
         model = fbt.LanguageModel.from_pretrained(MODELS[name])
         weights[name] = model.attention(model.tokenizer.encode(text)[None])[:, 0]
-    layer, head = (explorer.locator(f"select[data-name={name}]") for name in ("layer", "head"))
+    layer, head = (
+        explorer.locator(f"select[data-name={name}]") for name in ("layer", "head")
+    )
 
     def expect(query: int, of_layer: int = -1, of_head: int = -1) -> None:
         for panel, found in zip(panels.all(), weights.values(), strict=True):
             chosen = found if of_layer < 0 else found[of_layer : of_layer + 1]
             chosen = chosen if of_head < 0 else chosen[:, of_head : of_head + 1]
-            shown = torch.tensor(panel.locator("[role=option]").evaluate_all(SHARES), dtype=torch.float32)
+            shown = torch.tensor(
+                panel.locator("[role=option]").evaluate_all(SHARES),
+                dtype=torch.float32,
+            )
             torch.testing.assert_close(shown, chosen.mean((0, 1))[query], **CLOSE)
-            assert f"step {query + 1} of {len(shown)}" in panel.locator(".fbt-words").text_content()
-            assert panel.locator("[aria-selected=true]").get_attribute("data-i") == str(query)
+            assert (
+                f"step {query + 1} of {len(shown)}"
+                in panel.locator(".fbt-words").text_content()
+            )
+            assert panel.locator("[aria-selected=true]").get_attribute(
+                "data-i"
+            ) == str(query)
 
     listbox = panels.first.locator("[role=listbox]")
     start = int(panels.first.locator("[aria-selected=true]").get_attribute("data-i"))
@@ -88,7 +105,8 @@ def test_the_explorers_focus_is_seen(window):
     window.page.locator(".fbt-explorer select").last.focus()
     window.page.keyboard.press("Tab")
     outline = (
-        "[document.activeElement.getAttribute('role'), getComputedStyle(document.activeElement).outlineStyle]"
+        "[document.activeElement.getAttribute('role'), "
+        "getComputedStyle(document.activeElement).outlineStyle]"
     )
     assert window.page.evaluate(outline) == ["listbox", "solid"]
 
@@ -112,9 +130,13 @@ def test_every_view_is_drawn_and_each_of_its_controls_does_something(window, pag
 
 def an_explorer(tokens: list[str]) -> fbt.AttentionExplorer:
     length = len(tokens)
-    scores = torch.randn(2, 3, length, length, generator=torch.Generator().manual_seed(0))
+    scores = torch.randn(
+        2, 3, length, length, generator=torch.Generator().manual_seed(0)
+    )
     seen = torch.ones(length, length).tril().bool()
-    return fbt.AttentionExplorer(tokens, scores.masked_fill(~seen, -torch.inf).softmax(-1))
+    return fbt.AttentionExplorer(
+        tokens, scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    )
 
 
 def test_the_explorer_works_in_a_sandbox(window):
@@ -145,15 +167,25 @@ def test_the_first_page_leads_into_the_book(window):
 def test_the_theme_button_changes_figures_and_views(window):
     window.goto(TRAINING.as_uri())
     colour = "all => all.map((part) => getComputedStyle(part).color)"
-    parts = window.page.locator(".fbt-figure > svg, .fbt-view-root, .highlight pre span:first-child")
-    seen = {window.page.evaluate("document.documentElement.dataset.theme"): parts.evaluate_all(colour)}
+    parts = window.page.locator(
+        ".fbt-figure > svg, .fbt-view-root, .highlight pre span:first-child"
+    )
+    seen = {
+        window.page.evaluate(
+            "document.documentElement.dataset.theme"
+        ): parts.evaluate_all(colour)
+    }
     button = window.page.locator(".theme-switch-button:visible")
     for _ in range(2):
         button.click()
         assert not window.unreadable()
-        seen[window.page.evaluate("document.documentElement.dataset.theme")] = parts.evaluate_all(colour)
+        seen[window.page.evaluate("document.documentElement.dataset.theme")] = (
+            parts.evaluate_all(colour)
+        )
     assert seen.keys() == {"light", "dark"}
-    assert all(light != dark for light, dark in zip(seen["light"], seen["dark"], strict=True))
+    assert all(
+        light != dark for light, dark in zip(seen["light"], seen["dark"], strict=True)
+    )
     assert not window.complaints
 
 
@@ -163,8 +195,12 @@ def test_search_finds(window, site, way):
     window.goto(f"{home}/search.html?q=gradcheck")
     results = window.page.locator("#search-results li a")
     results.first.wait_for()
-    assert any("04-the-custom-function" in link.get_attribute("href") for link in results.all())
-    # The lines around a word are read from its page, which a browser refuses to pages from the disk.
+    assert any(
+        "04-the-custom-function" in link.get_attribute("href")
+        for link in results.all()
+    )
+    # The lines around a word are read from its page, which a browser refuses to pages
+    # from the disk.
     excerpts = window.page.locator("#search-results p.context")
     if way == "http":
         excerpts.first.wait_for()
@@ -192,5 +228,7 @@ def test_everything_folded_unfolds_by_the_keyboard(window, page):
     for fold in folds.element_handles():
         fold.query_selector("summary").focus()
         window.page.keyboard.press("Enter")
-        assert fold.evaluate("fold => fold.open && fold.lastElementChild.getClientRects().length > 0")
+        assert fold.evaluate(
+            "fold => fold.open && fold.lastElementChild.getClientRects().length > 0"
+        )
     assert not window.complaints

@@ -20,7 +20,9 @@ TEXTS = "all => all.map((part) => part.textContent)"
 
 def shown(window, view: View) -> None:
     """Put a view into a page between two paragraphs."""
-    window.page.set_content(f"<p id=above>above</p>{view.to_html()}<p id=below>below</p>")
+    window.page.set_content(
+        f"<p id=above>above</p>{view.to_html()}<p id=below>below</p>"
+    )
 
 
 def check_nothing_ran(window) -> None:
@@ -35,11 +37,16 @@ def check_nothing_ran(window) -> None:
 
 def even(length: int) -> torch.Tensor:
     """The attention weights [1, 1, T, T] of steps that look at all before them alike."""
-    return (torch.ones(length, length).tril() / torch.arange(1, length + 1)[:, None])[None, None]
+    return (torch.ones(length, length).tril() / torch.arange(1, length + 1)[:, None])[
+        None, None
+    ]
 
 
 def test_in_the_explorer(window):
-    shown(window, fbt.AttentionExplorer(list(ODD), dict.fromkeys(MARKUP[:3], even(len(ODD)))))
+    shown(
+        window,
+        fbt.AttentionExplorer(list(ODD), dict.fromkeys(MARKUP[:3], even(len(ODD)))),
+    )
     panel = window.page.locator(".fbt-explorer-panel")
     assert panel.locator(".fbt-name").evaluate_all(TEXTS) == MARKUP[:3]
     options = panel.first.locator("[role=option]")
@@ -47,15 +54,21 @@ def test_in_the_explorer(window):
     words = panel.first.locator(".fbt-words")
     for i, visible in enumerate(ODD.values()):
         options.nth(i).dispatch_event("click")
-        assert words.evaluate("part => part.textContent").startswith(f"“{visible}”, step {i + 1} of ")
+        assert words.evaluate("part => part.textContent").startswith(
+            f"“{visible}”, step {i + 1} of "
+        )
     check_nothing_ran(window)
     # Not even the longest text makes the page wider than it is.
     assert window.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-@pytest.mark.parametrize("tokens", [list(ODD), list(LONG)], ids=["odd", "ten thousand"])
+@pytest.mark.parametrize(
+    "tokens", [list(ODD), list(LONG)], ids=["odd", "ten thousand"]
+)
 def test_in_the_memory(window, tokens):
-    snapshot = Snapshot(torch.tensor([0.5, 0.5]), torch.tensor([[0.7, 0.3]]).expand(len(tokens), 2))
+    snapshot = Snapshot(
+        torch.tensor([0.5, 0.5]), torch.tensor([[0.7, 0.3]]).expand(len(tokens), 2)
+    )
     shown(window, MemoryExplorer(tokens, {0: snapshot}, query=len(tokens) - 1))
     options = window.page.locator("[role=option]")
     visible = [ODD.get(token, token) for token in tokens]
@@ -73,7 +86,9 @@ def words_of(window) -> str:
 @pytest.mark.parametrize("tokens", PARTS, ids=lambda tokens: ascii(tokens[0])[:20])
 def test_in_the_recurrence(window, tokens):
     steps = len(tokens)
-    read = trace(model("shared-kv", span=steps, dropout=0.0), some_tokens(1, steps)[0])
+    read = trace(
+        model("shared-kv", span=steps, dropout=0.0), some_tokens(1, steps)[0]
+    )
     shown(window, RecurrenceExplorer(tokens, read, moment=0))
     visible = [ODD[token] for token in tokens]
     assert window.page.locator("svg .fbt-token").evaluate_all(TEXTS) == visible
@@ -94,7 +109,8 @@ def test_in_choices(window):
     check_nothing_ran(window)
 
 
-@pytest.mark.filterwarnings("ignore:Glyph")  # the browser has other fonts than matplotlib
+# the browser has other fonts than matplotlib
+@pytest.mark.filterwarnings("ignore:Glyph")
 def test_in_a_figure_of_choices(window):
     odd = [text for text in ODD if text != LONG]
 

@@ -21,18 +21,29 @@ READ = trace(model("shared-kv", span=T, dropout=0.0), some_tokens(1, T)[0])
 
 
 def memory() -> MemoryExplorer:
-    even = Snapshot(torch.tensor([0.5, 0.3, 0.2]), torch.tensor([[0.7, 0.4, -0.1]]).expand(T, 3))
-    late = Snapshot(torch.tensor([0.1, 0.2, 0.7]), torch.tensor([[0.2, 0.2, 0.6]]).expand(T, 3))
+    even = Snapshot(
+        torch.tensor([0.5, 0.3, 0.2]), torch.tensor([[0.7, 0.4, -0.1]]).expand(T, 3)
+    )
+    late = Snapshot(
+        torch.tensor([0.1, 0.2, 0.7]), torch.tensor([[0.2, 0.2, 0.6]]).expand(T, 3)
+    )
     return MemoryExplorer(TOKENS, {0: even, 500: late}, query=1)
 
 
 def choices() -> Choices:
-    return Choices(lambda heat, mood: f"{heat} <i>{mood}</i>", heat=[0.5, 1.0, 2.0], mood=["<u>", "b"])
+    return Choices(
+        lambda heat, mood: f"{heat} <i>{mood}</i>",
+        heat=[0.5, 1.0, 2.0],
+        mood=["<u>", "b"],
+    )
 
 
 VIEWS = {
     "memory": (memory, "“</script>”, step 2 of 7, after 500 training steps"),
-    "recurrence": (lambda: RecurrenceExplorer(TOKENS, READ, moment=6), "Step 2, “</script>”: its embedding"),
+    "recurrence": (
+        lambda: RecurrenceExplorer(TOKENS, READ, moment=6),
+        "Step 2, “</script>”: its embedding",
+    ),
     "choices": (choices, "1.0 <i>b</i>"),
 }
 
@@ -74,19 +85,31 @@ def shown(window, view: View):
 
 
 def test_attention_to_later_steps_is_seen(window):
-    weights = torch.tensor([[0.0, 0.25, 0.75], [0.0, 0.0, 1.0], [0.5, 0.5, 0.0]])[None, None]
+    weights = torch.tensor([[0.0, 0.25, 0.75], [0.0, 0.0, 1.0], [0.5, 0.5, 0.0]])[
+        None, None
+    ]
     panels = {"two-way": weights, "causal": torch.eye(3)[None, None]}
     view, words = shown(window, AttentionExplorer(list("abc"), panels, query=0))
     heat = "all => all.map((part) => part.style.getPropertyValue('--weight'))"
     two_way, causal = view.locator(".fbt-explorer-panel").all()
-    assert two_way.locator("[role=option]").evaluate_all(heat) == ["0.000", "0.502", "0.867"]
+    assert two_way.locator("[role=option]").evaluate_all(heat) == [
+        "0.000",
+        "0.502",
+        "0.867",
+    ]
     assert two_way.locator(".fbt-later").count() == 0
-    assert causal.locator("[role=option]").evaluate_all(heat) == ["1.000", "0.000", "0.000"]
+    assert causal.locator("[role=option]").evaluate_all(heat) == [
+        "1.000",
+        "0.000",
+        "0.000",
+    ]
     assert causal.locator(".fbt-later").count() == 2
     assert words.first.text_content().endswith(
         "1.7 steps away on average, most at “c” 2 ahead, 75 %; “b” 1 ahead, 25 %."
     )
-    assert words.last.text_content().endswith("0.0 steps back on average, most at “a” itself, 100 %.")
+    assert words.last.text_content().endswith(
+        "0.0 steps back on average, most at “a” itself, 100 %."
+    )
     two_way.locator("[role=option]").last.click()
     window.page.mouse.move(0, 0)
     assert words.first.text_content().endswith(
@@ -116,7 +139,9 @@ def test_the_memory_follows_its_slider(window):
     assert first[0] + first[1] == pytest.approx(44)  # upward from the base line
     assert second[0] + second[1] == pytest.approx(first[0])
     assert below[0] == pytest.approx(44)  # downward
-    assert [height for _, height in heights] == pytest.approx([44 * share for share in (0.7, 0.4, 0.1)])
+    assert [height for _, height in heights] == pytest.approx(
+        [44 * share for share in (0.7, 0.4, 0.1)]
+    )
 
 
 def test_the_recurrence_goes_moment_by_moment(window):
@@ -127,7 +152,9 @@ def test_the_recurrence_goes_moment_by_moment(window):
         said.append(words.text_content())
         view.get_by_role("button", name="next").click()
     assert "its embedding arrives" in said[0]
-    assert all("There is no memory yet" in said[layer] for layer in range(1, layers + 1))
+    assert all(
+        "There is no memory yet" in said[layer] for layer in range(1, layers + 1)
+    )
     assert "the memory vector is mixed" in said[layers + 1]
     assert "its key and value are made" in said[layers + 2]
     assert "layer 1 asks" in said[layers + 4]
@@ -135,9 +162,13 @@ def test_the_recurrence_goes_moment_by_moment(window):
     shares = READ.weights.mean(1)[1, 2, :2]
     for _ in range(2):
         view.get_by_role("button", name="next").click()
-    reads = [f"step {past + 1} {100 * float(share):.0f} %" for past, share in enumerate(shares)]
+    reads = [
+        f"step {past + 1} {100 * float(share):.0f} %"
+        for past, share in enumerate(shares)
+    ]
     assert all(part in words.text_content() for part in reads)
-    assert view.locator(".fbt-links path").count() == 1 + 2  # from the layer below, and two memories
+    # from the layer below, and two memories
+    assert view.locator(".fbt-links path").count() == 1 + 2
     view.get_by_role("button", name="back").click()
     assert "layer 1 asks" in words.text_content()
 

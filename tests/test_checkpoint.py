@@ -17,7 +17,9 @@ from fbt.recipe import Recipe
 from fbt.training.loop import adamw
 
 CONFIG = Config(5, d_model=6, n_heads=2, n_layers=3, span=4, variant="feedback")
-SETTINGS = Settings(CONFIG, Recipe(steps=7, batch_size=2, carry=True), "some/file.txt", "abc", None)
+SETTINGS = Settings(
+    CONFIG, Recipe(steps=7, batch_size=2, carry=True), "some/file.txt", "abc", None
+)
 TOKENS = torch.randint(5, (2, 9), generator=torch.Generator().manual_seed(0))
 
 
@@ -32,7 +34,9 @@ def stepped() -> tuple[LanguageModel, torch.optim.AdamW, State]:
     return model, optimizer, state
 
 
-def step(model: LanguageModel, optimizer: torch.optim.AdamW, state: State | None) -> State:
+def step(
+    model: LanguageModel, optimizer: torch.optim.AdamW, state: State | None
+) -> State:
     logits, state = model(TOKENS[:, :-1], state, return_state=True)
     optimizer.zero_grad()
     F.cross_entropy(logits.flatten(0, 1), TOKENS[:, 1:].flatten()).backward()
@@ -45,7 +49,11 @@ def test_weights_moments_memory_and_settings_come_back(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 2, SETTINGS, model, optimizer, state, metrics=b"abc")
     assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT_FILE]
     checkpoint = Checkpoint.load(tmp_path)
-    assert (checkpoint.step, checkpoint.settings, checkpoint.vocabulary) == (2, SETTINGS, "abcde")
+    assert (checkpoint.step, checkpoint.settings, checkpoint.vocabulary) == (
+        2,
+        SETTINGS,
+        "abcde",
+    )
     # FIPS 180-2, appendix B.1.
     abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert checkpoint.metrics == Fingerprint(3, abc)
@@ -55,11 +63,17 @@ def test_weights_moments_memory_and_settings_come_back(tmp_path: Path) -> None:
     other_optimizer = adamw(other, SETTINGS.recipe)
     restored = checkpoint.restore(other, other_optimizer, torch.device("cpu"))
     assert restored is not None
-    for mine, theirs in zip(restored.keys + restored.values, state.keys + state.values, strict=True):
+    for mine, theirs in zip(
+        restored.keys + restored.values, state.keys + state.values, strict=True
+    ):
         assert torch.equal(mine, theirs)
-    # Two more steps agree to the last bit: nothing that they depend on was left behind.
+    # Two more steps agree to the last bit: nothing that they depend on was left
+    # behind.
     for _ in range(2):
-        state, restored = step(model, optimizer, state), step(other, other_optimizer, restored)
+        state, restored = (
+            step(model, optimizer, state),
+            step(other, other_optimizer, restored),
+        )
     for name, value in other.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
 
@@ -69,7 +83,10 @@ def test_a_run_that_carries_nothing_restores_nothing(tmp_path: Path) -> None:
     model = LanguageModel(CONFIG, CharTokenizer("abcde"))
     optimizer = adamw(model, SETTINGS.recipe)
     save_checkpoint(tmp_path, 0, SETTINGS, model, optimizer, None)
-    assert Checkpoint.load(tmp_path).restore(model, optimizer, torch.device("cpu")) is None
+    assert (
+        Checkpoint.load(tmp_path).restore(model, optimizer, torch.device("cpu"))
+        is None
+    )
 
 
 def test_settings_survive_json() -> None:
@@ -99,29 +116,47 @@ def test_the_text_counts_and_not_where_it_came_from() -> None:
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=f"no {CHECKPOINT_FILE} in .*there is no run to resume"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=f"no {CHECKPOINT_FILE} in .*there is no run to resume",
+    ):
         Checkpoint.load(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("metrics", "message"),
     [
-        (None, "there is no metrics in its metadata"),  # as before there was a fingerprint
+        # as before there was a fingerprint
+        (None, "there is no metrics in its metadata"),
         ("{", "metrics is no JSON that can be read"),
         ("[]", "metrics must be of type dict"),
         ({}, "missing .* 'size' and 'sha256'"),
         ({"size": 1}, "missing .* 'sha256'"),
-        ({"size": 1, "sha256": "0" * 64, "md5": ""}, "unexpected keyword argument 'md5'"),
+        (
+            {"size": 1, "sha256": "0" * 64, "md5": ""},
+            "unexpected keyword argument 'md5'",
+        ),
         ({"size": -1, "sha256": "0" * 64}, "size must be an int >= 0, got -1"),
         ({"size": 1.5, "sha256": "0" * 64}, "size must be an int >= 0, got 1.5"),
         ({"size": True, "sha256": "0" * 64}, "size must be an int >= 0, got True"),
         ({"size": 1, "sha256": None}, "sha256 must be of type str, got None"),
-        ({"size": 1, "sha256": "0" * 63}, "sha256 must be 64 hexadecimal digits, got '000"),
-        ({"size": 1, "sha256": "A" * 64}, "sha256 must be 64 hexadecimal digits, got 'AAA"),
-        ({"size": 1, "sha256": "0" * 64 + "\n"}, "sha256 must be 64 hexadecimal digits, got"),
+        (
+            {"size": 1, "sha256": "0" * 63},
+            "sha256 must be 64 hexadecimal digits, got '000",
+        ),
+        (
+            {"size": 1, "sha256": "A" * 64},
+            "sha256 must be 64 hexadecimal digits, got 'AAA",
+        ),
+        (
+            {"size": 1, "sha256": "0" * 64 + "\n"},
+            "sha256 must be 64 hexadecimal digits, got",
+        ),
     ],
 )
-def test_a_bad_fingerprint_is_named(tmp_path: Path, metrics: object, message: str) -> None:
+def test_a_bad_fingerprint_is_named(
+    tmp_path: Path, metrics: object, message: str
+) -> None:
     path = save_checkpoint(tmp_path, 2, SETTINGS, *stepped())
     header, numbers = taken_apart(path.read_bytes())
     if metrics is None:
@@ -130,7 +165,9 @@ def test_a_bad_fingerprint_is_named(tmp_path: Path, metrics: object, message: st
         text = metrics if isinstance(metrics, str) else json.dumps(metrics)
         header["__metadata__"]["metrics"] = text
     path.write_bytes(put_together(header, numbers))
-    with pytest.raises(ValueError, match=f"{CHECKPOINT_FILE} is not a whole checkpoint .*{message}"):
+    with pytest.raises(
+        ValueError, match=f"{CHECKPOINT_FILE} is not a whole checkpoint .*{message}"
+    ):
         Checkpoint.load(tmp_path)
 
 
@@ -144,7 +181,9 @@ def test_a_cut_file_is_named(tmp_path: Path, kept: int) -> None:
     save_checkpoint(tmp_path, 2, SETTINGS, *stepped())
     path = tmp_path / CHECKPOINT_FILE
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=f"{CHECKPOINT_FILE} is not a whole checkpoint"):
+    with pytest.raises(
+        ValueError, match=f"{CHECKPOINT_FILE} is not a whole checkpoint"
+    ):
         Checkpoint.load(tmp_path)
 
 
@@ -154,10 +193,19 @@ def test_a_cut_file_is_named(tmp_path: Path, kept: int) -> None:
         {},
         {"step": "1", "settings": "{", "vocabulary": '"ab"'},
         {"step": "one", "settings": SETTINGS.to_json(), "vocabulary": '"ab"'},
-        {"step": "1", "settings": SETTINGS.to_json().replace('"span"', '"reach"'), "vocabulary": '"ab"'},
+        {
+            "step": "1",
+            "settings": SETTINGS.to_json().replace('"span"', '"reach"'),
+            "vocabulary": '"ab"',
+        },
     ],
 )
-def test_another_file_under_that_name_is_named(tmp_path: Path, metadata: dict[str, str]) -> None:
+def test_another_file_under_that_name_is_named(
+    tmp_path: Path, metadata: dict[str, str]
+) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / CHECKPOINT_FILE, metadata)
-    with pytest.raises(ValueError, match=f"{CHECKPOINT_FILE} is not a whole checkpoint of this version"):
+    with pytest.raises(
+        ValueError,
+        match=f"{CHECKPOINT_FILE} is not a whole checkpoint of this version",
+    ):
         Checkpoint.load(tmp_path)

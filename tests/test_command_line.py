@@ -14,7 +14,14 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import TEXT, WARNINGS, assert_same_run, small_command, small_run, untimed
+from small_runs import (
+    TEXT,
+    WARNINGS,
+    assert_same_run,
+    small_command,
+    small_run,
+    untimed,
+)
 
 from fbt import Config, LanguageModel
 from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint
@@ -23,10 +30,16 @@ from fbt.training import Run, resume
 from fbt.training.__main__ import main
 from fbt.training.metrics import METRICS_FILE, read_metrics
 
-# The order of floating-point sums depends on the number of threads; both processes have the same.
+# The order of floating-point sums depends on the number of threads; both processes
+# have the same.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
 COMMAND = [sys.executable, *WARNINGS, "-m", "fbt.training"]
-LONG: dict[str, Any] = {"steps": 150, "eval_every": 40, "checkpoint_every": 7, "dropout": 0.2}
+LONG: dict[str, Any] = {
+    "steps": 150,
+    "eval_every": 40,
+    "checkpoint_every": 7,
+    "dropout": 0.2,
+}
 
 
 @pytest.fixture
@@ -47,7 +60,11 @@ def begin(words: list[str], folder: Path) -> "subprocess.Popen[str]":
     """Start a process and wait until it has saved a step drawn at random."""
     step = random.randint(7, 60)
     process = subprocess.Popen(
-        COMMAND + words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        COMMAND + words,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 300
     while not any(written >= step for written in steps_in(folder)):
@@ -64,9 +81,13 @@ def uninterrupted(**kind: Any) -> Run:
 
 
 @pytest.mark.parametrize(
-    "kind", [{}, {"carry": True}, {"curriculum": 2}], ids=["plain", "carry", "curriculum"]
+    "kind",
+    [{}, {"carry": True}, {"curriculum": 2}],
+    ids=["plain", "carry", "curriculum"],
 )
-def test_a_killed_run_resumes_bit_for_bit(kind: dict[str, Any], data: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_bit_for_bit(
+    kind: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     process = begin(small_command(data, folder, **LONG, **kind), folder)
     process.kill()
@@ -76,34 +97,50 @@ def test_a_killed_run_resumes_bit_for_bit(kind: dict[str, Any], data: Path, tmp_
     step = checkpoint.step
     assert 0 <= step < 150
     names = {path.name for path in folder.iterdir()}
-    assert {name for name in names if not name.endswith(".part")} == {CHECKPOINT_FILE, METRICS_FILE}
-    # However the kill fell between the two files, the metrics are whole and reach the checkpoint.
-    assert [m["step"] for m in read_metrics(folder, checkpoint.metrics, step) if "loss" in m] == [
-        *range(1, step + 1)
-    ]
+    assert {name for name in names if not name.endswith(".part")} == {
+        CHECKPOINT_FILE,
+        METRICS_FILE,
+    }
+    # However the kill fell between the two files, the metrics are whole and reach the
+    # checkpoint.
+    assert [
+        m["step"]
+        for m in read_metrics(folder, checkpoint.metrics, step)
+        if "loss" in m
+    ] == [*range(1, step + 1)]
     run = resume(folder, progress=False)
     assert_same_run(run, uninterrupted(**kind))
     assert not [path for path in folder.iterdir() if path.name.endswith(".part")]
 
 
-def test_ctrl_c_saves_and_the_resumed_run_is_the_same(data: Path, tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_the_resumed_run_is_the_same(
+    data: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     process = begin(small_command(data, folder, **LONG), folder)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     step = Checkpoint.load(folder).step
-    assert out == f"stopped after step {step}; go on with: python -m fbt.training --resume {folder}\n"
+    assert (
+        out
+        == f"stopped after step {step}; go on with: python -m fbt.training --resume {folder}\n"
+    )
     assert "Traceback" not in err
     assert f"{step}/150" in err
     assert {path.name for path in folder.iterdir()} == {CHECKPOINT_FILE, METRICS_FILE}
     assert_same_run(resume(folder, progress=False), uninterrupted())
 
 
-def test_signals_that_the_parent_ignored_do_not_stop_the_run(data: Path, tmp_path: Path) -> None:
+def test_signals_that_the_parent_ignored_do_not_stop_the_run(
+    data: Path, tmp_path: Path
+) -> None:
     """A script starts a command in the background so that Ctrl-C passes it by; nohup is another way."""
     folder = tmp_path / "run"
-    before = {kind: signal.signal(kind, signal.SIG_IGN) for kind in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        kind: signal.signal(kind, signal.SIG_IGN)
+        for kind in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         process = begin(small_command(data, folder, **LONG), folder)
     finally:
@@ -120,9 +157,14 @@ def test_signals_that_the_parent_ignored_do_not_stop_the_run(data: Path, tmp_pat
 def test_the_command_and_the_function_do_the_same(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(small_command(data, tmp_path / "run", carry=True, no_memory_norm=True)) == 0
+    assert (
+        main(small_command(data, tmp_path / "run", carry=True, no_memory_norm=True))
+        == 0
+    )
     run = small_run(carry=True, memory_norm=False)
-    assert untimed(resume(tmp_path / "run", progress=False).metrics) == untimed(run.metrics)
+    assert untimed(resume(tmp_path / "run", progress=False).metrics) == untimed(
+        run.metrics
+    )
     out, err = capsys.readouterr()
     assert out.startswith(
         f"validation loss {run.val_loss:.4f}{run.when}; weights, metrics and loss curve are in "
@@ -131,7 +173,9 @@ def test_the_command_and_the_function_do_the_same(
     assert run.evaluations[-1]["sample"].strip() in err
 
 
-def test_resume_on_the_command_line(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_on_the_command_line(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
     assert main(small_command(data, folder)) == 0
     first = capsys.readouterr().out
@@ -157,9 +201,22 @@ def test_a_parallel_checkpoint_is_a_start(data: Path, tmp_path: Path) -> None:
         "--sample=0",
         "--dropout=0.1",
     ]
-    assert main([*words, f"--init-from={tmp_path / 'first'}", f"--folder={tmp_path / 'second'}"]) == 0
+    assert (
+        main(
+            [
+                *words,
+                f"--init-from={tmp_path / 'first'}",
+                f"--folder={tmp_path / 'second'}",
+            ]
+        )
+        == 0
+    )
     model = LanguageModel.from_pretrained(tmp_path / "second")
-    assert (model.config.variant, model.config.d_model, model.config.dropout) == ("feedback", 16, 0.1)
+    assert (model.config.variant, model.config.d_model, model.config.dropout) == (
+        "feedback",
+        16,
+        0.1,
+    )
 
 
 def test_the_folder_has_a_name_of_its_own(
@@ -171,7 +228,9 @@ def test_the_folder_has_a_name_of_its_own(
     assert (tmp_path / "runs" / "feedback-tiny" / "model.safetensors").is_file()
 
 
-def test_help_lists_every_option_and_preset(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_option_and_preset(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0
@@ -182,11 +241,22 @@ def test_help_lists_every_option_and_preset(capsys: pytest.CaptureFixture[str]) 
             assert text.count(f" {flag} ") + text.count(f" {flag}, ") >= 1, flag
     for name, preset in PRESETS.items():
         assert f"{name} {preset.about}" in text
-    for option in ("--data", "--folder", "--resume", "--init-from", "--log", "--device", "--preset"):
+    for option in (
+        "--data",
+        "--folder",
+        "--resume",
+        "--init-from",
+        "--log",
+        "--device",
+        "--preset",
+    ):
         assert f" {option} " in text
     # What an option means, its value in each preset, and a value that all share.
     assert "--steps INT optimiser steps [tiny 600, small 2000, base 5000]" in text
-    assert '--activation STR "relu" or "gelu", inside the feed-forward block [relu]' in text
+    assert (
+        '--activation STR "relu" or "gelu", inside the feed-forward block [relu]'
+        in text
+    )
 
 
 def test_every_option_has_a_help_text() -> None:
@@ -200,7 +270,10 @@ def test_every_option_has_a_help_text() -> None:
     [
         (["--data=missing.txt"], "No such file or directory: 'missing.txt'"),
         (["--data=."], "Is a directory"),
-        (["--seq-len=1000"], "last tenth of the text must have more than seq_len=1000 characters"),
+        (
+            ["--seq-len=1000"],
+            "last tenth of the text must have more than seq_len=1000 characters",
+        ),
         (["--n-heads=3"], "n_heads must divide d_model"),
         (["--dropout=1"], "dropout must be a number in [0.0, 1.0), got 1.0"),
         (["--folder=text.txt/run"], "the folder of the run cannot be written"),
@@ -230,11 +303,18 @@ def test_a_run_that_is_there_is_left_alone(
 ) -> None:
     assert main(small_command(data, tmp_path / "run")) == 0
     assert main(small_command(data, tmp_path / "run")) == 2
-    assert "holds a run already: resume that one, or give another folder" in capsys.readouterr().err
+    assert (
+        "holds a run already: resume that one, or give another folder"
+        in capsys.readouterr().err
+    )
 
 
-@pytest.mark.parametrize("words", [["--stepz=3"], ["--steps=three"], ["--variant=serial"], ["--log=wandb"]])
-def test_unknown_words_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "words", [["--stepz=3"], ["--steps=three"], ["--variant=serial"], ["--log=wandb"]]
+)
+def test_unknown_words_are_refused(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         main(words)
     assert caught.value.code == 2
@@ -261,4 +341,6 @@ sys.modules["ipywidgets"] = None
 import tqdm, fbt.training.loop as loop
 assert issubclass(loop.tqdm, tqdm.tqdm)
 """
-    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, env=ENVIRONMENT)
+    subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], check=True, env=ENVIRONMENT
+    )

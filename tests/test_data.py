@@ -63,7 +63,9 @@ def test_the_corpus_is_the_usual_one(text: str) -> None:
     assert len(text) == 1_115_394
     assert text.count("\n") == 40_000
     assert len(set(text)) == 65
-    assert text.startswith("First Citizen:\nBefore we proceed any further, hear me speak.\n")
+    assert text.startswith(
+        "First Citizen:\nBefore we proceed any further, hear me speak.\n"
+    )
 
 
 def test_it_is_fetched_once_and_then_read_in_silence(
@@ -71,7 +73,10 @@ def test_it_is_fetched_once_and_then_read_in_silence(
 ) -> None:
     source = Fake("first", corpus)
     assert load_tiny_shakespeare(tmp_path / "new", sources=[source]) == text
-    assert capsys.readouterr().err == f"Tiny Shakespeare: kept as {tmp_path / 'new' / NAME}\n"
+    assert (
+        capsys.readouterr().err
+        == f"Tiny Shakespeare: kept as {tmp_path / 'new' / NAME}\n"
+    )
     assert load_tiny_shakespeare(str(tmp_path / "new"), sources=[source]) == text
     assert capsys.readouterr() == ("", "")
     assert source.asked == 1
@@ -82,7 +87,11 @@ def test_it_is_fetched_once_and_then_read_in_silence(
 def test_sources_are_tried_in_order_until_one_delivers(
     corpus: bytes, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sources = [Fake("first", OSError("no route")), Fake("second", corpus), Fake("third", corpus)]
+    sources = [
+        Fake("first", OSError("no route")),
+        Fake("second", corpus),
+        Fake("third", corpus),
+    ]
     assert load_tiny_shakespeare(tmp_path, sources=sources) == text
     assert [source.asked for source in sources] == [1, 1, 0]
     assert "Tiny Shakespeare: not from first: no route\n" in capsys.readouterr().err
@@ -91,24 +100,34 @@ def test_sources_are_tried_in_order_until_one_delivers(
 def test_a_tampered_text_is_refused(corpus: bytes, text: str, tmp_path: Path) -> None:
     tampered = corpus.replace(b"First Citizen", b"First Senator", 1)
     assert len(tampered) == len(corpus)
-    assert load_tiny_shakespeare(tmp_path, sources=[Fake("first", tampered), Fake("second", corpus)]) == text
+    assert (
+        load_tiny_shakespeare(
+            tmp_path, sources=[Fake("first", tampered), Fake("second", corpus)]
+        )
+        == text
+    )
     assert (tmp_path / NAME).read_bytes() == corpus
 
 
 @pytest.mark.parametrize("kept", [b"", b"half a cor", b"\xff\xfe"])
-def test_a_corrupted_copy_is_fetched_again(corpus: bytes, text: str, tmp_path: Path, kept: bytes) -> None:
+def test_a_corrupted_copy_is_fetched_again(
+    corpus: bytes, text: str, tmp_path: Path, kept: bytes
+) -> None:
     (tmp_path / NAME).write_bytes(kept)
     assert load_tiny_shakespeare(tmp_path, sources=[Fake("first", corpus)]) == text
     assert (tmp_path / NAME).read_bytes() == corpus
 
 
 def test_the_error_names_everything_that_was_tried(tmp_path: Path) -> None:
-    wrong = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"  # the SHA-256 of b"x"
+    # the SHA-256 of b"x"
+    wrong = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
     sources = [
         Fake("first", OSError("no route")),
         Fake("second", b"x"),
         Fake("third", TimeoutError()),
-        Fake("fourth", FileNotFoundError(2, "No such file or directory", "/somewhere")),
+        Fake(
+            "fourth", FileNotFoundError(2, "No such file or directory", "/somewhere")
+        ),
     ]
     with pytest.raises(CorpusUnavailable) as caught:
         load_tiny_shakespeare(tmp_path, sources=sources)
@@ -128,13 +147,18 @@ def test_the_error_names_everything_that_was_tried(tmp_path: Path) -> None:
 
 def test_the_error_says_what_is_wrong_with_the_copy(tmp_path: Path) -> None:
     (tmp_path / NAME).write_bytes(b"x")
-    with pytest.raises(CorpusUnavailable, match=rf"{NAME}: sha256 is 2d71\w+, expected {_corpus.SHA256}\n"):
+    with pytest.raises(
+        CorpusUnavailable,
+        match=rf"{NAME}: sha256 is 2d71\w+, expected {_corpus.SHA256}\n",
+    ):
         load_tiny_shakespeare(tmp_path, sources=[])
     assert (tmp_path / NAME).read_bytes() == b"x"
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
-def test_a_pipe_in_place_of_the_copy_is_replaced(corpus: bytes, text: str, tmp_path: Path) -> None:
+def test_a_pipe_in_place_of_the_copy_is_replaced(
+    corpus: bytes, text: str, tmp_path: Path
+) -> None:
     """Opening it would wait for a writer without end."""
     os.mkfifo(tmp_path / NAME)
     with pytest.raises(CorpusUnavailable, match=rf"{NAME}: Not a regular file\n"):
@@ -143,17 +167,24 @@ def test_a_pipe_in_place_of_the_copy_is_replaced(corpus: bytes, text: str, tmp_p
     assert (tmp_path / NAME).read_bytes() == corpus
 
 
-def test_a_copy_that_is_too_large_is_not_read(corpus: bytes, text: str, tmp_path: Path) -> None:
+def test_a_copy_that_is_too_large_is_not_read(
+    corpus: bytes, text: str, tmp_path: Path
+) -> None:
     (tmp_path / NAME).write_bytes(b"")
     os.truncate(tmp_path / NAME, 2**40)  # a hole, which takes no room on the disk
-    with pytest.raises(CorpusUnavailable, match=f"must have at most {len(corpus)} bytes, got {2**40}\n"):
+    with pytest.raises(
+        CorpusUnavailable,
+        match=f"must have at most {len(corpus)} bytes, got {2**40}\n",
+    ):
         load_tiny_shakespeare(tmp_path, sources=[])
     assert load_tiny_shakespeare(tmp_path, sources=[Fake("first", corpus)]) == text
 
 
 def test_a_copy_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / NAME).mkdir()
-    with pytest.raises(CorpusUnavailable, match=rf"{NAME}: (Is a directory|Permission denied)\n"):
+    with pytest.raises(
+        CorpusUnavailable, match=rf"{NAME}: (Is a directory|Permission denied)\n"
+    ):
         load_tiny_shakespeare(tmp_path, sources=[])
 
 
@@ -166,18 +197,23 @@ def test_the_cache_variable_names_the_folder(
     assert load_tiny_shakespeare(sources=[]) == text
 
 
-def test_a_file_put_there_by_hand_is_enough(corpus: bytes, text: str, tmp_path: Path) -> None:
+def test_a_file_put_there_by_hand_is_enough(
+    corpus: bytes, text: str, tmp_path: Path
+) -> None:
     (tmp_path / NAME).write_bytes(corpus)
     assert load_tiny_shakespeare(tmp_path, sources=[]) == text
 
 
-def test_the_text_is_returned_though_it_cannot_be_kept(corpus: bytes, text: str, tmp_path: Path) -> None:
+def test_the_text_is_returned_though_it_cannot_be_kept(
+    corpus: bytes, text: str, tmp_path: Path
+) -> None:
     # A folder below a file can be written by nobody, not even by root.
     (tmp_path / "file").write_bytes(b"in the way")
     folder = tmp_path / "file" / "folder"
     message = re.escape(f"Tiny Shakespeare could not be kept as {folder / NAME} (")
     with pytest.warns(
-        RuntimeWarning, match=rf"{message}.*set FBT_CACHE to a folder that can be written"
+        RuntimeWarning,
+        match=rf"{message}.*set FBT_CACHE to a folder that can be written",
     ) as caught:
         assert load_tiny_shakespeare(folder, sources=[Fake("first", corpus)]) == text
     assert [warning.filename for warning in caught] == [__file__]
@@ -186,7 +222,10 @@ def test_the_text_is_returned_though_it_cannot_be_kept(corpus: bytes, text: str,
 @pytest.mark.parametrize("folder", [3, b"cache"])
 def test_a_folder_must_be_a_path(folder: Any) -> None:
     with pytest.raises(
-        TypeError, match=re.escape(f"folder must be of type str or Path, got {folder!r} of type ")
+        TypeError,
+        match=re.escape(
+            f"folder must be of type str or Path, got {folder!r} of type "
+        ),
     ):
         load_tiny_shakespeare(folder)
 
@@ -216,13 +255,17 @@ def test_characters_are_numbered_in_their_order() -> None:
 def test_round_trip(text: str) -> None:
     tokenizer = CharTokenizer(text)
     numbers = tokenizer.encode(text)
-    assert numbers.tolist() == [sorted(set(text)).index(character) for character in text]
+    assert numbers.tolist() == [
+        sorted(set(text)).index(character) for character in text
+    ]
     assert tokenizer.decode(numbers) == text
     assert tokenizer.decode(numbers.tolist()) == text
 
 
 @given(SOME_TEXT, ANY_TEXT)
-def test_an_unknown_character_is_named_with_its_position(known: str, text: str) -> None:
+def test_an_unknown_character_is_named_with_its_position(
+    known: str, text: str
+) -> None:
     tokenizer = CharTokenizer(known)
     unknown = [(i, c) for i, c in enumerate(text) if c not in known]
     if not unknown:
@@ -238,7 +281,9 @@ def test_an_unknown_character_is_named_with_its_position(known: str, text: str) 
 
 
 @given(
-    st.sets(st.characters(exclude_categories=()), min_size=1).flatmap(lambda s: st.permutations(sorted(s)))
+    st.sets(st.characters(exclude_categories=()), min_size=1).flatmap(
+        lambda s: st.permutations(sorted(s))
+    )
 )
 def test_from_vocabulary_keeps_the_order(characters: Sequence[str]) -> None:
     vocabulary = "".join(characters)
@@ -319,16 +364,42 @@ def test_a_number_out_of_range(numbers: Any, got: str) -> None:
             "numbers must be a tensor of integers, got Tensor [1] of torch.complex64",
         ),
         (torch.tensor(1), ValueError, "numbers must have shape [N], got []"),
-        (torch.tensor([[1, 0]]), ValueError, "numbers must have shape [N], got [1, 2]"),
-        ([0, 1.0], TypeError, "numbers must be ints, got 1.0 of type float at position 1"),
-        ([True], TypeError, "numbers must be ints, got True of type bool at position 0"),
-        ([[1]], TypeError, "numbers must be ints, got [1] of type list at position 0"),
-        ("ab", TypeError, "numbers must be a tensor or a sequence of ints, got 'ab' of type str"),
-        (1, TypeError, "numbers must be a tensor or a sequence of ints, got 1 of type int"),
+        (
+            torch.tensor([[1, 0]]),
+            ValueError,
+            "numbers must have shape [N], got [1, 2]",
+        ),
+        (
+            [0, 1.0],
+            TypeError,
+            "numbers must be ints, got 1.0 of type float at position 1",
+        ),
+        (
+            [True],
+            TypeError,
+            "numbers must be ints, got True of type bool at position 0",
+        ),
+        (
+            [[1]],
+            TypeError,
+            "numbers must be ints, got [1] of type list at position 0",
+        ),
+        (
+            "ab",
+            TypeError,
+            "numbers must be a tensor or a sequence of ints, got 'ab' of type str",
+        ),
+        (
+            1,
+            TypeError,
+            "numbers must be a tensor or a sequence of ints, got 1 of type int",
+        ),
     ],
     ids=str,
 )
-def test_what_cannot_be_decoded(numbers: Any, error: type[Exception], message: str) -> None:
+def test_what_cannot_be_decoded(
+    numbers: Any, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error) as caught:
         CharTokenizer("ab").decode(numbers)
     assert str(caught.value) == message
@@ -337,9 +408,24 @@ def test_what_cannot_be_decoded(numbers: Any, error: type[Exception], message: s
 @pytest.mark.parametrize(
     ("make", "argument", "error", "message"),
     [
-        (CharTokenizer, "", ValueError, "text must hold at least one character, got ''"),
-        (CharTokenizer, b"ab", TypeError, "text must be of type str, got b'ab' of type bytes"),
-        (CharTokenizer("ab").encode, ["a"], TypeError, "text must be of type str, got ['a'] of type list"),
+        (
+            CharTokenizer,
+            "",
+            ValueError,
+            "text must hold at least one character, got ''",
+        ),
+        (
+            CharTokenizer,
+            b"ab",
+            TypeError,
+            "text must be of type str, got b'ab' of type bytes",
+        ),
+        (
+            CharTokenizer("ab").encode,
+            ["a"],
+            TypeError,
+            "text must be of type str, got ['a'] of type list",
+        ),
         (
             CharTokenizer.from_vocabulary,
             "",
@@ -360,7 +446,9 @@ def test_what_cannot_be_decoded(numbers: Any, error: type[Exception], message: s
         ),
     ],
 )
-def test_what_a_tokenizer_refuses(make: Any, argument: Any, error: type[Exception], message: str) -> None:
+def test_what_a_tokenizer_refuses(
+    make: Any, argument: Any, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error) as caught:
         make(argument)
     assert str(caught.value) == message
@@ -380,7 +468,9 @@ def test_repr_makes_it_again() -> None:
     assert eval(repr(tokenizer)) == tokenizer
 
 
-@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))])
+@pytest.mark.parametrize(
+    "again", [copy.copy, copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))]
+)
 def test_copies_and_pickles(again: Any) -> None:
     tokenizer = CharTokenizer.from_vocabulary("cab")
     twin = again(tokenizer)
@@ -413,7 +503,9 @@ def test_the_usual_split(text: str) -> None:
 def test_a_split_loses_nothing(length: int, validation: float) -> None:
     tokens = torch.arange(length)
     if not 0 < int(length * (1 - validation)) < length:
-        with pytest.raises(ValueError, match="data must be long enough to cut in two, got length"):
+        with pytest.raises(
+            ValueError, match="data must be long enough to cut in two, got length"
+        ):
             split(tokens, validation)
         return
     head, tail = split(tokens, validation)
@@ -424,17 +516,44 @@ def test_a_split_loses_nothing(length: int, validation: float) -> None:
 @pytest.mark.parametrize(
     ("data", "validation", "error", "message"),
     [
-        ([1, 2], 0.1, TypeError, "data must be a str or a tensor, got [1, 2] of type list"),
+        (
+            [1, 2],
+            0.1,
+            TypeError,
+            "data must be a str or a tensor, got [1, 2] of type list",
+        ),
         (torch.zeros(2, 3), 0.1, ValueError, "data must have shape [N], got [2, 3]"),
         ("abc", 0.0, ValueError, "validation must be a number in (0, 1), got 0.0"),
         ("abc", 1, ValueError, "validation must be a number in (0, 1), got 1"),
-        ("abc", float("nan"), ValueError, "validation must be a number in (0, 1), got nan"),
-        ("abc", "0.1", TypeError, "validation must be a number in (0, 1), got '0.1' of type str"),
-        ("abc", True, TypeError, "validation must be a number in (0, 1), got True of type bool"),
-        ("a", 0.5, ValueError, "data must be long enough to cut in two, got length 1 with validation=0.5"),
+        (
+            "abc",
+            float("nan"),
+            ValueError,
+            "validation must be a number in (0, 1), got nan",
+        ),
+        (
+            "abc",
+            "0.1",
+            TypeError,
+            "validation must be a number in (0, 1), got '0.1' of type str",
+        ),
+        (
+            "abc",
+            True,
+            TypeError,
+            "validation must be a number in (0, 1), got True of type bool",
+        ),
+        (
+            "a",
+            0.5,
+            ValueError,
+            "data must be long enough to cut in two, got length 1 with validation=0.5",
+        ),
     ],
 )
-def test_what_split_refuses(data: Any, validation: Any, error: type[Exception], message: str) -> None:
+def test_what_split_refuses(
+    data: Any, validation: Any, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error) as caught:
         split(data, validation)
     assert str(caught.value) == message
@@ -445,7 +564,9 @@ def test_what_split_refuses(data: Any, validation: Any, error: type[Exception], 
 
 def test_random_windows_are_stretches_of_the_tokens() -> None:
     tokens = torch.arange(100, 137)
-    windows = random_windows(tokens, length=5, batch_size=11, generator=torch.Generator().manual_seed(0))
+    windows = random_windows(
+        tokens, length=5, batch_size=11, generator=torch.Generator().manual_seed(0)
+    )
     assert windows.shape == (11, 6)
     assert windows.dtype == tokens.dtype
     assert torch.equal(windows - windows[:, :1], torch.arange(6).expand(11, 6))
@@ -453,18 +574,27 @@ def test_random_windows_are_stretches_of_the_tokens() -> None:
 
 def test_every_start_is_drawn_and_about_equally_often() -> None:
     windows = random_windows(
-        torch.arange(13), length=5, batch_size=8000, generator=torch.Generator().manual_seed(0)
+        torch.arange(13),
+        length=5,
+        batch_size=8000,
+        generator=torch.Generator().manual_seed(0),
     )
     counts = torch.bincount(windows[:, 0], minlength=13)
     assert torch.equal(counts.nonzero().flatten(), torch.arange(8))  # 13 - 5 starts
-    assert counts[:8].min() > 850 and counts[:8].max() < 1150  # five standard deviations are 148
+    # five standard deviations are 148
+    assert counts[:8].min() > 850 and counts[:8].max() < 1150
 
 
 def test_random_windows_follow_their_generator_alone() -> None:
     tokens = torch.arange(1000)
 
     def draw(seed: int) -> torch.Tensor:
-        return random_windows(tokens, length=7, batch_size=3, generator=torch.Generator().manual_seed(seed))
+        return random_windows(
+            tokens,
+            length=7,
+            batch_size=3,
+            generator=torch.Generator().manual_seed(seed),
+        )
 
     state = torch.get_rng_state()
     assert torch.equal(draw(1), draw(1))
@@ -475,7 +605,9 @@ def test_random_windows_follow_their_generator_alone() -> None:
 def test_windows_are_copies() -> None:
     tokens = torch.arange(10)
     even_windows(tokens, length=3).zero_()
-    random_windows(tokens, length=3, batch_size=2, generator=torch.Generator()).zero_()
+    random_windows(
+        tokens, length=3, batch_size=2, generator=torch.Generator()
+    ).zero_()
     assert torch.equal(tokens, torch.arange(10))
 
 
@@ -484,7 +616,9 @@ def test_even_windows_predict_every_token_once(length: int) -> None:
     tokens = torch.arange(13)
     windows = even_windows(tokens, length=length)
     assert windows.shape == (12 // length, length + 1)
-    assert windows[:, 1:].flatten().tolist() == list(range(1, 1 + 12 // length * length))
+    assert windows[:, 1:].flatten().tolist() == list(
+        range(1, 1 + 12 // length * length)
+    )
     assert torch.equal(windows[1:, 0], windows[:-1, -1])
 
 
@@ -511,15 +645,27 @@ GENERATOR = torch.Generator()
 @pytest.mark.parametrize(
     ("tokens", "length", "error", "message"),
     [
-        ([1, 2, 3], 1, TypeError, "tokens must be a tensor of integers, got [1, 2, 3] of type list"),
+        (
+            [1, 2, 3],
+            1,
+            TypeError,
+            "tokens must be a tensor of integers, got [1, 2, 3] of type list",
+        ),
         (torch.zeros(2, 3), 1, ValueError, "tokens must have shape [N], got [2, 3]"),
         (torch.arange(1), 1, ValueError, "tokens must hold at least 2 tokens, got 1"),
         (torch.arange(5), 5, ValueError, "length must be an int in [1, 4], got 5"),
         (torch.arange(5), 0, ValueError, "length must be an int in [1, 4], got 0"),
-        (torch.arange(5), 2.0, TypeError, "length must be an int in [1, 4], got 2.0 of type float"),
+        (
+            torch.arange(5),
+            2.0,
+            TypeError,
+            "length must be an int in [1, 4], got 2.0 of type float",
+        ),
     ],
 )
-def test_what_windows_refuse(tokens: Any, length: Any, error: type[Exception], message: str) -> None:
+def test_what_windows_refuse(
+    tokens: Any, length: Any, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error) as caught:
         even_windows(tokens, length=length)
     assert str(caught.value) == message
@@ -537,5 +683,7 @@ def test_counts_and_generators_that_windows_refuse() -> None:
     with pytest.raises(ValueError, match="batch_size must be an int >= 1, got 0"):
         random_windows(tokens, length=2, batch_size=0, generator=GENERATOR)
     generator: Any = 7
-    with pytest.raises(TypeError, match=r"generator must be of type Generator, got \d+ of type int"):
+    with pytest.raises(
+        TypeError, match=r"generator must be of type Generator, got \d+ of type int"
+    ):
         random_windows(tokens, length=2, batch_size=1, generator=generator)

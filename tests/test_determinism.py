@@ -8,7 +8,16 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from exact import CASES, VARIANTS, assert_same, body, everything, gradients, leaves, normal
+from exact import (
+    CASES,
+    VARIANTS,
+    assert_same,
+    body,
+    everything,
+    gradients,
+    leaves,
+    normal,
+)
 
 import fbt
 from fbt.attention import drawing_from
@@ -26,23 +35,37 @@ def two_threads():
     torch.set_num_threads(1)
 
 
-def one_pass(variant: str, backend: str, batch: int = 13, own: bool = False) -> list[torch.Tensor]:
+def one_pass(
+    variant: str, backend: str, batch: int = 13, own: bool = False
+) -> list[torch.Tensor]:
     """Outputs and gradients with dropout, from a seed; of torch's global generator, or of an own one."""
     torch.manual_seed(0)
-    c = fbt.Config(9, variant=variant, d_model=16, n_heads=2, n_layers=2, span=8, dropout=0.1)
-    module, x = BODIES[variant](c), normal(batch, 11, 16).float().detach().requires_grad_()
+    c = fbt.Config(
+        9, variant=variant, d_model=16, n_heads=2, n_layers=2, span=8, dropout=0.1
+    )
+    module, x = (
+        BODIES[variant](c),
+        normal(batch, 11, 16).float().detach().requires_grad_(),
+    )
     generator = torch.Generator()
     generator.set_state(torch.get_rng_state())
     if own:
         torch.manual_seed(1)
     with drawing_from(generator, module) if own else nullcontext():
         outputs = everything(*module(x, backend=backend)[:2])
-    return [*outputs, *gradients([output.double() for output in outputs], leaves(module, x)).values()]
+    return [
+        *outputs,
+        *gradients(
+            [output.double() for output in outputs], leaves(module, x)
+        ).values(),
+    ]
 
 
 @each_case
 def test_a_pass_repeats_to_the_last_bit(variant, backend):
-    assert_same(one_pass(variant, backend), one_pass(variant, backend), rtol=0, atol=0)
+    assert_same(
+        one_pass(variant, backend), one_pass(variant, backend), rtol=0, atol=0
+    )
 
 
 @each_case
@@ -53,7 +76,12 @@ def test_dropout_from_an_own_generator_is_that_of_the_global_one(variant, backen
 
 def test_a_pass_on_two_threads_repeats_to_the_last_bit(two_threads):
     """The loops' own operations are too small to be shared; test_native.py counts threads there."""
-    assert_same(one_pass("parallel", "reference"), one_pass("parallel", "reference"), rtol=0, atol=0)
+    assert_same(
+        one_pass("parallel", "reference"),
+        one_pass("parallel", "reference"),
+        rtol=0,
+        atol=0,
+    )
 
 
 def test_groups_of_sequences_are_added_up_in_one_order(two_threads):
@@ -64,7 +92,9 @@ def test_groups_of_sequences_are_added_up_in_one_order(two_threads):
             assert_same(one_pass("shared-kv", "native", batch), first, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("variant, backend", [("parallel", "reference"), ("shared-kv", "sequence")])
+@pytest.mark.parametrize(
+    "variant, backend", [("parallel", "reference"), ("shared-kv", "sequence")]
+)
 def test_threads_change_no_more_than_rounding(variant, backend):
     """Those of "native" are counted in test_native.py."""
     module, x = body(variant, d_model=32, n_layers=1, span=4), normal(5, 6, 32)
@@ -73,7 +103,9 @@ def test_threads_change_no_more_than_rounding(variant, backend):
         torch.set_num_threads(threads)
         try:
             outputs = everything(*module(x, backend=backend)[:2])
-            results.append([*outputs, *gradients(outputs, leaves(module, x)).values()])
+            results.append(
+                [*outputs, *gradients(outputs, leaves(module, x)).values()]
+            )
         finally:
             torch.set_num_threads(1)
     assert_same(results[1], results[0])
@@ -95,18 +127,23 @@ def test_nothing_that_torch_calls_nondeterministic_is_used(variant, backend):
 def trained(variant: str) -> str:
     """A hash of the weights after a short run with the default backend, and of a text it writes."""
     size = {"steps": 3, "batch_size": 5, "seq_len": 12, "d_model": 32, "dropout": 0.1}
-    torch.set_num_threads(2 if variant == "shared-kv" else 1)  # two take long where operations are small
+    # two take long where operations are small
+    torch.set_num_threads(2 if variant == "shared-kv" else 1)
     try:
         run = fbt.train(TEXT, preset="tiny", variant=variant, progress=False, **size)
     finally:
         torch.set_num_threads(1)
-    weights = b"".join(tensor.numpy().tobytes() for tensor in run.model.state_dict().values())
+    weights = b"".join(
+        tensor.numpy().tobytes() for tensor in run.model.state_dict().values()
+    )
     text = run.model.generate("to be", 9, seed=1)
     return hashlib.sha256(weights + text.encode()).hexdigest()
 
 
 def test_a_run_repeats_in_another_process_to_the_last_bit():
-    elsewhere = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=True)
+    elsewhere = subprocess.run(
+        [sys.executable, __file__], capture_output=True, text=True, check=True
+    )
     assert elsewhere.stdout.split() == [trained(variant) for variant in VARIANTS]
 
 

@@ -15,7 +15,8 @@ from small_runs import WARNINGS
 
 from fbt._repository import URL
 
-# What a user does first, and what the conditions below ask about. A warning is an error.
+# What a user does first, and what the conditions below ask about. A warning is an
+# error.
 USE = """
 import json, sys
 from pathlib import Path
@@ -51,7 +52,8 @@ PLOT = """
 from fbt.views.figures import attention_maps, save_svg
 save_svg(attention_maps(weights, list(text)), sys.argv[1])
 """
-# Root may read and write where nobody may. This gives that up, and goes on with what it is given.
+# Root may read and write where nobody may. This gives that up, and goes on with what
+# it is given.
 UNPRIVILEGED = """
 import ctypes, os, sys
 if os.geteuid() == 0:
@@ -72,23 +74,49 @@ def made(tmp_path_factory) -> tuple[Path, Path]:
 def site(made, tmp_path_factory) -> Path:
     """Where the wheel is installed, below a path with spaces and letters of other scripts."""
     folder = tmp_path_factory.mktemp("home") / "où est la 記憶"
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-compile"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--no-compile",
+    ]
     command += ["--disable-pip-version-check", "--target", str(folder), str(made[0])]
     subprocess.run(command, check=True)
     return folder
 
 
-def use(site: Path, cwd: Path, *arguments: str, code: str = USE, **environment: str) -> dict:
+def use(
+    site: Path, cwd: Path, *arguments: str, code: str = USE, **environment: str
+) -> dict:
     """What a process says that has the package from `site`, and an environment with little else."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LD_LIBRARY_PATH") if name in os.environ}
+    kept = {
+        name: os.environ[name]
+        for name in ("PATH", "HOME", "LD_LIBRARY_PATH")
+        if name in os.environ
+    }
     kept |= {
         "PYTHONPATH": str(site),
         "FBT_CACHE": str(cwd / "cache"),
         "OMP_NUM_THREADS": "1",
         "CXX": "no-compiler",
     }
-    command = [sys.executable, "-c", UNPRIVILEGED, "-P", *WARNINGS, "-c", code, *arguments]
-    done = subprocess.run(command, cwd=cwd, env=kept | environment, capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-c",
+        UNPRIVILEGED,
+        "-P",
+        *WARNINGS,
+        "-c",
+        code,
+        *arguments,
+    ]
+    done = subprocess.run(
+        command, cwd=cwd, env=kept | environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert Path(found["place"]).is_relative_to(site)
@@ -98,7 +126,8 @@ def use(site: Path, cwd: Path, *arguments: str, code: str = USE, **environment: 
         "names that ship with fbt: ['tiny-shakespeare', 'tiny-shakespeare-parallel']"
     )
     assert not found["built"]
-    # Without a folder for its settings Matplotlib says that it makes one, and torch that it finds no GPU.
+    # Without a folder for its settings Matplotlib says that it makes one, and torch
+    # that it finds no GPU.
     said = [line for line in done.stderr.splitlines() if "atplotlib" not in line]
     assert not [line for line in said if "No CUDA runtime is found" not in line]
     return found
@@ -131,24 +160,41 @@ def test_the_wheel_says_what_it_is(made):
         (name,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
         about = message_from_bytes(archive.read(name))
     assert about.get_all("Provides-Extra") == ["views", "book", "bench"]
-    assert about["Requires-Python"] == ">=3.11" and "Typing :: Typed" in about.get_all("Classifier")
+    assert about[
+        "Requires-Python"
+    ] == ">=3.11" and "Typing :: Typed" in about.get_all("Classifier")
     assert all(f", {URL}" in address for address in about.get_all("Project-URL"))
 
 
 def test_from_a_path_with_spaces_and_letters_of_other_scripts(site, tmp_path):
     found = use(site, tmp_path)
-    assert Path(found["kept"] == "None" and tmp_path / "cache" / "native" / "kept").is_file()
+    assert Path(
+        found["kept"] == "None" and tmp_path / "cache" / "native" / "kept"
+    ).is_file()
 
 
 def test_without_compiler_home_settings_and_screen(site, tmp_path):
     empty, taken = tmp_path / "bin", tmp_path / "a file"
     empty.mkdir()
     taken.touch()
-    nowhere = {name: str(taken / "x") for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")}
+    nowhere = {
+        name: str(taken / "x")
+        for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
+    }
     found = use(
-        site, tmp_path, "figure.svg", code=USE + PLOT, **nowhere, PATH=str(empty), FBT_CACHE="", CXX=""
+        site,
+        tmp_path,
+        "figure.svg",
+        code=USE + PLOT,
+        **nowhere,
+        PATH=str(empty),
+        FBT_CACHE="",
+        CXX="",
     )
-    assert "needs a C++ compiler" in found["native"] and "Nothing depends on it" in found["native"]
+    assert (
+        "needs a C++ compiler" in found["native"]
+        and "Nothing depends on it" in found["native"]
+    )
     assert found["kept"].startswith("NotADirectoryError")
     assert "<svg" in (tmp_path / "figure.svg").read_text(encoding="utf-8")
 
@@ -163,7 +209,9 @@ def test_where_nothing_may_be_written_and_the_cache_is_somebody_elses(site, tmp_
     finally:
         for path in (site, *site.rglob("*"), other):
             path.chmod(0o755)
-    assert found["written"].startswith("PermissionError") and found["kept"].startswith("PermissionError")
+    assert found["written"].startswith("PermissionError") and found[
+        "kept"
+    ].startswith("PermissionError")
 
 
 def test_from_inside_the_wheel_as_a_zip_file(made, tmp_path):

@@ -43,10 +43,16 @@ def test_tensors_are_shared_and_nothing_else(lm: fbt.LanguageModel) -> None:
     twin.extra = twin.head
     twin.register_buffer("more", torch.ones(2))
     twin.body.layers.append(nn.Linear(2, 3))
-    assert not hasattr(lm, "extra") and not hasattr(lm, "more") and len(lm.body.layers) == 3
+    assert (
+        not hasattr(lm, "extra")
+        and not hasattr(lm, "more")
+        and len(lm.body.layers) == 3
+    )
 
 
-def test_it_computes_what_the_model_does_in_evaluation_mode(lm: fbt.LanguageModel) -> None:
+def test_it_computes_what_the_model_does_in_evaluation_mode(
+    lm: fbt.LanguageModel,
+) -> None:
     found = evaluation_copy(lm)(TOKENS)
     assert not torch.equal(found, lm(TOKENS))
     assert torch.equal(found, evaluated(lm))
@@ -69,7 +75,9 @@ def test_hooks_fire_and_those_of_the_copy_stay_there(lm: fbt.LanguageModel) -> N
     fired = []
     lm.head.register_forward_hook(lambda *_: fired.append("hook"))
     lm.head.register_forward_pre_hook(lambda *_: fired.append("pre"))
-    lm.body.register_forward_hook(lambda *_, **__: fired.append("body"), with_kwargs=True)
+    lm.body.register_forward_hook(
+        lambda *_, **__: fired.append("body"), with_kwargs=True
+    )
     twin = evaluation_copy(lm)
     twin(TOKENS)
     assert fired == ["body", "pre", "hook"]
@@ -105,14 +113,28 @@ def test_whoever_reads_a_model_meets_its_hooks_and_leaves_its_mode(read: str) ->
 CHANGES: dict[str, Callable[[fbt.LanguageModel], object]] = {
     "nothing": lambda lm: None,
     "a hook of the model": lambda lm: lm.register_forward_hook(lambda *_: None),
-    "a hook of a layer": lambda lm: lm.body.layers[1].register_forward_pre_hook(lambda *_: None),
-    "a hook of a part": lambda lm: lm.body.layers[1].attention.dropout.register_forward_hook(lambda *_: None),
-    "an activation": lambda lm: setattr(lm.body.layers[0].feed_forward, "activation", torch.tanh),
-    "a forward": lambda lm: setattr(lm.body.layers[0].norm1, "forward", lambda z: 2 * z),
-    "a forward of the model": lambda lm: setattr(lm, "forward", lambda *_, **__: TOKENS),
+    "a hook of a layer": lambda lm: lm.body.layers[1].register_forward_pre_hook(
+        lambda *_: None
+    ),
+    "a hook of a part": lambda lm: lm.body.layers[
+        1
+    ].attention.dropout.register_forward_hook(lambda *_: None),
+    "an activation": lambda lm: setattr(
+        lm.body.layers[0].feed_forward, "activation", torch.tanh
+    ),
+    "a forward": lambda lm: setattr(
+        lm.body.layers[0].norm1, "forward", lambda z: 2 * z
+    ),
+    "a forward of the model": lambda lm: setattr(
+        lm, "forward", lambda *_, **__: TOKENS
+    ),
     "a bound forward": lambda lm: setattr(lm, "forward", lm.forward),
-    "weight norm": lambda lm: parametrizations.weight_norm(lm.body.layers[0].attention.output),
-    "pruned": lambda lm: prune.l1_unstructured(lm.body.layers[0].feed_forward.inner, "weight", amount=0.5),
+    "weight norm": lambda lm: parametrizations.weight_norm(
+        lm.body.layers[0].attention.output
+    ),
+    "pruned": lambda lm: prune.l1_unstructured(
+        lm.body.layers[0].feed_forward.inner, "weight", amount=0.5
+    ),
     "another module": lambda lm: setattr(lm.body.layers[0], "norm2", nn.Identity()),
 }
 
@@ -124,12 +146,16 @@ def test_what_is_not_as_it_was_made_is_noticed(change: str) -> None:
     twin = evaluation_copy(lm)
     assert twin.is_as_made() == lm.is_as_made()
     assert twin.body.is_as_made() == lm.body.is_as_made()
-    assert (lm.is_as_made() and lm.body.is_as_made()) == (change in ("nothing", "a bound forward"))
+    assert (lm.is_as_made() and lm.body.is_as_made()) == (
+        change in ("nothing", "a bound forward")
+    )
     assert torch.equal(twin(TOKENS), evaluated(lm))
 
 
 @pytest.mark.parametrize("kind", ["bound", "partial", "compiled"])
-def test_a_method_in_place_of_forward_becomes_that_of_the_copy(lm: fbt.LanguageModel, kind: str) -> None:
+def test_a_method_in_place_of_forward_becomes_that_of_the_copy(
+    lm: fbt.LanguageModel, kind: str
+) -> None:
     wrappers = {
         "bound": lambda f: f,
         "partial": functools.partial,
@@ -137,13 +163,19 @@ def test_a_method_in_place_of_forward_becomes_that_of_the_copy(lm: fbt.LanguageM
     }
     for part in (lm, lm.body.layers[0]):
         part.forward = wrappers[kind](part.forward)
-    expected = evaluation_copy(model(lm.config.variant, TOKENIZER, dropout=0.5))(TOKENS)
+    expected = evaluation_copy(model(lm.config.variant, TOKENIZER, dropout=0.5))(
+        TOKENS
+    )
     # by another backend
     torch.testing.assert_close(evaluation_copy(lm)(TOKENS), expected)
 
 
-def test_a_function_that_refers_to_the_model_is_refused_where_dropout_is_on(lm: fbt.LanguageModel) -> None:
-    lm.forward = lambda *args, **kwargs: -fbt.LanguageModel.forward(lm, *args, **kwargs)
+def test_a_function_that_refers_to_the_model_is_refused_where_dropout_is_on(
+    lm: fbt.LanguageModel,
+) -> None:
+    lm.forward = lambda *args, **kwargs: (
+        -fbt.LanguageModel.forward(lm, *args, **kwargs)
+    )
     with pytest.raises(
         ValueError,
         match=r"the forward of a LanguageModel was "
@@ -170,7 +202,12 @@ def test_threads_sample_while_another_trains() -> None:
     expected = [lm.generate("ab", 12, seed=seed) for seed in range(threads)]
     quiet = evaluated(lm)
     lm.train()
-    start, texts, undropped, stop = threading.Barrier(threads + 1), [], [], threading.Event()
+    start, texts, undropped, stop = (
+        threading.Barrier(threads + 1),
+        [],
+        [],
+        threading.Event(),
+    )
 
     def sample(seed: int) -> None:
         start.wait()
@@ -181,7 +218,9 @@ def test_threads_sample_while_another_trains() -> None:
         while not stop.is_set():
             undropped.append(torch.equal(lm(TOKENS), quiet))
 
-    samplers = [threading.Thread(target=sample, args=(seed,)) for seed in range(threads)]
+    samplers = [
+        threading.Thread(target=sample, args=(seed,)) for seed in range(threads)
+    ]
     trainer = threading.Thread(target=train)
     for thread in (*samplers, trainer):
         thread.start()
@@ -189,20 +228,33 @@ def test_threads_sample_while_another_trains() -> None:
         thread.join()
     stop.set()
     trainer.join()
-    assert len(texts) == 6 * threads and all(text == expected[seed] for seed, text in texts)
+    assert len(texts) == 6 * threads and all(
+        text == expected[seed] for seed, text in texts
+    )
     assert undropped and not any(undropped)
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_the_autocast_cache_is_off_while_reading_and_then_as_it_was(enabled: bool) -> None:
-    with torch.autocast("cpu", torch.bfloat16, cache_enabled=enabled), pytest.raises(RuntimeError):
+def test_the_autocast_cache_is_off_while_reading_and_then_as_it_was(
+    enabled: bool,
+) -> None:
+    with (
+        torch.autocast("cpu", torch.bfloat16, cache_enabled=enabled),
+        pytest.raises(RuntimeError),
+    ):
         with without_gradients():
-            assert not torch.is_autocast_cache_enabled() and not torch.is_grad_enabled()
+            assert (
+                not torch.is_autocast_cache_enabled() and not torch.is_grad_enabled()
+            )
             raise RuntimeError
-        assert torch.is_autocast_cache_enabled() == enabled and torch.is_grad_enabled()
+        assert (
+            torch.is_autocast_cache_enabled() == enabled and torch.is_grad_enabled()
+        )
 
 
-def test_reading_under_autocast_sees_the_last_weights_and_leaves_gradients_alone() -> None:
+def test_reading_under_autocast_sees_the_last_weights_and_leaves_gradients_alone() -> (
+    None
+):
     lm, windows = model("parallel", TOKENIZER).float(), some_tokens(BATCH, 8)
     with torch.autocast("cpu", torch.bfloat16):
         lm(windows)  # its casts are cached until the context ends
@@ -217,4 +269,6 @@ def test_reading_under_autocast_sees_the_last_weights_and_leaves_gradients_alone
     lm.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
         lm(windows).sum().backward()
-    assert_same({n: p.grad for n, p in lm.named_parameters()}, gradients, rtol=0, atol=0)
+    assert_same(
+        {n: p.grad for n, p in lm.named_parameters()}, gradients, rtol=0, atol=0
+    )

@@ -19,7 +19,9 @@ each_scheme = pytest.mark.parametrize("positions", POSITIONS)
 
 def transformer(positions: str) -> Transformer:
     torch.manual_seed(0)
-    return Transformer(7, d_model=12, n_heads=2, n_layers=2, positions=positions, longest=19).double()
+    return Transformer(
+        7, d_model=12, n_heads=2, n_layers=2, positions=positions, longest=19
+    ).double()
 
 
 # What feedback is compared with
@@ -63,7 +65,9 @@ def test_as_many_parameters_are_as_many(layers):
         job = language.job_of(model, layers=layers)
         return sum(p.numel() for p in language.build(job, 65).parameters())
 
-    assert size("feedback, as many parameters") == pytest.approx(size("parallel"), rel=0.001)
+    assert size("feedback, as many parameters") == pytest.approx(
+        size("parallel"), rel=0.001
+    )
     assert size("feedback") < 0.95 * size("parallel")
 
 
@@ -73,7 +77,9 @@ def test_as_many_parameters_are_as_many(layers):
 def square(job: dict) -> dict:
     """A job for the test below; each call leaves a file."""
     number = job["number"]
-    Path(job["folder"], f"{number}-{len(list(Path(job['folder']).iterdir()))}").touch()
+    Path(
+        job["folder"], f"{number}-{len(list(Path(job['folder']).iterdir()))}"
+    ).touch()
     return {"summary": {"square": number**2}}
 
 
@@ -94,19 +100,27 @@ def test_quick_versions_are_run_anew(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FBT_CACHE", str(tmp_path))
     (tmp_path / "seen").mkdir()
     for _ in range(2):
-        record.done_anew("squares", [{"number": 3, "folder": str(tmp_path / "seen")}], square, workers=1)
+        record.done_anew(
+            "squares",
+            [{"number": 3, "folder": str(tmp_path / "seen")}],
+            square,
+            workers=1,
+        )
     assert capsys.readouterr().out.count("1 jobs, 1 to run") == 2
 
 
 def test_a_record_says_where_it_comes_from(tmp_path, monkeypatch):
     monkeypatch.setenv("FBT_COMMIT", "abc")
-    record.write_record(tmp_path / "r.json", {"runs": [{"a": 1}, {"a": 2}], "settings": {"b": None}})
+    record.write_record(
+        tmp_path / "r.json", {"runs": [{"a": 1}, {"a": 2}], "settings": {"b": None}}
+    )
     text = (tmp_path / "r.json").read_text()
     content = json.loads(text)
     assert content.keys() == {"machine", "commit", "runs", "settings"}
     assert content["commit"] == "abc"
     assert content["machine"]["torch"] == torch.__version__
-    assert '\n{"a":1},\n{"a":2}\n' in text  # a line a run, so that a change of one is a change of one line
+    # a line a run, so that a change of one is a change of one line
+    assert '\n{"a":1},\n{"a":2}\n' in text
 
 
 # Learning
@@ -116,7 +130,9 @@ def test_a_record_says_where_it_comes_from(tmp_path, monkeypatch):
 @pytest.mark.parametrize("seed", range(3))
 def test_one_layer_with_feedback_learns_parity_from_scratch(seed):
     """In a few CPU seconds, at the rate that the search chose; two minutes are for slow machines."""
-    result = tracking.run(tracking.recurrent("parity", "feedback", rate=5e-4, seed=seed, seconds=120))
+    result = tracking.run(
+        tracking.recurrent("parity", "feedback", rate=5e-4, seed=seed, seconds=120)
+    )
     assert result["summary"]["accuracy"]["64"] >= tracking.SOLVED
     assert result["summary"]["accuracy"]["512"] >= 0.9
 
@@ -124,5 +140,7 @@ def test_one_layer_with_feedback_learns_parity_from_scratch(seed):
 @pytest.mark.slow
 def test_a_memory_of_embeddings_learns_nothing_of_parity():
     """What learns it is feedback and nothing else: the same model without it is left guessing."""
-    job = tracking.recurrent("parity", "feedback", options={"memory": "embedding"}, seconds=10)
+    job = tracking.recurrent(
+        "parity", "feedback", options={"memory": "embedding"}, seconds=10
+    )
     assert tracking.run(job)["summary"]["accuracy"]["64"] < 0.75

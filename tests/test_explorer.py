@@ -14,7 +14,8 @@ import fbt
 
 L, H, T = 2, 3, 7
 TOKENS = list("ROMEO:\n")
-SVG_NAME = "http://www.w3.org/2000/svg"  # the name of a kind of element, which nothing fetches
+# the name of a kind of element, which nothing fetches
+SVG_NAME = "http://www.w3.org/2000/svg"
 
 
 def shares(*, seed: int = 0) -> torch.Tensor:
@@ -25,7 +26,9 @@ def shares(*, seed: int = 0) -> torch.Tensor:
 
 def two_way(*, seed: int = 0) -> torch.Tensor:
     """Attention weights of a bidirectional model [L, H, T, T]."""
-    return torch.randn(L, H, T, T, generator=torch.Generator().manual_seed(seed)).softmax(-1)
+    return torch.randn(
+        L, H, T, T, generator=torch.Generator().manual_seed(seed)
+    ).softmax(-1)
 
 
 def wrong(value: float) -> torch.Tensor:
@@ -56,7 +59,9 @@ def test_the_page_holds_the_weights():
     assert [panel["name"] for panel in panels] == ["one", "other"]
     for panel in panels:
         assert (panel["layers"], panel["heads"]) == (L, H)
-        for (layer, head, query, key), expected in np.ndenumerate(weights[panel["name"]].numpy()):
+        for (layer, head, query, key), expected in np.ndenumerate(
+            weights[panel["name"]].numpy()
+        ):
             if key <= query:
                 found = weight(panel, layer, head, query, key)
                 assert found == pytest.approx(expected, abs=2 / 255)
@@ -66,7 +71,9 @@ def test_the_page_holds_weights_of_later_steps():
     weights = {"causal": shares(), "two-way": two_way()}
     causal, full = state_of(fbt.AttentionExplorer(TOKENS, weights))["data"]["panels"]
     assert (causal["causal"], full["causal"]) == (True, False)
-    for (layer, head, query, key), expected in np.ndenumerate(weights["two-way"].numpy()):
+    for (layer, head, query, key), expected in np.ndenumerate(
+        weights["two-way"].numpy()
+    ):
         found = weight(full, layer, head, query, key)
         assert found == pytest.approx(expected, abs=2 / 255)
     sizes = [len(base64.b64decode(panel["weights"])) for panel in (causal, full)]
@@ -81,7 +88,11 @@ def test_what_is_too_small_to_be_seen_takes_no_room():
 
 def test_what_is_chosen_first():
     first = state_of(fbt.AttentionExplorer(TOKENS, shares()))
-    assert {name: first[name] for name in ("query", "layer", "head")} == {"query": 6, "layer": -1, "head": -1}
+    assert {name: first[name] for name in ("query", "layer", "head")} == {
+        "query": 6,
+        "layer": -1,
+        "head": -1,
+    }
     explorer = fbt.AttentionExplorer(TOKENS, shares(), query=3, layer=1, head=2)
     chosen = state_of(explorer)
     assert (chosen["query"], chosen["layer"], chosen["head"]) == (3, 1, 2)
@@ -89,11 +100,22 @@ def test_what_is_chosen_first():
 
 
 def test_text_is_never_markup():
-    tokens = ["<img src=x onerror=alert(1)>", "</script>", "&amp;", '"', "\u05d0", "🎭", "e\u0301"]
+    tokens = [
+        "<img src=x onerror=alert(1)>",
+        "</script>",
+        "&amp;",
+        '"',
+        "\u05d0",
+        "🎭",
+        "e\u0301",
+    ]
     page = fbt.AttentionExplorer(tokens, {"</script><b>": shares()}).to_html()
     assert page.count("</script>") == 1  # the page's own
     assert "<img" not in page.split("<script>")[0]
-    assert json.loads(re.search(r"const state = (.*);\n", page)[1])["data"]["tokens"] == tokens
+    assert (
+        json.loads(re.search(r"const state = (.*);\n", page)[1])["data"]["tokens"]
+        == tokens
+    )
 
 
 def test_the_text_can_be_read_without_scripts():
@@ -128,18 +150,33 @@ def test_colab_and_plain_python_get_html(monkeypatch):
     "change, said",
     [
         ({"tokens": []}, "tokens must not be empty"),
-        ({"tokens": TOKENS[1:]}, r"must be \[L, H, 6, 6\] for 6 tokens, got \[2, 3, 7, 7\]"),
+        (
+            {"tokens": TOKENS[1:]},
+            r"must be \[L, H, 6, 6\] for 6 tokens, got \[2, 3, 7, 7\]",
+        ),
         ({"weights": shares()[0]}, r"got \[3, 7, 7\]"),
         ({"weights": {}}, "weights must not be empty"),
-        ({"weights": torch.zeros(0, H, T, T)}, r"weights must be .* got \[0, 3, 7, 7\]"),
+        (
+            {"weights": torch.zeros(0, H, T, T)},
+            r"weights must be .* got \[0, 3, 7, 7\]",
+        ),
         (
             {"weights": {"a": shares(), "b": shares()[:1]}},
             r"weights\['b'\] must be \[2, 3, 7, 7\] like weights\['a'\], got \[1, 3, 7, 7\]",
         ),
-        ({"weights": {"a": shares(), "b": shares()[0]}}, r"weights\['b'\] must be \[L, H, 7, 7\]"),
-        ({"weights": wrong(1.5)}, r"weights\[1, 2, 4, 3\] must be a share from 0 to 1, got 1.5"),
+        (
+            {"weights": {"a": shares(), "b": shares()[0]}},
+            r"weights\['b'\] must be \[L, H, 7, 7\]",
+        ),
+        (
+            {"weights": wrong(1.5)},
+            r"weights\[1, 2, 4, 3\] must be a share from 0 to 1, got 1.5",
+        ),
         ({"weights": wrong(-1.0)}, r"weights\[1, 2, 4, 3\] must be .*, got -1$"),
-        ({"weights": {"a": shares(), "b": wrong(torch.nan)}}, r"weights\['b'\]\[1, 2, 4, 3\] .* got nan"),
+        (
+            {"weights": {"a": shares(), "b": wrong(torch.nan)}},
+            r"weights\['b'\]\[1, 2, 4, 3\] .* got nan",
+        ),
         ({"query": 7}, r"query must be .*6.* got 7"),
         ({"layer": -1}, "layer must be"),
         ({"head": 3}, "head must be"),
@@ -156,9 +193,18 @@ def test_bad_arguments_are_named(change, said):
     [
         ({"tokens": 7}, "tokens must be a sequence of texts, got int"),
         ({"tokens": None}, "tokens must be a sequence of texts, got NoneType"),
-        ({"weights": shares().tolist()}, "weights must be a tensor of real numbers, got list"),
-        ({"weights": {"a": shares(), "b": None}}, r"weights\['b'\] must be a tensor .*, got NoneType"),
-        ({"weights": shares().to(torch.complex64)}, "weights must be .* got torch.complex64"),
+        (
+            {"weights": shares().tolist()},
+            "weights must be a tensor of real numbers, got list",
+        ),
+        (
+            {"weights": {"a": shares(), "b": None}},
+            r"weights\['b'\] must be a tensor .*, got NoneType",
+        ),
+        (
+            {"weights": shares().to(torch.complex64)},
+            "weights must be .* got torch.complex64",
+        ),
         ({"query": "1"}, "query must be"),
     ],
 )
@@ -171,7 +217,10 @@ def test_arguments_of_a_wrong_type_are_named(change, said):
 def test_names_of_weights_are_texts_in_the_page():
     explorer = fbt.AttentionExplorer(TOKENS, {1: shares(), 2: shares(seed=1)})
     assert repr(explorer) == "AttentionExplorer(7 tokens, 1, 2)"
-    assert [panel["name"] for panel in state_of(explorer)["data"]["panels"]] == ["1", "2"]
+    assert [panel["name"] for panel in state_of(explorer)["data"]["panels"]] == [
+        "1",
+        "2",
+    ]
     with pytest.raises(ValueError, match=r"^.{1,150}$"):
         fbt.AttentionExplorer(TOKENS, {"\n" * 10_000: shares()[0]})
 
@@ -179,9 +228,12 @@ def test_names_of_weights_are_texts_in_the_page():
 def test_a_page_does_not_carry_more_than_it_can():
     length = 10_000  # of a tensor that takes no memory
     with pytest.raises(
-        ValueError, match=r"at most 20000000 numbers for a page, got 100000000, \[1, 1, 10000"
+        ValueError,
+        match=r"at most 20000000 numbers for a page, got 100000000, \[1, 1, 10000",
     ):
-        fbt.AttentionExplorer(["x"] * length, torch.zeros(1).expand(1, 1, length, length))
+        fbt.AttentionExplorer(
+            ["x"] * length, torch.zeros(1).expand(1, 1, length, length)
+        )
 
 
 def test_half_a_character_can_be_sent(monkeypatch):

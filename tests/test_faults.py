@@ -1,6 +1,7 @@
 """What other implementations of this model get wrong, each as a test that every variant and backend passes.
 
-Most of it has one cause: buffers of values and gradients that outlive the call that filled them.
+Most of it has one cause: buffers of values and gradients that outlive the call that
+filled them.
 """
 
 import copy
@@ -9,13 +10,25 @@ import pickle
 
 import pytest
 import torch
-from exact import BACKENDS, FEEDBACK, assert_same, gradients, leaves, model, normal, some_tokens
+from exact import (
+    BACKENDS,
+    FEEDBACK,
+    assert_same,
+    gradients,
+    leaves,
+    model,
+    normal,
+    some_tokens,
+)
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import fbt
 
-pytestmark = [pytest.mark.parametrize("variant", FEEDBACK), pytest.mark.parametrize("backend", BACKENDS)]
+pytestmark = [
+    pytest.mark.parametrize("variant", FEEDBACK),
+    pytest.mark.parametrize("backend", BACKENDS),
+]
 
 ONE_TEXT, OTHER_TEXT = some_tokens(5, 9, seed=3), some_tokens(5, 9, seed=4)
 
@@ -93,7 +106,9 @@ def test_513_steps(variant, backend):
     assert all(p.grad.isfinite().all() for p in lm.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("first, second", [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+@pytest.mark.parametrize(
+    "first, second", [(torch.float32, torch.float64), (torch.float64, torch.float32)]
+)
 def test_another_dtype_between_calls(lm, first, second):
     lm.to(first)
     lm(ONE_TEXT).sum().backward()
@@ -101,7 +116,12 @@ def test_another_dtype_between_calls(lm, first, second):
     lm.zero_grad()
     logits = lm(ONE_TEXT)
     assert logits.dtype == second
-    assert_same(gradients([logits.double()], leaves(lm)), gradients_alone(lm, ONE_TEXT), rtol=1e-5, atol=1e-5)
+    assert_same(
+        gradients([logits.double()], leaves(lm)),
+        gradients_alone(lm, ONE_TEXT),
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
@@ -110,7 +130,8 @@ def test_inference_before_training(lm, context):
         lm(ONE_TEXT)
         _, state = lm(OTHER_TEXT, return_state=True)
     assert_same(gradients_of(lm, ONE_TEXT), gradients_alone(lm, ONE_TEXT))
-    continued = gradients([lm(ONE_TEXT, state)], leaves(lm))  # a state of no_grad is one cut from its graph
+    # a state of no_grad is one cut from its graph
+    continued = gradients([lm(ONE_TEXT, state)], leaves(lm))
     _, attached = lm(OTHER_TEXT, return_state=True)
     assert_same(continued, gradients([lm(ONE_TEXT, attached.detach())], leaves(lm)))
 
@@ -139,7 +160,9 @@ def test_pickling_after_use(lm, way):
         twin = torch.load(file, weights_only=False)
     assert (twin.config, twin.backend) == (lm.config, lm.backend)
     assert torch.equal(twin(OTHER_TEXT), lm(OTHER_TEXT))
-    assert_same(gradients_of(twin, OTHER_TEXT), gradients_of(lm, OTHER_TEXT), atol=0, rtol=0)
+    assert_same(
+        gradients_of(twin, OTHER_TEXT), gradients_of(lm, OTHER_TEXT), atol=0, rtol=0
+    )
 
 
 def test_a_state_can_be_copied_and_pickled(lm):
@@ -156,7 +179,9 @@ def test_two_models_alive_at_once(lm, variant, backend):
         other.head.weight.mul_(3)
     logits, other_logits = lm(ONE_TEXT), other(OTHER_TEXT)
     assert_same(gradients([logits], leaves(lm)), gradients_alone(lm, ONE_TEXT))
-    assert_same(gradients([other_logits], leaves(other)), gradients_alone(other, OTHER_TEXT))
+    assert_same(
+        gradients([other_logits], leaves(other)), gradients_alone(other, OTHER_TEXT)
+    )
 
 
 def test_one_batch_size_after_another(lm):
@@ -179,7 +204,10 @@ def test_autocast_to_bfloat16(lm):
         more = lm(OTHER_TEXT, state)
     assert_same(logits.float(), expected, rtol=0, atol=0.1)
     assert more.isfinite().all()
-    found, exact = gradients([logits.double()], leaves(lm)), gradients_alone(lm, ONE_TEXT)
+    found, exact = (
+        gradients([logits.double()], leaves(lm)),
+        gradients_alone(lm, ONE_TEXT),
+    )
     assert {g.dtype for g in found.values()} == {torch.float32}
     difference, size = (
         torch.cat([g.flatten() for g in of]).norm()
@@ -199,16 +227,27 @@ def test_a_state_from_before_autocast_is_read_within_it(lm):
 @pytest.mark.parametrize("carried", [False, True])
 def test_gradcheck_and_gradgradcheck_of_the_whole_body(variant, backend, carried):
     """To second order, through every step, layer and the window that slides."""
-    lm = model(variant, d_model=2, n_heads=1, d_ff=2, n_layers=2, span=2, activation="gelu")
+    lm = model(
+        variant, d_model=2, n_heads=1, d_ff=2, n_layers=2, span=2, activation="gelu"
+    )
     names = [name for name, _ in lm.body.named_parameters()]
     x = normal(1, 4, 2)
-    state = [normal(1, 1, 2, 2, seed=i) for i in range(2 if variant == "shared-kv" else 4)] if carried else []
+    state = (
+        [
+            normal(1, 1, 2, 2, seed=i)
+            for i in range(2 if variant == "shared-kv" else 4)
+        ]
+        if carried
+        else []
+    )
     half = len(state) // 2
 
     def run(x, *rest):
         past = fbt.State(rest[:half], rest[half : len(state)]) if state else None
         parameters = dict(zip(names, rest[len(state) :], strict=True))
-        return torch.func.functional_call(lm.body, parameters, (x, past), {"backend": backend})[0]
+        return torch.func.functional_call(
+            lm.body, parameters, (x, past), {"backend": backend}
+        )[0]
 
     inputs = (x, *state, *lm.body.parameters())
     assert gradcheck(run, inputs, fast_mode=True)
@@ -218,7 +257,11 @@ def test_gradcheck_and_gradgradcheck_of_the_whole_body(variant, backend, carried
 def test_whatever_memory_held_before_does_not_matter(lm, monkeypatch):
     """Uninitialised memory, filled with NaN, reaches neither outputs nor gradients."""
     logits, expected = lm(ONE_TEXT).detach(), gradients_alone(lm, ONE_TEXT)
-    for owner, name in ((torch.Tensor, "new_empty"), (torch, "empty"), (torch, "empty_like")):
+    for owner, name in (
+        (torch.Tensor, "new_empty"),
+        (torch, "empty"),
+        (torch, "empty_like"),
+    ):
         original = getattr(owner, name)
 
         def poisoned(*args, original=original, **kwargs):

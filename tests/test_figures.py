@@ -11,8 +11,12 @@ from matplotlib.colors import to_rgb
 from fbt.views import figures
 
 PAGES = {"light": "#ffffff", "dark": "#15181c"}  # as in book/_static/fbt.css
-METRICS = [{"step": i, "seconds": 2.0 * i, "loss": 4.0 - i / 100} for i in range(1, 101)]
-METRICS += [{"step": i, "seconds": 2.0 * i, "val_loss": 4.1 - i / 100} for i in (50, 100)]
+METRICS = [
+    {"step": i, "seconds": 2.0 * i, "loss": 4.0 - i / 100} for i in range(1, 101)
+]
+METRICS += [
+    {"step": i, "seconds": 2.0 * i, "val_loss": 4.1 - i / 100} for i in (50, 100)
+]
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +30,10 @@ def contrast(one: str, other: str) -> float:
     """The contrast ratio of WCAG 2."""
 
     def luminance(colour: str) -> float:
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+        linear = [
+            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+            for c in to_rgb(colour)
+        ]
         return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
 
     dark, light = sorted((luminance(one), luminance(other)))
@@ -46,7 +53,9 @@ def some_figures():
         "losses": figures.loss_curves({"parallel": METRICS, "feedback": METRICS}),
         "maps": figures.attention_maps(weights, list("a b\nc")),
         "mixture": figures.layer_weights_over_time([0, 10], torch.full((2, 5), 0.2)),
-        "cost": figures.cost_against_length([8, 16], {"stack": [1.0, 2.0], "list": [1.0, 4.0]}),
+        "cost": figures.cost_against_length(
+            [8, 16], {"stack": [1.0, 2.0], "list": [1.0, 4.0]}
+        ),
     }
 
 
@@ -68,10 +77,18 @@ def test_text_is_never_small_and_the_background_is_the_page(name):
 @pytest.mark.parametrize("over", ["step", "seconds"])
 def test_loss_curves_show_every_run_against_what_is_asked(over):
     axes = figures.loss_curves({"one": METRICS, "two": METRICS}, over=over).axes[0]
-    labelled = {line.get_label(): line for line in axes.get_lines() if not line.get_label().startswith("_")}
+    labelled = {
+        line.get_label(): line
+        for line in axes.get_lines()
+        if not line.get_label().startswith("_")
+    }
     assert list(labelled) == ["one", "two"]
-    assert labelled["one"].get_xdata().tolist() == [m[over] for m in METRICS if "val_loss" in m]
-    assert labelled["one"].get_ydata().tolist() == [m["val_loss"] for m in METRICS if "val_loss" in m]
+    assert labelled["one"].get_xdata().tolist() == [
+        m[over] for m in METRICS if "val_loss" in m
+    ]
+    assert labelled["one"].get_ydata().tolist() == [
+        m["val_loss"] for m in METRICS if "val_loss" in m
+    ]
     assert labelled["one"].get_linestyle() != labelled["two"].get_linestyle()
 
 
@@ -83,7 +100,12 @@ def test_attention_maps_hide_what_a_query_cannot_see():
     shown = figure.axes[4].images[0].get_array()  # layer 2, head 2
     assert (shown.mask == np.triu(np.ones((4, 4)), 1)).all()
     assert np.allclose(shown.compressed(), weights.float()[1, 1][np.tril_indices(4)])
-    assert [t.get_text() for t in figure.axes[4].get_xticklabels()] == ["a", "b", "␣", "c"]
+    assert [t.get_text() for t in figure.axes[4].get_xticklabels()] == [
+        "a",
+        "b",
+        "␣",
+        "c",
+    ]
 
 
 def test_attention_maps_leave_characters_out_where_there_is_no_room():
@@ -91,18 +113,51 @@ def test_attention_maps_leave_characters_out_where_there_is_no_room():
     assert not figure.axes[0].get_xticklabels()
 
 
-@pytest.mark.filterwarnings("ignore:Glyph")  # the browser has other fonts than matplotlib
+# the browser has other fonts than matplotlib
+@pytest.mark.filterwarnings("ignore:Glyph")
 def test_a_character_is_text_in_an_svg():
-    odd = ["<b>", "&", "]]>", "$x^$", "\0", "\x1b", "\ufffe", "\ud800", "\u202e", "🎭"]
+    odd = [
+        "<b>",
+        "&",
+        "]]>",
+        "$x^$",
+        "\0",
+        "\x1b",
+        "\ufffe",
+        "\ud800",
+        "\u202e",
+        "🎭",
+    ]
     svg = figures.svg_of(figures.attention_maps(torch.rand(1, 1, 10, 10), odd))
-    texts = [part.text for part in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
-    expected = ["<b>", "&", "]]>", "$x^$", "␀", "␛", "\ufffd", "\ufffd", "\u202e", "🎭"]
+    texts = [
+        part.text
+        for part in ElementTree.fromstring(svg).iter(
+            "{http://www.w3.org/2000/svg}text"
+        )
+    ]
+    expected = [
+        "<b>",
+        "&",
+        "]]>",
+        "$x^$",
+        "␀",
+        "␛",
+        "\ufffd",
+        "\ufffd",
+        "\u202e",
+        "🎭",
+    ]
     assert texts == 2 * expected
 
 
 def test_layer_weights_are_listed_in_the_order_in_which_they_end():
-    figure = figures.layer_weights_over_time([0, 5], [torch.tensor([0.3, 0.7]), torch.tensor([0.6, 0.4])])
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["embedding", "layer 1"]
+    figure = figures.layer_weights_over_time(
+        [0, 5], [torch.tensor([0.3, 0.7]), torch.tensor([0.6, 0.4])]
+    )
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [
+        "embedding",
+        "layer 1",
+    ]
 
 
 def test_an_svg_is_written_whole_and_twice_the_same(tmp_path):

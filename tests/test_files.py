@@ -27,7 +27,9 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_cache_folder_is_the_variable_s(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cache_folder_is_the_variable_s(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("FBT_CACHE", str(tmp_path / "mine"))
     assert cache_folder() == tmp_path / "mine"
     assert names(tmp_path) == []  # asking does not create it
@@ -39,7 +41,9 @@ def test_cache_folder_expands_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("value", [None, ""])
-def test_cache_folder_is_the_user_s_otherwise(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
+def test_cache_folder_is_the_user_s_otherwise(
+    monkeypatch: pytest.MonkeyPatch, value: str | None
+) -> None:
     if value is None:
         monkeypatch.delenv("FBT_CACHE", raising=False)
     else:
@@ -50,7 +54,10 @@ def test_cache_folder_is_the_user_s_otherwise(monkeypatch: pytest.MonkeyPatch, v
 
 def test_sha256_of_a_known_text() -> None:
     # FIPS 180-2, appendix B.1.
-    assert sha256(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert (
+        sha256(b"abc")
+        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
 
 
 def test_write_whole_creates_folders_and_replaces(tmp_path: Path) -> None:
@@ -72,7 +79,9 @@ def test_nothing_has_the_name_until_everything_is_written(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_failure_leaves_things_as_they_were(tmp_path: Path, error: type[BaseException]) -> None:
+def test_a_failure_leaves_things_as_they_were(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
     path = tmp_path / "file"
     write_whole(path, b"old")
     with pytest.raises(error), writing_whole(path) as file:
@@ -96,7 +105,11 @@ def test_two_writers_at_once_do_not_mix(tmp_path: Path) -> None:
 
 def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> None:
     path = tmp_path / "a [file]"
-    kept = [".a [file].0123456789abcdef", ".a [file].mine.part", ".other.0123456789abcdef.part"]
+    kept = [
+        ".a [file].0123456789abcdef",
+        ".a [file].mine.part",
+        ".other.0123456789abcdef.part",
+    ]
     for name in [".a [file].0123456789abcdef.part", *kept]:
         (tmp_path / name).write_bytes(b"half")
     write_whole(path, b"new")
@@ -104,13 +117,16 @@ def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
-def test_a_file_taken_for_a_leftover_is_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_taken_for_a_leftover_is_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lock, seen = _files.fcntl.flock, []
 
     def late(file: IO[bytes], kind: int) -> None:
         seen.append(file.name)
         if len(seen) == 1:
-            Path(file.name).unlink()  # another writer came between opening and locking
+            # another writer came between opening and locking
+            Path(file.name).unlink()
         lock(file, kind)
 
     monkeypatch.setattr(_files.fcntl, "flock", late)
@@ -122,7 +138,10 @@ def test_a_file_taken_for_a_leftover_is_begun_again(tmp_path: Path, monkeypatch:
 
 def test_an_error_names_the_file_that_was_wanted(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    with pytest.raises(OSError, match=r"No space left on device: '.*/file'") as caught, writing_whole(path):
+    with (
+        pytest.raises(OSError, match=r"No space left on device: '.*/file'") as caught,
+        writing_whole(path),
+    ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert caught.value.filename == str(path)
     path.mkdir()
@@ -153,7 +172,9 @@ def test_the_file_has_a_new_file_s_permissions(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no permission bits")
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o400, 0o666, 0o755])
-def test_a_file_keeps_its_permissions(tmp_path: Path, mode: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_keeps_its_permissions(
+    tmp_path: Path, mode: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
     path.chmod(mode)
@@ -171,11 +192,14 @@ def test_a_file_keeps_its_permissions(tmp_path: Path, mode: int, monkeypatch: py
         os.umask(previous)
     assert path.read_bytes() == b"new"
     assert stat.S_IMODE(path.stat().st_mode) == mode
-    assert created == [mode & ~0o022]  # nobody else could open it before it had its bits
+    # nobody else could open it before it had its bits
+    assert created == [mode & ~0o022]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such pipes")
-def test_a_pipe_or_a_link_among_the_leftovers_is_not_waited_for_nor_followed(tmp_path: Path) -> None:
+def test_a_pipe_or_a_link_among_the_leftovers_is_not_waited_for_nor_followed(
+    tmp_path: Path,
+) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     os.mkfifo(folder / ".file.0123456789abcdef.part")
@@ -187,7 +211,9 @@ def test_a_pipe_or_a_link_among_the_leftovers_is_not_waited_for_nor_followed(tmp
     assert (tmp_path / "other").read_bytes() == b"kept"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no descriptors of folders")
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="Windows has no descriptors of folders"
+)
 def test_a_descriptor_leads_to_its_folder_wherever_that_is(tmp_path: Path) -> None:
     first, moved = tmp_path / "first", tmp_path / "moved"
     first.mkdir()
@@ -200,10 +226,17 @@ def test_a_descriptor_leads_to_its_folder_wherever_that_is(tmp_path: Path) -> No
         (first / "file").write_bytes(b"another's")
         with replacing(first / "file", descriptor) as file:
             file.write(b"new")
-        with pytest.raises(RuntimeError), replacing(first / "file", descriptor) as file:
+        with (
+            pytest.raises(RuntimeError),
+            replacing(first / "file", descriptor) as file,
+        ):
             raise RuntimeError
-        assert {path.name: path.read_bytes() for path in moved.iterdir()} == {"file": b"new"}
-        assert {path.name: path.read_bytes() for path in first.iterdir()} == {"file": b"another's"}
+        assert {path.name: path.read_bytes() for path in moved.iterdir()} == {
+            "file": b"new"
+        }
+        assert {path.name: path.read_bytes() for path in first.iterdir()} == {
+            "file": b"another's"
+        }
         shutil.rmtree(moved)
         with (
             pytest.raises(FileNotFoundError, match=r"'.*/first/file'$"),
@@ -217,7 +250,10 @@ def test_a_descriptor_leads_to_its_folder_wherever_that_is(tmp_path: Path) -> No
 
 def test_the_home_of_nobody_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FBT_CACHE", "~nobody-of-this-name/cache")
-    with pytest.raises(ValueError, match="FBT_CACHE must name a folder, got '~nobody-of-this-name/cache'"):
+    with pytest.raises(
+        ValueError,
+        match="FBT_CACHE must name a folder, got '~nobody-of-this-name/cache'",
+    ):
         cache_folder()
 
 
@@ -261,12 +297,16 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
         read_whole(path, 2)
     assert str(caught.value) == f"{path} must have at most 2 bytes, got 3"
     os.truncate(path, 2**40)  # a hole, which takes no room on the disk
-    with pytest.raises(ValueError, match=rf"must have at most {2**32} bytes, got {2**40}"):
+    with pytest.raises(
+        ValueError, match=rf"must have at most {2**32} bytes, got {2**40}"
+    ):
         read_whole(path)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
-@pytest.mark.parametrize("place", ["pipe", "link", "socket", ".", "/dev/zero", "/dev/full", "/dev/stdin"])
+@pytest.mark.parametrize(
+    "place", ["pipe", "link", "socket", ".", "/dev/zero", "/dev/full", "/dev/stdin"]
+)
 def test_nothing_but_a_regular_file_is_opened(
     tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,13 +322,20 @@ def test_nothing_but_a_regular_file_is_opened(
             path.resolve().is_file() and pytest.skip("a file is what stdin is here")
         with monkeypatch.context() as patch:
             patch.setattr(os, "open", None)
-            with pytest.raises(OSError, match=r"Not a regular file|Is a directory") as caught, opened(path):
+            with (
+                pytest.raises(
+                    OSError, match=r"Not a regular file|Is a directory"
+                ) as caught,
+                opened(path),
+            ):
                 pass
     assert caught.value.filename == str(path)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pipes with names")
-def test_a_pipe_that_comes_between_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_that_comes_between_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, kept = tmp_path / "file", tmp_path / "kept"
     kept.write_bytes(b"abc")
     os.mkfifo(path)
@@ -308,15 +355,21 @@ def test_a_file_without_a_size_is_read_as_empty() -> None:
 
 
 @pytest.mark.parametrize("change", ["longer", "shorter", "rewritten"])
-def test_a_file_that_changes_while_it_is_read_is_named(tmp_path: Path, change: str) -> None:
+def test_a_file_that_changes_while_it_is_read_is_named(
+    tmp_path: Path, change: str
+) -> None:
     """Also in place of an error about what was read."""
     path = tmp_path / "a\nfile"
-    message = f"{str(path)!r} was changed while it was read: read it again once it is whole"
+    message = (
+        f"{str(path)!r} was changed while it was read: read it again once it is whole"
+    )
     for raised in (None, ValueError("nonsense"), KeyError("nonsense")):
         path.write_bytes(b"abc")
         with pytest.raises(ValueError) as caught, opened(path) as file:
             assert file.read() == b"abc"
-            path.write_bytes({"longer": b"abcd", "shorter": b"ab", "rewritten": b"abd"}[change])
+            path.write_bytes(
+                {"longer": b"abcd", "shorter": b"ab", "rewritten": b"abd"}[change]
+            )
             os.utime(path, ns=(0, 10**9))  # as if a moment had passed
             if raised is not None:
                 raise raised

@@ -63,7 +63,8 @@ def at_step(step: int, do: Callable[[], object], patch: Patch) -> None:
     patch.setattr(Trainer, "_update", updating)
 
 
-# --- one process --------------------------------------------------------------------------------------------
+# --- one process
+# --------------------------------------------------------------------------------------------
 
 
 def test_a_folder_is_held_by_one_and_free_afterwards(folder: Path) -> None:
@@ -72,7 +73,8 @@ def test_a_folder_is_held_by_one_and_free_afterwards(folder: Path) -> None:
         place.check()
         with (
             pytest.raises(
-                BlockingIOError, match=r"another process is training into this folder: .*a run"
+                BlockingIOError,
+                match=r"another process is training into this folder: .*a run",
             ) as caught,
             RunFolder(folder).held(),
         ):
@@ -109,7 +111,9 @@ def test_a_run_that_ended_just_before_the_folder_was_held_is_kept(
             patch.setattr(training_loop.Interrupt, "asked", True)
             small_run(folder=folder)
     just_before_holding(lambda: small_run(folder=folder, resume=True), monkeypatch)
-    with pytest.raises(FolderTaken, match=r"another process has trained into .*a run meanwhile"):
+    with pytest.raises(
+        FolderTaken, match=r"another process has trained into .*a run meanwhile"
+    ):
         small_run(folder=folder, resume=begun)
     assert Checkpoint.load(folder).step == 11
 
@@ -151,7 +155,9 @@ def test_a_folder_put_in_the_place_just_before_it_was_held_is_kept(
     assert files(folder) == before
 
 
-def test_where_there_are_no_locks_one_of_two_runs_stops(folder: Path, monkeypatch: Patch) -> None:
+def test_where_there_are_no_locks_one_of_two_runs_stops(
+    folder: Path, monkeypatch: Patch
+) -> None:
     """Each looks at the checkpoint before it writes: it must be its own."""
 
     def no_locks(*args: object) -> None:
@@ -168,17 +174,28 @@ def test_where_there_are_no_locks_one_of_two_runs_stops(folder: Path, monkeypatc
             other.append(resume(folder, TEXT, progress=False))
 
     at_step(5, resumed, monkeypatch)
-    with pytest.raises(FolderTaken, match=r"another process has trained into .*a run meanwhile") as caught:
+    with pytest.raises(
+        FolderTaken, match=r"another process has trained into .*a run meanwhile"
+    ) as caught:
         small_run(folder=folder)
-    assert caught.value.__notes__ == [f"this run ends here; what is in {folder} now is the other run's"]
+    assert caught.value.__notes__ == [
+        f"this run ends here; what is in {folder} now is the other run's"
+    ]
     assert_same_run(other[0], expected)
     before = files(folder)
-    assert sorted(before) == [CHECKPOINT_FILE, LOSS_FIGURE, METRICS_FILE, WEIGHTS_FILE]
+    assert sorted(before) == [
+        CHECKPOINT_FILE,
+        LOSS_FIGURE,
+        METRICS_FILE,
+        WEIGHTS_FILE,
+    ]
     assert_same_run(resume(folder, TEXT, progress=False), expected)
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EBADF])
-def test_a_file_system_without_locks_will_do(number: int, folder: Path, monkeypatch: Patch) -> None:
+def test_a_file_system_without_locks_will_do(
+    number: int, folder: Path, monkeypatch: Patch
+) -> None:
     def no_locks(*args: object) -> None:
         raise OSError(number, os.strerror(number))
 
@@ -186,7 +203,8 @@ def test_a_file_system_without_locks_will_do(number: int, folder: Path, monkeypa
     assert_same_run(small_run(folder=folder), small_run())
 
 
-# --- a folder that goes away --------------------------------------------------------------------------------
+# --- a folder that goes away
+# --------------------------------------------------------------------------------
 
 
 def test_a_folder_moved_away_stops_the_run_which_goes_on_from_there(
@@ -208,12 +226,16 @@ def test_a_folder_moved_away_stops_the_run_which_goes_on_from_there(
 
 def test_a_folder_removed_is_not_made_again(folder: Path, monkeypatch: Patch) -> None:
     at_step(5, lambda: shutil.rmtree(folder), monkeypatch)
-    with pytest.raises(FolderGone, match="the folder of the run was moved or removed"):
+    with pytest.raises(
+        FolderGone, match="the folder of the run was moved or removed"
+    ):
         small_run(folder=folder)
     assert not folder.exists()
 
 
-def test_another_run_in_its_place_is_left_alone(folder: Path, monkeypatch: Patch) -> None:
+def test_another_run_in_its_place_is_left_alone(
+    folder: Path, monkeypatch: Patch
+) -> None:
     def replace() -> None:
         folder.rename(folder.with_name("moved"))
         folder.mkdir()
@@ -227,7 +249,17 @@ def test_another_run_in_its_place_is_left_alone(folder: Path, monkeypatch: Patch
 
 # --- a folder that goes away between two calls to the system ----------------------
 
-CALLS = ["open", "stat", "lstat", "fstat", "fsync", "replace", "rename", "unlink", "mkdir"]
+CALLS = [
+    "open",
+    "stat",
+    "lstat",
+    "fstat",
+    "fsync",
+    "replace",
+    "rename",
+    "unlink",
+    "mkdir",
+]
 CALLS += ["scandir", "listdir"]
 
 
@@ -239,9 +271,13 @@ class Calls:
         for name in CALLS:
             monkeypatch.setattr(os, name, self.counted(getattr(os, name)))
         for method in ("save", "save_metrics"):
-            monkeypatch.setattr(Trainer, method, self.within(getattr(Trainer, method)))
+            monkeypatch.setattr(
+                Trainer, method, self.within(getattr(Trainer, method))
+            )
         for method in ("write", "check"):
-            monkeypatch.setattr(RunFolder, method, self.within(getattr(RunFolder, method)))
+            monkeypatch.setattr(
+                RunFolder, method, self.within(getattr(RunFolder, method))
+            )
 
     def counted(self, function: Any) -> Any:
         def counting(*args: Any, **kwargs: Any) -> Any:
@@ -266,7 +302,13 @@ class Calls:
         return counting
 
 
-TINY: dict[str, Any] = {"steps": 2, "checkpoint_every": 1, "eval_every": 2, "sample": 0, "eval_windows": 1}
+TINY: dict[str, Any] = {
+    "steps": 2,
+    "checkpoint_every": 1,
+    "eval_every": 2,
+    "sample": 0,
+    "eval_windows": 1,
+}
 
 
 def tiny_run(folder: Path, **changes: Any) -> Run:
@@ -281,7 +323,9 @@ def another(tmp_path: Path) -> dict[str, bytes]:
 
 
 @contextmanager
-def moving(how: str, folder: Path, moved: Path, another: dict[str, bytes]) -> Iterator[Callable[[], None]]:
+def moving(
+    how: str, folder: Path, moved: Path, another: dict[str, bytes]
+) -> Iterator[Callable[[], None]]:
     def move() -> None:
         if how == "removed":
             shutil.rmtree(folder)
@@ -306,7 +350,8 @@ def test_nothing_is_written_elsewhere_between_whichever_calls_the_folder_goes(
 ) -> None:
     saves = Calls(monkeypatch)
     monkeypatch.setattr(
-        "fbt.training.run._save_loss_curve", lambda run, folder: folder.write(LOSS_FIGURE, b"<svg/>")
+        "fbt.training.run._save_loss_curve",
+        lambda run, folder: folder.write(LOSS_FIGURE, b"<svg/>"),
     )
     expected = tiny_run(tmp_path / "undisturbed")
     total, said = saves.count, set()
@@ -314,7 +359,10 @@ def test_nothing_is_written_elsewhere_between_whichever_calls_the_folder_goes(
     for saves.at in range(total):
         saves.count = 0
         folder, moved = tmp_path / f"run {saves.at}", tmp_path / f"moved {saves.at}"
-        with moving(how, folder, moved, another) as saves.do, pytest.raises(FolderGone) as caught:
+        with (
+            moving(how, folder, moved, another) as saves.do,
+            pytest.raises(FolderGone) as caught,
+        ):
             tiny_run(folder)
         saves.do = lambda: None
         assert caught.value.filename == str(folder)
@@ -323,10 +371,16 @@ def test_nothing_is_written_elsewhere_between_whichever_calls_the_folder_goes(
         found = files(moved)
         assert {name for name in found if name.endswith(".part")} == set()
         notes = getattr(caught.value, "__notes__", [])
-        step = re.findall("the checkpoint of step (\\d+) is as it was", "".join(notes))
+        step = re.findall(
+            "the checkpoint of step (\\d+) is as it was", "".join(notes)
+        )
         said.update(step)
         # What the note says is there is there, and nothing is where it says nothing.
-        assert [str(Checkpoint.load(moved).step)] == step if step else CHECKPOINT_FILE not in found
+        assert (
+            [str(Checkpoint.load(moved).step)] == step
+            if step
+            else CHECKPOINT_FILE not in found
+        )
         if step:
             assert notes[0].startswith("if it was moved, ")
             if saves.at % 7 == 0:
@@ -344,10 +398,18 @@ def test_where_folders_have_no_descriptors_the_path_is_compared_before_each_file
     for last in range(1, 6):
         folder, moved = tmp_path / f"run {last}", tmp_path / f"moved {last}"
         order = iter(range(1, 100))
-        with moving(how, folder, moved, another) as move, monkeypatch.context() as patch:
+        with (
+            moving(how, folder, moved, another) as move,
+            monkeypatch.context() as patch,
+        ):
 
             def late(
-                self: RunFolder, name: str, data: bytes, move: Any = move, left: Any = order, last: int = last
+                self: RunFolder,
+                name: str,
+                data: bytes,
+                move: Any = move,
+                left: Any = order,
+                last: int = last,
             ) -> None:
                 if next(left) == last:
                     move()
@@ -368,7 +430,9 @@ def test_a_forked_child_keeps_no_lock(folder: Path) -> None:
     place = RunFolder(folder)
 
     def child() -> None:
-        with pytest.raises(BlockingIOError, match="only the process that began the run may write"):
+        with pytest.raises(
+            BlockingIOError, match="only the process that began the run may write"
+        ):
             place.write("file", b"")
         ready.set()
         done.wait(60)
@@ -410,7 +474,9 @@ def test_a_child_neither_unlocks_the_folder_of_its_parent_nor_keeps_it_when_that
     folder: Path,
 ) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-c", HOLDER, str(folder)],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
     )
     try:
         assert process.stdout is not None
@@ -418,7 +484,9 @@ def test_a_child_neither_unlocks_the_folder_of_its_parent_nor_keeps_it_when_that
         with pytest.raises(BlockingIOError) as caught, RunFolder(folder).held():
             pass
         if sys.platform == "linux":
-            assert caught.value.__notes__ == [f"{LEFT_BEHIND} with: kill {process.pid}"]
+            assert caught.value.__notes__ == [
+                f"{LEFT_BEHIND} with: kill {process.pid}"
+            ]
         process.kill()
         process.wait()
         with RunFolder(folder).held():
@@ -430,7 +498,11 @@ def test_a_child_neither_unlocks_the_folder_of_its_parent_nor_keeps_it_when_that
 
 def test_who_holds_a_folder_may_not_be_told(folder: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr(training_folder, "_holders", lambda descriptor: [])
-    with RunFolder(folder).held(), pytest.raises(BlockingIOError) as caught, RunFolder(folder).held():
+    with (
+        RunFolder(folder).held(),
+        pytest.raises(BlockingIOError) as caught,
+        RunFolder(folder).held(),
+    ):
         pass
     assert caught.value.__notes__ == [LEFT_BEHIND]
 
@@ -440,7 +512,13 @@ def test_what_a_killed_torchrun_leaves_can_be_ended_and_the_run_goes_on(
     data: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = small_command(data, folder, steps=100_000)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+    ]
     process = subprocess.Popen(
         [*torchrun, "-m", "fbt.training", *words],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -470,7 +548,8 @@ def test_what_a_killed_torchrun_leaves_can_be_ended_and_the_run_goes_on(
     assert json.loads(lines[-1])["step"] == step  # it was saved before it ended
 
 
-# --- a disk that is full, or may not be written -------------------------------------------------------------
+# --- a disk that is full, or may not be written
+# -------------------------------------------------------------
 
 
 @pytest.fixture
@@ -525,7 +604,12 @@ def test_a_file_that_cannot_be_written_is_named_and_the_checkpoint_stays(
     name: str, number: int, when: str, folder: Path, monkeypatch: Patch
 ) -> None:
     step = 3 if name in (METRICS_FILE, CHECKPOINT_FILE) else 11
-    fsync, temporary, append, begun = os.fsync, _files._temporary, RunFolder.append, [""]
+    fsync, temporary, append, begun = (
+        os.fsync,
+        _files._temporary,
+        RunFolder.append,
+        [""],
+    )
 
     def noted(target: Path, dir_fd: int | None) -> Any:
         begun.append(target.name)
@@ -541,7 +625,9 @@ def test_a_file_that_cannot_be_written_is_named_and_the_checkpoint_stays(
         fsync(descriptor)
 
     def saved() -> bool:
-        return (folder / CHECKPOINT_FILE).exists() and Checkpoint.load(folder).step == step
+        return (folder / CHECKPOINT_FILE).exists() and Checkpoint.load(
+            folder
+        ).step == step
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", failing)
@@ -559,8 +645,13 @@ def test_a_file_that_cannot_be_written_is_named_and_the_checkpoint_stays(
     assert_same_run(resume(folder, TEXT, progress=False), small_run())
 
 
-@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs a folder that not even root may write")
-def test_a_folder_that_may_not_be_written(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.skipif(
+    not Path("/sys/kernel").is_dir(),
+    reason="needs a folder that not even root may write",
+)
+def test_a_folder_that_may_not_be_written(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(small_command(data, Path("/sys/kernel/run"))) == 2
     line = capsys.readouterr().err
     assert line.startswith("python -m fbt.training: [Errno ")

@@ -36,10 +36,14 @@ def test_pages_state_their_minutes_and_link_to_source_and_notebook():
         links = {link.get_text(): link["href"] for link in line.select("a")}
         edit = f"{URL}/edit/{BRANCH}/{file}"
         # The theme's own button has the same address.
-        if links["Edit this page"] != edit or not page.select(f'a[href="{edit}"].btn'):
+        if links["Edit this page"] != edit or not page.select(
+            f'a[href="{edit}"].btn'
+        ):
             wrong.append((name, links))
         if file.endswith(".ipynb"):
-            colab = page.select_one('a[href^="https://colab.research.google.com/"].btn')["href"]
+            colab = page.select_one(
+                'a[href^="https://colab.research.google.com/"].btn'
+            )["href"]
             copied = (pdf.HTML / "book" / links["Notebook"]).resolve()
             same = read(copied).cells[0].source == read(ROOT / file).cells[0].source
             if links["Open in Colab"] != colab or not same:
@@ -54,21 +58,30 @@ def test_pages_link_to_the_previous_and_the_next_one():
     wrong = []
     for name in NAMES:
         place = order.index(name)
-        for kind, other in (("left-prev", order[:place][-1:]), ("right-next", order[place + 1 :][:1])):
-            links = [Path(link["href"]).stem for link in soup(name).select(f"a.{kind}")]
+        for kind, other in (
+            ("left-prev", order[:place][-1:]),
+            ("right-next", order[place + 1 :][:1]),
+        ):
+            links = [
+                Path(link["href"]).stem for link in soup(name).select(f"a.{kind}")
+            ]
             if links != [Path(one).name for one in other]:
                 wrong.append((name, kind, links))
     assert not wrong
 
 
 def test_descriptions_differ():
-    texts = [soup(name).select_one('meta[name="description"]')["content"] for name in NAMES]
+    texts = [
+        soup(name).select_one('meta[name="description"]')["content"] for name in NAMES
+    ]
     assert len(set(texts)) == len(texts)
 
 
 def test_minutes_do_not_count_the_text_of_figures():
     page = soup("book/index")
-    said = int(re.match(r"\d+", page.select_one(".fbt-about").get_text(" ", strip=True))[0])
+    said = int(
+        re.match(r"\d+", page.select_one(".fbt-about").get_text(" ", strip=True))[0]
+    )
     for drawing in page.select("article svg"):
         drawing.decompose()
     assert abs(said - fbt_about.minutes(page.article.get_text(" "))[0]) <= 1
@@ -106,7 +119,10 @@ def test_the_status_page_lists_every_run():
 
 
 def test_runs_on_two_machines_are_listed_separately():
-    here = {"machine": {"system": "Linux", "processor": "x86_64", "cores": 2}, "versions": {"torch": "2.13"}}
+    here = {
+        "machine": {"system": "Linux", "processor": "x86_64", "cores": 2},
+        "versions": {"torch": "2.13"},
+    }
     there = here | {"versions": {"torch": "2.11"}}
     assert fbt_status.places({"01-a": here, "02-b": here}) == [
         "All chapters ran on Linux, x86_64, 2 cores, with torch 2.13."
@@ -126,7 +142,10 @@ def test_the_citation_is_that_of_the_file():
     entries = [cited["preferred-citation"], *cited["references"]]
     assert shown.strip() == "\n\n".join(map(bibtex, entries))
     assert [entry["type"] for entry in entries] == ["book", "article"]
-    assert "  author  = {Fan, Angela and Lavril, Thibaut and Grave, Edouard and Joulin, Armand and " in shown
+    assert (
+        "  author  = {Fan, Angela and Lavril, Thibaut and Grave, Edouard and Joulin, Armand and "
+        in shown
+    )
     assert "  author = {{The fbt authors}}," in shown
 
 
@@ -142,7 +161,11 @@ def test_joined_pages_keep_their_links_and_have_unique_ids():
     inner = {link[1:] for link in links if link.startswith("#")}
     assert inner <= set(ids)
     assert len(inner) > 100
-    assert not [link for link in links if not re.match(r"#|https?://|mailto:|data:|\.\./_static/", link)]
+    assert not [
+        link
+        for link in links
+        if not re.match(r"#|https?://|mailto:|data:|\.\./_static/", link)
+    ]
     assert all("open" in fold.attrs for fold in whole.find_all("details"))
     for script in whole.find_all("script"):  # views name their figures themselves
         script.decompose()
@@ -157,5 +180,7 @@ def test_links_lead_into_the_file_or_to_the_web_or_are_removed():
         "api.html#fbt.Config": "#api--fbt.Config",
         "../fbt/stack.html#fbt.stack.MemoryStack": None,
     }
-    found = {href: pdf.address("book/05-training", href, set(NAMES)) for href in targets}
+    found = {
+        href: pdf.address("book/05-training", href, set(NAMES)) for href in targets
+    }
     assert found == targets

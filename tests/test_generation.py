@@ -8,7 +8,8 @@ import fbt
 from fbt.generation import probabilities
 
 TOKENIZER = fbt.CharTokenizer("\n abcdefghijklmnopq")
-PROMPTS = ["a", "abcdefghijklmno", "\n", "be a cog", "qq"]  # unequal lengths, one beyond the span
+# unequal lengths, one beyond the span
+PROMPTS = ["a", "abcdefghijklmno", "\n", "be a cog", "qq"]
 
 
 @pytest.fixture(params=VARIANTS)
@@ -42,7 +43,8 @@ def test_the_continuation_follows_the_prompt(lm):
     assert len(text) == 20
     assert lm.generate("abc", 0) == "abc"
     assert lm.generate(["abc", "d"], 0) == ["abc", "d"]
-    assert len(lm.generate(seed=1)) == 1 + 200  # the default: a newline and 200 characters
+    # the default: a newline and 200 characters
+    assert len(lm.generate(seed=1)) == 1 + 200
 
 
 def test_a_seed_repeats_the_text_and_no_seed_does_not(lm):
@@ -63,10 +65,15 @@ def test_sampling_leaves_the_global_generator_alone(lm):
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0}, {}, {"temperature": 0.7, "top_k": 5}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0}, {}, {"temperature": 0.7, "top_k": 5}], ids=str
+)
 def test_each_text_of_a_list_is_as_it_would_be_alone(lm, options):
     texts = lm.generate(PROMPTS, 20, seed=11, **options)
-    alone = [lm.generate(prompt, 20, seed=11 + i, **options) for i, prompt in enumerate(PROMPTS)]
+    alone = [
+        lm.generate(prompt, 20, seed=11 + i, **options)
+        for i, prompt in enumerate(PROMPTS)
+    ]
     assert texts == alone
     assert lm.generate(PROMPTS[:1], 20, seed=11, **options) == alone[:1]
 
@@ -80,7 +87,8 @@ def test_streamed_characters_join_to_the_generated_text(lm, prompt):
 
 def test_a_streamed_list_starts_with_the_shortest_prompt(lm):
     pieces = list(lm.stream(PROMPTS, 4, seed=2))
-    assert len(pieces) == 15 - 1 + 4  # from the shortest prompt's end to the last new character
+    # from the shortest prompt's end to the last new character
+    assert len(pieces) == 15 - 1 + 4
     for i, prompt in enumerate(PROMPTS):
         present = [t for t, piece in enumerate(pieces) if piece[i]]
         assert present == list(range(len(prompt) - 1, len(prompt) + 3))
@@ -113,14 +121,18 @@ def test_mode_and_gradients_are_left_alone(lm, training):
 
 
 def test_dropout_is_off_while_sampling():
-    with_dropout, without = (model("shared-kv", TOKENIZER, dropout=p) for p in (0.5, 0.0))
+    with_dropout, without = (
+        model("shared-kv", TOKENIZER, dropout=p) for p in (0.5, 0.0)
+    )
     with_dropout.train()
     assert with_dropout.generate("a", 30, seed=1) == without.generate("a", 30, seed=1)
 
 
 def test_the_cache_is_read_one_token_at_a_time(lm):
     shapes = []
-    lm.token_embedding.register_forward_hook(lambda _, tokens, __: shapes.append(tuple(tokens[0].shape)))
+    lm.token_embedding.register_forward_hook(
+        lambda _, tokens, __: shapes.append(tuple(tokens[0].shape))
+    )
     lm.generate(["abcd", "abcdefg"], 5)
     assert shapes == [(2, 4)] + [(2, 1)] * 7
 
@@ -129,7 +141,9 @@ def test_probabilities_by_hand():
     logits = torch.log(torch.tensor([[0.1, 0.2, 0.3, 0.4]], dtype=torch.float64))
 
     def close(found, *expected):
-        torch.testing.assert_close(found, torch.tensor([expected], dtype=torch.float64))
+        torch.testing.assert_close(
+            found, torch.tensor([expected], dtype=torch.float64)
+        )
 
     close(probabilities(logits, 1.0, None), 0.1, 0.2, 0.3, 0.4)
     close(probabilities(logits, 0.5, None), 1 / 30, 4 / 30, 9 / 30, 16 / 30)
@@ -149,7 +163,9 @@ def test_characters_come_with_the_frequencies_of_the_model():
     """2000 first characters from one distribution; a chi-squared statistic far below its 99.99 % point."""
     lm = model("shared-kv", TOKENIZER)
     with torch.no_grad():
-        expected = torch.softmax(lm(TOKENIZER.encode("a")[None])[0, -1], dim=-1) * 2000
+        expected = (
+            torch.softmax(lm(TOKENIZER.encode("a")[None])[0, -1], dim=-1) * 2000
+        )
     drawn = "".join(text[1] for text in lm.generate(["a"] * 2000, 1, seed=0))
     counts = torch.bincount(TOKENIZER.encode(drawn), minlength=19)
     assert ((counts - expected) ** 2 / expected).sum() < 50.0  # 18 degrees of freedom
@@ -158,7 +174,9 @@ def test_characters_come_with_the_frequencies_of_the_model():
 def test_a_hook_on_a_part_of_the_body_reaches_the_text():
     lm = model("shared-kv", TOKENIZER)
     before = lm.generate("abc", 20, temperature=0)
-    lm.body.layers[0].feed_forward.outer.register_forward_hook(lambda _, __, out: -9 * out)
+    lm.body.layers[0].feed_forward.outer.register_forward_hook(
+        lambda _, __, out: -9 * out
+    )
     after = lm.generate("abc", 20, temperature=0)
     assert before != after == greedy_without_cache(lm, "abc", 20)
 
@@ -179,13 +197,17 @@ class Louder(fbt.LanguageModel):
     "change",
     [
         lambda lm: lm.register_forward_hook(banned),
-        lambda lm: lm.body.register_forward_hook(lambda _, __, out: (-out[0], *out[1:])),
+        lambda lm: lm.body.register_forward_hook(
+            lambda _, __, out: (-out[0], *out[1:])
+        ),
         lambda lm: lm.dropout.register_forward_hook(lambda _, __, out: -out),
         lambda lm: setattr(lm, "__class__", Louder),
         lambda lm: setattr(
             lm,
             "forward",
-            lambda *args, **kwargs: banned(lm, None, Louder.__base__.forward(lm, *args, **kwargs)),
+            lambda *args, **kwargs: banned(
+                lm, None, Louder.__base__.forward(lm, *args, **kwargs)
+            ),
         ),
     ],
     ids=["model", "body", "dropout", "a subclass", "a function in place of forward"],

@@ -46,7 +46,8 @@ FOLDERS = [
 
 def a_model() -> fbt.LanguageModel:
     return fbt.LanguageModel(
-        fbt.Config(3, d_model=4, n_heads=1, n_layers=1, span=2), fbt.CharTokenizer("abc")
+        fbt.Config(3, d_model=4, n_heads=1, n_layers=1, span=2),
+        fbt.CharTokenizer("abc"),
     )
 
 
@@ -64,16 +65,21 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_folder_may_have_any_name(name: str, kind: Any, here: Path) -> None:
     lm = a_model()
     path = lm.save_pretrained(kind(name))
-    assert path.resolve().parent == here / name  # what a shell would make of it is left to the shell
+    # what a shell would make of it is left to the shell
+    assert path.resolve().parent == here / name
     assert fbt.LanguageModel.from_pretrained(kind(name)).tokenizer == lm.tokenizer
     assert [entry.name for entry in here.iterdir()] == [name]
 
 
-@pytest.mark.parametrize("name", ["a\0b", "", "/dev", "\ud800", "../..", "no\nsuch"], ids=ascii)
+@pytest.mark.parametrize(
+    "name", ["a\0b", "", "/dev", "\ud800", "../..", "no\nsuch"], ids=ascii
+)
 def test_a_name_that_leads_nowhere_is_named(name: str) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         fbt.LanguageModel.from_pretrained(name)
-    assert str(caught.value).startswith(f"no model.safetensors in {name!r}; names that ship")
+    assert str(caught.value).startswith(
+        f"no model.safetensors in {name!r}; names that ship"
+    )
 
 
 def test_what_is_no_regular_file_is_not_opened(here: Path) -> None:
@@ -82,11 +88,15 @@ def test_what_is_no_regular_file_is_not_opened(here: Path) -> None:
         os.mkfifo(here / name)
     with pytest.raises(OSError, match=r"Not a regular file: '.*model\.safetensors'"):
         fbt.LanguageModel.from_pretrained(here)
-    with pytest.raises(OSError, match=r"Not a regular file: '.*checkpoint\.safetensors'"):
+    with pytest.raises(
+        OSError, match=r"Not a regular file: '.*checkpoint\.safetensors'"
+    ):
         resume(here)
 
 
-def test_a_folder_whose_name_is_no_text_is_refused_before_the_first_step(here: Path) -> None:
+def test_a_folder_whose_name_is_no_text_is_refused_before_the_first_step(
+    here: Path,
+) -> None:
     """The library cannot open files there, so nothing could be read again."""
     name = os.fsdecode(b"\xff")
     with pytest.raises(ValueError, match=r"must be valid UTF-8, got '.*\\udcff"):
@@ -94,9 +104,14 @@ def test_a_folder_whose_name_is_no_text_is_refused_before_the_first_step(here: P
     assert not list(here.glob("*/*.safetensors"))
 
 
-@pytest.mark.parametrize("name", ["-x 'a' \"b\" $(touch hacked)\n~\\ \u202e🎭", "~", "--help"], ids=ascii)
+@pytest.mark.parametrize(
+    "name", ["-x 'a' \"b\" $(touch hacked)\n~\\ \u202e🎭", "~", "--help"], ids=ascii
+)
 def test_the_command_to_go_on_with_can_be_pasted(
-    name: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     data = here / "-my 'text'\n.txt"
     data.write_text(TEXT, encoding="utf-8")
@@ -106,7 +121,9 @@ def test_the_command_to_go_on_with_can_be_pasted(
     assert command.startswith("python -m fbt.training --resume ")
     as_words = command.replace("python", "printf '%s\\0'", 1)
     words = (
-        subprocess.run(["sh", "-c", as_words], capture_output=True, check=True).stdout.decode().split("\0")
+        subprocess.run(["sh", "-c", as_words], capture_output=True, check=True)
+        .stdout.decode()
+        .split("\0")
     )
     monkeypatch.setattr(Interrupt, "asked", False)
     assert main(words[2:-1]) == 0
@@ -127,7 +144,8 @@ def test_the_weights_of_a_stopped_run_are_loaded(run: Path, here: Path) -> None:
         f"loaded. To go on with the run, call fbt.training.resume({str(run)!r})"
     )
     assert warning.filename == __file__
-    named = fbt.LanguageModel.from_pretrained(run / CHECKPOINT_FILE)  # which was asked for
+    # which was asked for
+    named = fbt.LanguageModel.from_pretrained(run / CHECKPOINT_FILE)
     weights = {
         name.removeprefix("model."): tensor
         for name, tensor in load_file(run / CHECKPOINT_FILE).items()
@@ -136,9 +154,12 @@ def test_the_weights_of_a_stopped_run_are_loaded(run: Path, here: Path) -> None:
     for loaded in (lm, named):
         assert not loaded.training and loaded.tokenizer == fbt.CharTokenizer(TEXT)
         assert loaded.state_dict().keys() == weights.keys()
-        assert all(torch.equal(loaded.state_dict()[name], weights[name]) for name in weights)
+        assert all(
+            torch.equal(loaded.state_dict()[name], weights[name]) for name in weights
+        )
     ended = resume(run, TEXT, progress=False)
-    loaded = fbt.LanguageModel.from_pretrained(run)  # without a warning, which would be an error
+    # without a warning, which would be an error
+    loaded = fbt.LanguageModel.from_pretrained(run)
     for name, tensor in ended.model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
 
@@ -148,7 +169,9 @@ def test_a_stopped_run_whose_checkpoint_is_damaged_is_named(run: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError) as caught:
         fbt.LanguageModel.from_pretrained(path)
-    assert reason(path, caught.value).startswith("is not a whole checkpoint of this version of fbt: ")
+    assert reason(path, caught.value).startswith(
+        "is not a whole checkpoint of this version of fbt: "
+    )
 
 
 # Prompts
@@ -169,7 +192,9 @@ def test_a_stopped_run_whose_checkpoint_is_damaged_is_named(run: Path) -> None:
     ],
     ids=lambda value: ascii(value)[:20],
 )
-def test_a_prompt_that_the_model_does_not_know_is_named(prompt: str, message: str) -> None:
+def test_a_prompt_that_the_model_does_not_know_is_named(
+    prompt: str, message: str
+) -> None:
     with pytest.raises(ValueError) as caught:
         a_model().generate(prompt, 1)
     assert str(caught.value).endswith(message)
@@ -178,14 +203,17 @@ def test_a_prompt_that_the_model_does_not_know_is_named(prompt: str, message: st
 def test_any_character_can_be_learnt_and_written(here: Path) -> None:
     odd = "\0\x1b\r\n\u2028\u202eא\u0301e\ud83c🎭￾\U0010ffff"
     lm = fbt.LanguageModel(
-        fbt.Config(len(set(odd)), d_model=4, n_heads=1, n_layers=1, span=2), fbt.CharTokenizer(odd)
+        fbt.Config(len(set(odd)), d_model=4, n_heads=1, n_layers=1, span=2),
+        fbt.CharTokenizer(odd),
     )
     lm.save_pretrained(here)
     text = fbt.LanguageModel.from_pretrained(here).generate(odd, 50, seed=0)
     assert text.startswith(odd) and len(text) == len(odd) + 50
 
 
-def test_a_text_that_is_no_unicode_is_refused_before_anything_is_written(here: Path) -> None:
+def test_a_text_that_is_no_unicode_is_refused_before_anything_is_written(
+    here: Path,
+) -> None:
     with pytest.raises(ValueError, match="surrogates not allowed"):
         small_run(TEXT + "\ud800", folder=here / "run")
     assert not (here / "run").exists()
@@ -198,7 +226,9 @@ def test_a_text_that_is_no_unicode_is_refused_before_anything_is_written(here: P
 def files_of_a_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("strangers")
     small_run(folder=folder, steps=3)
-    return {name: (folder / name).read_bytes() for name in (CHECKPOINT_FILE, METRICS_FILE)}
+    return {
+        name: (folder / name).read_bytes() for name in (CHECKPOINT_FILE, METRICS_FILE)
+    }
 
 
 @pytest.fixture
@@ -218,23 +248,52 @@ def run(files_of_a_run: dict[str, bytes], here: Path) -> Path:
         ("[]", "line 1 must be of type dict, got []"),
         ("{}", "step in line 1 must be an int >= 0, got None"),
         ('{"step": -1}', "step in line 1 must be an int >= 0, got -1"),
-        ('{"step": 1, "loss": 2}', "seconds in line 1 must be a number in [0.0, inf), got None"),
-        ('{"step": 1, "seconds": 1, "loss": "low"}', "loss in line 1 must be a number"),
-        ('{"step": 1, "seconds": 1, "loss": 1' + "0" * 400 + "}", "loss in line 1 must be a number"),
+        (
+            '{"step": 1, "loss": 2}',
+            "seconds in line 1 must be a number in [0.0, inf), got None",
+        ),
+        (
+            '{"step": 1, "seconds": 1, "loss": "low"}',
+            "loss in line 1 must be a number",
+        ),
+        (
+            '{"step": 1, "seconds": 1, "loss": 1' + "0" * 400 + "}",
+            "loss in line 1 must be a number",
+        ),
         (
             '{"step": 1, "seconds": 1, "val_loss": NaN}',
             "val_loss in line 1 must be a number in [0.0, inf), got nan",
         ),
-        ('{"step": 1, "seconds": 1, "sample": 3}', "sample in line 1 must be of type str, got 3"),
-        ('{"step": 1, "seconds": 1, "layer_weights": "all"}', "layer_weights in line 1 must be a number"),
-        ('{"step": 1, "seconds": 1, "layer_weights": [null]}', "layer_weights in line 1 must be a number"),
-        ('{"step": 2, "seconds": 1}', "its last step must be 3, as in the checkpoint, got 2"),
-        (b"\xff", "line 1 is no JSON that can be read: 'utf-8' codec can't decode byte 0xff"),
-        ('{"step": 1, "step": 2}', "line 1 is no JSON that can be read: 'step' occurs twice"),
+        (
+            '{"step": 1, "seconds": 1, "sample": 3}',
+            "sample in line 1 must be of type str, got 3",
+        ),
+        (
+            '{"step": 1, "seconds": 1, "layer_weights": "all"}',
+            "layer_weights in line 1 must be a number",
+        ),
+        (
+            '{"step": 1, "seconds": 1, "layer_weights": [null]}',
+            "layer_weights in line 1 must be a number",
+        ),
+        (
+            '{"step": 2, "seconds": 1}',
+            "its last step must be 3, as in the checkpoint, got 2",
+        ),
+        (
+            b"\xff",
+            "line 1 is no JSON that can be read: 'utf-8' codec can't decode byte 0xff",
+        ),
+        (
+            '{"step": 1, "step": 2}',
+            "line 1 is no JSON that can be read: 'step' occurs twice",
+        ),
     ],
     ids=lambda value: ascii(value)[:40],
 )
-def test_metrics_that_are_none_are_named(run: Path, line: str | bytes, message: str) -> None:
+def test_metrics_that_are_none_are_named(
+    run: Path, line: str | bytes, message: str
+) -> None:
     path = run / METRICS_FILE
     data = (line if isinstance(line, bytes) else line.encode()) + b"\n"
     path.write_bytes(data)
@@ -257,8 +316,12 @@ def set_data(run: Path, place: str) -> None:
     path.write_bytes(put_together(header, numbers))
 
 
-@pytest.mark.parametrize("place", ["/proc/kmsg", "/proc/kcore", "hole", "/proc/self/environ"])
-def test_a_file_of_the_system_is_not_read_as_a_text(run: Path, here: Path, place: str) -> None:
+@pytest.mark.parametrize(
+    "place", ["/proc/kmsg", "/proc/kcore", "hole", "/proc/self/environ"]
+)
+def test_a_file_of_the_system_is_not_read_as_a_text(
+    run: Path, here: Path, place: str
+) -> None:
     """They are called regular, and have no end, make readers wait, or hold secrets."""
     if place == "hole":
         (here / place).touch()
@@ -290,12 +353,18 @@ def test_metrics_that_are_no_regular_file_are_not_waited_for(run: Path) -> None:
         resume(run, TEXT, progress=False)
 
 
-@pytest.mark.parametrize("place", ["/dev/zero", "/dev/stdin", ".", "pipe", "no\nsuch", "a\0b", "/dev/full"])
-def test_a_text_that_never_ends_is_not_read(run: Path, here: Path, place: str) -> None:
+@pytest.mark.parametrize(
+    "place", ["/dev/zero", "/dev/stdin", ".", "pipe", "no\nsuch", "a\0b", "/dev/full"]
+)
+def test_a_text_that_never_ends_is_not_read(
+    run: Path, here: Path, place: str
+) -> None:
     """The settings of a stranger's run say where its text was."""
     os.mkfifo(here / "pipe")
     set_data(run, place)
     began = time.monotonic()
-    with pytest.raises(FileNotFoundError, match=r"the text of the run in .* is no longer in "):
+    with pytest.raises(
+        FileNotFoundError, match=r"the text of the run in .* is no longer in "
+    ):
         resume(run, progress=False)
     assert time.monotonic() - began < 5

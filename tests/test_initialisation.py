@@ -38,7 +38,9 @@ def test_contexts_of_the_caller_play_no_part() -> None:
     assert torch.equal(found, expected) and not found.is_inference()
 
 
-def test_loading_saving_and_warm_starts_leave_the_global_generator_alone(tmp_path) -> None:
+def test_loading_saving_and_warm_starts_leave_the_global_generator_alone(
+    tmp_path,
+) -> None:
     parallel = fbt.LanguageModel(config("parallel"))
     before = torch.get_rng_state()
     parallel.save_pretrained(tmp_path)
@@ -49,11 +51,16 @@ def test_loading_saving_and_warm_starts_leave_the_global_generator_alone(tmp_pat
 
 
 @pytest.mark.parametrize("context", [torch.inference_mode(), torch.device("meta")])
-def test_models_are_loaded_and_warmed_on_the_cpu_ready_to_train(tmp_path, context) -> None:
+def test_models_are_loaded_and_warmed_on_the_cpu_ready_to_train(
+    tmp_path, context
+) -> None:
     parallel = fbt.LanguageModel(config("parallel"))
     parallel.save_pretrained(tmp_path)
     with context:
-        models = [fbt.LanguageModel.from_pretrained(tmp_path), fbt.LanguageModel.from_parallel(parallel)]
+        models = [
+            fbt.LanguageModel.from_pretrained(tmp_path),
+            fbt.LanguageModel.from_parallel(parallel),
+        ]
     for lm in models:
         assert torch.equal(lm.head.weight, parallel.head.weight)
         lm(torch.tensor([[1, 2, 3]])).sum().backward()

@@ -64,7 +64,9 @@ import fbt.views.figures
 IMPORT_TIME = "import time, torch; t = time.process_time(); import fbt; print(time.process_time() - t)"
 
 
-def python(code: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def python(
+    code: str, *arguments: str, cwd: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=cwd,
@@ -78,7 +80,9 @@ def python(code: str, *arguments: str, cwd: Path, **environment: str) -> subproc
 def git(*arguments: str, cwd: Path) -> str:
     identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
     command = ["git", *identity, *arguments]
-    return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        command, cwd=cwd, check=True, capture_output=True, text=True
+    ).stdout
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +96,9 @@ def published(tmp_path_factory) -> Path:
     return there
 
 
-def test_the_install_cell_installs_the_package_with_all_its_files(published, tmp_path):
+def test_the_install_cell_installs_the_package_with_all_its_files(
+    published, tmp_path
+):
     cells = {read(path).cells[2].source for path in chapters()}
     (cell,) = cells  # the same in all chapters
     assert URL in cell
@@ -112,8 +118,12 @@ def test_the_install_cell_installs_the_package_with_all_its_files(published, tmp
     found = json.loads(used.stdout)
     assert Path(found["place"]).is_relative_to(site)
     assert found["text"].startswith("ROMEO:")
-    assert found["records"] == sorted(p.name for p in (ROOT / "fbt" / "measurements").glob("*.json"))
-    assert found["native"] == sorted(p.name for p in (ROOT / "fbt" / "native").glob("*.cpp"))
+    assert found["records"] == sorted(
+        p.name for p in (ROOT / "fbt" / "measurements").glob("*.json")
+    )
+    assert found["native"] == sorted(
+        p.name for p in (ROOT / "fbt" / "native").glob("*.cpp")
+    )
     assert found["source"].startswith("fbt/stack.py, lines ")
 
 
@@ -126,4 +136,7 @@ def test_only_plots_need_matplotlib_and_the_error_names_it(tmp_path):
 
 def test_import_takes_little_longer_than_importing_torch(tmp_path):
     # CPU time, so that a busy machine does not matter.
-    assert median(float(python(IMPORT_TIME, cwd=tmp_path).stdout) for _ in range(3)) < SLOWEST_IMPORT
+    assert (
+        median(float(python(IMPORT_TIME, cwd=tmp_path).stdout) for _ in range(3))
+        < SLOWEST_IMPORT
+    )

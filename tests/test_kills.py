@@ -41,7 +41,8 @@ from fbt.training.run import LOSS_FIGURE
 
 PART = re.compile(r"\..+\.[0-9a-f]{16}\.part")
 KIND: dict[str, Any] = {"carry": True, "dropout": 0.2, "eval_windows": 20}
-# Which of its calls may be a process's last, about how many lines one has, and how long it may still go on.
+# Which of its calls may be a process's last, about how many lines one has, and how
+# long it may still go on.
 RANGES = {
     "build": (1, 140, 0.4),
     "download": (1, 230, 0.1),
@@ -62,7 +63,10 @@ class World:
         self.corpus, self.errors = self.cache / FILE_NAME, root / "errors"
         self.url, self.text = url, TEXT.encode()
         built = fbt.build_native()
-        self.library, self.machine_code = self.cache / "native" / built.name, built.read_bytes()
+        self.library, self.machine_code = (
+            self.cache / "native" / built.name,
+            built.read_bytes(),
+        )
         compiler, scratch, code = root / "compiler", root / "scratch", root / "code"
         code.write_bytes(self.machine_code[:-DIGEST])
         quoted = shlex.quote(str(code))
@@ -77,11 +81,18 @@ class World:
         self.library.write_bytes(self.machine_code)
         self.corpus.write_bytes(self.text)
         places = {"FBT_CACHE": self.cache, "CXX": compiler, "TMPDIR": scratch}
-        # The order of floating-point sums depends on the number of threads; both processes have the same.
+        # The order of floating-point sums depends on the number of threads; both
+        # processes have the same.
         threads = str(torch.get_num_threads())
-        self.environment = os.environ | {name: str(place) for name, place in places.items()}
+        self.environment = os.environ | {
+            name: str(place) for name, place in places.items()
+        }
         self.environment |= {"OMP_NUM_THREADS": threads, "no_proxy": "127.0.0.1"}
-        self.words = [word for word in small_command(root, self.folder, **settings) if "--data" not in word]
+        self.words = [
+            word
+            for word in small_command(root, self.folder, **settings)
+            if "--data" not in word
+        ]
         self.expected = small_run(**settings)
 
     def kill(self, moment: Moment) -> str:
@@ -93,11 +104,21 @@ class World:
         saved = (self.folder / CHECKPOINT_FILE).exists()
         reading, writing = os.pipe()
         orders = Orders(moment, writing, self.url, sha256(self.text), len(self.text))
-        command = [sys.executable, "-W", "error", str(Path(__file__).with_name("dying.py")), orders.to_json()]
+        command = [
+            sys.executable,
+            "-W",
+            "error",
+            str(Path(__file__).with_name("dying.py")),
+            orders.to_json(),
+        ]
         command += ["--resume", str(self.folder)] if saved else self.words
         with self.errors.open("wb") as errors:
             process = subprocess.Popen(
-                command, env=self.environment, pass_fds=[writing], stdout=errors, stderr=errors
+                command,
+                env=self.environment,
+                pass_fds=[writing],
+                stdout=errors,
+                stderr=errors,
             )
         os.close(writing)
         try:
@@ -106,7 +127,12 @@ class World:
             assert where, f"{moment} did not come: {self.errors.read_text()}"
             if moment.kind not in ("build", "download"):
                 place = RunFolder(self.folder)
-                with pytest.raises(BlockingIOError, match="another process is training"), place.held():
+                with (
+                    pytest.raises(
+                        BlockingIOError, match="another process is training"
+                    ),
+                    place.held(),
+                ):
                     pass
             time.sleep(moment.seconds)
         finally:
@@ -119,7 +145,12 @@ class World:
     def look_through(self) -> list[str]:
         """Check that every file with a name of its own is whole; return the names of those without."""
         leftovers = []
-        for path in [p for place in (self.folder, self.cache) for p in place.rglob("*") if p.is_file()]:
+        for path in [
+            p
+            for place in (self.folder, self.cache)
+            for p in place.rglob("*")
+            if p.is_file()
+        ]:
             if PART.fullmatch(path.name):
                 leftovers.append(path.name)
             elif path == self.corpus:
@@ -134,7 +165,10 @@ class World:
                 ElementTree.parse(path)
             else:
                 assert path.name == CHECKPOINT_FILE
-                assert Checkpoint.load(self.folder).settings.config == self.expected.settings.config
+                assert (
+                    Checkpoint.load(self.folder).settings.config
+                    == self.expected.settings.config
+                )
         return leftovers
 
     def check_metrics(self, text: str) -> None:
@@ -209,13 +243,19 @@ def test_a_run_killed_three_times_ends_as_if_it_had_not_been(
 
 
 @pytest.mark.kills
-def test_a_run_killed_twenty_times_ends_as_if_it_had_not_been(tmp_path: Path, url: str) -> None:
-    began, seed = time.monotonic(), int(os.environ.get("SEED") or secrets.randbelow(10**6))
+def test_a_run_killed_twenty_times_ends_as_if_it_had_not_been(
+    tmp_path: Path, url: str
+) -> None:
+    began, seed = (
+        time.monotonic(),
+        int(os.environ.get("SEED") or secrets.randbelow(10**6)),
+    )
     print(f"\nSEED={seed}")
     source = random.Random(seed)
     variant = source.choice(VARIANTS)
     world = World(tmp_path, url, steps=200, variant=variant, **KIND)
-    # Each kind twice or more, in any order; the last are those in which the run comes to its end.
+    # Each kind twice or more, in any order; the last are those in which the run comes
+    # to its end.
     kinds = [kind for kind in RANGES if kind != "ending"]
     kinds = 2 * kinds + source.choices(kinds, k=6)
     source.shuffle(kinds)

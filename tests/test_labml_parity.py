@@ -1,8 +1,8 @@
 """Parity with labml's Feedback Transformer (labml-nn 0.5.1, labml_nn/transformers/feedback/__init__.py).
 
-Its two models are written out below from their equations, with the parameter names they have there. Our
-bodies, given those parameters through `translated`, compute the same outputs and the same gradients with
-respect to labml's own parameters.
+Its two models are written out below from their equations, with the parameter names
+they have there. Our bodies, given those parameters through `translated`, compute the
+same outputs and the same gradients with respect to labml's own parameters.
 """
 
 import pytest
@@ -20,9 +20,16 @@ KINDS = {"FeedbackTransformer": "feedback", "FeedbackTransformerKV": "shared-kv"
 
 def labml_parameters(kind: str) -> dict[str, Tensor]:
     """Random parameters under labml's names. The last of the 4096 rows of its tables is distance 1."""
-    shapes = {"weights": (LAYERS + 1,), "norm.weight": (D_MODEL,), "norm.bias": (D_MODEL,)}
+    shapes = {
+        "weights": (LAYERS + 1,),
+        "norm.weight": (D_MODEL,),
+        "norm.bias": (D_MODEL,),
+    }
     if kind == "FeedbackTransformerKV":
-        shapes |= {"key.linear.weight": (D_MODEL, D_MODEL), "value.linear.weight": (D_MODEL, D_MODEL)}
+        shapes |= {
+            "key.linear.weight": (D_MODEL, D_MODEL),
+            "value.linear.weight": (D_MODEL, D_MODEL),
+        }
     for l in range(LAYERS):
         attention = {"query.linear.weight": (D_MODEL, D_MODEL)}
         if kind == "FeedbackTransformer":
@@ -70,7 +77,9 @@ def labml(kind: str, p: dict[str, Tensor], x_seq: Tensor) -> Tensor:
         q = prepare(f"{name}.query", z)
         J = key.shape[0]
         a_and_c = torch.einsum("bhd,jbhd->jbh", q + p[f"{name}.query_pos_bias"], key)
-        b = torch.einsum("bhd,jhd->jbh", q, p[f"{name}.key_pos_embeddings"][ROWS - J :])
+        b = torch.einsum(
+            "bhd,jhd->jbh", q, p[f"{name}.key_pos_embeddings"][ROWS - J :]
+        )
         d = p[f"{name}.key_pos_bias"][ROWS - J :, None]
         weights = torch.softmax((a_and_c + b + d) / D**0.5, dim=0)
         mixed = torch.einsum("jbh,jbhd->bhd", weights, value).flatten(1)
@@ -86,14 +95,25 @@ def labml(kind: str, p: dict[str, Tensor], x_seq: Tensor) -> Tensor:
             if memories:
                 owner = "" if kind == "FeedbackTransformerKV" else f"{name}.attn."
                 stored = torch.stack(memories)
-                key, value = prepare(f"{owner}key", stored), prepare(f"{owner}value", stored)
-                x = x + attention(f"{name}.attn", norm(f"{name}.norm_self_attn", x), key, value)
+                key, value = (
+                    prepare(f"{owner}key", stored),
+                    prepare(f"{owner}value", stored),
+                )
+                x = x + attention(
+                    f"{name}.attn", norm(f"{name}.norm_self_attn", x), key, value
+                )
             z = norm(f"{name}.norm_ff", x)
             inner = F.relu(
-                F.linear(z, p[f"{name}.feed_forward.layer1.weight"], p[f"{name}.feed_forward.layer1.bias"])
+                F.linear(
+                    z,
+                    p[f"{name}.feed_forward.layer1.weight"],
+                    p[f"{name}.feed_forward.layer1.bias"],
+                )
             )
             x = x + F.linear(
-                inner, p[f"{name}.feed_forward.layer2.weight"], p[f"{name}.feed_forward.layer2.bias"]
+                inner,
+                p[f"{name}.feed_forward.layer2.weight"],
+                p[f"{name}.feed_forward.layer2.bias"],
             )
             outputs.append(x)
         memories.append(torch.einsum("lbd,l->bd", torch.stack(outputs), shares))
@@ -107,9 +127,14 @@ def translated(kind: str, p: dict[str, Tensor]) -> dict[str, Tensor]:
     for l in range(LAYERS):
         theirs, layer = f"layers.{l}", f"layers.{l}"
         attn = f"{theirs}.attn"
-        for ours_name, theirs_name in {"norm1": "norm_self_attn", "norm2": "norm_ff"}.items():
+        for ours_name, theirs_name in {
+            "norm1": "norm_self_attn",
+            "norm2": "norm_ff",
+        }.items():
             for part in ("weight", "bias"):
-                ours[f"{layer}.{ours_name}.{part}"] = p[f"{theirs}.{theirs_name}.{part}"]
+                ours[f"{layer}.{ours_name}.{part}"] = p[
+                    f"{theirs}.{theirs_name}.{part}"
+                ]
         for ours_name, theirs_name in {"inner": "layer1", "outer": "layer2"}.items():
             for part in ("weight", "bias"):
                 ours[f"{layer}.feed_forward.{ours_name}.{part}"] = p[
@@ -119,13 +144,16 @@ def translated(kind: str, p: dict[str, Tensor]) -> dict[str, Tensor]:
         ours[f"{layer}.attention.query.weight"] = p[f"{attn}.query.linear.weight"]
         ours[f"{layer}.attention.output.weight"] = output
         ours[f"{layer}.attention.output.bias"] = p[f"{attn}.output.bias"]
-        ours[f"relative.{l}.key_embedding"] = p[f"{attn}.key_pos_embeddings"][-SPAN:].transpose(0, 1)
+        ours[f"relative.{l}.key_embedding"] = p[f"{attn}.key_pos_embeddings"][
+            -SPAN:
+        ].transpose(0, 1)
         ours[f"relative.{l}.key_bias"] = p[f"{attn}.key_pos_bias"][-SPAN:].T
         ours[f"relative.{l}.query_bias"] = p[f"{attn}.query_pos_bias"]
         if kind == "FeedbackTransformer":
             ours[f"key_values.{l}.key.weight"] = p[f"{attn}.key.linear.weight"]
             ours[f"key_values.{l}.value.weight"] = p[f"{attn}.value.linear.weight"]
-            # Attention weights sum to one, so a bias of all values is a bias of the output.
+            # Attention weights sum to one, so a bias of all values is a bias of the
+            # output.
             bias = p[f"{attn}.output.bias"] + output @ p[f"{attn}.value.linear.bias"]
             ours[f"{layer}.attention.output.bias"] = bias
     if kind == "FeedbackTransformerKV":
@@ -140,9 +168,13 @@ def translated(kind: str, p: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_same_outputs_and_gradients(kind, length, backend):
     """With our memory norm off, and a span that covers the text: labml has neither."""
     p, x = labml_parameters(kind), normal(5, length, D_MODEL)
-    body = BODIES[KINDS[kind]](config(KINDS[kind], span=SPAN, memory_norm=False)).double()
+    body = BODIES[KINDS[kind]](
+        config(KINDS[kind], span=SPAN, memory_norm=False)
+    ).double()
     ours = translated(kind, p)
-    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in body.named_parameters()}
+    assert {k: v.shape for k, v in ours.items()} == {
+        k: v.shape for k, v in body.named_parameters()
+    }
     y = torch.func.functional_call(body, ours, (x,), {"backend": backend})[0]
     y = F.layer_norm(y, (D_MODEL,), p["norm.weight"], p["norm.bias"])
     expected = labml(kind, p, x.transpose(0, 1)).transpose(0, 1)

@@ -27,7 +27,10 @@ from safetensors.torch import load_file
 import fbt
 from fbt.language_model import WEIGHTS_FILE
 
-CASES = [("parallel", "reference"), *((v, b) for v in FEEDBACK for b in ("reference", "stack"))]
+CASES = [
+    ("parallel", "reference"),
+    *((v, b) for v in FEEDBACK for b in ("reference", "stack")),
+]
 each_case = pytest.mark.parametrize("variant, backend", CASES)
 each_variant = pytest.mark.parametrize("variant", VARIANTS)
 TOKENIZER = fbt.CharTokenizer("\n abcdefghijklmnopq")
@@ -73,12 +76,21 @@ def test_detach_cuts_the_gradient_at_the_border_of_a_block(variant, backend):
     lm, tokens = with_backend(variant, backend), some_tokens(BATCH, 11)
     _, state = lm(tokens[:, :6], return_state=True)
     cut = state.detach()
-    constants = fbt.State(*(tuple(t.detach().clone() for t in kind) for kind in (state.keys, state.values)))
+    constants = fbt.State(
+        *(
+            tuple(t.detach().clone() for t in kind)
+            for kind in (state.keys, state.values)
+        )
+    )
     assert not any(t.requires_grad for t in cut.keys + cut.values)
     detached = gradients([lm(tokens[:, 6:], cut)], leaves(lm))
     assert_same(detached, gradients([lm(tokens[:, 6:], constants)], leaves(lm)))
     through = gradients([lm(tokens[:, 6:], state)], leaves(lm))
-    name = "body.key_values.0.key.weight" if variant in FEEDBACK else "body.layers.0.key_value.key.weight"
+    name = (
+        "body.key_values.0.key.weight"
+        if variant in FEEDBACK
+        else "body.layers.0.key_value.key.weight"
+    )
     assert not torch.allclose(through[name], detached[name])
 
 
@@ -99,14 +111,19 @@ def test_the_state_grows_to_the_span_and_no_further(variant):
         caches = 1 if variant == "shared-kv" else 3
         assert (len(state.keys), len(state.values)) == (caches, caches)
         assert (state.length, state.batch_size) == (length, BATCH)
-        assert {tuple(t.shape) for t in state.keys + state.values} == {(BATCH, 2, length, 7)}
+        assert {tuple(t.shape) for t in state.keys + state.values} == {
+            (BATCH, 2, length, 7)
+        }
         assert state.nbytes == 2 * caches * BATCH * 14 * length * 8
 
 
 @each_case
 @pytest.mark.parametrize("length", LENGTHS)
 def test_attention(variant, backend, length):
-    lm, tokens = with_backend(variant, backend, dropout=0.5), some_tokens(BATCH, length)
+    lm, tokens = (
+        with_backend(variant, backend, dropout=0.5),
+        some_tokens(BATCH, length),
+    )
     lm.train()
     weights = lm.attention(tokens)
     assert lm.training
@@ -132,9 +149,14 @@ def test_layer_weights(variant):
     assert_same(weights, logits.exp().detach() / logits.exp().sum().detach())
     fresh = fbt.LanguageModel(config(variant))
     assert fresh.layer_weights().tolist() == [0.25] * 4
-    for memory, expected in {"uniform": [1 / 3] * 3, "top": [0, 0, 1], "embedding": [1, 0, 0]}.items():
+    for memory, expected in {
+        "uniform": [1 / 3] * 3,
+        "top": [0, 0, 1],
+        "embedding": [1, 0, 0],
+    }.items():
         fixed = model(variant, memory=memory, n_layers=2)
-        assert fixed.layer_weights().tolist() == expected  # to the last bit of float64
+        # to the last bit of float64
+        assert fixed.layer_weights().tolist() == expected
         assert "body.memory.layer_logits" not in fixed.state_dict()
 
 
@@ -149,7 +171,9 @@ def test_number_of_parameters(variant, relative):
     keys_and_values = (1 if variant == "shared-kv" else L) * 2 * d * d
     memory = 0 if variant == "parallel" else (L + 1) + 2 * d
     around = V * d + 2 * d + (d * V + V)
-    assert lm.num_parameters() == tables + L * layer + keys_and_values + memory + around
+    assert (
+        lm.num_parameters() == tables + L * layer + keys_and_values + memory + around
+    )
 
 
 def test_parameters_that_are_not_trained_do_not_count():
@@ -190,7 +214,11 @@ def test_a_loop_keeps_its_memory_in_the_stack_of_its_backend(variant, monkeypatc
     for kind in (fbt.MemoryStack, fbt.TorchStack):
         init = kind.__init__
         monkeypatch.setattr(
-            kind, "__init__", lambda self, *args, init=init: made.append(type(self)) or init(self, *args)
+            kind,
+            "__init__",
+            lambda self, *args, init=init: (
+                made.append(type(self)) or init(self, *args)
+            ),
         )
     caches = 2 * (1 if variant == "shared-kv" else 3)
     for backend, kind in {
@@ -230,7 +258,9 @@ def test_round_trip(tmp_path, variant, dtype, tokenizer):
 
 
 @each_variant
-@pytest.mark.parametrize("changes", [{}, *OPTIONS, {"memory": "top", "memory_norm": False}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, *OPTIONS, {"memory": "top", "memory_norm": False}], ids=str
+)
 @pytest.mark.parametrize("assign", [False, True])
 def test_a_state_dict_is_all_there_is_of_a_model(variant, changes, assign):
     """Made on the meta device and filled by it, a model computes the same; garbage is left nowhere."""
@@ -239,7 +269,11 @@ def test_a_state_dict_is_all_there_is_of_a_model(variant, changes, assign):
         empty = fbt.LanguageModel(lm.config)
     for part in empty.modules():
         assert not part._non_persistent_buffers_set
-        assert not [name for name, value in vars(part).items() if isinstance(value, torch.Tensor)]
+        assert not [
+            name
+            for name, value in vars(part).items()
+            if isinstance(value, torch.Tensor)
+        ]
     if not assign:
         empty.double().to_empty(device="cpu")
         for tensor in [*empty.parameters(), *empty.buffers()]:
@@ -270,7 +304,9 @@ def test_one_file_holds_weights_config_and_vocabulary(tmp_path):
     assert load_file(path).keys() == model("shared-kv").state_dict().keys()
 
 
-def test_saving_again_replaces_and_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+def test_saving_again_replaces_and_a_failed_save_leaves_the_old_file(
+    tmp_path, monkeypatch
+):
     path = model("shared-kv").save_pretrained(tmp_path)
     model("parallel").save_pretrained(tmp_path)
     before = path.read_bytes()
@@ -287,15 +323,22 @@ def test_saving_again_replaces_and_a_failed_save_leaves_the_old_file(tmp_path, m
 
 
 def test_a_folder_comes_before_a_shipped_name(tmp_path, monkeypatch):
-    assert fbt.LanguageModel.from_pretrained("tiny-shakespeare").config.vocab_size == 65
+    assert (
+        fbt.LanguageModel.from_pretrained("tiny-shakespeare").config.vocab_size == 65
+    )
     monkeypatch.chdir(tmp_path)
     model("shared-kv").save_pretrained("tiny-shakespeare")
-    assert fbt.LanguageModel.from_pretrained("tiny-shakespeare").config.vocab_size == VOCABULARY
+    assert (
+        fbt.LanguageModel.from_pretrained("tiny-shakespeare").config.vocab_size
+        == VOCABULARY
+    )
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "", "/no/such/folder"])
 def test_a_missing_model_is_named(name):
-    with pytest.raises(FileNotFoundError, match=rf"no model.safetensors in '{name}'; names that ship"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"no model.safetensors in '{name}'; names that ship"
+    ):
         fbt.LanguageModel.from_pretrained(name)
 
 
@@ -317,11 +360,14 @@ def test_the_path_of_a_file_is_taken_as_well(tmp_path):
 def test_another_file_is_named(tmp_path):
     path = tmp_path / "README.md"
     path.write_text("not weights")
-    with pytest.raises(ValueError, match=r"README\.md must be a safetensors file with a header"):
+    with pytest.raises(
+        ValueError, match=r"README\.md must be a safetensors file with a header"
+    ):
         fbt.LanguageModel.from_pretrained(path)
     path.write_text("{}")
     with pytest.raises(
-        ValueError, match=r"README\.md is not a whole model of this version of fbt: its header"
+        ValueError,
+        match=r"README\.md is not a whole model of this version of fbt: its header",
     ):
         fbt.LanguageModel.from_pretrained(path)
 
@@ -332,7 +378,11 @@ def test_another_file_is_named(tmp_path):
 @pytest.mark.parametrize(
     "tokenizer, error, said",
     [
-        (fbt.CharTokenizer("abc"), ValueError, "must have vocab_size=19 characters, got 3"),
+        (
+            fbt.CharTokenizer("abc"),
+            ValueError,
+            "must have vocab_size=19 characters, got 3",
+        ),
         ("abc", TypeError, "tokenizer must be of type CharTokenizer, got 'abc'"),
     ],
 )
@@ -346,7 +396,10 @@ def test_a_tokenizer_is_checked_where_it_is_given(tokenizer, error, said):
 
 
 def test_a_tokenizer_can_be_replaced_and_removed(tmp_path):
-    lm, other = model("shared-kv"), fbt.CharTokenizer.from_vocabulary(TOKENIZER.vocabulary[::-1])
+    lm, other = (
+        model("shared-kv"),
+        fbt.CharTokenizer.from_vocabulary(TOKENIZER.vocabulary[::-1]),
+    )
     for tokenizer in (TOKENIZER, other, None):
         lm.tokenizer = tokenizer
         lm.save_pretrained(tmp_path)
@@ -359,8 +412,13 @@ def test_a_tokenizer_that_no_longer_fits_is_not_saved(tmp_path):
     path = lm.save_pretrained(tmp_path)
     before = path.read_bytes()
     lm.config = replace(lm.config, vocab_size=20)
-    lm.token_embedding, lm.head = torch.nn.Embedding(20, 14).double(), torch.nn.Linear(14, 20).double()
-    with pytest.raises(ValueError, match="tokenizer must have vocab_size=20 characters, got 19"):
+    lm.token_embedding, lm.head = (
+        torch.nn.Embedding(20, 14).double(),
+        torch.nn.Linear(14, 20).double(),
+    )
+    with pytest.raises(
+        ValueError, match="tokenizer must have vocab_size=20 characters, got 19"
+    ):
         lm.save_pretrained(tmp_path)
     assert path.read_bytes() == before
 
@@ -369,9 +427,20 @@ def test_a_tokenizer_that_no_longer_fits_is_not_saved(tmp_path):
     "change, said",
     [
         (lambda lm: lm.body.half(), "its tensors must all be of one type"),
-        (lambda lm: lm.to(torch.float8_e4m3fn), "'body.key_values.0.key.weight' must be of one of "),
-        (lambda lm: setattr(lm, "head", torch.nn.Linear(14, 20)), "misshapen 'head.weight"),
-        (lambda lm: lm.register_parameter("more", torch.nn.Parameter(torch.ones(1))), "unknown 'more'"),
+        (
+            lambda lm: lm.to(torch.float8_e4m3fn),
+            "'body.key_values.0.key.weight' must be of one of ",
+        ),
+        (
+            lambda lm: setattr(lm, "head", torch.nn.Linear(14, 20)),
+            "misshapen 'head.weight",
+        ),
+        (
+            lambda lm: lm.register_parameter(
+                "more", torch.nn.Parameter(torch.ones(1))
+            ),
+            "unknown 'more'",
+        ),
     ],
 )
 def test_what_could_not_be_loaded_is_not_saved(tmp_path, change, said):

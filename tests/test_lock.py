@@ -20,8 +20,12 @@ def pins(path) -> set[tuple[str, str]]:
 def test_lock_files_contain_their_lists_with_exact_versions():
     for name, lock in LISTS.items():
         listed, locked = pins(ROOT / name), pins(lock)
-        assert {pin for pin in listed if pin[0] != "torch"} <= locked, "run `make lock`"
-        assert all(re.fullmatch(r"==[\w.]+", specifier) for _, specifier in listed | locked)
+        assert {pin for pin in listed if pin[0] != "torch"} <= locked, (
+            "run `make lock`"
+        )
+        assert all(
+            re.fullmatch(r"==[\w.]+", specifier) for _, specifier in listed | locked
+        )
 
 
 def test_every_locked_package_has_hashes_and_none_depends_on_the_build_of_torch():
@@ -36,19 +40,34 @@ def test_every_locked_package_has_hashes_and_none_depends_on_the_build_of_torch(
 def test_installed_packages_are_the_locked_ones():
     found = distributions(path=[sysconfig.get_path("purelib")])
     here = {canonicalize_name(one.name): one.version for one in found}
-    needed = [pin for pin in requirements(BOOK) if pin.marker is None or pin.marker.evaluate()]
+    needed = [
+        pin
+        for pin in requirements(BOOK)
+        if pin.marker is None or pin.marker.evaluate()
+    ]
     wrong = [
-        str(pin) for pin in needed if not pin.specifier.contains(here.get(pin.name, "0"), prereleases=True)
+        str(pin)
+        for pin in needed
+        if not pin.specifier.contains(here.get(pin.name, "0"), prereleases=True)
     ]
     assert not wrong, "run `make environment`"
     extra = set(here) - {canonicalize_name(pin.name) for pin in requirements(BOOK)}
-    assert {name for name in extra if not BY_BUILD.match(f"{name}==")} == {"fbt-book", "pip"}
+    assert {name for name in extra if not BY_BUILD.match(f"{name}==")} == {
+        "fbt-book",
+        "pip",
+    }
 
 
 def test_the_packages_own_requirements_are_pinned():
     listed = {pin.name for pin in requirements(ROOT / "requirements.txt")}
     extras = PYPROJECT["project"]["optional-dependencies"]
-    wanted = [*PYPROJECT["project"]["dependencies"], *extras["views"], *extras["book"][1:]]
+    wanted = [
+        *PYPROJECT["project"]["dependencies"],
+        *extras["views"],
+        *extras["book"][1:],
+    ]
     assert {re.split("[<>=]", name)[0] for name in wanted} <= listed
-    peers = {str(pin) for pin in requirements(ROOT / "benchmarks" / "requirements.txt")}
+    peers = {
+        str(pin) for pin in requirements(ROOT / "benchmarks" / "requirements.txt")
+    }
     assert set(extras["bench"]) <= peers

@@ -18,7 +18,8 @@ LEFT = re.compile(
     r"\*\*|__|~~"  # emphasis that is not closed
     r"|\$|\\[a-zA-Z]"  # mathematics without dollars
     r"|`|\]\(|\]\[|!\[|\[\^"  # code, links, pictures and footnotes
-    r"|^:::|^%|^\+\+\+|\{|\}|^\([\w-]+\)="  # directives, roles, comments and targets of MyST
+    # directives, roles, comments and targets of MyST
+    r"|^:::|^%|^\+\+\+|\{|\}|^\([\w-]+\)="
     r"|^\||^#|<",  # tables without a heading, headings without a space, other HTML
     re.MULTILINE,
 )
@@ -30,7 +31,10 @@ def leftovers(source: str) -> list[str]:
     for token in tokens(PARSER.parse(source)):
         if token.type in ("text", "html_inline", "html_block"):
             text = TAGS.sub("", token.content)
-            found += [text[max(0, m.start() - 30) : m.end() + 30] for m in LEFT.finditer(text)]
+            found += [
+                text[max(0, m.start() - 30) : m.end() + 30]
+                for m in LEFT.finditer(text)
+            ]
         if token.markup in ("\\(", "\\["):
             found.append(token.markup)
         if token.type == "fence" and not re.fullmatch(r"\w*", token.info):
@@ -41,7 +45,9 @@ def leftovers(source: str) -> list[str]:
 
 
 def tokens(nested: list[Token]) -> list[Token]:
-    return [inner for token in nested for inner in (token, *tokens(token.children or []))]
+    return [
+        inner for token in nested for inner in (token, *tokens(token.children or []))
+    ]
 
 
 def uneven_rows(source: str) -> list[str]:
@@ -49,7 +55,10 @@ def uneven_rows(source: str) -> list[str]:
     lines, found = source.splitlines(), []
     for token in PARSER.parse(source):
         if token.type == "table_open":
-            rows = [re.sub(r"\\\|", "", line).strip().strip("|") for line in lines[slice(*token.map)]]
+            rows = [
+                re.sub(r"\\\|", "", line).strip().strip("|")
+                for line in lines[slice(*token.map)]
+            ]
             found += [row for row in rows if row.count("|") != rows[0].count("|")]
     return found
 

@@ -20,7 +20,10 @@ from fbt.training.loop import Trainer
 from fbt.training.metrics import METRICS_FILE, MetricsFile, read_metrics
 
 Patch = pytest.MonkeyPatch
-METRICS = [{"step": step, "loss": 1 / step, "sample": "é\n", "seconds": float(step)} for step in range(1, 30)]
+METRICS = [
+    {"step": step, "loss": 1 / step, "sample": "é\n", "seconds": float(step)}
+    for step in range(1, 30)
+]
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +74,13 @@ LOST: dict[str, Callable[[list[bytes]], list[bytes]]] = {
     "every line twice": lambda lines: [line for line in lines for _ in range(2)],
     "reversed": lambda lines: lines[::-1],
     "two exchanged": lambda lines: [lines[1], lines[0], *lines[2:]],
-    "another number": lambda lines: [lines[0].replace(b'"length": 7', b'"length": 8'), *lines[1:]],
-    "another run's": lambda lines: [line.replace(b'"loss": ', b'"loss": 1') for line in lines],
+    "another number": lambda lines: [
+        lines[0].replace(b'"length": 7', b'"length": 8'),
+        *lines[1:],
+    ],
+    "another run's": lambda lines: [
+        line.replace(b'"loss": ', b'"loss": 1') for line in lines
+    ],
     "nothing but line ends": lambda lines: [b"\n" * len(b"".join(lines))],
 }
 
@@ -98,8 +106,12 @@ def test_lost_or_changed_metrics_are_refused(how: str, folder: Path) -> None:
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == kept
 
 
-@pytest.mark.parametrize("more", [b'{"step": 12, "lo', b"\n", b"\0" * 5000, b"once more"])
-def test_what_was_written_after_the_checkpoint_is_cut_off(more: bytes, folder: Path, finished: Run) -> None:
+@pytest.mark.parametrize(
+    "more", [b'{"step": 12, "lo', b"\n", b"\0" * 5000, b"once more"]
+)
+def test_what_was_written_after_the_checkpoint_is_cut_off(
+    more: bytes, folder: Path, finished: Run
+) -> None:
     path = folder / METRICS_FILE
     before = path.read_bytes()
     path.write_bytes(before + (before if more == b"once more" else more))
@@ -129,23 +141,34 @@ def test_metrics_are_appended_and_never_written_twice(
         found = written.write(METRICS[:end])
         data = path.read_bytes()
         assert [json.loads(line) for line in data.splitlines()] == METRICS[:end]
-        assert (found.size, found.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+        assert (found.size, found.sha256) == (
+            len(data),
+            hashlib.sha256(data).hexdigest(),
+        )
         numbers.add(path.stat().st_ino if end else None)
         assert read_metrics(path.parent, found, end) == METRICS[:end]
     assert len(numbers - {None}) == 1  # one and the same file since there were any
-    first = len(b"".join(json.dumps(metric).encode() + b"\n" for metric in METRICS[: ends[0]]))
+    first = len(
+        b"".join(json.dumps(metric).encode() + b"\n" for metric in METRICS[: ends[0]])
+    )
     assert sum(appended) == path.stat().st_size - first
 
 
-def test_a_copy_made_of_links_stays_as_it_was(tmp_path: Path, monkeypatch: Patch) -> None:
+def test_a_copy_made_of_links_stays_as_it_was(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
     diverging(tmp_path / "run", monkeypatch)
     shutil.copytree(tmp_path / "run", tmp_path / "copy", copy_function=os.link)
     before = {path.name: path.read_bytes() for path in (tmp_path / "copy").iterdir()}
     assert resume(tmp_path / "run", TEXT, progress=False).finished
-    assert {path.name: path.read_bytes() for path in (tmp_path / "copy").iterdir()} == before
+    assert {
+        path.name: path.read_bytes() for path in (tmp_path / "copy").iterdir()
+    } == before
 
 
-@pytest.mark.parametrize("how", ["a link more", "a symbolic link", "removed", "longer"])
+@pytest.mark.parametrize(
+    "how", ["a link more", "a symbolic link", "removed", "longer"]
+)
 def test_a_file_that_is_not_as_it_was_left_is_written_anew(
     how: str, written: MetricsFile, tmp_path: Path
 ) -> None:
@@ -197,6 +220,8 @@ def test_a_run_that_diverged_keeps_its_metrics_and_goes_on_without_them(
     assert json.loads(lines[-1])["step"] == 7
     expected = small_run()
     assert_same_run(resume(tmp_path, TEXT, progress=False), expected)
-    found = untimed(map(json.loads, (tmp_path / METRICS_FILE).read_text().splitlines()))
+    found = untimed(
+        map(json.loads, (tmp_path / METRICS_FILE).read_text().splitlines())
+    )
     assert found == untimed(expected.metrics)
     assert (tmp_path / CHECKPOINT_FILE).exists()

@@ -49,7 +49,9 @@ def kept(quick_compiler, empty_cache, monkeypatch):
 def assert_refused(reason):
     """Nothing is loaded; "auto" warns once and does without; "native" raises."""
     module, x = body("shared-kv"), normal(2, 5, 14)
-    with pytest.warns(RuntimeWarning, match=rf'"auto" does without the native loop: .*{reason}') as warned:
+    with pytest.warns(
+        RuntimeWarning, match=rf'"auto" does without the native loop: .*{reason}'
+    ) as warned:
         assert not native.is_built()
         assert_same(module(x)[0], module(x, backend="sequence")[0], rtol=0, atol=0)
     assert len(warned) == 1
@@ -67,27 +69,37 @@ def test_it_is_built_once_and_kept(empty_cache, monkeypatch):
 
 
 def test_unbuilt_it_says_what_to_call(empty_cache):
-    with pytest.raises(RuntimeError, match=r'backend="native" is not built here: call fbt.build_native\(\)'):
+    with pytest.raises(
+        RuntimeError,
+        match=r'backend="native" is not built here: call fbt.build_native\(\)',
+    ):
         body("shared-kv")(normal(2, 5, 14), backend="native")
 
 
 def test_without_a_compiler_it_says_what_to_do(empty_cache, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(RuntimeError, match=r"needs a C.. compiler, and there is no 'no-such-compiler' here"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"needs a C.. compiler, and there is no 'no-such-compiler' here",
+    ):
         fbt.build_native()
     assert not empty_cache.exists()
 
 
 def test_a_compiler_that_fails_is_quoted(empty_cache, monkeypatch):
     monkeypatch.setenv("CXX", "false")
-    with pytest.raises(RuntimeError, match=r"build_native: false .* failed with status 1"):
+    with pytest.raises(
+        RuntimeError, match=r"build_native: false .* failed with status 1"
+    ):
         fbt.build_native()
     assert not empty_cache.exists()
 
 
 def test_another_system_is_named(empty_cache, monkeypatch):
     monkeypatch.setattr(native.sys, "platform", "win32")
-    with pytest.raises(RuntimeError, match="build_native works on Linux, and this is 'win32'"):
+    with pytest.raises(
+        RuntimeError, match="build_native works on Linux, and this is 'win32'"
+    ):
         fbt.build_native()
 
 
@@ -95,7 +107,9 @@ def test_another_system_is_named(empty_cache, monkeypatch):
 def test_a_library_cut_short_is_not_loaded_but_built_again(kept, left):
     """Loading it would end this process by SIGBUS."""
     whole = kept.read_bytes()
-    kept.write_bytes(whole[: int(len(whole) * left) if isinstance(left, float) else left])
+    kept.write_bytes(
+        whole[: int(len(whole) * left) if isinstance(left, float) else left]
+    )
     assert_refused("is damaged: call fbt.build_native")
     fbt.build_native()
     assert kept.read_bytes() == whole
@@ -115,27 +129,40 @@ def test_what_is_no_library_is_not_loaded(kept):
     assert_refused("does not load: .* Call fbt.build_native")
 
 
-def test_a_library_that_crashes_gets_no_name(quick_compiler, empty_cache, monkeypatch):
+def test_a_library_that_crashes_gets_no_name(
+    quick_compiler, empty_cache, monkeypatch
+):
     code = native._compile()[:9000]
     monkeypatch.setattr(native, "_compile", lambda: code)
-    with pytest.raises(RuntimeError, match="the process that tried out the new library"):
+    with pytest.raises(
+        RuntimeError, match="the process that tried out the new library"
+    ):
         fbt.build_native()
     assert list(native.library_path().parent.iterdir()) == []
 
 
-def test_a_library_that_computes_something_else_gets_no_name(empty_cache, monkeypatch, tmp_path):
+def test_a_library_that_computes_something_else_gets_no_name(
+    empty_cache, monkeypatch, tmp_path
+):
     text = native.SOURCE.read_text()
     assert "a[i] < 0 ? 0 : a[i]" in text
-    (tmp_path / "loop.cpp").write_text(text.replace("a[i] < 0 ? 0 : a[i]", "a[i] < 0 ? 1 : a[i]"))
+    (tmp_path / "loop.cpp").write_text(
+        text.replace("a[i] < 0 ? 0 : a[i]", "a[i] < 0 ? 1 : a[i]")
+    )
     monkeypatch.setattr(native, "SOURCE", tmp_path / "loop.cpp")
     monkeypatch.setattr(native, "FLAGS", ("-O0", "-std=c++17", "-fopenmp"))
-    with pytest.raises(RuntimeError, match=r"(?s)failed with status 1.*Tensor-likes are not close"):
+    with pytest.raises(
+        RuntimeError, match=r"(?s)failed with status 1.*Tensor-likes are not close"
+    ):
         fbt.build_native()
     assert list(native.library_path().parent.iterdir()) == []
 
 
-MINE, OTHERS = 0o755, 54321  # permissions; the number of a user and group that is not ours
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="files can be given away by root only")
+# permissions; the number of a user and group that is not ours
+MINE, OTHERS = 0o755, 54321
+as_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="files can be given away by root only"
+)
 
 
 @as_root
@@ -148,16 +175,22 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="files can be given away 
         (0, OTHERS, 0o775, "is writable for its group"),
     ],
 )
-def test_what_others_can_have_written_is_not_loaded(kept, monkeypatch, parent, user, group, mode, reason):
+def test_what_others_can_have_written_is_not_loaded(
+    kept, monkeypatch, parent, user, group, mode, reason
+):
     place = [kept, *kept.parents][parent]
     os.chown(place, user, group)
     place.chmod(mode)
-    monkeypatch.setattr(ctypes, "CDLL", lambda path: pytest.fail(f"{path} was loaded"))
+    monkeypatch.setattr(
+        ctypes, "CDLL", lambda path: pytest.fail(f"{path} was loaded")
+    )
     assert_refused(f"{place.name} {reason}")
     monkeypatch.undo()
     monkeypatch.setenv("FBT_CACHE", str(kept.parents[1]))
     monkeypatch.setattr(build, "TRIAL", "")
-    monkeypatch.setattr(native, "_compile", lambda: kept.read_bytes()[: -native.DIGEST])
+    monkeypatch.setattr(
+        native, "_compile", lambda: kept.read_bytes()[: -native.DIGEST]
+    )
     if parent:  # it is not for us to change whose folder this is
         with pytest.raises(RuntimeError, match=f"{place.name} {reason}"):
             fbt.build_native()
@@ -176,11 +209,15 @@ def test_a_link_that_others_made_is_not_followed(kept, tmp_path):
 
 
 @as_root
-def test_an_ordinary_user_is_refused_what_another_wrote_but_not_what_root_did(kept, monkeypatch):
+def test_an_ordinary_user_is_refused_what_another_wrote_but_not_what_root_did(
+    kept, monkeypatch
+):
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     _files.check_owned(kept)
     os.chown(kept, OTHERS, OTHERS)
-    with pytest.raises(PermissionError, match="belongs to the user with number 54321"):
+    with pytest.raises(
+        PermissionError, match="belongs to the user with number 54321"
+    ):
         _files.check_owned(kept)
 
 
@@ -191,14 +228,21 @@ def test_an_ordinary_user_is_refused_what_another_wrote_but_not_what_root_did(ke
     ([], ["another"], False, False),
     ([], [], True, False),
 ])  # fmt: skip
-def test_the_group_of_one_user_may_write(tmp_path, monkeypatch, members, primary, acl, allowed):
+def test_the_group_of_one_user_may_write(
+    tmp_path, monkeypatch, members, primary, acl, allowed
+):
     """The umask is often 002 where each user has a group; a list may name more users."""
     uid, gid = os.geteuid(), tmp_path.stat().st_gid
     user = type("User", (), {"pw_name": "me", "pw_uid": uid, "pw_gid": gid})
-    others = [type("User", (), {"pw_name": n, "pw_uid": uid + 1, "pw_gid": gid}) for n in primary]
+    others = [
+        type("User", (), {"pw_name": n, "pw_uid": uid + 1, "pw_gid": gid})
+        for n in primary
+    ]
     monkeypatch.setattr(_files.pwd, "getpwuid", lambda number: user)
     monkeypatch.setattr(_files.pwd, "getpwall", lambda: [user, *others])
-    monkeypatch.setattr(_files.grp, "getgrgid", lambda number: type("Group", (), {"gr_mem": members}))
+    monkeypatch.setattr(
+        _files.grp, "getgrgid", lambda number: type("Group", (), {"gr_mem": members})
+    )
     monkeypatch.setattr(_files, "_has_acl", lambda path: acl)
     tmp_path.chmod(0o775)
     if allowed:
@@ -233,7 +277,9 @@ def test_others_cannot_write_to_what_is_built(kept, umask):
     finally:
         os.umask(before)
     assert native.is_built()
-    assert not [place for place in (kept, *kept.parents[:2]) if place.stat().st_mode & 0o022]
+    assert not [
+        place for place in (kept, *kept.parents[:2]) if place.stat().st_mode & 0o022
+    ]
 
 
 def test_a_cache_folder_of_nobody_is_said_once(monkeypatch):
@@ -251,28 +297,42 @@ def test_a_cache_folder_of_nobody_is_said_once(monkeypatch):
 def test_a_user_without_a_home_is_told_so(monkeypatch):
     """Not given a folder named "~" in the current one."""
     monkeypatch.delenv("FBT_CACHE", raising=False)
-    monkeypatch.setattr(_files.platformdirs, "user_cache_dir", lambda *_, **__: "~/.cache/fbt")
-    with pytest.raises(ValueError, match="FBT_CACHE must name a folder, since this user has no home"):
+    monkeypatch.setattr(
+        _files.platformdirs, "user_cache_dir", lambda *_, **__: "~/.cache/fbt"
+    )
+    with pytest.raises(
+        ValueError, match="FBT_CACHE must name a folder, since this user has no home"
+    ):
         _files.cache_folder()
 
 
 WRONG_COMPILERS = {
     "hangs": ("sleep 300 & echo $! >PID; sleep 300", "took more than 1 seconds"),
     "prints much": ("exec yes", r"printed more than \d+ bytes"),
-    "prints what is no text": (r"printf '\377\376 bad \303' >&2; exit 3", "(?s)status 3.*\ufffd bad"),
+    "prints what is no text": (
+        r"printf '\377\376 bad \303' >&2; exit 3",
+        "(?s)status 3.*\ufffd bad",
+    ),
     "prints nothing": ("exit 1", "(?s)failed with status 1.*It printed nothing"),
     "writes nothing": ("exit 0", "wrote no library"),
-    "writes an empty file": ('while [ "$1" != -o ]; do shift; done; : >"$2"', "tried out the new library"),
+    "writes an empty file": (
+        'while [ "$1" != -o ]; do shift; done; : >"$2"',
+        "tried out the new library",
+    ),
     "is killed": ("kill -SEGV $$", "was ended by signal 11"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG_COMPILERS)
-def test_a_compiler_that_misbehaves_is_named(empty_cache, tmp_path, monkeypatch, name):
+def test_a_compiler_that_misbehaves_is_named(
+    empty_cache, tmp_path, monkeypatch, name
+):
     """In few words, in time, with all that it started ended and no file left."""
     script, message = WRONG_COMPILERS[name]
     compiler, pid = tmp_path / "compiler", tmp_path / "pid"
-    compiler.write_text("#!/bin/sh\n" + script.replace("PID", shlex.quote(str(pid))) + "\n")
+    compiler.write_text(
+        "#!/bin/sh\n" + script.replace("PID", shlex.quote(str(pid))) + "\n"
+    )
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     if name == "hangs":
@@ -296,7 +356,9 @@ def test_a_compiler_that_misbehaves_is_named(empty_cache, tmp_path, monkeypatch,
         ("TEXT", "does not start: .*Exec format error"),
     ],
 )
-def test_what_is_no_compiler_is_named(empty_cache, tmp_path, monkeypatch, command, message):
+def test_what_is_no_compiler_is_named(
+    empty_cache, tmp_path, monkeypatch, command, message
+):
     text = tmp_path / "text"
     text.write_text("no program")
     text.chmod(0o755)
@@ -308,9 +370,24 @@ def test_what_is_no_compiler_is_named(empty_cache, tmp_path, monkeypatch, comman
 
 def sizes(**changes):
     """The struct `Sizes` of loop.cpp."""
-    names = ("T", "B", "H", "D", "L", "F", "R", "room", "past", "span", "norm_memory", "gelu")
+    names = (
+        "T",
+        "B",
+        "H",
+        "D",
+        "L",
+        "F",
+        "R",
+        "room",
+        "past",
+        "span",
+        "norm_memory",
+        "gelu",
+    )
     chunk = ("first", "stop", "low", "width", "group", "threads")
-    return list((dict.fromkeys([*names, *chunk], 0) | {"threads": 1} | changes).values())
+    return list(
+        (dict.fromkeys([*names, *chunk], 0) | {"threads": 1} | changes).values()
+    )
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -319,18 +396,36 @@ def sizes(**changes):
 def test_out_of_memory_is_an_error_and_not_the_end(direction, dtype, threads):
     """What a group of sequences needs is asked for before any tensor is read."""
     fbt.build_native()
-    huge = sizes(T=1, B=2**30, H=1, D=2**29, L=1, F=8, stop=1, width=1, group=2**30, threads=threads)
-    with pytest.raises(MemoryError, match=f'"native" ran out of memory in its {direction} pass'):
+    huge = sizes(
+        T=1,
+        B=2**30,
+        H=1,
+        D=2**29,
+        L=1,
+        F=8,
+        stop=1,
+        width=1,
+        group=2**30,
+        threads=threads,
+    )
+    with pytest.raises(
+        MemoryError, match=f'"native" ran out of memory in its {direction} pass'
+    ):
         native.run(direction, dtype, huge, [None] * 40)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"F": 2**31}, {"D": 2**30}, {"group": 2**31}, {"L": 2**10, "width": 2**21}], ids=str
+    "changes",
+    [{"F": 2**31}, {"D": 2**30}, {"group": 2**31}, {"L": 2**10, "width": 2**21}],
+    ids=str,
 )
 def test_what_blas_cannot_count_is_refused(changes):
     """It counts in 32 bits."""
     fbt.build_native()
-    large = sizes(**{"T": 1, "B": 1, "H": 1, "D": 8, "L": 1, "F": 8, "stop": 1, "group": 1} | changes)
+    large = sizes(
+        **{"T": 1, "B": 1, "H": 1, "D": 8, "L": 1, "F": 8, "stop": 1, "group": 1}
+        | changes
+    )
     for direction in ("forward", "backward"):
         with pytest.raises(ValueError, match=r"less than 2\*\*31 rows and columns"):
             native.run(direction, torch.float32, large, [None] * 40)
@@ -338,7 +433,8 @@ def test_what_blas_cannot_count_is_refused(changes):
 
 @pytest.mark.parametrize(
     ("batch", "width"),
-    [(1, 32), (5, 32), (150, 32), (1, 256), (2, 256)],  # from 256 on, idle threads share a group's products
+    # from 256 on, idle threads share a group's products
+    [(1, 32), (5, 32), (150, 32), (1, 256), (2, 256)],
 )
 def test_threads_change_no_number(batch, width):
     fbt.build_native()
@@ -359,14 +455,20 @@ def test_every_width_of_a_head_agrees_in_single_precision():
     """Widths of one, two, four and eight registers are programs of their own."""
     fbt.build_native()
     for width in (5, 8, 16, 32, 64, 128):
-        module, x = body("shared-kv", n_heads=1, d_model=width, span=40).float(), normal(3, 37, width).float()
+        module, x = (
+            body("shared-kv", n_heads=1, d_model=width, span=40).float(),
+            normal(3, 37, width).float(),
+        )
         module.requires_grad_(True)
         x = x.detach().requires_grad_()
         named, results = leaves(module, x), []
         for backend in ("stack", "native"):
             y = module(x, backend=backend)[0]
             found = torch.autograd.grad(
-                y.square().mean(), list(named.values()), materialize_grads=True, allow_unused=True
+                y.square().mean(),
+                list(named.values()),
+                materialize_grads=True,
+                allow_unused=True,
             )
             results.append([y, *found])
         assert_same(results[1], results[0], rtol=1e-3, atol=1e-4)
@@ -376,12 +478,19 @@ def test_gelu_in_single_precision_is_torchs():
     """The exponential and the error function of loop.cpp are its own."""
     fbt.build_native()
     module = body(
-        "shared-kv", n_heads=1, d_model=16, n_layers=1, d_ff=4001, activation="gelu", span=5
+        "shared-kv",
+        n_heads=1,
+        d_model=16,
+        n_layers=1,
+        d_ff=4001,
+        activation="gelu",
+        span=5,
     ).float()
     feed_forward = module.layers[0].feed_forward
     with torch.no_grad():
         feed_forward.inner.weight.zero_()
-        feed_forward.inner.bias.copy_(torch.linspace(-12, 12, 4001))  # what the activation gets to see
+        # what the activation gets to see
+        feed_forward.inner.bias.copy_(torch.linspace(-12, 12, 4001))
     x, named, results = normal(2, 3, 16).float(), leaves(module), []
     for backend in ("stack", "native"):
         y = module(x, backend=backend)[0]
@@ -389,7 +498,10 @@ def test_gelu_in_single_precision_is_torchs():
             [
                 y,
                 *torch.autograd.grad(
-                    y.sum(), list(named.values()), materialize_grads=True, allow_unused=True
+                    y.sum(),
+                    list(named.values()),
+                    materialize_grads=True,
+                    allow_unused=True,
                 ),
             ]
         )
@@ -399,7 +511,9 @@ def test_gelu_in_single_precision_is_torchs():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_what_it_cannot_compute_in_is_named(dtype):
     module, x = body("shared-kv").to(dtype), normal(2, 9, 14).to(dtype)
-    with pytest.raises(TypeError, match=rf'"native" computes in float32 or float64, got {dtype}'):
+    with pytest.raises(
+        TypeError, match=rf'"native" computes in float32 or float64, got {dtype}'
+    ):
         module(x, backend="native")
 
 
@@ -416,7 +530,9 @@ def test_auto_takes_the_fastest_that_is_here(built, monkeypatch):
         return run(body, x, state, engine, recompute)
 
     monkeypatch.setattr(engines, "run_sequence", noted)
-    assert_same(everything(*module(x)[:2]), everything(*module(x, backend="reference")[:2]))
+    assert_same(
+        everything(*module(x)[:2]), everything(*module(x, backend="reference")[:2])
+    )
     module(x, need_weights=True)
     module(x[:, :1])
     module.bfloat16()(x.bfloat16())
@@ -454,7 +570,9 @@ def test_a_decoder_of_a_changed_body_is_refused():
     module = body("shared-kv")
     state = module(normal(2, 3, 14))[1].detach()
     module.layers[1].norm2.eps = 0.1
-    with pytest.raises(ValueError, match=r"but layers\.1\.norm2 has eps=0\.1 .*: use \"reference\""):
+    with pytest.raises(
+        ValueError, match=r"but layers\.1\.norm2 has eps=0\.1 .*: use \"reference\""
+    ):
         module.decoder(state, "sequence")
 
 
@@ -463,13 +581,17 @@ def test_backward_has_no_more_threads_than_groups(monkeypatch):
     made, threads = [], torch.get_num_threads()
     run = NativeBackward.steps
     monkeypatch.setattr(
-        NativeBackward, "steps", lambda loop, *args: made.append(loop.threads) or run(loop, *args)
+        NativeBackward,
+        "steps",
+        lambda loop, *args: made.append(loop.threads) or run(loop, *args),
     )
     module = body("shared-kv")
     torch.set_num_threads(3)
     try:
         for batch in (1, 2, 5):
-            module(normal(batch, 9, 14).requires_grad_(), backend="native")[0].sum().backward()
+            module(normal(batch, 9, 14).requires_grad_(), backend="native")[
+                0
+            ].sum().backward()
     finally:
         torch.set_num_threads(threads)
     assert made == [1, 1, 2, 2, 3, 3]  # two chunks each
@@ -479,7 +601,9 @@ def test_a_library_that_cannot_be_written_leaves_none(tmp_path, monkeypatch):
     monkeypatch.setenv("FBT_CACHE", str(tmp_path))
     monkeypatch.setattr(native, "_compile", lambda: b"machine code")
     monkeypatch.setattr(native, "try_out", lambda library: None)
-    monkeypatch.setattr("os.fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(
+        "os.fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left"))
+    )
     with pytest.raises(OSError, match="No space left"):
         fbt.build_native()
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -496,7 +620,9 @@ def test_a_library_that_cannot_be_written_leaves_none(tmp_path, monkeypatch):
     ],
     ids=["torch", "flags", "machine", "source", "processor"],
 )
-def test_a_library_is_for_one_source_torch_and_processor(monkeypatch, place, name, other):
+def test_a_library_is_for_one_source_torch_and_processor(
+    monkeypatch, place, name, other
+):
     before = native.library_path()
     native._key.cache_clear()
     monkeypatch.setattr(place, name, other)

@@ -37,7 +37,11 @@ from fbt._repository import BRANCH, URL
 
 CHAPTERS = chapters()
 NOTEBOOK_METADATA = {
-    "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+    "kernelspec": {
+        "display_name": "Python 3 (ipykernel)",
+        "language": "python",
+        "name": "python3",
+    },
     "language_info": {"name": "python"},
 }
 LONGEST_CELL = 30
@@ -46,7 +50,8 @@ RUNNING = re.compile(
     r"; running the page takes at most (one minute|two minutes|three minutes) on two cores\."
 )
 HEADING = re.compile(
-    r"^### Exercise (\d\.\d) · ([A-Z].*) \((?:(\d+) minutes|an evening), (easy|medium|hard)\)$", re.M
+    r"^### Exercise (\d\.\d) · ([A-Z].*) \((?:(\d+) minutes|an evening), (easy|medium|hard)\)$",
+    re.M,
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -60,13 +65,19 @@ def code(path: Path) -> list:
 
 
 def printed(cell) -> str:
-    return "".join(output.get("text", "") for output in cell.outputs if output.output_type == "stream")
+    return "".join(
+        output.get("text", "")
+        for output in cell.outputs
+        if output.output_type == "stream"
+    )
 
 
 def last_run(path: Path):
     notebook = executed(path)
     if notebook is None:
-        pytest.fail(f"{path.name} has no run of its present code: run `make book` first")
+        pytest.fail(
+            f"{path.name} has no run of its present code: run `make book` first"
+        )
     return notebook
 
 
@@ -81,22 +92,33 @@ def exercises(path: Path) -> dict[str, list]:
 
 def test_the_contents_list_every_chapter():
     contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    listed = [entry["file"] for part in contents["parts"] for entry in part["chapters"]]
+    listed = [
+        entry["file"] for part in contents["parts"] for entry in part["chapters"]
+    ]
     assert not [file for file in listed if not list(ROOT.glob(f"{file}.*"))]
-    assert sorted(CHAPTERS) == sorted((ROOT / "book").glob("*.ipynb")), "a notebook is not in _toc.yml"
+    assert sorted(CHAPTERS) == sorted((ROOT / "book").glob("*.ipynb")), (
+        "a notebook is not in _toc.yml"
+    )
 
 
 def test_notebooks_are_committed_without_outputs_or_extra_metadata():
     wrong = []
     for path in CHAPTERS:
         notebook = read(path)
-        if notebook.metadata != NOTEBOOK_METADATA or (notebook.nbformat, notebook.nbformat_minor) != (4, 5):
+        if notebook.metadata != NOTEBOOK_METADATA or (
+            notebook.nbformat,
+            notebook.nbformat_minor,
+        ) != (4, 5):
             wrong.append((path.stem, "metadata"))
         if len({cell.id for cell in notebook.cells}) != len(notebook.cells):
             wrong.append((path.stem, "ids"))
         for cell in notebook.cells:
             extra = set(cell.metadata) - {"tags", "mystnb", "fbt"}
-            if extra or cell.get("outputs") or cell.get("execution_count") is not None:
+            if (
+                extra
+                or cell.get("outputs")
+                or cell.get("execution_count") is not None
+            ):
                 wrong.append((path.stem, cell.source[:60]))
     assert not wrong
 
@@ -105,12 +127,13 @@ def test_chapters_begin_with_title_badge_and_install_cell():
     slug = URL.removeprefix("https://github.com/")
     colab = f"https://colab.research.google.com/github/{slug}/blob/{BRANCH}/book"
     image = "https://colab.research.google.com/assets/colab-badge.svg"
-    install = (
-        f'try:\n    import fbt\nexcept ImportError:\n    %pip install -q "fbt-book @ git+{URL}@{BRANCH}"'
-    )
+    pip = f'%pip install -q "fbt-book @ git+{URL}@{BRANCH}"'
+    install = f"try:\n    import fbt\nexcept ImportError:\n    {pip}"
     for path in CHAPTERS:
         title, *two, rest = *read(path).cells[:3], read(path).cells[3:]
-        assert title.cell_type == "markdown" and title.source.startswith("# "), path.stem
+        assert title.cell_type == "markdown" and title.source.startswith("# "), (
+            path.stem
+        )
         badge = f"[![Open in Colab]({image})]({colab}/{path.name})"
         assert [cell.source for cell in two] == [badge, install], path.stem
         assert [tags(cell) for cell in two] == [["remove-cell"]] * 2, path.stem
@@ -119,13 +142,20 @@ def test_chapters_begin_with_title_badge_and_install_cell():
 
 def test_code_cells_are_short():
     cells = [(path.stem, cell.source) for path in CHAPTERS for cell in code(path)]
-    assert not [(name, source[:60]) for name, source in cells if len(source.splitlines()) > LONGEST_CELL]
+    assert not [
+        (name, source[:60])
+        for name, source in cells
+        if len(source.splitlines()) > LONGEST_CELL
+    ]
 
 
 def test_headings_go_down_one_level_at_a_time():
     wrong = {}
     for path in CHAPTERS:
-        text = "\n".join(re.sub(r"`[^`\n]+`", "", FENCE.sub("", source)) for source in markdown(path))
+        text = "\n".join(
+            re.sub(r"`[^`\n]+`", "", FENCE.sub("", source))
+            for source in markdown(path)
+        )
         levels = [len(marks) for marks in re.findall(r"^(#+) ", text, re.MULTILINE)]
         steps = [below - above for above, below in itertools.pairwise(levels)]
         if levels[0] != 1 or levels.count(1) != 1 or max(steps) > 1:
@@ -139,8 +169,16 @@ def test_chapters_ran_without_errors_in_the_time_they_state():
         notebook = last_run(path)
         for cell in notebook.cells:
             outputs = cell.get("outputs", [])
-            failed = [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
-            skipped = cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None
+            failed = [
+                o
+                for o in outputs
+                if o.output_type == "error" or o.get("name") == "stderr"
+            ]
+            skipped = (
+                cell.cell_type == "code"
+                and cell.source.strip()
+                and cell.execution_count is None
+            )
             if failed or skipped:
                 wrong.append((path.stem, cell.source[:60], failed))
         stated = ["one minute", "two minutes", "three minutes"].index(
@@ -156,12 +194,23 @@ def test_figures_have_alt_text_a_caption_and_a_name_of_their_own():
     wrong, names = [], []
     for path in CHAPTERS:
         for cell in last_run(path).cells:
-            kinds = [kind for output in cell.get("outputs", []) for kind in output.get("data", {})]
+            kinds = [
+                kind
+                for output in cell.get("outputs", [])
+                for kind in output.get("data", {})
+            ]
             if any(kind.startswith("image/") for kind in kinds):
                 about = cell.metadata.get("mystnb", {})
-                alt, figure = about.get("image", {}).get("alt", ""), about.get("figure", {})
+                alt, figure = (
+                    about.get("image", {}).get("alt", ""),
+                    about.get("figure", {}),
+                )
                 names.append(figure.get("name", ""))
-                if len(alt) < 20 or not figure.get("caption") or not names[-1].startswith("fig-"):
+                if (
+                    len(alt) < 20
+                    or not figure.get("caption")
+                    or not names[-1].startswith("fig-")
+                ):
                     wrong.append((path.stem, cell.source[:60]))
                 if sum(kind.startswith("image/") for kind in kinds) > 1:
                     wrong.append((path.stem, "two figures", cell.source[:60]))
@@ -173,11 +222,18 @@ def test_exercises_are_complete():
     wrong = []
     for path in CHAPTERS:
         chapter, found = path.stem.split("-")[0].lstrip("0"), exercises(path)
-        if len(found) < 3 or list(found) != [f"{chapter}.{n}" for n in range(1, len(found) + 1)]:
+        if len(found) < 3 or list(found) != [
+            f"{chapter}.{n}" for n in range(1, len(found) + 1)
+        ]:
             wrong.append((path.stem, list(found)))
         for number, cells in found.items():
             kinds = [
-                next(tag for tag in tags(cell) if tag.startswith(("exercise", "solution"))) for cell in cells
+                next(
+                    tag
+                    for tag in tags(cell)
+                    if tag.startswith(("exercise", "solution"))
+                )
+                for cell in cells
             ]
             solution = cells[-1].source
             framed = solution.startswith("<details>\n<summary>Solution</summary>\n\n")
@@ -195,15 +251,24 @@ def test_checks_reject_the_stubs_and_accept_the_solutions(path):
     setup = [cell for cell in read(path).cells if "setup" in tags(cell)]
     cells = [new_code_cell(cell.source) for cell in setup]
     for stub, check, solution in found.values():
-        sources = (stub.source, check.source, FENCE.findall(solution.source)[0][1], check.source)
+        sources = (
+            stub.source,
+            check.source,
+            FENCE.findall(solution.source)[0][1],
+            check.source,
+        )
         cells += [new_code_cell(source) for source in sources]
     run = execute(new_notebook(cells=cells, metadata=NOTEBOOK_METADATA), path.stem)
     assert run.error is None, run.error
     answers = [printed(cell) for cell in run.notebook.cells[len(setup) :]]
     wrong = {
         number: (before, after)
-        for number, before, after in zip(found, answers[1::4], answers[3::4], strict=True)
-        if not before.startswith("Not yet:") or "Correct:" in before or not after.startswith("Correct:")
+        for number, before, after in zip(
+            found, answers[1::4], answers[3::4], strict=True
+        )
+        if not before.startswith("Not yet:")
+        or "Correct:" in before
+        or not after.startswith("Correct:")
     }
     assert not wrong
 
@@ -212,7 +277,10 @@ def test_exercises_state_minutes_and_difficulty():
     stated = []
     for path in CHAPTERS:
         text = "\n".join(markdown(path))
-        headings, found = re.findall(r"^###? Exercise .*", text, re.M), HEADING.findall(text)
+        headings, found = (
+            re.findall(r"^###? Exercise .*", text, re.M),
+            HEADING.findall(text),
+        )
         assert len(headings) == len(found), (path.stem, headings)
         assert [number for number, *_ in found] == list(exercises(path)), path.stem
         stated += (times := [int(time or 0) for *_, time, _ in found])
@@ -229,7 +297,11 @@ def test_a_failing_cell_ends_the_run_with_its_traceback():
     cells = [new_code_cell(source) for source in sources]
     run = execute(new_notebook(cells=cells, metadata=NOTEBOOK_METADATA), "failing")
     assert printed(run.notebook.cells[0]) == "[]\n"  # an empty folder
-    assert run.error is not None and "1 / 0" in run.error and "ZeroDivisionError" in run.error
+    assert (
+        run.error is not None
+        and "1 / 0" in run.error
+        and "ZeroDivisionError" in run.error
+    )
     assert run.notebook.cells[2].execution_count is None
 
 

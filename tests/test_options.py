@@ -1,7 +1,7 @@
 """Every option of `Config`, `Recipe`, `train` and the command line does what it says.
 
-Each value here differs from the default and from the preset, so that an option which is
-dropped on its way, or whose effect is lost, fails a test.
+Each value here differs from the default and from the preset, so that an option which
+is dropped on its way, or whose effect is lost, fails a test.
 """
 
 from dataclasses import asdict, fields
@@ -58,7 +58,11 @@ def words(options: dict[str, Any]) -> list[str]:
     """Options as words of the command line."""
     flags = ["--" + name.replace("_", "-") for name in options]
     return [
-        f"{flag}={value}" if not isinstance(value, bool) else flag if value else f"--no-{flag[2:]}"
+        f"{flag}={value}"
+        if not isinstance(value, bool)
+        else flag
+        if value
+        else f"--no-{flag[2:]}"
         for flag, value in zip(flags, options.values(), strict=True)
     ]
 
@@ -70,44 +74,70 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
-# --- every option arrives -----------------------------------------------------------------
+# --- every option arrives
+# -----------------------------------------------------------------
 
 
 def test_every_option_is_tried() -> None:
-    assert MODEL.keys() == {f.name for f in fields(Config)} - {"vocab_size", "variant"}
+    assert MODEL.keys() == {f.name for f in fields(Config)} - {
+        "vocab_size",
+        "variant",
+    }
     assert RECIPE.keys() == {f.name for f in fields(Recipe)}
-    for settings in (asdict(Config(5)), asdict(Recipe()), *(p.model | p.recipe for p in PRESETS.values())):
+    for settings in (
+        asdict(Config(5)),
+        asdict(Recipe()),
+        *(p.model | p.recipe for p in PRESETS.values()),
+    ):
         for name, value in settings.items():
-            assert (MODEL | RECIPE).get(name) != value, name  # which could not be told apart
+            # which could not be told apart
+            assert (MODEL | RECIPE).get(name) != value, name
 
 
 @pytest.mark.parametrize("without", ALTERNATIVES)
-def test_every_option_of_the_command_line_arrives(without: str, data: Path, tmp_path: Path) -> None:
+def test_every_option_of_the_command_line_arrives(
+    without: str, data: Path, tmp_path: Path
+) -> None:
     options = MODEL | RECIPE | {without: ALTERNATIVES[without]}
     folder = tmp_path / "run"
-    arguments = [f"--data={data}", f"--folder={folder}", "--variant=feedback", *words(options)]
+    arguments = [
+        f"--data={data}",
+        f"--folder={folder}",
+        "--variant=feedback",
+        *words(options),
+    ]
     assert main(arguments) == 0
     found = Checkpoint.load(folder).settings
     vocab_size = len(set(TEXT))
-    assert asdict(found.config) == {"vocab_size": vocab_size, "variant": "feedback"} | {
-        name: options[name] for name in MODEL
-    }
+    assert asdict(found.config) == {
+        "vocab_size": vocab_size,
+        "variant": "feedback",
+    } | {name: options[name] for name in MODEL}
     assert asdict(found.recipe) == {name: options[name] for name in RECIPE}
     assert found.data == str(data.resolve())
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_preset_of_the_command_line_arrives(preset: str, data: Path, tmp_path: Path) -> None:
+def test_the_preset_of_the_command_line_arrives(
+    preset: str, data: Path, tmp_path: Path
+) -> None:
     changes = {"steps": 1, "batch_size": 1, "sample": 0}
     folder = tmp_path / "run"
-    arguments = [f"--data={data}", f"--folder={folder}", f"--preset={preset}", *words(changes)]
+    arguments = [
+        f"--data={data}",
+        f"--folder={folder}",
+        f"--preset={preset}",
+        *words(changes),
+    ]
     assert main(arguments) == 0
     found = Checkpoint.load(folder).settings
     assert found.config == Config(len(set(TEXT)), **PRESETS[preset].model)
     assert found.recipe == Recipe(**PRESETS[preset].recipe | changes)
 
 
-def test_event_files_are_written_where_they_are_asked_for(data: Path, tmp_path: Path) -> None:
+def test_event_files_are_written_where_they_are_asked_for(
+    data: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("tensorboard")
     folder = tmp_path / "run"
 
@@ -115,7 +145,10 @@ def test_event_files_are_written_where_they_are_asked_for(data: Path, tmp_path: 
         return len(list(folder.glob("events.out.tfevents.*")))
 
     small = words({"preset": "tiny", "steps": 1, "sample": 0})
-    assert main([f"--data={data}", f"--folder={folder}", *small, "--log=tensorboard"]) == 0
+    assert (
+        main([f"--data={data}", f"--folder={folder}", *small, "--log=tensorboard"])
+        == 0
+    )
     assert files() == 1
     (events,) = folder.glob("events.out.tfevents.*")
     events.unlink()
@@ -125,7 +158,9 @@ def test_event_files_are_written_where_they_are_asked_for(data: Path, tmp_path: 
     assert files() == 1
 
 
-def test_the_device_is_the_one_that_was_named(data: Path, tmp_path: Path, capsys: Any) -> None:
+def test_the_device_is_the_one_that_was_named(
+    data: Path, tmp_path: Path, capsys: Any
+) -> None:
     """No machine has this one, so whoever reads the name refuses it."""
     folder, other = tmp_path / "run", tmp_path / "other"
     few = {"preset": "tiny", "steps": 1, "sample": 0}
@@ -145,7 +180,9 @@ def test_the_device_is_the_one_that_was_named(data: Path, tmp_path: Path, capsys
 
 
 @pytest.mark.parametrize("progress", [False, True])
-def test_a_resumed_run_shows_its_progress_if_asked(progress: bool, tmp_path: Path, capsys: Any) -> None:
+def test_a_resumed_run_shows_its_progress_if_asked(
+    progress: bool, tmp_path: Path, capsys: Any
+) -> None:
     small_run(folder=tmp_path)
     capsys.readouterr()
     resume(tmp_path, TEXT, progress=progress)
@@ -153,27 +190,41 @@ def test_a_resumed_run_shows_its_progress_if_asked(progress: bool, tmp_path: Pat
 
 
 def test_a_start_takes_its_changes(tmp_path: Path) -> None:
-    parallel = LanguageModel(Config(len(set(TEXT)), variant="parallel", d_model=16), CharTokenizer(TEXT))
+    parallel = LanguageModel(
+        Config(len(set(TEXT)), variant="parallel", d_model=16), CharTokenizer(TEXT)
+    )
     parallel.save_pretrained(tmp_path)
     changes = {"dropout": 0.25, "memory": "top", "memory_norm": False}
     few = {"preset": "tiny", "steps": 1, "progress": False}
     run = train(TEXT, init_from=tmp_path, variant="feedback", **few, **changes)
     found = run.model
     assert {name: getattr(found.config, name) for name in changes} == changes
-    assert {part.p for part in found.modules() if isinstance(part, nn.Dropout)} == {0.25}
+    assert {part.p for part in found.modules() if isinstance(part, nn.Dropout)} == {
+        0.25
+    }
     assert found.layer_weights().tolist() == [0, 0, 0, 0, 1]
-    assert not any(isinstance(part, nn.LayerNorm) for part in found.body.memory.modules())
+    assert not any(
+        isinstance(part, nn.LayerNorm) for part in found.body.memory.modules()
+    )
 
 
-# --- and has its effect -------------------------------------------------------------------
+# --- and has its effect
+# -------------------------------------------------------------------
 
 
 def test_the_inner_width_is_four_times_the_model() -> None:
     assert Config(5, d_model=12).d_ff == 48
-    assert LanguageModel(Config(5, d_model=12)).body.layers[0].feed_forward.inner.out_features == 48
+    assert (
+        LanguageModel(Config(5, d_model=12))
+        .body.layers[0]
+        .feed_forward.inner.out_features
+        == 48
+    )
 
 
-def silent(part: nn.Module, attention: float = 0.0, feed_forward: float = 0.0) -> nn.Module:
+def silent(
+    part: nn.Module, attention: float = 0.0, feed_forward: float = 0.0
+) -> nn.Module:
     """Let every layer add two constants to what it reads, and nothing else."""
     with torch.no_grad():
         for layer in part.layers:
@@ -194,7 +245,9 @@ def shares_of(found: Tensor, values: list[float]) -> list[float]:
 
 
 @pytest.mark.parametrize(("variant", "backend"), CASES)
-def test_dropout_acts_on_the_embeddings(variant: str, backend: str, native: None) -> None:
+def test_dropout_acts_on_the_embeddings(
+    variant: str, backend: str, native: None
+) -> None:
     reader = model(variant, dropout=0.25).train()
     reader.backend = backend
     silent(reader.body)
@@ -207,19 +260,37 @@ def test_dropout_acts_on_the_embeddings(variant: str, backend: str, native: None
 
 
 @pytest.mark.parametrize(("variant", "backend"), CASES)
-def test_dropout_acts_on_both_outputs_of_a_layer(variant: str, backend: str, native: None) -> None:
-    reader = silent(body(variant, n_layers=1, dropout=0.5).train(), attention=1.0, feed_forward=10.0)
+def test_dropout_acts_on_both_outputs_of_a_layer(
+    variant: str, backend: str, native: None
+) -> None:
+    reader = silent(
+        body(variant, n_layers=1, dropout=0.5).train(),
+        attention=1.0,
+        feed_forward=10.0,
+    )
     x = normal(64, 3, 14).detach()
     added = reader(x, backend=backend)[0] - x
-    assert shares_of(added[:, 1:], [0, 2, 20, 22]) == pytest.approx([0.25] * 4, abs=0.06)
-    first = [0, 2, 20, 22] if variant == "parallel" else [0, 20]  # without a memory no attention
-    assert shares_of(added[:, 0], first) == pytest.approx([1 / len(first)] * len(first), abs=0.08)
+    assert shares_of(added[:, 1:], [0, 2, 20, 22]) == pytest.approx(
+        [0.25] * 4, abs=0.06
+    )
+    # without a memory no attention
+    first = [0, 2, 20, 22] if variant == "parallel" else [0, 20]
+    assert shares_of(added[:, 0], first) == pytest.approx(
+        [1 / len(first)] * len(first), abs=0.08
+    )
 
 
 @pytest.mark.parametrize(("variant", "backend"), CASES)
-def test_dropout_acts_on_attention_weights(variant: str, backend: str, native: None) -> None:
+def test_dropout_acts_on_attention_weights(
+    variant: str, backend: str, native: None
+) -> None:
     """Of one key, the weight is 1 or dropped: then a head's whole output is zero."""
-    options: dict[str, Any] = {"n_layers": 1, "n_heads": 7, "memory": "embedding", "memory_norm": False}
+    options: dict[str, Any] = {
+        "n_layers": 1,
+        "n_heads": 7,
+        "memory": "embedding",
+        "memory_norm": False,
+    }
     reader = silent(body(variant, dropout=0.5, **options).train())
     layer = reader.layers[0]
     projection = layer.key_value if variant == "parallel" else reader.key_values[0]
@@ -230,17 +301,23 @@ def test_dropout_acts_on_attention_weights(variant: str, backend: str, native: N
     step = 0 if variant == "parallel" else 1
     value = layer.norm1(x[:, 0]) if variant == "parallel" else x[:, 0]
     added = (reader(x, backend=backend)[0] - x)[:, step]
-    shares = shares_of(added / value, [0.0, 4.0])  # kept twice, by attention and at the output
+    # kept twice, by attention and at the output
+    shares = shares_of(added / value, [0.0, 4.0])
     assert shares == pytest.approx([0.75, 0.25], abs=0.06)
     silent_heads = (added.abs() < 1e-9).unflatten(-1, (7, 2)).all(-1).double().mean()
-    assert float(silent_heads) == pytest.approx(0.5 + 0.5 * 0.25, abs=0.08)  # else 0.25 squared
+    # else 0.25 squared
+    assert float(silent_heads) == pytest.approx(0.5 + 0.5 * 0.25, abs=0.08)
 
 
 @pytest.mark.parametrize("variant", ["parallel", "feedback", "shared-kv"])
 @pytest.mark.parametrize("relative", ["per-layer", "shared"])
 def test_relative_terms_are_per_layer_or_shared(variant: str, relative: str) -> None:
     reader = model(variant, relative=relative)
-    tables = [name for name, _ in reader.named_parameters() if name.endswith("key_embedding")]
+    tables = [
+        name
+        for name, _ in reader.named_parameters()
+        if name.endswith("key_embedding")
+    ]
     assert len(tables) == (3 if relative == "per-layer" else 1)
 
 
@@ -259,11 +336,21 @@ def test_the_seed_decides_weights_and_samples(seed: int) -> None:
 def test_the_seed_decides_batches_and_dropout() -> None:
     """All else is the same: the weights to start from, and they stay what they are."""
     sizes = {"d_model": 16, "n_heads": 2, "n_layers": 2, "span": 5}
-    start = LanguageModel(Config(len(set(TEXT)), variant="parallel", **sizes), CharTokenizer(TEXT))
+    start = LanguageModel(
+        Config(len(set(TEXT)), variant="parallel", **sizes), CharTokenizer(TEXT)
+    )
 
     def losses(seed: int, dropout: float, **changes: Any) -> list[float]:
-        few = {"preset": "tiny", "steps": 3, "sample": 0, "lr": 0.0, "progress": False}
-        run = train(TEXT, init_from=start, seed=seed, dropout=dropout, **few | changes)
+        few = {
+            "preset": "tiny",
+            "steps": 3,
+            "sample": 0,
+            "lr": 0.0,
+            "progress": False,
+        }
+        run = train(
+            TEXT, init_from=start, seed=seed, dropout=dropout, **few | changes
+        )
         return [metric["loss"] for metric in run.metrics if "loss" in metric]
 
     assert losses(1, 0.0) == losses(1, 0.0) != losses(2, 0.0)
@@ -274,7 +361,9 @@ def test_the_seed_decides_batches_and_dropout() -> None:
 
 
 def test_samples_are_as_long_as_asked() -> None:
-    lengths = [len(small_run(steps=1, sample=n).evaluations[0]["sample"]) for n in (0, 4, 9)]
+    lengths = [
+        len(small_run(steps=1, sample=n).evaluations[0]["sample"]) for n in (0, 4, 9)
+    ]
     assert lengths == [0, 5, 10]  # with the prompt
 
 
@@ -296,7 +385,9 @@ def test_a_checkpoint_is_saved_after_every_so_many_steps(
 def test_evaluations_take_no_more_windows_at_a_time_than_asked() -> None:
     reader = LanguageModel(Config(5, d_model=6, n_heads=2, n_layers=1))
     sizes: list[int] = []
-    reader.token_embedding.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    reader.token_embedding.register_forward_pre_hook(
+        lambda _, inputs: sizes.append(len(inputs[0]))
+    )
     windows = torch.randint(5, (7, 6), generator=torch.Generator().manual_seed(0))
     evaluate(reader, windows, batch_size=3)
     assert sizes == [3, 3, 1]

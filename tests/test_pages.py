@@ -21,9 +21,15 @@ from fbt.recipe import PRESETS
 
 BLOB = f"{URL}/blob/{BRANCH}/"
 PAGES = sorted((ROOT / "book").glob("*.md"))
-DOCUMENTS = [*PAGES, *ROOT.glob("*.md"), ROOT / "tools" / "README.md", *ROOT.glob("book/_static/*.md")]
+DOCUMENTS = [
+    *PAGES,
+    *ROOT.glob("*.md"),
+    ROOT / "tools" / "README.md",
+    *ROOT.glob("book/_static/*.md"),
+]
 DIFFERENCES, API, INDEX, HURRY = (
-    ROOT / "book" / f"{name}.md" for name in ("differences", "api", "index", "in-a-hurry")
+    ROOT / "book" / f"{name}.md"
+    for name in ("differences", "api", "index", "in-a-hurry")
 )
 # Links to a definition, [`name`](its file), and to a test, [its name](its file).
 DEFINITION = re.compile(rf"\[`([\w.]+)`\]\({re.escape(BLOB)}(fbt/[\w/]+\.py)\)")
@@ -36,9 +42,16 @@ def text(path: Path) -> str:
 
 def table(path: Path, first_heading: str) -> list[list[str]]:
     """Return the cells of the table whose first column has the given heading."""
-    found = re.search(rf"^\| {re.escape(first_heading)} \|.*\n.*\n((?:\|.*\n)+)", text(path), re.MULTILINE)
+    found = re.search(
+        rf"^\| {re.escape(first_heading)} \|.*\n.*\n((?:\|.*\n)+)",
+        text(path),
+        re.MULTILINE,
+    )
     assert found, f"{path.name} has no table that begins with {first_heading!r}"
-    return [[cell.strip() for cell in row.strip("|").split("|")] for row in found[1].splitlines()]
+    return [
+        [cell.strip() for cell in row.strip("|").split("|")]
+        for row in found[1].splitlines()
+    ]
 
 
 # The map from equations to code and tests
@@ -47,8 +60,14 @@ def table(path: Path, first_heading: str) -> list[list[str]]:
 def test_every_equation_has_code_and_a_test_and_every_silent_fault_a_test():
     rows = table(DIFFERENCES, "equation")
     assert len(rows) >= 15
-    assert not [row for row in rows if not DEFINITION.search(row[1]) or not TEST.search(row[2])]
-    assert not [row for row in table(DIFFERENCES, "what one does") if not TEST.search(row[-1])]
+    assert not [
+        row
+        for row in rows
+        if not DEFINITION.search(row[1]) or not TEST.search(row[2])
+    ]
+    assert not [
+        row for row in table(DIFFERENCES, "what one does") if not TEST.search(row[-1])
+    ]
 
 
 def test_named_definitions_and_tests_exist():
@@ -57,7 +76,10 @@ def test_named_definitions_and_tests_exist():
         found = importlib.import_module(path.removesuffix(".py").replace("/", "."))
         for part in name.split("."):
             found = getattr(found, part, None)
-        if found is None or Path(inspect.getsourcefile(inspect.unwrap(found))) != ROOT / path:
+        if (
+            found is None
+            or Path(inspect.getsourcefile(inspect.unwrap(found))) != ROOT / path
+        ):
             missing.append((name, path))
     for name, path in TEST.findall(text(DIFFERENCES)):
         nodes = ast.walk(ast.parse(text(ROOT / path)))
@@ -71,7 +93,9 @@ def test_named_definitions_and_tests_exist():
 
 
 def test_every_public_name_is_on_the_api_page_and_every_name_there_exists():
-    listed = re.findall(r"^\.\. auto(\w+):: (?:fbt\.)?([\w.]+)$", text(API), re.MULTILINE)
+    listed = re.findall(
+        r"^\.\. auto(\w+):: (?:fbt\.)?([\w.]+)$", text(API), re.MULTILINE
+    )
     assert set(fbt.__all__) <= {name for _, name in listed}
     for kind, name in listed:
         outer, _, last = f"fbt.{name}".rpartition(".")
@@ -86,7 +110,9 @@ def test_tables_of_backends_and_presets_are_complete():
         (variant.strip('"'), body.strip("`"), tuple(re.findall(r'"([\w-]+)"', names)))
         for variant, body, names in table(API, "variant")
     ]
-    assert backends == [(variant, body.__name__, body.backends) for variant, body in BODIES.items()]
+    assert backends == [
+        (variant, body.__name__, body.backends) for variant, body in BODIES.items()
+    ]
     presets = {name.strip('"'): about for name, about in table(API, "preset")}
     assert presets == {name: preset.about for name, preset in PRESETS.items()}
 
@@ -97,7 +123,10 @@ def test_tables_of_backends_and_presets_are_complete():
 def test_the_start_page_lists_every_chapter_with_title_and_minutes():
     first = {path: read(path).cells[0].source for path in chapters()}
     expected = [
-        (f"{number} · [{source.splitlines()[0].removeprefix('# ')}]({path.name})", str(sum(minutes(source))))
+        (
+            f"{number} · [{source.splitlines()[0].removeprefix('# ')}]({path.name})",
+            str(sum(minutes(source))),
+        )
         for number, (path, source) in enumerate(first.items(), start=1)
     ]
     assert [(row[0], row[-1]) for row in table(INDEX, "chapter")] == expected
@@ -108,13 +137,17 @@ def fences(path: Path) -> list[str]:
 
 
 def test_every_row_for_people_in_a_hurry_has_a_section_with_code():
-    links = re.findall(r"\(#([a-z-]+)\)", " ".join(row[0] for row in table(HURRY, "you want to")))
+    links = re.findall(
+        r"\(#([a-z-]+)\)", " ".join(row[0] for row in table(HURRY, "you want to"))
+    )
     sections = re.findall(r"^## (\w+)\n[^#]*?^```python$", text(HURRY), re.MULTILINE)
     assert links == [section.lower() for section in sections]
     assert len(links) == len(fences(HURRY))
 
 
-@pytest.mark.parametrize("code", fences(HURRY), ids=lambda code: code.splitlines()[-1])
+@pytest.mark.parametrize(
+    "code", fences(HURRY), ids=lambda code: code.splitlines()[-1]
+)
 def test_code_for_people_in_a_hurry_runs(code, tmp_path, monkeypatch, capsys):
     assert len([line for line in code.splitlines() if line]) <= 5
     # Two steps instead of two thousand.
@@ -132,17 +165,28 @@ def test_links_into_the_repository_exist():
     missing = []
     for path in DOCUMENTS:
         content = text(path)
-        inside = re.findall(rf"{re.escape(URL)}/(?:blob|tree)/{re.escape(BRANCH)}/([^\s)#\"]+)", content)
+        inside = re.findall(
+            rf"{re.escape(URL)}/(?:blob|tree)/{re.escape(BRANCH)}/([^\s)#\"]+)",
+            content,
+        )
         beside = re.findall(r"\]\((?!https?:|#|mailto:)([^)\s#]+)", content)
         beside += re.findall(r'(?:src|href)="(?!https?:|#)([^"]+)"', content)
-        missing += [(path.name, link) for link in inside if not (ROOT / link).exists()]
-        missing += [(path.name, link) for link in beside if not (path.parent / link).exists()]
+        missing += [
+            (path.name, link) for link in inside if not (ROOT / link).exists()
+        ]
+        missing += [
+            (path.name, link) for link in beside if not (path.parent / link).exists()
+        ]
     assert not missing
 
 
 def test_documents_have_no_local_paths_or_unfinished_parts():
     wrong = r"(?<!\w)(?:/work/|/tmp/|/home/|\.\./shared)|\b(?:TODO|FIXME|XXX)\b"
-    assert not [(path.name, found) for path in DOCUMENTS for found in re.findall(wrong, text(path))]
+    assert not [
+        (path.name, found)
+        for path in DOCUMENTS
+        for found in re.findall(wrong, text(path))
+    ]
 
 
 # The map of modules in CONTRIBUTING.md
@@ -154,7 +198,9 @@ PACKAGE = Package(ROOT)
 
 def lines_of_map() -> list[str]:
     """Return the modules and folders of the map, from top to bottom."""
-    block = re.search(r"```text\n(fbt/.*?)```", text(ROOT / "CONTRIBUTING.md"), re.DOTALL)
+    block = re.search(
+        r"```text\n(fbt/.*?)```", text(ROOT / "CONTRIBUTING.md"), re.DOTALL
+    )
     assert block is not None
     return re.findall(r"fbt/[\w/]+(?:\.py|/)", block[1])
 
@@ -177,17 +223,30 @@ def test_modules_import_only_modules_below_them_on_the_map():
     assert python <= set(known)
     wrong = []
     for module in (known[path] for path in sorted(python)):
-        imports = [node for node in ast.walk(module.tree) if isinstance(node, ast.ImportFrom)]
+        imports = [
+            node for node in ast.walk(module.tree) if isinstance(node, ast.ImportFrom)
+        ]
         wrong += [(module.name, "relative import") for node in imports if node.level]
-        above = [other for other in PACKAGE.imports(module) if line_of(other.path) < line_of(module.path)]
+        above = [
+            other
+            for other in PACKAGE.imports(module)
+            if line_of(other.path) < line_of(module.path)
+        ]
         wrong += [(module.name, other.name) for other in above]
     assert not wrong
 
 
 def test_the_contents_list_every_module_in_the_order_of_the_map():
     parts = yaml.safe_load(text(ROOT / "_toc.yml"))["parts"]
-    (source,) = (chapter for part in parts for chapter in part["chapters"] if "sections" in chapter)
+    (source,) = (
+        chapter
+        for part in parts
+        for chapter in part["chapters"]
+        if "sections" in chapter
+    )
     listed = [Path(section["file"]) for section in source["sections"]]
-    assert sorted(listed) == sorted(module.path for module in PACKAGE.modules.values())
+    assert sorted(listed) == sorted(
+        module.path for module in PACKAGE.modules.values()
+    )
     lines = [line_of(path) for path in listed if path != VIEWS.relative_to(ROOT)]
     assert lines == sorted(lines)

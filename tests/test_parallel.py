@@ -28,7 +28,9 @@ def check(length, state=None, **changes):
     named = leaves(module, x, state)
     y, after, weights = module(x, state, need_weights=True)
     past = None if state is None else (state.keys, state.values)
-    plain_y, (keys, values), plain_weights = plain.parallel(dict(module.named_parameters()), c, x, past)
+    plain_y, (keys, values), plain_weights = plain.parallel(
+        dict(module.named_parameters()), c, x, past
+    )
     expected = [plain_y, *keys, *values]
     assert_same(everything(y, after), expected)
     assert_same(weights, plain_weights, "weights")
@@ -40,7 +42,11 @@ def test_equals_a_loop_over_steps(length):
     check(length)
 
 
-@pytest.mark.parametrize("changes", [o for o in OPTIONS if not {"memory", "memory_norm"} & o.keys()], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [o for o in OPTIONS if not {"memory", "memory_norm"} & o.keys()],
+    ids=str,
+)
 def test_every_option_equals_a_loop_over_steps(changes):
     check(9, **changes)
 
@@ -51,7 +57,9 @@ def test_a_carried_state_equals_a_loop_over_steps(length, carried):
     check(length, some_state(config("parallel"), carried))
 
 
-@pytest.mark.parametrize("blocks, span", [((8, 9), 3), ((1, 2, 3, 11), 13), ((1,) * 17, 3)], ids=str)
+@pytest.mark.parametrize(
+    "blocks, span", [((8, 9), 3), ((1, 2, 3, 11), 13), ((1,) * 17, 3)], ids=str
+)
 def test_block_by_block_equals_one_pass(blocks, span):
     module, x = body("parallel", span=span), normal(BATCH, 17, 14)
     y, after, _ = module(x)
@@ -69,16 +77,21 @@ def test_block_by_block_equals_one_pass(blocks, span):
 def test_a_long_text_is_read_in_blocks(carried, monkeypatch):
     """The same outputs, state and gradients as all at once; weights, where they are asked for, in full."""
     module, x = body("parallel", span=5), normal(2, 301, 14)
-    state = some_state(config("parallel", span=5), carried, batch=2) if carried else None
+    state = (
+        some_state(config("parallel", span=5), carried, batch=2) if carried else None
+    )
     named = leaves(module, x, state)
     y, after, weights = module(x, state, need_weights=True)
     widths = []
     softmax = torch.softmax
-    monkeypatch.setattr(torch, "softmax", lambda s, dim: widths.append(s.shape[-1]) or softmax(s, dim))
+    monkeypatch.setattr(
+        torch, "softmax", lambda s, dim: widths.append(s.shape[-1]) or softmax(s, dim)
+    )
     monkeypatch.setattr(attention, "LONG", 300)
     found, found_after, none = module(x, state)
     assert none is None
-    assert max(widths) == attention.BLOCK + 5  # no query computes scores far outside its span
+    # no query computes scores far outside its span
+    assert max(widths) == attention.BLOCK + 5
     assert_same(everything(found, found_after), everything(y, after))
     outputs = everything(found, found_after)
     assert_same(gradients(outputs, named), gradients(everything(y, after), named))
@@ -92,14 +105,19 @@ def test_the_returned_state_is_its_own_memory():
         module, x = body("parallel", span=span), normal(BATCH, 9, 14)
         y, state, _ = module(x)
         for tensor in state.keys + state.values:
-            assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+            assert (
+                tensor.untyped_storage().nbytes()
+                == tensor.numel() * tensor.element_size()
+            )
         expected = gradients([y], leaves(module, x), retain=True)
         for tensor in state.detach().keys:
             tensor.zero_()
         assert_same(gradients([y], leaves(module, x)), expected)
 
 
-def with_torch_attention(module: fbt.ParallelBody, x: torch.Tensor, span: int) -> torch.Tensor:
+def with_torch_attention(
+    module: fbt.ParallelBody, x: torch.Tensor, span: int
+) -> torch.Tensor:
     """The same layers around `scaled_dot_product_attention`, the relative terms gathered into its mask."""
     B, T, d = x.shape
     D = d // 2
@@ -110,11 +128,19 @@ def with_torch_attention(module: fbt.ParallelBody, x: torch.Tensor, span: int) -
         z = layer.norm1(x)
         q, k, v = (
             project(z).view(B, T, 2, D).transpose(1, 2)
-            for project in (layer.attention.query, layer.key_value.key, layer.key_value.value)
+            for project in (
+                layer.attention.query,
+                layer.key_value.key,
+                layer.key_value.value,
+            )
         )
         position = torch.einsum("bhtd,htjd->bhtj", q, relative.key_embedding[:, row])
-        mask = ((position + relative.key_bias[:, row]) / D**0.5).masked_fill(hidden, -torch.inf)
-        o = F.scaled_dot_product_attention(q + relative.query_bias[:, None], k, v, attn_mask=mask)
+        mask = ((position + relative.key_bias[:, row]) / D**0.5).masked_fill(
+            hidden, -torch.inf
+        )
+        o = F.scaled_dot_product_attention(
+            q + relative.query_bias[:, None], k, v, attn_mask=mask
+        )
         x = x + layer.attention.output(o.transpose(1, 2).reshape(B, T, d))
         x = x + layer.feed_forward(layer.norm2(x))
     return x
@@ -125,7 +151,9 @@ def test_equals_scaled_dot_product_attention_with_the_same_bias(length):
     module, x = body("parallel"), normal(BATCH, length, 14)
     y, expected = module(x)[0], with_torch_attention(module, x, 13)
     assert_same(y, expected)
-    assert_same(gradients([y], leaves(module, x)), gradients([expected], leaves(module, x)))
+    assert_same(
+        gradients([y], leaves(module, x)), gradients([expected], leaves(module, x))
+    )
 
 
 def test_a_step_sees_itself_the_span_before_it_and_nothing_else():

@@ -1,7 +1,7 @@
 """Several processes make the run that one would make, and it outlives each of them.
 
-Several means two or three on this machine, started by torchrun and joined by gloo. Their shares of a batch
-are not even: three sequences are two and one.
+Several means two or three on this machine, started by torchrun and joined by gloo.
+Their shares of a batch are not even: three sequences are two and one.
 """
 
 import json
@@ -34,14 +34,23 @@ HERE = Path(__file__).parent
 
 def torchrun(count: int, *words: str | Path) -> list[str]:
     """The command that starts so many processes."""
-    start = [sys.executable, "-W", "error", "-m", "torch.distributed.run", "--standalone"]
+    start = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+    ]
     return [*start, f"--nproc-per-node={count}", *map(str, words)]
 
 
 def done(command: list[str]) -> subprocess.CompletedProcess[str]:
     """The command, run to its end; the processes have one thread each."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env=environment
+    )
 
 
 def metrics_in(folder: Path) -> list[dict[str, Any]]:
@@ -54,13 +63,21 @@ def assert_equal_runs(folder: Path, expected: Path) -> None:
     found, wanted = metrics_in(folder), metrics_in(expected)
     assert len(found) == len(wanted)
     for mine, theirs in zip(found, wanted, strict=True):
-        assert (mine.keys(), mine.pop("sample", "")) == (theirs.keys(), theirs.pop("sample", ""))
+        assert (mine.keys(), mine.pop("sample", "")) == (
+            theirs.keys(),
+            theirs.pop("sample", ""),
+        )
         for name, value in theirs.items():
-            assert mine[name] == pytest.approx(value, rel=1e-9, abs=1e-9), (expected.name, name)
+            assert mine[name] == pytest.approx(value, rel=1e-9, abs=1e-9), (
+                expected.name,
+                name,
+            )
     weights = fbt.LanguageModel.from_pretrained(expected).state_dict()
     for name, value in fbt.LanguageModel.from_pretrained(folder).state_dict().items():
         assert value.dtype == torch.float64
-        torch.testing.assert_close(value, weights[name], rtol=1e-9, atol=1e-9, msg=name)
+        torch.testing.assert_close(
+            value, weights[name], rtol=1e-9, atol=1e-9, msg=name
+        )
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +99,13 @@ def test_two_processes_make_the_run_of_one(alone: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["sequence, carry"])
-def test_a_killed_process_ends_all_and_another_number_goes_on(alone: Path, tmp_path: Path, name: str) -> None:
+def test_a_killed_process_ends_all_and_another_number_goes_on(
+    alone: Path, tmp_path: Path, name: str
+) -> None:
     for count, rank, step, kept in ((2, 1, 7, 6), (3, 0, 13, 12)):
-        result = done(torchrun(count, HERE / "several.py", tmp_path, name, str(rank), str(step)))
+        result = done(
+            torchrun(count, HERE / "several.py", tmp_path, name, str(rank), str(step))
+        )
         assert result.returncode != 0
         assert "another process of this run has ended" in result.stderr
         assert Checkpoint.load(tmp_path / name).step == kept
@@ -92,13 +113,19 @@ def test_a_killed_process_ends_all_and_another_number_goes_on(alone: Path, tmp_p
     assert_equal_runs(tmp_path / name, alone / name)
 
 
-def test_a_signal_to_the_command_saves_and_the_first_process_speaks(tmp_path: Path) -> None:
+def test_a_signal_to_the_command_saves_and_the_first_process_speaks(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
     words = small_command(tmp_path / "text.txt", tmp_path / "run", steps=100_000)
     command = torchrun(2, "-m", "fbt.training", *words)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 60
-    while not (tmp_path / "run" / METRICS_FILE).exists() or not metrics_in(tmp_path / "run"):
+    while not (tmp_path / "run" / METRICS_FILE).exists() or not metrics_in(
+        tmp_path / "run"
+    ):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
@@ -114,7 +141,9 @@ def test_what_is_saved_is_said_by_the_first_process_alone() -> None:
     """Of the others each knows the checkpoint that it began with, and none that was written since."""
     for rank in (0, 1):
         processes = Processes(torch.device("cpu"), rank, 2)
-        trainer: Any = SimpleNamespace(processes=processes, folder=RunFolder(Path("run")), saved=3)
+        trainer: Any = SimpleNamespace(
+            processes=processes, folder=RunFolder(Path("run")), saved=3
+        )
         with pytest.raises(OSError) as caught, _explaining(trainer):
             raise OSError
         assert hasattr(caught.value, "__notes__") == (rank == 0)
@@ -123,12 +152,23 @@ def test_what_is_saved_is_said_by_the_first_process_alone() -> None:
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"batch_size": 1}, "batch_size must be at least the number of processes, 2, got 1"),
-        ({"seq_len": 1}, "several processes need sequences of at least 2 characters, got 1"),
-        ({"curriculum": 1}, "several processes need sequences of at least 2 characters, got 1"),
+        (
+            {"batch_size": 1},
+            "batch_size must be at least the number of processes, 2, got 1",
+        ),
+        (
+            {"seq_len": 1},
+            "several processes need sequences of at least 2 characters, got 1",
+        ),
+        (
+            {"curriculum": 1},
+            "several processes need sequences of at least 2 characters, got 1",
+        ),
     ],
 )
-def test_what_several_processes_cannot_share_is_refused(changes: dict[str, int], said: str) -> None:
+def test_what_several_processes_cannot_share_is_refused(
+    changes: dict[str, int], said: str
+) -> None:
     recipe = Recipe(**{"batch_size": 3, "seq_len": 7} | changes)
     check_shares(recipe, 1)
     with pytest.raises(ValueError, match=said):
@@ -137,14 +177,20 @@ def test_what_several_processes_cannot_share_is_refused(changes: dict[str, int],
 
 def test_shares_are_even_and_whole() -> None:
     rows = torch.arange(7)
-    shares = [Processes(torch.device("cpu"), rank, 3).share(rows) for rank in range(3)]
+    shares = [
+        Processes(torch.device("cpu"), rank, 3).share(rows) for rank in range(3)
+    ]
     assert [len(share) for share in shares] == [3, 2, 2]
     assert torch.equal(torch.cat(shares), rows)
 
 
 def test_alone_a_sum_is_what_it_was_and_another_error_stays_itself() -> None:
     with joined("cpu") as processes:
-        assert (processes.count, processes.total(0.1), processes.mean(0.1)) == (1, 0.1, 0.1)
+        assert (processes.count, processes.total(0.1), processes.mean(0.1)) == (
+            1,
+            0.1,
+            0.1,
+        )
         model = torch.nn.Linear(2, 3)
         assert processes.replica(model) is model
         assert torch.equal(processes.gather(torch.ones(2, 3), 2), torch.ones(2, 3))
@@ -152,12 +198,17 @@ def test_alone_a_sum_is_what_it_was_and_another_error_stays_itself() -> None:
         torch.ones(2, 3) @ torch.ones(2, 3)
 
 
-def test_processes_that_see_other_checkpoints_stop_before_they_add_up(alone: Path, tmp_path: Path) -> None:
+def test_processes_that_see_other_checkpoints_stop_before_they_add_up(
+    alone: Path, tmp_path: Path
+) -> None:
     """As where each has a disk of its own: one would resume, and the other begin."""
     shutil.copytree(alone / "sequence", tmp_path / "0" / "sequence")
     result = done(torchrun(2, HERE / "several.py", tmp_path / "RANK", "sequence"))
     assert result.returncode != 0
-    assert "the 2 processes of a run must have the same settings and text and see the same" in result.stderr
+    assert (
+        "the 2 processes of a run must have the same settings and text and see the same"
+        in result.stderr
+    )
     assert not (tmp_path / "1" / "sequence" / CHECKPOINT_FILE).exists()
     assert_equal_runs(tmp_path / "0" / "sequence", alone / "sequence")
 
@@ -173,5 +224,7 @@ def test_each_process_draws_dropout_of_its_own() -> None:
         )
         Trainer._share(trainer, batch)
         drawn.append(torch.rand(3, generator=noise).tolist())
-    assert drawn[0] == torch.rand(3, generator=torch.Generator().manual_seed(0)).tolist()
+    assert (
+        drawn[0] == torch.rand(3, generator=torch.Generator().manual_seed(0)).tolist()
+    )
     assert len({*map(tuple, drawn)}) == 3

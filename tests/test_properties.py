@@ -70,7 +70,9 @@ class Case(NamedTuple):
         if not self.carried:
             return None
         state = some_state(self.config, self.carried, self.batch)
-        return state.map(lambda cache: cache.detach().to(self.device).requires_grad_())
+        return state.map(
+            lambda cache: cache.detach().to(self.device).requires_grad_()
+        )
 
 
 @st.composite
@@ -91,7 +93,11 @@ def cases(draw: st.DrawFn, dropout: bool = False) -> Case:
         memory_norm=draw(st.booleans()),
         relative=draw(st.sampled_from(["per-layer", "shared"])),
     )
-    backends = [b for b in ("auto", *BODIES[variant].backends) if device == "cpu" or b != "native"]
+    backends = [
+        b
+        for b in ("auto", *BODIES[variant].backends)
+        if device == "cpu" or b != "native"
+    ]
     return Case(
         c,
         draw(st.sampled_from(backends)),
@@ -131,20 +137,30 @@ def both(case: Case, run: Any) -> None:
 
 
 @given(cases(dropout=True), strides, strides, st.booleans())
-def test_a_body_reads_any_strides_and_takes_gradients_of_any(case, of_input, of_gradient, training):
+def test_a_body_reads_any_strides_and_takes_gradients_of_any(
+    case, of_input, of_gradient, training
+):
     def run(lm: fbt.LanguageModel) -> dict[str, Tensor]:
         module, x, state = lm.body.train(training), case.x(), case.state()
         torch.manual_seed(5)
-        outputs = everything(*module(strided(x, of_input), state, backend=lm.backend)[:2])
+        outputs = everything(
+            *module(strided(x, of_input), state, backend=lm.backend)[:2]
+        )
         named = leaves(module, x, state)
         upstream = [
             strided(normal(*o.shape, seed=i).detach().to(o.device), of_gradient)
             for i, o in enumerate(outputs)
         ]
         found = torch.autograd.grad(
-            outputs, list(named.values()), upstream, allow_unused=True, materialize_grads=True
+            outputs,
+            list(named.values()),
+            upstream,
+            allow_unused=True,
+            materialize_grads=True,
         )
-        return {f"output {i}": o for i, o in enumerate(outputs)} | dict(zip(named, found, strict=True))
+        return {f"output {i}": o for i, o in enumerate(outputs)} | dict(
+            zip(named, found, strict=True)
+        )
 
     both(case, run)
 
@@ -172,11 +188,20 @@ def test_whoever_wants_a_gradient_gets_it_and_nobody_else_does(case, data):
         for name, tensor in named.items():
             tensor.requires_grad_(name in wanted)
         outputs = everything(*module(x, state, backend=lm.backend)[:2])
-        if any(output.requires_grad for output in outputs):  # a single step reads no table, and has no graph
-            sum(((i + 1) * output).square().sum() for i, output in enumerate(outputs)).backward()
-        assert all(tensor.grad is None for name, tensor in named.items() if name not in wanted)
+        # a single step reads no table, and has no graph
+        if any(output.requires_grad for output in outputs):
+            sum(
+                ((i + 1) * output).square().sum() for i, output in enumerate(outputs)
+            ).backward()
+        assert all(
+            tensor.grad is None
+            for name, tensor in named.items()
+            if name not in wanted
+        )
         return {
-            name: torch.zeros_like(named[name]) if named[name].grad is None else named[name].grad
+            name: torch.zeros_like(named[name])
+            if named[name].grad is None
+            else named[name].grad
             for name in sorted(wanted)
         }
 
@@ -184,7 +209,10 @@ def test_whoever_wants_a_gradient_gets_it_and_nobody_else_does(case, data):
 
 
 @given(
-    cases(), st.sampled_from([torch.no_grad, torch.inference_mode, partial(torch.set_grad_enabled, False)])
+    cases(),
+    st.sampled_from(
+        [torch.no_grad, torch.inference_mode, partial(torch.set_grad_enabled, False)]
+    ),
 )
 def test_without_gradients_the_numbers_are_the_same(case, context):
     lm, reference, state = case.model(), case.model("reference"), case.state()
@@ -207,7 +235,11 @@ def test_checkpoints_around_body_and_model(case, use_reentrant, saved_on_cpu):
         place = torch.autograd.graph.save_on_cpu() if saved_on_cpu else nullcontext()
         with place:
             step = lambda x: module(x, state, backend=lm.backend)[0]  # noqa: E731
-            y = checkpoint(step, x, use_reentrant=use_reentrant) if around else step(x)
+            y = (
+                checkpoint(step, x, use_reentrant=use_reentrant)
+                if around
+                else step(x)
+            )
             logits = lm.head(lm.norm(y))
         logits.square().sum().backward()
         return kept(lm, x) | {"y": y}
@@ -234,12 +266,19 @@ def test_a_copy_is_the_same_model_and_shares_nothing(case, way):
         twin.load_state_dict(lm.state_dict())
         twin.backend = case.backend
     else:
-        twin = copy.deepcopy(lm) if way == "deepcopy" else pickle.loads(pickle.dumps(lm))
+        twin = (
+            copy.deepcopy(lm) if way == "deepcopy" else pickle.loads(pickle.dumps(lm))
+        )
     other = case.tokens(seed=4)
     expected = lm(other)
     assert twin.backend == lm.backend
     assert_same(twin(other), expected, rtol=0, atol=0)
-    assert_same(gradients([twin(other)], leaves(twin)), gradients([expected], leaves(lm)), rtol=0, atol=0)
+    assert_same(
+        gradients([twin(other)], leaves(twin)),
+        gradients([expected], leaves(lm)),
+        rtol=0,
+        atol=0,
+    )
     with torch.no_grad():
         for parameter in twin.parameters():
             parameter.zero_()
@@ -259,7 +298,9 @@ def test_a_tied_weight_has_both_gradients_and_is_saved(case, tmp_path_factory):
         logits.square().sum().backward()
         grads = kept(lm)
         if lm is untied:
-            grads["token_embedding.weight"] = grads["token_embedding.weight"] + grads.pop("head.weight")
+            grads["token_embedding.weight"] = grads[
+                "token_embedding.weight"
+            ] + grads.pop("head.weight")
         results.append(grads | {"logits": logits})
     assert_same(results[0], results[1], **FAST)
     assert_same(results[2], results[0], rtol=0, atol=0)
@@ -289,18 +330,29 @@ def test_functional_calls(case):
     def loss(weights: dict[str, Tensor]) -> Tensor:
         return (torch.func.functional_call(lm, weights, (tokens,)) * upstream).sum()
 
-    both_weights = {name: torch.stack([p, p / 2]) for name, p in given_weights.items()}
+    both_weights = {
+        name: torch.stack([p, p / 2]) for name, p in given_weights.items()
+    }
     works = case.config.variant == "parallel" or lm.backend == "reference"
-    with nullcontext() if works else pytest.raises(RuntimeError, match="setup_context"):
+    with (
+        nullcontext() if works else pytest.raises(RuntimeError, match="setup_context")
+    ):
         assert_same(torch.func.grad(loss)(given_weights), wanted, **FAST)
-    with nullcontext() if works else pytest.raises(RuntimeError, match="setup_context"):
+    with (
+        nullcontext() if works else pytest.raises(RuntimeError, match="setup_context")
+    ):
         found = torch.func.vmap(loss)(both_weights)
         halves = {name: p / 2 for name, p in given_weights.items()}
         assert_same(found, torch.stack([loss(given_weights), loss(halves)]), **FAST)
 
 
-@pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # a single step may have no inputs to it
-@given(cases(), st.sampled_from(["forward", "forward_pre", "full_backward", "full_backward_pre"]), st.data())
+# a single step may have no inputs to it
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+@given(
+    cases(),
+    st.sampled_from(["forward", "forward_pre", "full_backward", "full_backward_pre"]),
+    st.data(),
+)
 def test_hooks_on_any_part_fire_or_are_refused(case, kind, data):
     """As often, and with the same effect, as with the reference."""
     parts = [name for name, _ in case.model().body.named_modules() if name]
@@ -308,7 +360,9 @@ def test_hooks_on_any_part_fire_or_are_refused(case, kind, data):
 
     def run(lm: fbt.LanguageModel) -> dict[str, Tensor]:
         calls = []
-        getattr(lm.body.get_submodule(part), f"register_{kind}_hook")(lambda *_: calls.append(1) and None)
+        getattr(lm.body.get_submodule(part), f"register_{kind}_hook")(
+            lambda *_: calls.append(1) and None
+        )
         x = case.x()
         y = lm.body(x, case.state(), backend=lm.backend)[0]
         found = gradients([y], leaves(lm.body, x))
@@ -336,7 +390,9 @@ def old_weight_norm(linear: nn.Linear) -> None:
 
 
 def with_bias(layer: nn.Module) -> None:
-    layer.attention.query.bias = nn.Parameter(torch.ones_like(layer.attention.query.weight[0]))
+    layer.attention.query.bias = nn.Parameter(
+        torch.ones_like(layer.attention.query.weight[0])
+    )
 
 
 CHANGES = {
@@ -345,14 +401,22 @@ CHANGES = {
     ),
     "weight norm": lambda layer: parametrizations.weight_norm(layer.attention.output),
     "weight norm by a hook": lambda layer: old_weight_norm(layer.attention.output),
-    "pruned": lambda layer: prune.l1_unstructured(layer.feed_forward.inner, "weight", amount=0.5),
-    "another activation": lambda layer: setattr(layer.feed_forward, "activation", torch.tanh),
+    "pruned": lambda layer: prune.l1_unstructured(
+        layer.feed_forward.inner, "weight", amount=0.5
+    ),
+    "another activation": lambda layer: setattr(
+        layer.feed_forward, "activation", torch.tanh
+    ),
     "another epsilon": lambda layer: setattr(layer.norm2, "eps", 0.1),
-    "another forward": lambda layer: setattr(layer.feed_forward, "forward", lambda z: 2 * z),
+    "another forward": lambda layer: setattr(
+        layer.feed_forward, "forward", lambda z: 2 * z
+    ),
     "one more bias": with_bias,
     "no norm": lambda layer: setattr(layer, "norm2", nn.Identity()),
     "a norm without gain": lambda layer: setattr(
-        layer, "norm2", nn.LayerNorm(layer.norm2.normalized_shape, elementwise_affine=False)
+        layer,
+        "norm2",
+        nn.LayerNorm(layer.norm2.normalized_shape, elementwise_affine=False),
     ),
     "another dropout": lambda layer: setattr(layer.dropout, "p", 0.5),
     "evaluated alone": lambda layer: layer.eval(),
@@ -372,7 +436,9 @@ def test_a_changed_part_counts_or_is_refused(case, change, data):
 
     harmless = change == "evaluated alone" and not case.config.dropout
     if case.backend in ("sequence", "native") and not harmless:
-        with pytest.raises(ValueError, match=r"without calling them, but layers\.\d+\.[\w.]+ has "):
+        with pytest.raises(
+            ValueError, match=r"without calling them, but layers\.\d+\.[\w.]+ has "
+        ):
             run(case.model())
     else:
         both(case, run)
@@ -381,9 +447,14 @@ def test_a_changed_part_counts_or_is_refused(case, change, data):
 COMPILERS = ("eager", "aot_eager", "inductor") if LONG else ("eager",)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, by its own compiler
-@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not:UserWarning")
+# of torch, by its own compiler
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore:Guards may run slower on Python 3.13.0:RuntimeWarning"
+)
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not:UserWarning"
+)
 @pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_compiled_model_computes_the_same(variant, compiler):
@@ -406,14 +477,22 @@ def test_a_compiled_model_computes_the_same(variant, compiler):
     torch.compiler.reset()
 
 
-@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not:UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore:Guards may run slower on Python 3.13.0:RuntimeWarning"
+)
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not:UserWarning"
+)
 def test_a_compiled_model_refuses_hooks_as_one_that_is_not():
     torch.compiler.reset()
     case = Case(config("shared-kv"), "sequence", "cpu", batch=2, length=3, carried=0)
     lm = case.model()
-    lm.body.layers[0].attention.query.register_forward_hook(lambda part, given, out: 2 * out)
-    with pytest.raises(ValueError, match=r"but layers\.0\.attention\.query has a forward hook"):
+    lm.body.layers[0].attention.query.register_forward_hook(
+        lambda part, given, out: 2 * out
+    )
+    with pytest.raises(
+        ValueError, match=r"but layers\.0\.attention\.query has a forward hook"
+    ):
         torch.compile(lm, backend="eager")(case.tokens())
     torch.compiler.reset()
 
@@ -430,7 +509,12 @@ def test_a_model_is_made_in_the_default_dtype(variant, memory, dtype):
         torch.set_default_dtype(torch.float32)
     assert {tensor.dtype for tensor in [logits, *lm.state_dict().values()]} == {dtype}
     lm.double()
-    assert_same(logits.double(), lm(some_tokens(2, 3)), rtol=0, atol=30 * torch.finfo(dtype).eps)
+    assert_same(
+        logits.double(),
+        lm(some_tokens(2, 3)),
+        rtol=0,
+        atol=30 * torch.finfo(dtype).eps,
+    )
 
 
 @pytest.mark.parametrize("backend", BODIES["shared-kv"].backends)
@@ -443,7 +527,10 @@ def test_dtypes_that_do_not_fit_are_refused(backend, part):
         x = x.float()
     else:
         lm.body.memory.float()
-    with pytest.raises((TypeError, RuntimeError), match=r"dtype|scalar type|must be torch\.float64 like"):
+    with pytest.raises(
+        (TypeError, RuntimeError),
+        match=r"dtype|scalar type|must be torch\.float64 like",
+    ):
         lm.body(x, backend=backend)[0].sum().backward()
 
 

@@ -24,7 +24,9 @@ def test_the_first_screen_shows_commands_picture_and_code():
 def test_commands_are_targets_of_the_makefile():
     for document in ("README.md", "CONTRIBUTING.md", "tools/README.md"):
         text = (ROOT / document).read_text(encoding="utf-8")
-        commands = set(re.findall(r"(?:`|^)make (?:\w+=\S+ )*([a-z-]+)", text, re.MULTILINE))
+        commands = set(
+            re.findall(r"(?:`|^)make (?:\w+=\S+ )*([a-z-]+)", text, re.MULTILINE)
+        )
         assert commands and commands <= {*targets(), "help-all"}, document
 
 
@@ -37,9 +39,13 @@ def test_every_chapter_has_its_title_and_opens_in_colab():
 
 def test_the_code_runs_and_is_also_on_the_start_page(capsys):
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert f"```python\n{code}```" in (ROOT / "book" / "index.md").read_text(encoding="utf-8")
+    assert f"```python\n{code}```" in (ROOT / "book" / "index.md").read_text(
+        encoding="utf-8"
+    )
     exec(code, {})
-    assert len(capsys.readouterr().out) == int(re.search(r", (\d+), temperature", code)[1])
+    assert len(capsys.readouterr().out) == int(
+        re.search(r", (\d+), temperature", code)[1]
+    )
 
 
 def test_numbers_agree_with_the_records():
@@ -51,7 +57,9 @@ def test_numbers_agree_with_the_records():
         "tiny-shakespeare-parallel": shipped["parallel"],
         "tiny-shakespeare, with feedback": shipped["feedback"],
     }
-    cells = [[name, m["parameters"], m["loss"], m["minutes"]] for name, m in models.items()]
+    cells = [
+        [name, m["parameters"], m["loss"], m["minutes"]] for name, m in models.items()
+    ]
     sentences = [
         "\n".join(f"| {' | '.join(row)} |" for row in cells),
         f"On this text feedback gains about {found['gain']} nats",
@@ -59,7 +67,9 @@ def test_numbers_agree_with_the_records():
         f"{found['gpu']['least']} to {found['gpu']['most']} times",
     ]
     text = " ".join(README.split())
-    assert not [sentence for sentence in sentences if " ".join(sentence.split()) not in text]
+    assert not [
+        sentence for sentence in sentences if " ".join(sentence.split()) not in text
+    ]
     preset = PRESETS["small"].model  # "the sizes of nanoGPT's CPU setting"
     assert (preset["n_layers"], preset["d_model"]) == (4, 128)
     records = fbt_numbers.Records(ROOT / "fbt" / "measurements")

@@ -10,13 +10,17 @@ import pytest
 import release
 from repo import ROOT
 
-VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
+    "project"
+]["version"]
 ADDRESS = "https://github.com/somebody/fbt"
 
 
 def git(folder, *arguments):
     identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
-    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
+    subprocess.run(
+        ["git", *identity, *arguments], cwd=folder, check=True, capture_output=True
+    )
 
 
 @pytest.fixture
@@ -27,7 +31,10 @@ def ready(tmp_path, monkeypatch):
         "CHANGELOG.md": f"# Changelog\n\n## {VERSION} - {datetime.now(UTC):%Y-%m-%d}\n\n## 0.0.1\n",
         ".gitignore": "_build\n",
         "_build/report.json": json.dumps(
-            {"commit": "c0ffee", "rows": [{"step": step, "result": "ok"} for step in nightly.steps()]}
+            {
+                "commit": "c0ffee",
+                "rows": [{"step": step, "result": "ok"} for step in nightly.steps()],
+            }
         ),
     }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -35,7 +42,9 @@ def ready(tmp_path, monkeypatch):
     git(tmp_path, "init", "--quiet", f"--initial-branch={release.BRANCH}")
     git(tmp_path, "add", "--all")
     git(tmp_path, "commit", "--quiet", "--message=all")
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True).stdout
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True
+    ).stdout
     run = {"commit": head[:12]}
     (tmp_path / "tests").mkdir()
     figures = json.dumps({"kills": {"runs": [run]}, "fuzz": run, "properties": run})
@@ -46,7 +55,9 @@ def ready(tmp_path, monkeypatch):
     monkeypatch.setattr(release, "URL", ADDRESS)
     monkeypatch.setattr(release, "commit", lambda: "c0ffee")
     monkeypatch.setattr(
-        release.distribution, "build", lambda into: (tmp_path / "a.whl", tmp_path / "a.tar.gz")
+        release.distribution,
+        "build",
+        lambda into: (tmp_path / "a.whl", tmp_path / "a.tar.gz"),
     )
     monkeypatch.setattr(release.distribution, "differences", lambda wheel, sdist: [])
     monkeypatch.setattr(release.nightly, "FOLDER", tmp_path / "_build")
@@ -74,11 +85,16 @@ def test_main_prints_how_to_release_or_what_is_missing(ready, capsys):
     assert not failures()
     release.main()
     out = capsys.readouterr().out
-    assert out.count("✓") == len(release.CHECKS) and f"Ready: git tag v{VERSION}" in out
+    assert (
+        out.count("✓") == len(release.CHECKS) and f"Ready: git tag v{VERSION}" in out
+    )
     git(ready, "tag", f"v{VERSION}")
     with pytest.raises(SystemExit, match=r"1 of \d+ checks failed"):
         release.main()
-    assert f"✗ The tag does not exist yet. Now: v{VERSION} already exists" in capsys.readouterr().out
+    assert (
+        f"✗ The tag does not exist yet. Now: v{VERSION} already exists"
+        in capsys.readouterr().out
+    )
 
 
 def add(path, text=""):
@@ -95,7 +111,9 @@ FAULTS = [
     (
         "changelog",
         f"make it '## {VERSION} - ",
-        lambda at, _: replace(at / "CHANGELOG.md", f"{datetime.now(UTC):%Y-%m-%d}", "2020-01-01"),
+        lambda at, _: replace(
+            at / "CHANGELOG.md", f"{datetime.now(UTC):%Y-%m-%d}", "2020-01-01"
+        ),
     ),
     ("clean", "commit or remove notes.md", lambda at, _: (at / "notes.md").touch()),
     (
@@ -103,23 +121,33 @@ FAULTS = [
         "the branch is 'draft'",
         lambda at, _: git(at, "switch", "--quiet", "--create", "draft"),
     ),
-    ("no_tag", "choose the next version", lambda at, _: git(at, "tag", f"v{VERSION}")),
+    (
+        "no_tag",
+        "choose the next version",
+        lambda at, _: git(at, "tag", f"v{VERSION}"),
+    ),
     (
         "address",
         "set it in fbt/_repository.py",
-        lambda _, patch: patch.setattr(release, "URL", f"https://github.com/{release.OWNER}/fbt"),
+        lambda _, patch: patch.setattr(
+            release, "URL", f"https://github.com/{release.OWNER}/fbt"
+        ),
     ),
     (
         "address",
         "`make repository`",
-        lambda _, patch: patch.setattr(release, "URL", "https://github.com/another/fbt"),
+        lambda _, patch: patch.setattr(
+            release, "URL", "https://github.com/another/fbt"
+        ),
     ),
     ("address", "is still in README.md", lambda at, _: add(at / "README.md", LEFT)),
     (
         "packages",
         "a.whl: tests/test_a.py",
         lambda _, patch: patch.setattr(
-            release.distribution, "differences", lambda wheel, sdist: ["a.whl: tests/test_a.py"]
+            release.distribution,
+            "differences",
+            lambda wheel, sdist: ["a.whl: tests/test_a.py"],
         ),
     ),
     (
@@ -128,11 +156,17 @@ FAULTS = [
         lambda at, _: add(at / "fbt" / "new.py"),
     ),
     ("everything", "`make nightly QUICK=1`", lambda at, _: (at / REPORT).unlink()),
-    ("everything", "the report is of 0ld", lambda at, _: replace(at / REPORT, "c0ffee", "0ld")),
+    (
+        "everything",
+        "the report is of 0ld",
+        lambda at, _: replace(at / REPORT, "c0ffee", "0ld"),
+    ),
     (
         "everything",
         "failed: audit",
-        lambda at, _: replace(at / REPORT, '"audit", "result": "ok"', '"audit", "result": "FAILED"'),
+        lambda at, _: replace(
+            at / REPORT, '"audit", "result": "ok"', '"audit", "result": "FAILED"'
+        ),
     ),
     (
         "everything",
@@ -142,7 +176,9 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("check", "message", "fault"), FAULTS, ids=[message for _, message, _ in FAULTS])
+@pytest.mark.parametrize(
+    ("check", "message", "fault"), FAULTS, ids=[message for _, message, _ in FAULTS]
+)
 def test_a_fault_fails_its_check(ready, monkeypatch, check, message, fault):
     fault(ready, monkeypatch)
     found = failures()
@@ -151,4 +187,6 @@ def test_a_fault_fails_its_check(ready, monkeypatch, check, message, fault):
 
 
 def test_every_check_has_a_fault():
-    assert {check for check, _, _ in FAULTS} == {check.__name__ for check in release.CHECKS}
+    assert {check for check, _, _ in FAULTS} == {
+        check.__name__ for check in release.CHECKS
+    }

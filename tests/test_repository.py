@@ -17,7 +17,13 @@ CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # Documents for people, whose links into the repository must use its address.
-DOCUMENTS = sorted({*ROOT.glob("*.md"), *(ROOT / "book").glob("*.md"), *(ROOT / "book").glob("*.ipynb")})
+DOCUMENTS = sorted(
+    {
+        *ROOT.glob("*.md"),
+        *(ROOT / "book").glob("*.md"),
+        *(ROOT / "book").glob("*.ipynb"),
+    }
+)
 
 
 def test_settings_agree():
@@ -25,7 +31,11 @@ def test_settings_agree():
     assert re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+(?<!\.git)", URL)
     assert re.fullmatch(r"[\w./-]+", BRANCH)
     assert CONFIG["repository"] == {"url": URL, "branch": BRANCH}
-    assert PYPROJECT["project"]["urls"]["Repository"] == CITATION["repository-code"] == URL
+    assert (
+        PYPROJECT["project"]["urls"]["Repository"]
+        == CITATION["repository-code"]
+        == URL
+    )
     versions = {CITATION["version"], version("fbt-book"), fbt.__version__}
     assert versions == {PYPROJECT["project"]["version"]}
     # An exact pin of torch would make Colab download a second one.
@@ -37,11 +47,19 @@ def test_documents_have_the_address_and_install_this_package():
     wrong = []
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
-        colab = r"colab\.research\.google\.com/github/([\w.-]+/[\w.-]+)/blob/([\w.-]+)/"
-        wrong += [found for found in re.findall(colab, text) if found != (f"{owner}/{name}", BRANCH)]
+        colab = (
+            r"colab\.research\.google\.com/github/([\w.-]+/[\w.-]+)/blob/([\w.-]+)/"
+        )
+        wrong += [
+            found
+            for found in re.findall(colab, text)
+            if found != (f"{owner}/{name}", BRANCH)
+        ]
         installed = re.findall(r"git\+(https://[^@\s\"\\]+)@([\w./-]+)", text)
         wrong += [found for found in installed if found != (URL, BRANCH)]
-        owners = re.findall(rf"https://github\.com/([\w.-]+)/{re.escape(name)}\b", text)
+        owners = re.findall(
+            rf"https://github\.com/([\w.-]+)/{re.escape(name)}\b", text
+        )
         wrong += [found for found in owners if found != owner]
         # On PyPI "fbt" is another project.
         wrong += re.findall(r"pip3? install (?:-\S+ )*[\"']?fbt(?!-book)\b.*", text)
@@ -53,12 +71,20 @@ def test_a_font_that_has_changed_on_npm_is_refused(tmp_path):
     before = vendor.LIST.read_text(encoding="utf-8")
     with pytest.raises(SystemExit, match="npm now serves"):
         vendor.check_font(row, tmp_path / "font.woff", b"another font")
-    assert not [*tmp_path.iterdir()] and vendor.LIST.read_text(encoding="utf-8") == before
+    assert (
+        not [*tmp_path.iterdir()]
+        and vendor.LIST.read_text(encoding="utf-8") == before
+    )
 
 
 def test_a_missing_or_changed_file_is_restored(tmp_path):
     content, path = b"as recorded", tmp_path / "file"
-    row = {"file": "file", "package": "p", "version": "1", "hash": hashlib.sha256(content).hexdigest()}
+    row = {
+        "file": "file",
+        "package": "p",
+        "version": "1",
+        "hash": hashlib.sha256(content).hexdigest(),
+    }
     for before, same in ((None, False), (b"changed", False), (content, True)):
         if before is not None:
             path.write_bytes(before)
@@ -69,5 +95,8 @@ def test_a_missing_or_changed_file_is_restored(tmp_path):
 def test_bundled_files_are_listed_with_their_hashes():
     listed = {row["file"]: row["hash"] for row in vendor.listed()}
     bundled = list((ROOT / "book" / "_static" / "vendor").iterdir())
-    hashes = {str(p.relative_to(ROOT)): hashlib.sha256(p.read_bytes()).hexdigest() for p in bundled}
+    hashes = {
+        str(p.relative_to(ROOT)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in bundled
+    }
     assert hashes == listed

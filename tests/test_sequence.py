@@ -39,7 +39,9 @@ def check(backend, length, state=None, batch=BATCH, **changes):
     module, x = body(VARIANT, **changes), normal(batch, length, c.d_model)
     named = leaves(module, x, state)
     past = None if state is None else (state.keys, state.values)
-    plain_y, (keys, values), _ = plain.feedback(dict(module.named_parameters()), c, x, past)
+    plain_y, (keys, values), _ = plain.feedback(
+        dict(module.named_parameters()), c, x, past
+    )
     expected = [plain_y, *keys, *values]
     y, after, _ = module(x, state, backend=backend)
     assert_same(everything(y, after), expected)
@@ -59,7 +61,9 @@ def test_every_option_equals_a_loop_over_steps(backend, changes):
 
 
 @both
-@pytest.mark.parametrize("length, carried", [(1, 1), (1, 13), (2, 6), (9, 6), (17, 13)])
+@pytest.mark.parametrize(
+    "length, carried", [(1, 1), (1, 13), (2, 6), (9, 6), (17, 13)]
+)
 def test_a_carried_state_equals_a_loop_over_steps(backend, length, carried):
     check(backend, length, some_state(config(VARIANT), carried))
 
@@ -70,7 +74,9 @@ def test_a_carried_state_equals_a_loop_over_steps(backend, length, carried):
 def test_chunks_and_spans_of_every_relation_agree(backend, length, span):
     module, x = body(VARIANT, span=span), normal(2, length, 14)
     named = leaves(module, x)
-    results = [everything(*module(x, backend=name)[:2]) for name in ("stack", backend)]
+    results = [
+        everything(*module(x, backend=name)[:2]) for name in ("stack", backend)
+    ]
     assert_same(results[1], results[0])
     assert_same(gradients(results[1], named), gradients(results[0], named))
 
@@ -106,9 +112,16 @@ def test_random_configurations_agree(
     state = some_state(c, carried, batch) if carried else None
     module, x = body(VARIANT, **changes, **options), normal(batch, length, c.d_model)
     named = leaves(module, x, state)
-    results = [everything(*module(x, state, backend=name)[:2]) for name in ("stack", backend)]
+    results = [
+        everything(*module(x, state, backend=name)[:2]) for name in ("stack", backend)
+    ]
     assert_same(results[1], results[0], rtol=1e-8, atol=1e-9)
-    assert_same(gradients(results[1], named), gradients(results[0], named), rtol=1e-7, atol=1e-8)
+    assert_same(
+        gradients(results[1], named),
+        gradients(results[0], named),
+        rtol=1e-7,
+        atol=1e-8,
+    )
 
 
 @both
@@ -127,7 +140,9 @@ def test_dropout_draws_what_the_loop_draws(backend, carried):
 @both
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_memory_that_nobody_wrote_is_never_read(monkeypatch, backend, dropout, recompute):
+def test_memory_that_nobody_wrote_is_never_read(
+    monkeypatch, backend, dropout, recompute
+):
     module, x = body(VARIANT, span=5, dropout=dropout).train(), normal(BATCH, 19, 14)
     module.recompute = recompute
     named = leaves(module, x)
@@ -135,9 +150,13 @@ def test_memory_that_nobody_wrote_is_never_read(monkeypatch, backend, dropout, r
     clean = everything(*module(x, backend=backend)[:2])
     clean_gradients = gradients(clean, named)
     new_empty = torch.Tensor.new_empty
-    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: new_empty(*a, **k).fill_(torch.nan))
+    monkeypatch.setattr(
+        torch.Tensor, "new_empty", lambda *a, **k: new_empty(*a, **k).fill_(torch.nan)
+    )
     empty_like = torch.empty_like
-    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: empty_like(*a, **k).fill_(torch.nan))
+    monkeypatch.setattr(
+        torch, "empty_like", lambda *a, **k: empty_like(*a, **k).fill_(torch.nan)
+    )
     torch.manual_seed(4)
     poisoned = everything(*module(x, backend=backend)[:2])
     assert_same(poisoned, clean)
@@ -149,7 +168,9 @@ def test_input_of_any_strides(backend):
     module = body(VARIANT)
     x = normal(14, 9, BATCH).transpose(0, 2)
     assert not x.is_contiguous()
-    assert_same(module(x, backend=backend)[0], module(x.contiguous(), backend=backend)[0])
+    assert_same(
+        module(x, backend=backend)[0], module(x.contiguous(), backend=backend)[0]
+    )
 
 
 @both
@@ -159,7 +180,9 @@ def test_frozen_parameters_get_no_gradient_and_the_others_the_same(backend):
     expected = gradients(module(x, backend=backend)[:1], everyone)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_("query" in name or "layer_logits" in name)
-    wanted = {name: tensor for name, tensor in everyone.items() if tensor.requires_grad}
+    wanted = {
+        name: tensor for name, tensor in everyone.items() if tensor.requires_grad
+    }
     assert 0 < len(wanted) < len(everyone)
     found = gradients(module(x, backend=backend)[:1], wanted)
     assert_same(found, {name: expected[name] for name in wanted})
@@ -168,11 +191,20 @@ def test_frozen_parameters_get_no_gradient_and_the_others_the_same(backend):
 @both
 @pytest.mark.parametrize("part", ["y", "keys", "values"])
 def test_gradients_of_a_part_of_the_results(backend, part):
-    module, x, state = body(VARIANT), normal(BATCH, 19, 14), some_state(config(VARIANT), 6)
+    module, x, state = (
+        body(VARIANT),
+        normal(BATCH, 19, 14),
+        some_state(config(VARIANT), 6),
+    )
     named, results = leaves(module, x, state), []
     for name in ("stack", backend):
         y, after, _ = module(x, state, backend=name)
-        results.append(gradients([{"y": y, "keys": after.keys[0], "values": after.values[0]}[part]], named))
+        results.append(
+            gradients(
+                [{"y": y, "keys": after.keys[0], "values": after.values[0]}[part]],
+                named,
+            )
+        )
     assert_same(results[1], results[0])
 
 
@@ -181,7 +213,9 @@ def test_nothing_is_kept_between_calls(backend):
     """Two models, two forwards before a backward, an evaluation in between, a second backward, a copy."""
     one, two = body(VARIANT), body(VARIANT, n_layers=2)
     x = normal(BATCH, 19, 14)
-    expected = [gradients(m(x, backend="stack")[:1], leaves(m, x)) for m in (one, two)]
+    expected = [
+        gradients(m(x, backend="stack")[:1], leaves(m, x)) for m in (one, two)
+    ]
     y1, y2 = one(x, backend=backend)[0], two(x, backend=backend)[0]
     with torch.no_grad():
         one(normal(2, 3, 14, seed=8), backend=backend)
@@ -198,7 +232,9 @@ def test_nothing_is_kept_between_calls(backend):
 def test_without_gradients_no_chunk_is_kept(backend, monkeypatch):
     module, x, kept = body(VARIANT), normal(BATCH, 2 * CHUNK + 3, 14), []
     run = Forward.run
-    monkeypatch.setattr(Forward, "run", lambda loop: kept.append(run(loop)) or kept[-1])
+    monkeypatch.setattr(
+        Forward, "run", lambda loop: kept.append(run(loop)) or kept[-1]
+    )
     expected = module(x, backend=backend)[0]
     with torch.no_grad():
         assert_same(module(x, backend=backend)[0], expected, rtol=0, atol=0)
@@ -209,16 +245,23 @@ def test_without_gradients_no_chunk_is_kept(backend, monkeypatch):
 def test_a_second_derivative_is_refused(backend):
     module, x = body(VARIANT), normal(2, 5, 14)
     y = module(x, backend=backend)[0]
-    with pytest.raises(RuntimeError, match='no second derivative; set backend="reference"'):
+    with pytest.raises(
+        RuntimeError, match='no second derivative; set backend="reference"'
+    ):
         torch.autograd.grad(y.sum(), x, create_graph=True)
 
 
 @both
 def test_under_autocast_it_computes_in_the_dtype_of_the_weights(backend):
-    module, x = body(VARIANT).float(), normal(2, 5, 14).float().detach().requires_grad_()
+    module, x = (
+        body(VARIANT).float(),
+        normal(2, 5, 14).float().detach().requires_grad_(),
+    )
     with torch.autocast("cpu", torch.bfloat16):
         y, state, _ = module(x, backend=backend)
-        rounded = module(x.bfloat16(), module(x, backend="stack")[1], backend=backend)[0]
+        rounded = module(
+            x.bfloat16(), module(x, backend="stack")[1], backend=backend
+        )[0]
     assert y.dtype == state.keys[0].dtype == rounded.dtype == torch.float32
     assert_same(y, module(x, backend=backend)[0], rtol=0, atol=0)
     assert_same(rounded, module(x, state, backend=backend)[0], rtol=0, atol=0.1)
@@ -240,8 +283,13 @@ def test_no_shape_depends_on_a_value():
 def test_the_attention_weights_come_from_the_loop(backend):
     module, x = body(VARIANT), normal(BATCH, 9, 14)
     y, state, weights = module(x, backend=backend, need_weights=True)
-    expected_y, expected_state, expected_weights = module(x, backend="stack", need_weights=True)
-    assert_same([*everything(y, state), weights], [*everything(expected_y, expected_state), expected_weights])
+    expected_y, expected_state, expected_weights = module(
+        x, backend="stack", need_weights=True
+    )
+    assert_same(
+        [*everything(y, state), weights],
+        [*everything(expected_y, expected_state), expected_weights],
+    )
 
 
 @both
@@ -249,7 +297,10 @@ def test_a_language_model_computes_the_same_by_it(backend):
     by_stack, tokens = model(VARIANT), some_tokens(3, 19)
     by_sequence = copy.deepcopy(by_stack)
     by_sequence.backend = backend
-    results = [gradients([m(tokens)], dict(m.named_parameters())) for m in (by_stack, by_sequence)]
+    results = [
+        gradients([m(tokens)], dict(m.named_parameters()))
+        for m in (by_stack, by_sequence)
+    ]
     assert_same(results[1], results[0])
     assert_same(by_sequence.attention(tokens), by_stack.attention(tokens))
     state, steps = None, []
@@ -260,17 +311,29 @@ def test_a_language_model_computes_the_same_by_it(backend):
 
 
 @both
-@pytest.mark.parametrize("carried, dropout, span", [(0, 0.0, 13), (6, 0.0, 13), (0, 0.3, 5), (3, 0.3, 40)])
-def test_recomputing_changes_what_is_kept_and_no_number(backend, carried, dropout, span):
+@pytest.mark.parametrize(
+    "carried, dropout, span", [(0, 0.0, 13), (6, 0.0, 13), (0, 0.3, 5), (3, 0.3, 40)]
+)
+def test_recomputing_changes_what_is_kept_and_no_number(
+    backend, carried, dropout, span
+):
     state = some_state(config(VARIANT, span=span), carried) if carried else None
-    module, x = body(VARIANT, dropout=dropout, span=span).train(), normal(BATCH, 2 * CHUNK + 3, 14)
+    module, x = (
+        body(VARIANT, dropout=dropout, span=span).train(),
+        normal(BATCH, 2 * CHUNK + 3, 14),
+    )
     named, results, kept = leaves(module, x, state), [], []
     for recompute in (False, True):
         module.recompute = recompute
         torch.manual_seed(4)
         results.append(everything(*module(x, state, backend=backend)[:2]))
         kept.append(
-            sum(tensor.nbytes for tensor in results[-1][0].grad_fn.next_functions[0][0].saved_tensors)
+            sum(
+                tensor.nbytes
+                for tensor in results[-1][0]
+                .grad_fn.next_functions[0][0]
+                .saved_tensors
+            )
         )
     assert kept[1] < 0.7 * kept[0] if not dropout else kept[1] < kept[0]
     assert_same(results[1], results[0])
@@ -281,7 +344,10 @@ def test_recomputing_changes_what_is_kept_and_no_number(backend, carried, dropou
 @pytest.mark.parametrize("carried", [1, 4, 5])
 def test_a_decoder_goes_on_from_a_state(backend, carried):
     """Past the span, and past the room for twice the span; the state stays as it is."""
-    module, x = body(VARIANT, span=5, dropout=0.3).eval(), normal(BATCH, 40, 14).detach()
+    module, x = (
+        body(VARIANT, span=5, dropout=0.3).eval(),
+        normal(BATCH, 40, 14).detach(),
+    )
     expected = module(x)[0].detach()
     state = module(x[:, :carried])[1].detach()
     before = state.keys[0].clone(), state.values[0].clone()
@@ -294,5 +360,8 @@ def test_a_decoder_goes_on_from_a_state(backend, carried):
 def test_a_decoder_of_an_unknown_backend_is_refused():
     module = body(VARIANT)
     state = module(normal(BATCH, 3, 14))[1].detach()
-    with pytest.raises(ValueError, match="backend of a decoder must be one of 'auto', 'sequence', 'native'"):
+    with pytest.raises(
+        ValueError,
+        match="backend of a decoder must be one of 'auto', 'sequence', 'native'",
+    ):
         module.decoder(state, "stack")

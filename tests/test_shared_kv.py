@@ -26,7 +26,9 @@ def twins() -> tuple[fbt.SharedKVBody, fbt.FeedbackBody]:
     weights = shared.state_dict()
     for l in range(3):
         for kind in ("key", "value"):
-            weights[f"key_values.{l}.{kind}.weight"] = weights[f"key_values.0.{kind}.weight"]
+            weights[f"key_values.{l}.{kind}.weight"] = weights[
+                f"key_values.0.{kind}.weight"
+            ]
     separate.load_state_dict(weights)
     return shared, separate
 
@@ -36,11 +38,13 @@ def summed_over_layers(separate: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     total = dict(separate)
     for l in (1, 2):
         for kind in ("key", "value"):
-            total[f"key_values.0.{kind}.weight"] = total[f"key_values.0.{kind}.weight"] + total.pop(
-                f"key_values.{l}.{kind}.weight"
-            )
+            total[f"key_values.0.{kind}.weight"] = total[
+                f"key_values.0.{kind}.weight"
+            ] + total.pop(f"key_values.{l}.{kind}.weight")
             if f"state.{kind}s[{l}]" in total:
-                total[f"state.{kind}s[0]"] = total[f"state.{kind}s[0]"] + total.pop(f"state.{kind}s[{l}]")
+                total[f"state.{kind}s[0]"] = total[f"state.{kind}s[0]"] + total.pop(
+                    f"state.{kind}s[{l}]"
+                )
     return total
 
 
@@ -53,17 +57,24 @@ def test_equals_per_layer_keys_and_values_of_equal_weights(length, carried, back
     state = some_state(config("shared-kv"), carried) if carried else None
     copies = (
         fbt.State(
-            *(tuple(t.detach().clone().requires_grad_() for t in c * 3) for c in (state.keys, state.values))
+            *(
+                tuple(t.detach().clone().requires_grad_() for t in c * 3)
+                for c in (state.keys, state.values)
+            )
         )
         if state
         else None
     )
     y, _, weights = shared(x, state, backend=backend, need_weights=True)
-    other_y, _, other_weights = separate(x, copies, backend=backend, need_weights=True)
+    other_y, _, other_weights = separate(
+        x, copies, backend=backend, need_weights=True
+    )
     assert_same(y, other_y)
     assert_same(weights, other_weights, "weights")
     found = gradients([y], leaves(shared, x, state))
-    assert_same(found, summed_over_layers(gradients([other_y], leaves(separate, x, copies))))
+    assert_same(
+        found, summed_over_layers(gradients([other_y], leaves(separate, x, copies)))
+    )
 
 
 def test_the_state_is_one_cache_instead_of_one_per_layer():
@@ -86,11 +97,15 @@ def test_a_step_projects_its_memory_once():
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference", "stack", "sequence"])
-@pytest.mark.parametrize("place", [lambda: torch.device("meta"), FakeTensorMode], ids=["meta", "fake"])
+@pytest.mark.parametrize(
+    "place", [lambda: torch.device("meta"), FakeTensorMode], ids=["meta", "fake"]
+)
 def test_shapes_are_found_out_without_numbers(native, place, backend):
     """Built or not, the native loop is not for them."""
     with place():
-        body = fbt.SharedKVBody(fbt.Config(19, d_model=6, n_heads=2, n_layers=2, span=9))
+        body = fbt.SharedKVBody(
+            fbt.Config(19, d_model=6, n_heads=2, n_layers=2, span=9)
+        )
         y, state, _ = body(torch.empty(3, 12, 6), backend=backend)
         y, state, _ = body(torch.empty(3, 12, 6), state, backend=backend)
         y.sum().backward()
@@ -100,6 +115,8 @@ def test_shapes_are_found_out_without_numbers(native, place, backend):
 
 def test_the_native_loop_refuses_what_has_no_numbers(native):
     with FakeTensorMode():
-        body = fbt.SharedKVBody(fbt.Config(19, d_model=6, n_heads=2, n_layers=2, span=9))
+        body = fbt.SharedKVBody(
+            fbt.Config(19, d_model=6, n_heads=2, n_layers=2, span=9)
+        )
         with pytest.raises(TypeError, match="reads plain tensors, got a FakeTensor"):
             body(torch.empty(3, 12, 6), backend="native")

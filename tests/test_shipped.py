@@ -13,7 +13,9 @@ from fbt.language_model import PRETRAINED, WEIGHTS_FILE
 from fbt.training import evaluate
 
 NAMES = ("tiny-shakespeare", "tiny-shakespeare-parallel")
-RECORD = json.loads((PRETRAINED.parent / "measurements" / "shipped.json").read_text(encoding="utf-8"))
+RECORD = json.loads(
+    (PRETRAINED.parent / "measurements" / "shipped.json").read_text(encoding="utf-8")
+)
 each_model = pytest.mark.parametrize("name", NAMES)
 
 

@@ -37,7 +37,9 @@ def here(x):
         (fbt.LanguageModel.from_pretrained, "fbt/language_model.py"),
         (importlib.import_module("fbt.shared_kv"), "fbt/shared_kv.py"),
     ],
-    ids=lambda value: value if isinstance(value, str) else getattr(value, "__name__", "a property"),
+    ids=lambda value: (
+        value if isinstance(value, str) else getattr(value, "__name__", "a property")
+    ),
 )
 def test_the_link_leads_to_the_lines_that_are_shown(obj, file):
     source = fbt.show(obj)
@@ -52,11 +54,17 @@ def test_the_link_leads_to_the_lines_that_are_shown(obj, file):
 
 def test_it_displays_as_markdown_and_prints_as_text():
     source = fbt.show(attend)
-    assert source._repr_markdown_() == f"[{source.where}]({source.link})\n\n```python\n{source.code}\n```"
+    assert (
+        source._repr_markdown_()
+        == f"[{source.where}]({source.link})\n\n```python\n{source.code}\n```"
+    )
     assert repr(source) == f"# {source.where}\n{source.code}"
 
 
-@pytest.mark.parametrize("obj", [attend, fbt.MemoryStack, fbt.MemoryStack.push, fbt.LanguageModel.attention])
+@pytest.mark.parametrize(
+    "obj",
+    [attend, fbt.MemoryStack, fbt.MemoryStack.push, fbt.LanguageModel.attention],
+)
 def test_without_its_docstring_only_the_docstring_is_missing(obj):
     whole, short = fbt.show(obj).code, fbt.show(obj, docstring=False).code
     expected = ast.parse(whole)
@@ -77,9 +85,15 @@ def test_code_outside_the_package_has_no_link():
     assert source._repr_markdown_().startswith("test_source.py")
 
 
-@pytest.mark.parametrize("obj", [3, "text", None, len, torch.add, fbt.LanguageModel(fbt.Config(3))], ids=type)
+@pytest.mark.parametrize(
+    "obj",
+    [3, "text", None, len, torch.add, fbt.LanguageModel(fbt.Config(3))],
+    ids=type,
+)
 def test_what_has_no_source_is_refused(obj):
-    with pytest.raises(TypeError, match="obj must be a class, function, method or module"):
+    with pytest.raises(
+        TypeError, match="obj must be a class, function, method or module"
+    ):
         fbt.show(obj)
 
 
@@ -87,7 +101,9 @@ def test_a_module_can_do_without_its_docstring_too():
     module = importlib.import_module("fbt.shared_kv")
     expected = ast.parse(fbt.show(module).code)
     del expected.body[0]
-    assert ast.unparse(ast.parse(fbt.show(module, docstring=False).code)) == ast.unparse(expected)
+    assert ast.unparse(
+        ast.parse(fbt.show(module, docstring=False).code)
+    ) == ast.unparse(expected)
 
 
 @pytest.mark.parametrize("fence", ["```", "~~~", "`````"])

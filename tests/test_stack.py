@@ -29,16 +29,24 @@ def windows(stack, items):
 def test_memory_stack_equals_torch_stack(count, span, carried):
     items = steps(count)
     initial = normal(B, H, carried, D, seed=99) if carried else None
-    named = {f"item {i}": item for i, item in enumerate(items)} | ({"initial": initial} if carried else {})
+    named = {f"item {i}": item for i, item in enumerate(items)} | (
+        {"initial": initial} if carried else {}
+    )
     seen = windows(MemoryStack(span, count, initial), items)
     expected = windows(TorchStack(span, initial), items)
-    assert [w.shape[2] for w in seen] == [min(span, carried + t + 1) for t in range(count)]
+    assert [w.shape[2] for w in seen] == [
+        min(span, carried + t + 1) for t in range(count)
+    ]
     assert_same(seen, expected)
     assert_same(gradients(seen, named), gradients(expected, named))
 
 
 @pytest.mark.parametrize(
-    "make", [lambda initial: TorchStack(4, initial), lambda initial: MemoryStack(4, 3, initial)]
+    "make",
+    [
+        lambda initial: TorchStack(4, initial),
+        lambda initial: MemoryStack(4, 3, initial),
+    ],
 )
 def test_a_new_stack_shows_what_it_was_given(make):
     assert make(None).window() is None
@@ -53,34 +61,53 @@ def test_gradcheck_to_second_order(carried, span):
 
     def through_stack(*tensors):
         initial = tensors[3] if carried else None
-        return tuple(w.tanh().sum(dim=2) for w in windows(MemoryStack(span, 3, initial), tensors[:3]))
+        return tuple(
+            w.tanh().sum(dim=2)
+            for w in windows(MemoryStack(span, 3, initial), tensors[:3])
+        )
 
     assert gradcheck(through_stack, inputs)
     assert gradgradcheck(through_stack, inputs)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is:DeprecationWarning")  # raised inside torch
+# raised inside torch
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is:DeprecationWarning")
 def test_forward_mode_is_not_offered_and_says_so():
     (item,) = steps(1)
-    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=r"jvp|forward mode"):
-        MemoryStack(3, 1).push(forward_ad.make_dual(item.detach(), torch.ones_like(item)))
+    with (
+        forward_ad.dual_level(),
+        pytest.raises(NotImplementedError, match=r"jvp|forward mode"),
+    ):
+        MemoryStack(3, 1).push(
+            forward_ad.make_dual(item.detach(), torch.ones_like(item))
+        )
 
 
 def test_only_some_of_the_inputs_need_a_gradient():
     items = steps(5)
     frozen = [item.detach() if i in (0, 3) else item for i, item in enumerate(items)]
     named = {f"item {i}": frozen[i] for i in (1, 2, 4)}
-    seen, expected = (windows(stack, frozen) for stack in (MemoryStack(2, 5), TorchStack(2)))
+    seen, expected = (
+        windows(stack, frozen) for stack in (MemoryStack(2, 5), TorchStack(2))
+    )
     wanted = [w for w in expected if w.requires_grad]
     assert [w.requires_grad for w in seen] == [w.requires_grad for w in expected]
-    assert_same(gradients([w for w in seen if w.requires_grad], named), gradients(wanted, named))
+    assert_same(
+        gradients([w for w in seen if w.requires_grad], named),
+        gradients(wanted, named),
+    )
 
 
 def test_an_unused_window_takes_no_part():
     items = steps(4)
     seen = windows(MemoryStack(3, 4), items)
     found = torch.autograd.grad(seen[1].sum(), items, allow_unused=True)
-    assert [None if g is None else g.unique().tolist() for g in found] == [[1.0], [1.0], None, None]
+    assert [None if g is None else g.unique().tolist() for g in found] == [
+        [1.0],
+        [1.0],
+        None,
+        None,
+    ]
 
 
 def test_each_row_is_written_once_and_windows_share_them():
@@ -112,19 +139,42 @@ def test_capacity_does_not_count_what_was_carried_in():
 
 def test_a_wider_dtype_is_refused():
     stack = MemoryStack(3, 2, torch.zeros(B, H, 1, D))
-    with pytest.raises(TypeError, match=r"items must fit in torch.float32 .* got torch.float64"):
+    with pytest.raises(
+        TypeError, match=r"items must fit in torch.float32 .* got torch.float64"
+    ):
         stack.push(normal(B, H, 1, D))
 
 
 def test_a_narrower_dtype_is_widened_as_torch_stack_does():
-    initial, items = normal(B, H, 2, D), [item.float().detach().requires_grad_() for item in steps(4)]
+    initial, items = (
+        normal(B, H, 2, D),
+        [item.float().detach().requires_grad_() for item in steps(4)],
+    )
     named = {f"item {i}": item for i, item in enumerate(items)} | {"initial": initial}
-    seen, expected = (windows(stack, items) for stack in (MemoryStack(3, 4, initial), TorchStack(3, initial)))
-    # For as long as a carried item is in view; TorchStack then goes back to the narrow dtype.
-    assert [w.dtype for w in expected[:2]] == [w.dtype for w in seen[:2]] == [torch.float64] * 2
-    assert_same([w.double() for w in seen], [w.double() for w in expected], "window", rtol=0, atol=0)
-    found, wanted = (gradients([w.double() for w in of], named) for of in (seen, expected))
-    assert {name: g.dtype for name, g in found.items()} == {name: t.dtype for name, t in named.items()}
+    seen, expected = (
+        windows(stack, items)
+        for stack in (MemoryStack(3, 4, initial), TorchStack(3, initial))
+    )
+    # For as long as a carried item is in view; TorchStack then goes back to the
+    # narrow dtype.
+    assert (
+        [w.dtype for w in expected[:2]]
+        == [w.dtype for w in seen[:2]]
+        == [torch.float64] * 2
+    )
+    assert_same(
+        [w.double() for w in seen],
+        [w.double() for w in expected],
+        "window",
+        rtol=0,
+        atol=0,
+    )
+    found, wanted = (
+        gradients([w.double() for w in of], named) for of in (seen, expected)
+    )
+    assert {name: g.dtype for name, g in found.items()} == {
+        name: t.dtype for name, t in named.items()
+    }
     assert_same(found, wanted, rtol=1e-6, atol=1e-6)
 
 
@@ -133,7 +183,10 @@ def test_more_items_at_once_than_the_span_are_refused():
         MemoryStack(3, 2, normal(B, H, 4, D))
 
 
-@pytest.mark.parametrize("write", [lambda w: w.zero_(), lambda w: w[:, :, 0].fill_(1.0), lambda w: w.mul_(2)])
+@pytest.mark.parametrize(
+    "write",
+    [lambda w: w.zero_(), lambda w: w[:, :, 0].fill_(1.0), lambda w: w.mul_(2)],
+)
 def test_writing_to_a_window_raises_instead_of_corrupting_the_others(write):
     seen = windows(MemoryStack(3, 4), steps(4))
     with pytest.raises(RuntimeError, match="modified inplace"):

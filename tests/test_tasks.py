@@ -78,7 +78,11 @@ def test_the_oracle_agrees_with_what_was_drawn(task, batch, length, seed):
             "x = 9 ; if x < 5 : y = 2 ; if x > 5 : x ++ ; print x ; END",
             "_ _ _ 9 _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ 10 _ _ 10 _",
         ),
-        (tasks.CodeExecution(1), "x = 5 ; if x < 5 : x ++ ; if x < 6 : x -- ; print x ; END", None),
+        (
+            tasks.CodeExecution(1),
+            "x = 5 ; if x < 5 : x ++ ; if x < 6 : x -- ; print x ; END",
+            None,
+        ),
     ],
 )
 def test_sequences_worked_out_by_hand(task, words, answers):
@@ -100,7 +104,9 @@ def test_products_are_taken_from_left_to_right():
 
 @each_task
 def test_sparse_asks_the_last_question_only(task):
-    options = {name: getattr(task, name) for name in inspect.signature(type(task)).parameters}
+    options = {
+        name: getattr(task, name) for name in inspect.signature(type(task)).parameters
+    }
     sparse = type(task)(**options | {"dense": False})
     tokens, all_labels = task.sample(50, 30, generator())
     same, labels = sparse.sample(50, 30, generator())
@@ -119,24 +125,33 @@ def test_a_stream_is_endless_and_repeats_only_by_its_seed(task):
 
     first, again, other = three(5), three(5), three(6)
     assert all(
-        torch.equal(a, b) for x, y in zip(first, again, strict=True) for a, b in zip(x, y, strict=True)
+        torch.equal(a, b)
+        for x, y in zip(first, again, strict=True)
+        for a, b in zip(x, y, strict=True)
     )
     drawn = [tuple(tokens.flatten().tolist()) for tokens, _ in first + other]
-    assert len(set(drawn)) == (1 if task is TASKS["two cups"] else 6)  # two cups have one exchange
+    # two cups have one exchange
+    assert len(set(drawn)) == (1 if task is TASKS["two cups"] else 6)
 
 
 @each_task
 def test_every_word_is_used(task):
     """A word that never occurs would be a mistake in the vocabulary."""
-    tokens, labels = task.sample(3000, 30 if isinstance(task, CodeExecution) else 120, generator())
-    seen = set(tokens.unique().tolist()) | set(labels[labels != IGNORE].unique().tolist())
+    tokens, labels = task.sample(
+        3000, 30 if isinstance(task, CodeExecution) else 120, generator()
+    )
+    seen = set(tokens.unique().tolist()) | set(
+        labels[labels != IGNORE].unique().tolist()
+    )
     assert seen == set(range(len(task.words)))
 
 
 def test_a5_is_the_even_half_of_s5():
     small, large = tasks.Permutations("A5"), tasks.Permutations("S5")
     assert (len(small.words), len(large.words)) == (60, 120)
-    assert set(small.words) == {word for word in large.words if is_even([int(i) for i in word])}
+    assert set(small.words) == {
+        word for word in large.words if is_even([int(i) for i in word])
+    }
     assert sorted(small.table.flatten().unique().tolist()) == list(range(60))
 
 
@@ -157,7 +172,8 @@ def test_programs_follow_the_rules_of_the_paper(variables):
             name = rf"[{''.join(NAMES[:variables])}]"
             change = rf"({name} = (10|[1-9])|{name} (\+\+|--)) ;"
             assert re.fullmatch(
-                rf"{change}|print {name} ;|if {name} [<>] (10|[1-9]|{name}) : {change}", statement
+                rf"{change}|print {name} ;|if {name} [<>] (10|[1-9]|{name}) : {change}",
+                statement,
             )
             kind = statement.split()[0]
             kinds[kind if kind in kinds else statement.split()[1]] += 1
@@ -165,19 +181,23 @@ def test_programs_follow_the_rules_of_the_paper(variables):
                 assert statement.split()[1] != statement.split()[3]
         outside = [s for s in statements if " = " in s and " if " not in f" {s}"]
         assert len({s.split()[0] for s in outside}) == len(outside)
-        assert (asked != IGNORE).sum() == sum(s.strip().startswith("print") for s in statements)
+        assert (asked != IGNORE).sum() == sum(
+            s.strip().startswith("print") for s in statements
+        )
     counted = sum(kinds.values())
     assert counted == 300 * 40
     assert kinds["="] <= 300 * variables
     if variables > 1:  # one variable has no other to be compared with
-        assert abs(kinds["print"] / counted - 0.25) < 0.03  # with all names taken: ++, --, if, print
+        # with all names taken: ++, --, if, print
+        assert abs(kinds["print"] / counted - 0.25) < 0.03
     values = labels[labels != IGNORE] + 1
     assert (values.min(), values.max()) == (1, HIGH)
 
 
 def test_programs_are_the_same_whatever_is_asked():
     (tokens, few), (same, many) = (
-        tasks.CodeExecution(3, ask=ask).sample(20, 30, generator()) for ask in ("prints", "statements")
+        tasks.CodeExecution(3, ask=ask).sample(20, 30, generator())
+        for ask in ("prints", "statements")
     )
     assert torch.equal(tokens, same)
     prints = few != IGNORE
@@ -197,21 +217,36 @@ def test_accuracy_counts_asked_steps():
     assert accuracy(logits, torch.tensor([[0, 2, IGNORE, 2]])) == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="labels must ask at one step at least"):
         accuracy(logits, torch.full((1, 4), IGNORE))
-    with pytest.raises(ValueError, match=r"logits must be \[1, 5\] \+ \[V\] like labels, got \[1, 4, 3\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"logits must be \[1, 5\] \+ \[V\] like labels, got \[1, 4, 3\]",
+    ):
         accuracy(logits, torch.zeros(1, 5))
 
 
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: tasks.Permutations("S4"), "group must be one of 'S3', 'A5', 'S5', got 'S4'"),
+        (
+            lambda: tasks.Permutations("S4"),
+            "group must be one of 'S3', 'A5', 'S5', got 'S4'",
+        ),
         (lambda: tasks.ShellGame(1), r"cups must be an int in \[2, 26\], got 1"),
         (lambda: tasks.ShellGame(27), r"cups must be an int in \[2, 26\], got 27"),
         (lambda: tasks.Walk(1), "size must be"),
-        (lambda: tasks.Walk(3, heading=True), "heading needs facing=True, got facing=False"),
+        (
+            lambda: tasks.Walk(3, heading=True),
+            "heading needs facing=True, got facing=False",
+        ),
         (lambda: tasks.Copy(27), r"symbols must be an int in \[2, 26\], got 27"),
-        (lambda: tasks.CodeExecution(ask="all"), "ask must be one of 'prints', 'statements', got 'all'"),
-        (lambda: tasks.CodeExecution(6), r"variables must be an int in \[1, 5\], got 6"),
+        (
+            lambda: tasks.CodeExecution(ask="all"),
+            "ask must be one of 'prints', 'statements', got 'all'",
+        ),
+        (
+            lambda: tasks.CodeExecution(6),
+            r"variables must be an int in \[1, 5\], got 6",
+        ),
         (lambda: tasks.Parity().sample(0, 3, generator()), "batch must be"),
         (lambda: tasks.Parity().sample(2, 0, generator()), "length must be"),
         (lambda: tasks.Parity().stream(2, 3, seed=-1), "seed must be"),
@@ -219,13 +254,22 @@ def test_accuracy_counts_asked_steps():
             lambda: tasks.WordTokenizer(["a", "b c"]),
             "words must be without white space and not empty, got 'b c'",
         ),
-        (lambda: tasks.WordTokenizer(["a", "b", "a"]), "words must be distinct, got 'a' twice"),
-        (lambda: tasks.Parity().tokenizer.encode("1 2"), "text must be made of 2 known words, got '2'"),
+        (
+            lambda: tasks.WordTokenizer(["a", "b", "a"]),
+            "words must be distinct, got 'a' twice",
+        ),
+        (
+            lambda: tasks.Parity().tokenizer.encode("1 2"),
+            "text must be made of 2 known words, got '2'",
+        ),
         (
             lambda: tasks.Parity().tokenizer.decode(torch.tensor([0, -1])),
             r"numbers must be in \[0, 1\] or -100, got -1",
         ),
-        (lambda: tasks.Parity().tokenizer.decode(torch.tensor([2])), r"numbers must be in \[0, 1\]"),
+        (
+            lambda: tasks.Parity().tokenizer.decode(torch.tensor([2])),
+            r"numbers must be in \[0, 1\]",
+        ),
     ],
 )
 def test_arguments_out_of_range_are_named(make, message):
@@ -239,5 +283,7 @@ def test_options_of_another_type_are_named():
         lambda: tasks.Walk(facing="no"),
         lambda: tasks.Copy(reverse=None),
     ):
-        with pytest.raises(TypeError, match=r"(dense|facing|reverse) must be True or False"):
+        with pytest.raises(
+            TypeError, match=r"(dense|facing|reverse) must be True or False"
+        ):
             make()

@@ -1,6 +1,7 @@
 """Standard tools of torch: vmap, export, compile and TensorBoard's graph, with the numbers of a plain call.
 
-Also where token ids are checked: on every device, but not in a graph, nor where there are no values.
+Also where token ids are checked: on every device, but not in a graph, nor where there
+are no values.
 """
 
 import pytest
@@ -13,7 +14,8 @@ import fbt
 from fbt import _checks
 
 TOKENS = some_tokens(3, 4)
-SMALL = {"n_layers": 1, "d_model": 6, "d_ff": 5}  # what takes long grows with steps and layers
+# what takes long grows with steps and layers
+SMALL = {"n_layers": 1, "d_model": 6, "d_ff": 5}
 
 
 def reader(variant: str, backend: str = "reference", **changes) -> fbt.LanguageModel:
@@ -38,7 +40,9 @@ def test_vmap_over_weights(variant):
         for parameter in other.parameters():
             parameter *= 1.1
     both = torch.func.stack_module_state([lm, other])
-    found = torch.vmap(lambda *given: torch.func.functional_call(lm, given, (TOKENS,)))(*both)
+    found = torch.vmap(
+        lambda *given: torch.func.functional_call(lm, given, (TOKENS,))
+    )(*both)
     assert_same(found, torch.stack([lm(TOKENS), other(TOKENS)]))
 
 
@@ -72,7 +76,9 @@ def test_export(variant, strict):
     assert_same(exported(other), lm(other))
 
 
-@pytest.mark.parametrize("variant, backend", [("parallel", "auto"), ("shared-kv", "reference")])
+@pytest.mark.parametrize(
+    "variant, backend", [("parallel", "auto"), ("shared-kv", "reference")]
+)
 def test_compile_without_a_graph_break(variant, backend):
     """By the tracers alone: what inductor makes of their graph is its own affair, and takes minutes."""
     lm = reader(variant, backend, **SMALL)
@@ -81,12 +87,16 @@ def test_compile_without_a_graph_break(variant, backend):
     tokens = TOKENS[:, :3]
     assert_same(compiled(tokens), lm(tokens))
     assert_same(
-        torch.autograd.grad(compiled(tokens).square().sum(), lm.token_embedding.weight),
+        torch.autograd.grad(
+            compiled(tokens).square().sum(), lm.token_embedding.weight
+        ),
         torch.autograd.grad(lm(tokens).square().sum(), lm.token_embedding.weight),
     )
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning"
+)
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @each_variant
 def test_the_graph_of_tensorboard(variant, backend):
@@ -103,18 +113,24 @@ def test_the_graph_of_tensorboard(variant, backend):
     assert_same(traced(other), lm(other), rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning"
+)
 @pytest.mark.parametrize("variant", FEEDBACK)
 def test_the_stack_cannot_be_traced_by_jit(variant):
     lm = reader(variant, "stack", **SMALL)
-    with pytest.raises(ValueError, match=r"backend under torch\.jit\.trace must be one of 'auto'"):
+    with pytest.raises(
+        ValueError, match=r"backend under torch\.jit\.trace must be one of 'auto'"
+    ):
         torch.jit.trace(lm, (TOKENS,))
 
 
 def test_tokens_without_values_are_checked_for_shape_and_type():
     for where in ("meta", "fake"):
         with FakeTensorMode() if where == "fake" else torch.device("meta"):
-            lm = fbt.LanguageModel(fbt.Config(19, variant="parallel", d_model=6, n_heads=2, n_layers=1))
+            lm = fbt.LanguageModel(
+                fbt.Config(19, variant="parallel", d_model=6, n_heads=2, n_layers=1)
+            )
             assert lm(torch.zeros(2, 3, dtype=torch.long)).shape == (2, 3, 19)
             with pytest.raises(ValueError, match=r"tokens must have shape \[B, T\]"):
                 lm(torch.zeros(3, dtype=torch.long))
@@ -127,7 +143,9 @@ class OnGPU(torch.Tensor):
 
 
 @pytest.mark.parametrize("capturing", [False, True])
-def test_ids_on_a_gpu_are_checked_except_while_a_graph_is_captured(capturing, monkeypatch):
+def test_ids_on_a_gpu_are_checked_except_while_a_graph_is_captured(
+    capturing, monkeypatch
+):
     """Reading values would end the capture; an id out of range would end the process."""
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
     ids = torch.tensor([[3, 19]]).as_subclass(OnGPU)
@@ -149,6 +167,8 @@ def test_a_size_that_is_a_symbol_passes_for_an_int():
             return x + 1
 
     dynamic = {"x": {0: torch.export.Dim("length", min=2, max=64)}}
-    exported = torch.export.export(Sized(), (torch.ones(5),), dynamic_shapes=dynamic, strict=False)
+    exported = torch.export.export(
+        Sized(), (torch.ones(5),), dynamic_shapes=dynamic, strict=False
+    )
     assert found == [torch.SymInt]
     assert torch.equal(exported.module()(torch.ones(9)), torch.full((9,), 2.0))

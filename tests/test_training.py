@@ -31,7 +31,11 @@ from fbt.training.run import LOSS_FIGURE
 
 ALONE = Processes(torch.device("cpu"))
 VARIANTS = ("parallel", "feedback", "shared-kv")
-SMALL_RECIPE = {name: value for name, value in SMALL.items() if name in Recipe.__dataclass_fields__}
+SMALL_RECIPE = {
+    name: value
+    for name, value in SMALL.items()
+    if name in Recipe.__dataclass_fields__
+}
 
 
 class Killed(BaseException):
@@ -50,7 +54,8 @@ def die_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
     return dying
 
 
-# --- what a step does -------------------------------------------------------------------------------------
+# --- what a step does
+# -------------------------------------------------------------------------------------
 
 
 def by_hand(
@@ -69,14 +74,20 @@ def by_hand(
     decayed = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
     plain = [p for p in model.parameters() if all(p is not q for q in decayed)]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        [
+            {"params": decayed, "weight_decay": recipe.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ],
         betas=(0.9, recipe.beta2),
     )
     losses, state, at = [], None, 0
     for step in range(recipe.steps):
         if at + length + 1 > stream:
             state, at = None, 0
-        rows = [tokens[b * stream + at : b * stream + at + length + 1] for b in range(size)]
+        rows = [
+            tokens[b * stream + at : b * stream + at + length + 1]
+            for b in range(size)
+        ]
         batch = torch.stack(rows)
         at += length
         if state is not None:
@@ -85,7 +96,9 @@ def by_hand(
         with context():
             logits, state = model(batch[:, :-1], state, return_state=True)
         state = state.detach()
-        loss = F.cross_entropy(logits.float().reshape(-1, config.vocab_size), batch[:, 1:].reshape(-1))
+        loss = F.cross_entropy(
+            logits.float().reshape(-1, config.vocab_size), batch[:, 1:].reshape(-1)
+        )
         model.zero_grad()
         loss.backward()
         if recipe.clip:
@@ -102,15 +115,29 @@ def by_hand(
 
 @pytest.mark.parametrize("clip", [0.0, 0.3])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_carried_memory_clipping_and_schedule_are_those_of_a_loop_by_hand(variant: str, clip: float) -> None:
-    # Three streams of 120 characters make 9 blocks of 13: step 9 begins the text again.
-    changes = {"carry": True, "steps": 11, "seq_len": 13, "span": 17, "clip": clip, "dropout": 0.1}
+def test_carried_memory_clipping_and_schedule_are_those_of_a_loop_by_hand(
+    variant: str, clip: float
+) -> None:
+    # Three streams of 120 characters make 9 blocks of 13: step 9 begins the text
+    # again.
+    changes = {
+        "carry": True,
+        "steps": 11,
+        "seq_len": 13,
+        "span": 17,
+        "clip": clip,
+        "dropout": 0.1,
+    }
     run = small_run(TEXT[:400], variant=variant, **changes)
     assert any(metric.get("grad_norm", 0.0) > 0.3 for metric in run.metrics)
     losses, model = by_hand(TEXT[:400], run.settings.config, run.settings.recipe)
-    assert [m["loss"] for m in run.metrics if "loss" in m] == pytest.approx(losses, rel=1e-4)
+    assert [m["loss"] for m in run.metrics if "loss" in m] == pytest.approx(
+        losses, rel=1e-4
+    )
     for name, value in model.state_dict().items():
-        torch.testing.assert_close(run.model.state_dict()[name], value, rtol=1e-3, atol=1e-4, msg=name)
+        torch.testing.assert_close(
+            run.model.state_dict()[name], value, rtol=1e-3, atol=1e-4, msg=name
+        )
 
 
 def bfloat16() -> AbstractContextManager[Any]:
@@ -118,16 +145,32 @@ def bfloat16() -> AbstractContextManager[Any]:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_autocast_around_a_run_casts_the_weights_of_every_step_anew(variant: str) -> None:
-    changes = {"carry": True, "steps": 11, "seq_len": 13, "span": 17, "dropout": 0.1, "lr": 2e-2}
+def test_autocast_around_a_run_casts_the_weights_of_every_step_anew(
+    variant: str,
+) -> None:
+    changes = {
+        "carry": True,
+        "steps": 11,
+        "seq_len": 13,
+        "span": 17,
+        "dropout": 0.1,
+        "lr": 2e-2,
+    }
     with bfloat16():
         run = small_run(TEXT[:400], variant=variant, **changes)
-    losses, model = by_hand(TEXT[:400], run.settings.config, run.settings.recipe, bfloat16)
-    # To the rounding of bfloat16; with the weights of the first step the loss would stay what it was.
-    assert [m["loss"] for m in run.metrics if "loss" in m] == pytest.approx(losses, rel=1e-2)
+    losses, model = by_hand(
+        TEXT[:400], run.settings.config, run.settings.recipe, bfloat16
+    )
+    # To the rounding of bfloat16; with the weights of the first step the loss would
+    # stay what it was.
+    assert [m["loss"] for m in run.metrics if "loss" in m] == pytest.approx(
+        losses, rel=1e-2
+    )
     assert losses[-1] < losses[0] / 2
     with bfloat16():
-        assert evaluate(model.eval(), last_windows(TEXT[:400], 13)) == pytest.approx(run.val_loss, rel=2e-2)
+        assert evaluate(model.eval(), last_windows(TEXT[:400], 13)) == pytest.approx(
+            run.val_loss, rel=2e-2
+        )
         assert evaluate(run.model, last_windows(TEXT[:400], 13)) == run.val_loss
 
 
@@ -135,7 +178,9 @@ def last_windows(text: str, length: int) -> Tensor:
     """The windows [W, T + 1] of the last evaluation."""
     held_out = CharTokenizer(text).encode(text)[int(0.9 * len(text)) :]
     count = (len(held_out) - 1) // length
-    return torch.stack([held_out[i * length : (i + 1) * length + 1] for i in range(count)])
+    return torch.stack(
+        [held_out[i * length : (i + 1) * length + 1] for i in range(count)]
+    )
 
 
 MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
@@ -147,7 +192,9 @@ MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("carry", [False, True])
-def test_modes_of_the_caller_do_not_reach_a_run(mode: str, carry: bool, tmp_path: Path) -> None:
+def test_modes_of_the_caller_do_not_reach_a_run(
+    mode: str, carry: bool, tmp_path: Path
+) -> None:
     expected = small_run(dropout=0.2, carry=carry)
     with MODES[mode]():
         with pytest.MonkeyPatch.context() as patch:
@@ -163,7 +210,8 @@ def test_modes_of_the_caller_do_not_reach_a_run(mode: str, carry: bool, tmp_path
     assert_same_run(run, expected)
     assert text == expected.model.generate("to", 9, seed=1)
     assert torch.equal(attention, expected.model.attention(torch.tensor([[1]])))
-    run.model.train()(torch.tensor([[1, 2]])).sum().backward()  # and its weights are no inference tensors
+    # and its weights are no inference tensors
+    run.model.train()(torch.tensor([[1, 2]])).sum().backward()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -181,7 +229,10 @@ def test_a_default_dtype_does_not_reach_a_model_that_is_read() -> None:
     for dtype in (torch.float64, torch.bfloat16):
         torch.set_default_dtype(dtype)
         try:
-            assert (evaluate(model, windows), model.generate("to ", 9, seed=1)) == expected
+            assert (
+                evaluate(model, windows),
+                model.generate("to ", 9, seed=1),
+            ) == expected
         finally:
             torch.set_default_dtype(torch.float32)
 
@@ -202,7 +253,12 @@ def test_the_weights_a_run_begins_with_are_those_of_its_seed(kind: str) -> None:
 
 
 def test_runs_in_threads_are_the_runs_they_would_be_alone() -> None:
-    kinds: list[dict[str, Any]] = [{"seed": 1}, {"seed": 1}, {"seed": 2}, {"seed": 1, "variant": "parallel"}]
+    kinds: list[dict[str, Any]] = [
+        {"seed": 1},
+        {"seed": 1},
+        {"seed": 2},
+        {"seed": 1, "variant": "parallel"},
+    ]
     expected = [small_run(dropout=0.3, **kind) for kind in kinds]
     start, runs = threading.Barrier(len(kinds)), {}
 
@@ -210,7 +266,9 @@ def test_runs_in_threads_are_the_runs_they_would_be_alone() -> None:
         start.wait()
         runs[number] = small_run(dropout=0.3, **kinds[number])
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(kinds))]
+    threads = [
+        threading.Thread(target=run, args=(number,)) for number in range(len(kinds))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -219,7 +277,9 @@ def test_runs_in_threads_are_the_runs_they_would_be_alone() -> None:
         assert_same_run(runs[number], alone)
 
 
-def test_another_thread_may_seed_and_draw_while_a_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_thread_may_seed_and_draw_while_a_run_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Here between any two steps of the run; its numbers and those of the thread are as if alone."""
     expected, drawn = small_run(dropout=0.3), []
     torch.manual_seed(9)
@@ -241,9 +301,21 @@ def test_the_memory_is_carried_and_forgotten_where_the_text_begins_again() -> No
     run = small_run(steps=1)
     text = TEXT[:400]
     settings = run.settings
-    recipe = Recipe(**{**PRESETS["tiny"].recipe, "batch_size": 3, "seq_len": 29, "carry": True, "steps": 9})
-    model = LanguageModel(Config(len(set(text)), d_model=16, n_heads=2, span=5), CharTokenizer(text))
-    trainer = Trainer(type(settings)(model.config, recipe, None, "", None), text, model, None, ALONE)
+    recipe = Recipe(
+        **{
+            **PRESETS["tiny"].recipe,
+            "batch_size": 3,
+            "seq_len": 29,
+            "carry": True,
+            "steps": 9,
+        }
+    )
+    model = LanguageModel(
+        Config(len(set(text)), d_model=16, n_heads=2, span=5), CharTokenizer(text)
+    )
+    trainer = Trainer(
+        type(settings)(model.config, recipe, None, "", None), text, model, None, ALONE
+    )
     carried = []
     for trainer.step in range(9):
         batch = trainer._batch()
@@ -251,18 +323,28 @@ def test_the_memory_is_carried_and_forgotten_where_the_text_begins_again() -> No
         tokens = trainer.train_tokens
         block = trainer.step % 4
         for b in range(3):
-            assert torch.equal(batch[b], tokens[120 * b + 29 * block : 120 * b + 29 * block + 30])
+            assert torch.equal(
+                batch[b], tokens[120 * b + 29 * block : 120 * b + 29 * block + 30]
+            )
         trainer._update()
         assert trainer.state is not None
-        assert not any(t.requires_grad for t in trainer.state.keys + trainer.state.values)
+        assert not any(
+            t.requires_grad for t in trainer.state.keys + trainer.state.values
+        )
     assert carried == [False, True, True, True] * 2 + [False]
 
 
 def test_batches_depend_on_seed_and_step() -> None:
-    # Equal low halves once gave every seed the same batches: torch's CPU generator reads 32 bits.
-    seeds = {step_seed(seed, step) % 2**32 for seed in range(50) for step in range(50)}
+    # Equal low halves once gave every seed the same batches: torch's CPU generator
+    # reads 32 bits.
+    seeds = {
+        step_seed(seed, step) % 2**32 for seed in range(50) for step in range(50)
+    }
     assert len(seeds) == 2500
-    losses = [[m["loss"] for m in untimed(small_run(seed=seed).metrics) if "loss" in m] for seed in (0, 1, 0)]
+    losses = [
+        [m["loss"] for m in untimed(small_run(seed=seed).metrics) if "loss" in m]
+        for seed in (0, 1, 0)
+    ]
     assert losses[0] == losses[2] != losses[1]
 
 
@@ -275,19 +357,36 @@ def test_windows_follow_the_curriculum() -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_only_matrices_of_linear_layers_decay(variant: str) -> None:
-    model = LanguageModel(Config(7, d_model=6, n_heads=2, n_layers=1, span=3, variant=variant))
-    decayed, others = adamw(model, Recipe(weight_decay=0.25, beta2=0.9, lr=0.5)).param_groups
+    model = LanguageModel(
+        Config(7, d_model=6, n_heads=2, n_layers=1, span=3, variant=variant)
+    )
+    decayed, others = adamw(
+        model, Recipe(weight_decay=0.25, beta2=0.9, lr=0.5)
+    ).param_groups
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.25, 0.0)
     assert decayed["betas"] == others["betas"] == (0.9, 0.9)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = [sorted(names[id(parameter)] for parameter in group["params"]) for group in (decayed, others)]
+    groups = [
+        sorted(names[id(parameter)] for parameter in group["params"])
+        for group in (decayed, others)
+    ]
     assert sorted(groups[0] + groups[1]) == sorted(names.values())
-    kinds = ("query.weight", "key.weight", "value.weight", "output.weight", "head.weight")
+    kinds = (
+        "query.weight",
+        "key.weight",
+        "value.weight",
+        "output.weight",
+        "head.weight",
+    )
     for name in groups[0]:
-        assert name.endswith(kinds) or ("feed_forward" in name and name.endswith("weight")), name
+        assert name.endswith(kinds) or (
+            "feed_forward" in name and name.endswith("weight")
+        ), name
     for name in groups[1]:
         assert (
-            name.endswith(("bias", "token_embedding.weight", "key_embedding", "layer_logits"))
+            name.endswith(
+                ("bias", "token_embedding.weight", "key_embedding", "layer_logits")
+            )
             or "norm" in name
         )
 
@@ -322,16 +421,22 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
     ]
     monkeypatch.undo()
     whole = small_run()
-    # The metrics say how it came to that, up to the last step that was taken; a resumed run takes them back.
+    # The metrics say how it came to that, up to the last step that was taken; a
+    # resumed run takes them back.
     lines = (tmp_path / "run" / METRICS_FILE).read_text().splitlines()
-    assert [m["step"] for m in map(json.loads, lines) if "loss" in m] == list(range(1, 9))
+    assert [m["step"] for m in map(json.loads, lines) if "loss" in m] == list(
+        range(1, 9)
+    )
     assert_same_run(resume(tmp_path / "run", TEXT, progress=False), whole)
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gradient_that_is_not_finite_stops_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     astray(5, monkeypatch, gradient=True)
     with pytest.raises(
-        FloatingPointError, match=r"^loss \d\.\d+ and gradient norm inf at step 5 must be finite"
+        FloatingPointError,
+        match=r"^loss \d\.\d+ and gradient norm inf at step 5 must be finite",
     ):
         small_run(clip=0.0)
 
@@ -341,7 +446,8 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run(
 ) -> None:
     monkeypatch.setattr(training_loop, "total_loss", lambda model, windows: math.nan)
     with pytest.raises(
-        FloatingPointError, match=r"^validation loss nan at step 4 must be finite: .* or clip=1"
+        FloatingPointError,
+        match=r"^validation loss nan at step 4 must be finite: .* or clip=1",
     ):
         small_run(folder=tmp_path, clip=0.0)
     assert Checkpoint.load(tmp_path).step == 3
@@ -354,13 +460,15 @@ def test_weights_that_are_not_finite_do_not_replace_a_checkpoint(
 
     def ruining(self: Trainer) -> Any:
         values = update(self)
-        if self.step == 5:  # the loss of step 6 is fine; what it leads to is seen before it is saved
+        # the loss of step 6 is fine; what it leads to is seen before it is saved
+        if self.step == 5:
             self.model.head.weight.data[0, 0] = math.inf
         return values
 
     monkeypatch.setattr(Trainer, "_update", ruining)
     with pytest.raises(
-        FloatingPointError, match=r"^the weights after step 6 must be finite: try an lr below"
+        FloatingPointError,
+        match=r"^the weights after step 6 must be finite: try an lr below",
     ):
         small_run(folder=tmp_path)
     checkpoint = Checkpoint.load(tmp_path)
@@ -374,17 +482,28 @@ def test_a_start_that_is_not_finite_is_named(tmp_path: Path) -> None:
     with torch.no_grad():
         parallel.head.weight[0, 0] = math.nan
     with pytest.raises(
-        FloatingPointError, match=r"^the weights after step 0 must be finite: start from others$"
+        FloatingPointError,
+        match=r"^the weights after step 0 must be finite: start from others$",
     ):
-        train(TEXT, init_from=parallel, folder=tmp_path, preset="tiny", steps=1, progress=False)
+        train(
+            TEXT,
+            init_from=parallel,
+            folder=tmp_path,
+            preset="tiny",
+            steps=1,
+            progress=False,
+        )
     assert not (tmp_path / CHECKPOINT_FILE).exists()
 
 
-# --- evaluation -------------------------------------------------------------------------------------------
+# --- evaluation
+# -------------------------------------------------------------------------------------------
 
 
 def test_evaluation_does_not_disturb_the_run() -> None:
-    often, never = (small_run(dropout=0.2, eval_every=every, sample=every) for every in (1, 100))
+    often, never = (
+        small_run(dropout=0.2, eval_every=every, sample=every) for every in (1, 100)
+    )
     assert [m for m in untimed(often.metrics) if "loss" in m] == [
         m for m in untimed(never.metrics) if "loss" in m
     ]
@@ -395,7 +514,9 @@ def test_evaluation_does_not_disturb_the_run() -> None:
 
 def test_evaluate_is_the_mean_over_all_characters_and_keeps_the_mode() -> None:
     torch.manual_seed(0)
-    model = LanguageModel(Config(5, d_model=6, n_heads=2, n_layers=1, span=3, dropout=0.5)).train()
+    model = LanguageModel(
+        Config(5, d_model=6, n_heads=2, n_layers=1, span=3, dropout=0.5)
+    ).train()
     windows = torch.randint(5, (7, 6))
     state = torch.get_rng_state()
     losses = [evaluate(model, windows, batch_size=size) for size in (1, 3, 128)]
@@ -406,12 +527,19 @@ def test_evaluate_is_the_mean_over_all_characters_and_keeps_the_mode() -> None:
     assert losses == pytest.approx([sum(each) / 7] * 3)
 
 
-def test_evaluations_look_at_fixed_windows_and_the_last_one_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluations_look_at_fixed_windows_and_the_last_one_at_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     seen: list[Tensor] = []
-    monkeypatch.setattr(training_loop, "total_loss", lambda model, windows: seen.append(windows) or 1.0)
+    monkeypatch.setattr(
+        training_loop,
+        "total_loss",
+        lambda model, windows: seen.append(windows) or 1.0,
+    )
     small_run()
     held_out = CharTokenizer(TEXT).encode(TEXT)[int(0.9 * len(TEXT)) :]
-    # In the end once more at the fixed ones, for a loss to compare with the earlier ones.
+    # In the end once more at the fixed ones, for a loss to compare with the earlier
+    # ones.
     assert [len(windows) for windows in seen] == [5, 5, (len(held_out) - 1) // 7, 5]
     assert torch.equal(seen[0], seen[1]) and torch.equal(seen[0], seen[3])
     assert torch.equal(seen[2][:, :-1].flatten(), held_out[: len(seen[2]) * 7])
@@ -420,34 +548,56 @@ def test_evaluations_look_at_fixed_windows_and_the_last_one_at_all(monkeypatch: 
 def test_the_returned_loss_is_that_of_the_returned_model() -> None:
     run = small_run()
     held_out = CharTokenizer(TEXT).encode(TEXT)[int(0.9 * len(TEXT)) :]
-    windows = torch.stack([held_out[i : i + 8] for i in range(0, len(held_out) - 7, 7)])
+    windows = torch.stack(
+        [held_out[i : i + 8] for i in range(0, len(held_out) - 7, 7)]
+    )
     assert not run.model.training
     assert evaluate(run.model, windows) == run.val_loss
 
 
-@pytest.mark.parametrize("dtype, rounding", [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
-def test_losses_of_a_half_model_are_summed_in_full_precision(dtype: torch.dtype, rounding: float) -> None:
+@pytest.mark.parametrize(
+    "dtype, rounding", [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)]
+)
+def test_losses_of_a_half_model_are_summed_in_full_precision(
+    dtype: torch.dtype, rounding: float
+) -> None:
     torch.manual_seed(0)
-    model = LanguageModel(Config(5, d_model=6, n_heads=2, n_layers=1, span=3, variant="parallel")).to(dtype)
-    windows = torch.randint(5, (128, 401))  # in all more nats than float16 has numbers
+    model = LanguageModel(
+        Config(5, d_model=6, n_heads=2, n_layers=1, span=3, variant="parallel")
+    ).to(dtype)
+    # in all more nats than float16 has numbers
+    windows = torch.randint(5, (128, 401))
     with torch.no_grad():
         logits = model(windows[:, :-1])
-    exact = F.cross_entropy(logits.double().flatten(0, 1), windows[:, 1:].flatten()).item()
+    exact = F.cross_entropy(
+        logits.double().flatten(0, 1), windows[:, 1:].flatten()
+    ).item()
     assert evaluate(model, windows) == pytest.approx(exact, rel=1e-6)
     whole = evaluate(model.double(), windows)
     assert 0 < abs(exact - whole) < rounding * whole
 
 
 def test_the_training_loss_of_a_half_model_is_computed_in_full_precision() -> None:
-    config = Config(len(set(TEXT)), variant="parallel", d_model=16, n_heads=2, n_layers=1, span=5)
+    config = Config(
+        len(set(TEXT)), variant="parallel", d_model=16, n_heads=2, n_layers=1, span=5
+    )
     start = LanguageModel(config, CharTokenizer(TEXT)).bfloat16()
-    run = train(TEXT, preset="tiny", init_from=start, steps=1, sample=0, progress=False)
+    run = train(
+        TEXT, preset="tiny", init_from=start, steps=1, sample=0, progress=False
+    )
     assert run.model.head.weight.dtype == torch.bfloat16
-    tokens, recipe = CharTokenizer(TEXT).encode(TEXT)[: int(0.9 * len(TEXT))], run.settings.recipe
+    tokens, recipe = (
+        CharTokenizer(TEXT).encode(TEXT)[: int(0.9 * len(TEXT))],
+        run.settings.recipe,
+    )
     generator = torch.Generator().manual_seed(step_seed(recipe.seed, 0))
-    batch = random_windows(tokens, length=32, batch_size=recipe.batch_size, generator=generator)
+    batch = random_windows(
+        tokens, length=32, batch_size=recipe.batch_size, generator=generator
+    )
     logits = LanguageModel.from_parallel(start)(batch[:, :-1])
-    exact = F.cross_entropy(logits.double().flatten(0, 1), batch[:, 1:].flatten()).item()
+    exact = F.cross_entropy(
+        logits.double().flatten(0, 1), batch[:, 1:].flatten()
+    ).item()
     assert run.metrics[0]["loss"] == pytest.approx(exact, rel=1e-6)
 
 
@@ -457,16 +607,30 @@ def test_the_last_evaluation_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     def windows_of(size: int, length: int) -> Tensor:
         text = "ab" * (size // 2)
         recipe = Recipe(**SMALL_RECIPE | {"seq_len": length})
-        model = LanguageModel(Config(2, d_model=4, n_heads=1, n_layers=1, span=2), CharTokenizer(text))
-        trainer = Trainer(type(settings)(model.config, recipe, None, "", None), text, model, None, ALONE)
+        model = LanguageModel(
+            Config(2, d_model=4, n_heads=1, n_layers=1, span=2), CharTokenizer(text)
+        )
+        trainer = Trainer(
+            type(settings)(model.config, recipe, None, "", None),
+            text,
+            model,
+            None,
+            ALONE,
+        )
         return trainer.last_windows
 
     # Of Tiny Shakespeare it looks at all there is: (111,540 - 1) // T windows.
-    assert [len(windows_of(1_115_394, length)) for length in (32, 64, 128)] == [3485, 1742, 871]
+    assert [len(windows_of(1_115_394, length)) for length in (32, 64, 128)] == [
+        3485,
+        1742,
+        871,
+    ]
     assert windows_of(3_000_000, 64).shape == (131_072 // 64, 65)
     monkeypatch.setattr(training_loop, "LAST_CHARACTERS", 21)
     held_out = torch.arange(60)
-    monkeypatch.setattr(training_loop, "_parts", lambda tokens, recipe: (held_out, held_out))
+    monkeypatch.setattr(
+        training_loop, "_parts", lambda tokens, recipe: (held_out, held_out)
+    )
     assert windows_of(600, 7)[:, 0].tolist() == [0, 26, 52]  # evenly spaced
     assert windows_of(600, 29)[:, 0].tolist() == [0]
 
@@ -477,7 +641,8 @@ def test_a_model_learns() -> None:
     assert run.val_loss < math.log(len(set(TEXT))) - 1
 
 
-# --- what a run leaves behind -----------------------------------------------------------------------------
+# --- what a run leaves behind
+# -----------------------------------------------------------------------------
 
 
 def test_metrics_files_and_weights(tmp_path: Path) -> None:
@@ -486,12 +651,19 @@ def test_metrics_files_and_weights(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         [CHECKPOINT_FILE, LOSS_FIGURE, METRICS_FILE, "model.safetensors"]
     )
-    metrics = [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
+    metrics = [
+        json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()
+    ]
     assert metrics == run.metrics
     steps = [m for m in metrics if "loss" in m]
     assert [m["step"] for m in steps] == list(range(1, 12))
-    assert all(m.keys() == {"step", "loss", "grad_norm", "lr", "length", "seconds"} for m in steps)
-    assert [m["lr"] for m in steps] == [run.settings.recipe.learning_rate(step) for step in range(11)]
+    assert all(
+        m.keys() == {"step", "loss", "grad_norm", "lr", "length", "seconds"}
+        for m in steps
+    )
+    assert [m["lr"] for m in steps] == [
+        run.settings.recipe.learning_rate(step) for step in range(11)
+    ]
     assert [m["step"] for m in run.evaluations] == [4, 8, 11]
     for m in run.evaluations:
         assert m.keys() == {"step", "val_loss", "sample", "layer_weights", "seconds"}
@@ -508,27 +680,39 @@ def test_metrics_files_and_weights(tmp_path: Path) -> None:
         assert torch.equal(value, loaded.state_dict()[name]), name
 
 
-def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_folder_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     small_run()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_without_matplotlib_a_line_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for name in [name for name in sys.modules if name.startswith("matplotlib")] + ["matplotlib"]:
+    for name in [name for name in sys.modules if name.startswith("matplotlib")] + [
+        "matplotlib"
+    ]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "fbt.views.figures", raising=False)
     monkeypatch.delattr("fbt.views.figures", raising=False)
     assert small_run(folder=tmp_path).finished
-    assert capsys.readouterr().err == f"no {LOSS_FIGURE}: it needs the package matplotlib\n"
+    assert (
+        capsys.readouterr().err
+        == f"no {LOSS_FIGURE}: it needs the package matplotlib\n"
+    )
     assert not (tmp_path / LOSS_FIGURE).exists()
 
 
 def test_repr_is_short(tmp_path: Path) -> None:
     run = small_run(folder=tmp_path)
-    assert repr(run) == f"Run(shared-kv, 11 of 11 steps, validation loss {run.val_loss:.4f}, in {tmp_path})"
+    assert (
+        repr(run)
+        == f"Run(shared-kv, 11 of 11 steps, validation loss {run.val_loss:.4f}, in {tmp_path})"
+    )
 
 
 def test_the_callers_random_numbers_are_left_alone() -> None:
@@ -546,13 +730,18 @@ def test_bar_and_samples_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> Non
     out, err = capsys.readouterr()
     assert out == ""
     for metric in run.evaluations:
-        assert f"step {metric['step']}: validation loss {metric['val_loss']:.4f}\n" in err
+        assert (
+            f"step {metric['step']}: validation loss {metric['val_loss']:.4f}\n"
+            in err
+        )
         assert metric["sample"].strip() in err
     assert "11/11" in err
     assert f"val_loss={run.val_loss:.3f}" in err
 
 
-def test_without_progress_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_progress_nothing_is_printed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     small_run()
     assert capsys.readouterr() == ("", "")
 
@@ -568,7 +757,8 @@ def test_a_byte_order_mark_is_not_learnt(tmp_path: Path) -> None:
     assert_same_run(small_run(tmp_path / "text.txt"), small_run())
 
 
-# --- stopping and going on --------------------------------------------------------------------------------
+# --- stopping and going on
+# --------------------------------------------------------------------------------
 
 KINDS: dict[str, dict[str, Any]] = {
     "random windows": {"dropout": 0.2},
@@ -580,15 +770,20 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_run_goes_on_bit_for_bit(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_goes_on_bit_for_bit(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = small_run(**KINDS[kind])
-    # Before its first checkpoint but one, between its metrics and its checkpoint, and just after both.
+    # Before its first checkpoint but one, between its metrics and its checkpoint, and
+    # just after both.
     for call, name in ((3, "_update"), (3, "checkpoint_bytes"), (2, "_update")):
         with monkeypatch.context() as patch:
             if name == "_update":
                 patch.setattr(Trainer, name, die_at(call, Trainer._update))
             else:
-                patch.setattr(training_loop, name, die_at(call, training_loop.checkpoint_bytes))
+                patch.setattr(
+                    training_loop, name, die_at(call, training_loop.checkpoint_bytes)
+                )
             with pytest.raises(Killed):
                 small_run(folder=tmp_path, resume=True, **KINDS[kind])
         saved = Checkpoint.load(tmp_path)
@@ -623,16 +818,21 @@ def test_an_interrupt_ends_the_run_after_the_step_and_loses_nothing(
     assert_same_run(resume(tmp_path, TEXT, progress=False), expected)
 
 
-def test_a_run_stopped_before_its_first_evaluation_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_stopped_before_its_first_evaluation_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(Interrupt, "asked", True)
     run = small_run()
     assert repr(run) == "Run(shared-kv, 0 of 11 steps)"
-    with pytest.raises(ValueError, match="no evaluation yet: the run was stopped after step 0"):
+    with pytest.raises(
+        ValueError, match="no evaluation yet: the run was stopped after step 0"
+    ):
         _ = run.val_loss
 
 
 def test_a_second_interrupt_stops_at_once() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may ignore it
+    # a job in the background may ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt:
         signal.raise_signal(signal.SIGINT)
         assert interrupt.asked
@@ -649,9 +849,14 @@ def test_resume_starts_a_folder_without_a_run(tmp_path: Path) -> None:
     assert_same_run(small_run(folder=tmp_path, resume=True), small_run())
 
 
-def test_leftovers_of_a_killed_write_are_cleared_and_other_files_are_not(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_write_are_cleared_and_other_files_are_not(
+    tmp_path: Path,
+) -> None:
     small_run(folder=tmp_path)
-    leftover, other = tmp_path / f".{CHECKPOINT_FILE}.0123456789abcdef.part", tmp_path / ".mine.part"
+    leftover, other = (
+        tmp_path / f".{CHECKPOINT_FILE}.0123456789abcdef.part",
+        tmp_path / ".mine.part",
+    )
     leftover.write_bytes(b"half a checkpoint")
     other.write_bytes(b"")
     resume(tmp_path, TEXT, progress=False)
@@ -668,24 +873,33 @@ def test_resume_finds_the_text_where_it_was(tmp_path: Path) -> None:
     path.rename(tmp_path / "moved.txt")
     with pytest.raises(FileNotFoundError, match=r"text\.txt"):
         resume(tmp_path / "run", progress=False)
-    assert_same_run(resume(tmp_path / "run", tmp_path / "moved.txt", progress=False), run)
+    assert_same_run(
+        resume(tmp_path / "run", tmp_path / "moved.txt", progress=False), run
+    )
     path.write_text(TEXT + "!", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"text\.txt is not what the run in .* began with"):
+    with pytest.raises(
+        ValueError, match=r"text\.txt is not what the run in .* began with"
+    ):
         resume(tmp_path / "run", progress=False)
 
 
 def test_resume_asks_for_a_text_that_was_given_in_python(tmp_path: Path) -> None:
     small_run(folder=tmp_path)
-    with pytest.raises(ValueError, match="was given its text in Python: give the same text again"):
+    with pytest.raises(
+        ValueError, match="was given its text in Python: give the same text again"
+    ):
         resume(tmp_path)
-    with pytest.raises(ValueError, match=r"the text given is not what the run in .* began with"):
+    with pytest.raises(
+        ValueError, match=r"the text given is not what the run in .* began with"
+    ):
         resume(tmp_path, TEXT[1:])
 
 
 def test_resume_names_the_settings_that_differ(tmp_path: Path) -> None:
     small_run(folder=tmp_path)
     with pytest.raises(
-        ValueError, match=r"other settings \(given, stored\): dropout: 0\.1, 0\.0; lr: 0\.5, 0\.004"
+        ValueError,
+        match=r"other settings \(given, stored\): dropout: 0\.1, 0\.0; lr: 0\.5, 0\.004",
     ):
         small_run(folder=tmp_path, resume=True, lr=0.5, dropout=0.1)
     with pytest.raises(ValueError, match="data_sha256"):
@@ -698,10 +912,13 @@ def test_resume_names_the_settings_that_differ(tmp_path: Path) -> None:
 def test_the_last_evaluation_is_interrupted_and_made_by_the_resumed_run(
     second: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may ignore it
+    # a job in the background may ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     expected = small_run(dropout=0.2)
     monkeypatch.setattr(training_loop, "BATCH", 8)  # 51 windows are 7 batches
-    assert small_run(dropout=0.2).val_loss == pytest.approx(expected.val_loss, rel=1e-6)
+    assert small_run(dropout=0.2).val_loss == pytest.approx(
+        expected.val_loss, rel=1e-6
+    )
     whole, seen = small_run(dropout=0.2), []
 
     def interrupting(model: LanguageModel, windows: Tensor) -> float:
@@ -729,7 +946,8 @@ def test_the_last_evaluation_is_interrupted_and_made_by_the_resumed_run(
 def test_an_interrupted_evaluation_on_the_way_is_made_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may ignore it
+    # a job in the background may ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(training_loop, "BATCH", 2)
     whole, calls = small_run(), iter(range(1, 100))
 
@@ -741,11 +959,17 @@ def test_an_interrupted_evaluation_on_the_way_is_made_later(
     with monkeypatch.context() as patch:
         patch.setattr(training_loop, "total_loss", interrupting)
         run = small_run(folder=tmp_path)
-    assert (run.finished, run.step, [m["step"] for m in run.evaluations]) == (False, 8, [4])
+    assert (run.finished, run.step, [m["step"] for m in run.evaluations]) == (
+        False,
+        8,
+        [4],
+    )
     assert_same_run(resume(tmp_path, TEXT, progress=False), whole)
 
 
-def test_a_long_evaluation_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_evaluation_shows_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     bars: list[Any] = []
 
     class Recorded(training_loop.tqdm):  # type: ignore[misc]
@@ -760,10 +984,12 @@ def test_a_long_evaluation_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) 
     assert shown[1:] == [("validation", n, n) for n in (5, 5, 51, 5)]
 
 
-# --- the best weights -------------------------------------------------------------------------------------
+# --- the best weights
+# -------------------------------------------------------------------------------------
 
-# Losses of four evaluations during a run and of the last one; then, over the windows of the evaluations
-# on the way, that of the last weights; then, over those of the last one, that of the best.
+# Losses of four evaluations during a run and of the last one; then, over the windows
+# of the evaluations on the way, that of the last weights; then, over those of the
+# last one, that of the best.
 SCRIPTS: dict[str, tuple[list[float], int, float]] = {
     "the last is the best": ([3.0, 2.0, 2.5, 1.5, 1.7, 1.4], 9, 1.7),
     "an earlier one is": ([3.0, 1.0, 2.5, 1.5, 1.7, 1.4, 1.2], 4, 1.2),
@@ -772,18 +998,26 @@ SCRIPTS: dict[str, tuple[list[float], int, float]] = {
 }
 
 
-def scripted(losses: list[float], patch: pytest.MonkeyPatch) -> dict[int, dict[str, Tensor]]:
+def scripted(
+    losses: list[float], patch: pytest.MonkeyPatch
+) -> dict[int, dict[str, Tensor]]:
     """Have evaluations find these losses; the weights after each step, filled in as a run goes on."""
     weights: dict[int, dict[str, Tensor]] = {}
     rest, update = iter(losses), Trainer._update
 
     def updating(self: Trainer) -> Any:
         values = update(self)
-        weights[self.step + 1] = {name: value.clone() for name, value in self.model.state_dict().items()}
+        weights[self.step + 1] = {
+            name: value.clone() for name, value in self.model.state_dict().items()
+        }
         return values
 
     patch.setattr(Trainer, "_update", updating)
-    patch.setattr(training_loop, "total_loss", lambda model, windows: next(rest) * windows[:, 1:].numel())
+    patch.setattr(
+        training_loop,
+        "total_loss",
+        lambda model, windows: next(rest) * windows[:, 1:].numel(),
+    )
     return weights
 
 
@@ -794,7 +1028,11 @@ def test_the_best_weights_are_returned_and_saved(
     losses, step, loss = SCRIPTS[script]
     weights = scripted(losses, monkeypatch)
     run = small_run(folder=tmp_path, eval_every=2, steps=9)
-    assert isinstance(run.best, Best) and (run.best.step, run.best.val_loss, run.best.final) == (
+    assert isinstance(run.best, Best) and (
+        run.best.step,
+        run.best.val_loss,
+        run.best.final,
+    ) == (
         step,
         loss,
         True,
@@ -808,7 +1046,11 @@ def test_the_best_weights_are_returned_and_saved(
         assert torch.equal(value, run.best.weights[name])
         assert torch.equal(checkpoint.tensors[f"model.{name}"], weights[9][name])
     assert checkpoint.best is not None and checkpoint.best.step == step
-    said = "validation loss 1.2000 at step 4 (1.7000 at step 9)" if step == 4 else f"loss {loss:.4f}, in"
+    said = (
+        "validation loss 1.2000 at step 4 (1.7000 at step 9)"
+        if step == 4
+        else f"loss {loss:.4f}, in"
+    )
     assert said in repr(run)
     assert_same_run(resume(tmp_path, TEXT, progress=False), run)
 
@@ -816,7 +1058,8 @@ def test_the_best_weights_are_returned_and_saved(
 def test_an_interrupted_run_returns_its_last_weights_and_has_its_best(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may ignore it
+    # a job in the background may ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     weights = scripted([3.0, 1.0, 2.5], monkeypatch)
     update = Trainer._update
 
@@ -835,31 +1078,58 @@ def test_an_interrupted_run_returns_its_last_weights_and_has_its_best(
 
 
 @pytest.mark.parametrize("call", range(1, 6))
-def test_the_best_weights_outlive_a_kill(call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_weights_outlive_a_kill(
+    call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A learning rate far too high: the loss over the validation text is lowest at step 2."""
-    changes: dict[str, Any] = {"eval_every": 2, "steps": 9, "lr": 0.3, "warmup": 3, "folder": tmp_path}
+    changes: dict[str, Any] = {
+        "eval_every": 2,
+        "steps": 9,
+        "lr": 0.3,
+        "warmup": 3,
+        "folder": tmp_path,
+    }
     whole = small_run(**changes | {"folder": None})
     assert whole.best is not None and whole.best.step == 2
-    assert evaluate(whole.model, last_windows(TEXT, 7)) == whole.val_loss < whole.evaluations[-1]["val_loss"]
+    assert (
+        evaluate(whole.model, last_windows(TEXT, 7))
+        == whole.val_loss
+        < whole.evaluations[-1]["val_loss"]
+    )
     with monkeypatch.context() as patch:
-        patch.setattr(training_loop, "checkpoint_bytes", die_at(call, training_loop.checkpoint_bytes))
+        patch.setattr(
+            training_loop,
+            "checkpoint_bytes",
+            die_at(call, training_loop.checkpoint_bytes),
+        )
         with pytest.raises(Killed):
             small_run(**changes)
     run = small_run(**changes, resume=True)
     assert_same_run(run, whole)
     assert run.best is not None
-    assert (run.best.step, run.best.val_loss) == (whole.best.step, whole.best.val_loss)
+    assert (run.best.step, run.best.val_loss) == (
+        whole.best.step,
+        whole.best.val_loss,
+    )
 
 
-# --- starting from a parallel model -----------------------------------------------------------------------
+# --- starting from a parallel model
+# -----------------------------------------------------------------------
 
 
 def test_a_run_resumes_in_the_dtype_of_the_model_it_started_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = Config(len(set(TEXT)), variant="parallel", d_model=16, n_heads=2, n_layers=1, span=5)
+    config = Config(
+        len(set(TEXT)), variant="parallel", d_model=16, n_heads=2, n_layers=1, span=5
+    )
     start = LanguageModel(config, CharTokenizer(TEXT)).double()
-    settings: dict[str, Any] = {"preset": "tiny", "steps": 5, "checkpoint_every": 2, "progress": False}
+    settings: dict[str, Any] = {
+        "preset": "tiny",
+        "steps": 5,
+        "checkpoint_every": 2,
+        "progress": False,
+    }
     whole = train(TEXT, **settings, init_from=start)
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_update", die_at(4, Trainer._update))
@@ -874,9 +1144,15 @@ def test_a_run_resumes_in_the_dtype_of_the_model_it_started_from(
 def test_a_run_starts_from_a_parallel_model_and_resumes(
     variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parallel = small_run(variant="parallel", folder=tmp_path / "parallel", steps=40, lr=2e-2)
-    sizes = {"d_model", "n_heads", "n_layers", "span"}  # these come from the parallel model
-    settings = {k: v for k, v in SMALL.items() if k not in sizes} | {"variant": variant, "progress": False}
+    parallel = small_run(
+        variant="parallel", folder=tmp_path / "parallel", steps=40, lr=2e-2
+    )
+    # these come from the parallel model
+    sizes = {"d_model", "n_heads", "n_layers", "span"}
+    settings = {k: v for k, v in SMALL.items() if k not in sizes} | {
+        "variant": variant,
+        "progress": False,
+    }
     given = train(TEXT, **settings, init_from=parallel.model)
     folder = tmp_path / "warm"
     with monkeypatch.context() as patch:
@@ -895,7 +1171,9 @@ def test_a_run_starts_from_a_parallel_model_and_resumes(
 
 def test_a_start_may_know_more_characters_but_not_fewer() -> None:
     parallel = small_run(TEXT + "?!", variant="parallel").model
-    run = train(TEXT, preset="tiny", init_from=parallel, steps=2, progress=False, sample=0)
+    run = train(
+        TEXT, preset="tiny", init_from=parallel, steps=2, progress=False, sample=0
+    )
     assert run.model.tokenizer == CharTokenizer(TEXT + "?!")
     with pytest.raises(ValueError, match=r"got 'Z' \(U\+005A\) at position"):
         train(TEXT + "Z", preset="tiny", init_from=parallel, steps=2, progress=False)
@@ -903,12 +1181,20 @@ def test_a_start_may_know_more_characters_but_not_fewer() -> None:
 
 def test_a_start_must_be_parallel_and_keeps_its_sizes(tmp_path: Path) -> None:
     feedback = small_run(steps=1).model
-    with pytest.raises(ValueError, match="variant of the model to start from must be one of 'parallel'"):
+    with pytest.raises(
+        ValueError,
+        match="variant of the model to start from must be one of 'parallel'",
+    ):
         small_run(init_from=feedback)
     parallel = small_run(steps=1, variant="parallel").model
-    with pytest.raises(ValueError, match=r"a changed field must be one of .* got 'd_model'"):
+    with pytest.raises(
+        ValueError, match=r"a changed field must be one of .* got 'd_model'"
+    ):
         small_run(init_from=parallel)
-    with pytest.raises(ValueError, match="variant must be one of 'shared-kv', 'feedback', got 'parallel'"):
+    with pytest.raises(
+        ValueError,
+        match="variant must be one of 'shared-kv', 'feedback', got 'parallel'",
+    ):
         train(TEXT, variant="parallel", init_from=parallel)
     with pytest.raises(FileNotFoundError, match=r"no model\.safetensors in"):
         train(TEXT, init_from=tmp_path)
@@ -916,12 +1202,15 @@ def test_a_start_must_be_parallel_and_keeps_its_sizes(tmp_path: Path) -> None:
         train(TEXT, init_from=LanguageModel(parallel.config))
 
 
-# --- TensorBoard ------------------------------------------------------------------------------------------
+# --- TensorBoard
+# ------------------------------------------------------------------------------------------
 
 
 def test_tensorboard_holds_the_metrics(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import (
+        EventAccumulator,
+    )
 
     run = small_run(folder=tmp_path, log="tensorboard")
     events = EventAccumulator(str(tmp_path))
@@ -937,26 +1226,35 @@ def test_tensorboard_holds_the_metrics(tmp_path: Path) -> None:
     assert sorted(events.Tags()["scalars"]) == names
     assert events.Tags()["tensors"] == ["sample/text_summary"]
     losses = {event.step: event.value for event in events.Scalars("loss")}
-    assert losses == pytest.approx({m["step"]: m["loss"] for m in run.metrics if "loss" in m})
+    assert losses == pytest.approx(
+        {m["step"]: m["loss"] for m in run.metrics if "loss" in m}
+    )
     assert [event.step for event in events.Scalars("val_loss")] == [4, 8, 11]
 
 
-def test_without_tensorboard_nothing_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tensorboard_nothing_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(
-        ImportError, match="log='tensorboard' needs the package tensorboard: pip install tensorboard"
+        ImportError,
+        match="log='tensorboard' needs the package tensorboard: pip install tensorboard",
     ):
         small_run(folder=tmp_path / "run", log="tensorboard")
     assert not (tmp_path / "run").exists()
 
 
-# --- what is refused --------------------------------------------------------------------------------------
+# --- what is refused
+# --------------------------------------------------------------------------------------
 
 
 def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     small_run(folder=tmp_path)
     files = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(FileExistsError, match="holds a run already: resume that one, or give another folder"):
+    with pytest.raises(
+        FileExistsError,
+        match="holds a run already: resume that one, or give another folder",
+    ):
         small_run(folder=tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files
 
@@ -968,7 +1266,9 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_first_step(
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setattr(Trainer, "_update", die_at(1, Trainer._update))
     folder = tmp_path / "file" / inside
-    with pytest.raises(OSError, match="the folder of the run cannot be written") as caught:
+    with pytest.raises(
+        OSError, match="the folder of the run cannot be written"
+    ) as caught:
         small_run(folder=folder)
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -977,13 +1277,21 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_first_step(
 @pytest.mark.parametrize(
     ("text", "settings", "message"),
     [
-        (TEXT[:60], {}, r"last tenth of the text must have more than seq_len=7 characters, got 6 of 60"),
+        (
+            TEXT[:60],
+            {},
+            r"last tenth of the text must have more than seq_len=7 characters, got 6 of 60",
+        ),
         (
             TEXT[:200],
             {"seq_len": 19, "carry": True, "batch_size": 10},
             r"\(seq_len \+ 1\) = 200 characters, got 180",
         ),
-        ("a", {}, "more than seq_len=7 characters, got 1 of 1; to train on a file, pass its Path"),
+        (
+            "a",
+            {},
+            "more than seq_len=7 characters, got 1 of 1; to train on a file, pass its Path",
+        ),
         ("", {}, "text must hold at least one character"),
     ],
 )
@@ -1003,27 +1311,67 @@ def test_the_shortest_text_will_do() -> None:
 def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     path = tmp_path / "latin.txt"
     path.write_bytes(b"caf\xe9 " * 50)
-    with pytest.raises(ValueError, match=r"latin\.txt must be UTF-8, got byte 0xe9 at position 3"):
+    with pytest.raises(
+        ValueError, match=r"latin\.txt must be UTF-8, got byte 0xe9 at position 3"
+    ):
         small_run(path)
 
 
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"stepz": 1}, ValueError, r"unknown settings \['stepz'\]; there are .*'steps'"),
+        (
+            {"stepz": 1},
+            ValueError,
+            r"unknown settings \['stepz'\]; there are .*'steps'",
+        ),
         ({"vocab_size": 3}, ValueError, r"unknown settings \['vocab_size'\]"),
-        ({"preset": "huge"}, ValueError, "preset must be one of 'tiny', 'small', 'base', got 'huge'"),
-        ({"variant": "serial"}, ValueError, "variant must be one of .*, got 'serial'"),
-        ({"log": "wandb"}, ValueError, "log must be one of 'tensorboard', got 'wandb'"),
-        ({"log": "tensorboard"}, ValueError, "needs a folder to write to, got folder=None"),
-        ({"resume": True}, ValueError, "resume needs the folder of a run, got folder=None"),
-        ({"device": "abacus"}, ValueError, "device must be one that torch can use here, got 'abacus'"),
-        ({"text": 3}, TypeError, "text must be a str, a Path or None, got 3 of type int"),
-        ({"steps": 0}, ValueError, r"steps must be an int in \[1, 9223372036854775807\], got 0"),
+        (
+            {"preset": "huge"},
+            ValueError,
+            "preset must be one of 'tiny', 'small', 'base', got 'huge'",
+        ),
+        (
+            {"variant": "serial"},
+            ValueError,
+            "variant must be one of .*, got 'serial'",
+        ),
+        (
+            {"log": "wandb"},
+            ValueError,
+            "log must be one of 'tensorboard', got 'wandb'",
+        ),
+        (
+            {"log": "tensorboard"},
+            ValueError,
+            "needs a folder to write to, got folder=None",
+        ),
+        (
+            {"resume": True},
+            ValueError,
+            "resume needs the folder of a run, got folder=None",
+        ),
+        (
+            {"device": "abacus"},
+            ValueError,
+            "device must be one that torch can use here, got 'abacus'",
+        ),
+        (
+            {"text": 3},
+            TypeError,
+            "text must be a str, a Path or None, got 3 of type int",
+        ),
+        (
+            {"steps": 0},
+            ValueError,
+            r"steps must be an int in \[1, 9223372036854775807\], got 0",
+        ),
         ({"n_heads": 3}, ValueError, "n_heads must divide d_model"),
     ],
 )
-def test_bad_arguments_are_named(settings: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_bad_arguments_are_named(
+    settings: dict[str, Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         small_run(**settings)
 
@@ -1037,7 +1385,9 @@ def test_weights_are_not_replaced_by_a_run(tmp_path: Path, resume: bool) -> None
     start = small_run(variant="parallel", steps=1).model
     path = start.save_pretrained(tmp_path)
     before = path.read_bytes()
-    with pytest.raises(FileExistsError, match="holds weights, which a new run would replace"):
+    with pytest.raises(
+        FileExistsError, match="holds weights, which a new run would replace"
+    ):
         small_run(folder=tmp_path, init_from=tmp_path, resume=resume)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
@@ -1046,19 +1396,26 @@ def test_weights_are_not_replaced_by_a_run(tmp_path: Path, resume: bool) -> None
 def test_a_run_without_its_metrics_says_so(tmp_path: Path) -> None:
     small_run(folder=tmp_path)
     (tmp_path / METRICS_FILE).unlink()
-    with pytest.raises(FileNotFoundError, match=f"no {METRICS_FILE} in .*the metrics of 11 steps"):
+    with pytest.raises(
+        FileNotFoundError, match=f"no {METRICS_FILE} in .*the metrics of 11 steps"
+    ):
         small_run(folder=tmp_path, resume=True)
 
 
 def test_a_figure_that_cannot_be_made_does_not_end_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fails(runs: Any) -> Any:
         raise ValueError("Key backend: 'foo' is not a valid value")
 
     monkeypatch.setattr("fbt.views.figures.loss_curves", fails)
     assert small_run(folder=tmp_path).finished
-    assert capsys.readouterr().err == f"no {LOSS_FIGURE}: Key backend: 'foo' is not a valid value\n"
+    assert (
+        capsys.readouterr().err
+        == f"no {LOSS_FIGURE}: Key backend: 'foo' is not a valid value\n"
+    )
 
 
 def test_a_checkpoint_is_not_kept_in_memory_by_the_run_that_resumes(
@@ -1066,7 +1423,9 @@ def test_a_checkpoint_is_not_kept_in_memory_by_the_run_that_resumes(
 ) -> None:
     loaded: list[Checkpoint] = []
     load = Checkpoint.load
-    monkeypatch.setattr(Checkpoint, "load", lambda folder: loaded.append(load(folder)) or loaded[-1])
+    monkeypatch.setattr(
+        Checkpoint, "load", lambda folder: loaded.append(load(folder)) or loaded[-1]
+    )
     small_run(folder=tmp_path)
     small_run(folder=tmp_path, resume=True)
     assert [checkpoint.tensors for checkpoint in loaded] == [{}]
@@ -1079,7 +1438,9 @@ def test_a_signal_that_python_did_not_set_or_that_is_ignored_is_left_alone(
     handlers = {signal.SIGTERM: other, signal.SIGINT: signal.default_int_handler}
     touched: list[signal.Signals] = []
     monkeypatch.setattr(signal, "getsignal", handlers.__getitem__)
-    monkeypatch.setattr(signal, "signal", lambda kind, handler: touched.append(kind) or handlers[kind])
+    monkeypatch.setattr(
+        signal, "signal", lambda kind, handler: touched.append(kind) or handlers[kind]
+    )
     with Interrupt():
         pass
     assert touched == [signal.SIGINT, signal.SIGINT]
@@ -1087,7 +1448,8 @@ def test_a_signal_that_python_did_not_set_or_that_is_ignored_is_left_alone(
 
 def test_no_windows_are_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"windows must have shape \[N, T \+ 1\] with every size >= 1, got \[0, 5\]"
+        ValueError,
+        match=r"windows must have shape \[N, T \+ 1\] with every size >= 1, got \[0, 5\]",
     ):
         evaluate(small_run(steps=1).model, torch.empty(0, 5, dtype=torch.long))
 

@@ -78,7 +78,10 @@ def test_the_parts_of_a_memory_vector_sum_to_it():
 def test_what_has_no_memory_or_is_too_long_is_not_traced():
     with pytest.raises(TypeError, match="variant 'parallel'"):
         trace(model_of("parallel"), text_of())
-    with pytest.raises(ValueError, match=r"tokens must have shape \[T\] with every size >= 1, got \[0\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"tokens must have shape \[T\] with every size >= 1, got \[0\]",
+    ):
         trace(model_of(span=5), text_of(0))
     with pytest.raises(ValueError, match="1 to 5 like the span, got 6"):
         trace(model_of(span=5), text_of(6))
@@ -95,10 +98,18 @@ def test_the_memory_explorer_shows_the_snapshots():
     }
     explorer = MemoryExplorer(list("a\nb<&>c"), seen, query=3)
     state = state_of(explorer)
-    assert (state["query"], state["moment"], explorer.query, explorer.moment) == (3, 1, 3, 1)
+    assert (state["query"], state["moment"], explorer.query, explorer.moment) == (
+        3,
+        1,
+        3,
+        1,
+    )
     assert [moment["step"] for moment in state["data"]["moments"]] == [0, 20]
     first = state["data"]["moments"][0]
-    expected = [[round(1000 * share) for share in row] for row in made_of(trace(reader, tokens)).tolist()]
+    expected = [
+        [round(1000 * share) for share in row]
+        for row in made_of(trace(reader, tokens)).tolist()
+    ]
     assert first["shares"] == expected
     assert sum(first["mixture"]) == pytest.approx(1000, abs=2)
     assert repr(explorer) == "MemoryExplorer(7 tokens, 2 snapshots)"
@@ -121,8 +132,16 @@ def with_nan(*shape: int, at: tuple[int, ...]) -> torch.Tensor:
         (TypeError, {"tokens": 3}, "tokens must be a sequence of texts, got int"),
         (ValueError, {"snapshots": {}}, "snapshots must not be empty"),
         (TypeError, {"snapshots": [EVEN]}, "snapshots must be of type Mapping"),
-        (TypeError, {"snapshots": {"a": EVEN}}, "key of snapshots must be .* got 'a'"),
-        (TypeError, {"snapshots": {0: EVEN, 5: 7}}, r"snapshots\[5\] must be a Snapshot, got int"),
+        (
+            TypeError,
+            {"snapshots": {"a": EVEN}},
+            "key of snapshots must be .* got 'a'",
+        ),
+        (
+            TypeError,
+            {"snapshots": {0: EVEN, 5: 7}},
+            r"snapshots\[5\] must be a Snapshot, got int",
+        ),
         (
             TypeError,
             {"snapshots": {5: Snapshot([0.5, 0.5], EVEN.shares)}},
@@ -171,11 +190,17 @@ def test_the_recurrence_explorer_shows_the_trace():
     explorer = RecurrenceExplorer(list("abcdefg"), read, moment=11)
     data = state_of(explorer)["data"]
     assert (data["width"], explorer.moment, len(data["outputs"])) == (D, 11, L + 1)
-    for kind, vectors in (("memory", read.memory), ("keys", read.keys[0]), ("values", read.values[0])):
+    for kind, vectors in (
+        ("memory", read.memory),
+        ("keys", read.keys[0]),
+        ("values", read.values[0]),
+    ):
         shown = torch.tensor(data[kind], dtype=torch.float64) / 100
         assert shown.shape == (T, NUMBERS)
         largest = vectors[:, :NUMBERS].abs().max()
-        torch.testing.assert_close(shown * largest, vectors[:, :NUMBERS], atol=float(largest) / 199, rtol=0)
+        torch.testing.assert_close(
+            shown * largest, vectors[:, :NUMBERS], atol=float(largest) / 199, rtol=0
+        )
     mean = torch.tensor(data["weights"], dtype=torch.float64) / 1000
     torch.testing.assert_close(mean, read.weights.mean(1), atol=1 / 1999, rtol=0)
     assert repr(explorer) == "RecurrenceExplorer(7 tokens, 3 layers)"
@@ -183,11 +208,15 @@ def test_the_recurrence_explorer_shows_the_trace():
 
 def test_the_recurrence_explorer_names_what_is_wrong():
     read = trace(model_of(), text_of())
-    with pytest.raises(ValueError, match=r"read.outputs must be \[2, .* for 2 tokens, got \[7"):
+    with pytest.raises(
+        ValueError, match=r"read.outputs must be \[2, .* for 2 tokens, got \[7"
+    ):
         RecurrenceExplorer(["a", "b"], read)
     with pytest.raises(TypeError, match="read must be of type Trace"):
         RecurrenceExplorer(["a", "b"], read.outputs)
-    with pytest.raises(ValueError, match=rf"in \[0, {T * (L + 3) - 1}\], got {T * (L + 3)}"):
+    with pytest.raises(
+        ValueError, match=rf"in \[0, {T * (L + 3) - 1}\], got {T * (L + 3)}"
+    ):
         RecurrenceExplorer(list("abcdefg"), read, moment=T * (L + 3))
     with pytest.raises(ValueError, match=rf"in \[1, {LONGEST}\], got {LONGEST + 1}"):
         RecurrenceExplorer(["a"] * (LONGEST + 1), read)
@@ -254,7 +283,8 @@ def test_each_view_has_a_style_of_its_own(monkeypatch):
         fbt.AttentionExplorer(list("abcdefg"), read.weights),
     ]
     widgets = [view._repr_mimebundle_() and view._widget for view in views]
-    assert len({widget._anywidget_id for widget in widgets}) == len(views)  # by which it is kept
+    # by which it is kept
+    assert len({widget._anywidget_id for widget in widgets}) == len(views)
 
 
 # Choices
@@ -268,8 +298,12 @@ def test_choices_hold_every_result():
     view = Choices(told, span=[1, 2, 4], name=["a", "b"])
     state = state_of(view)
     texts = [result["text"] for result in state["data"]["results"]]
-    assert texts == [f"<{name}> {span}" for span in (1, 2, 4) for name in "ab"]  # the last name varies first
-    assert [control["slider"] for control in state["data"]["controls"]] == [True, False]
+    # the last name varies first
+    assert texts == [f"<{name}> {span}" for span in (1, 2, 4) for name in "ab"]
+    assert [control["slider"] for control in state["data"]["controls"]] == [
+        True,
+        False,
+    ]
     assert (state["span"], state["name"]) == (1, 1)
     assert "<pre>&lt;b&gt; 2</pre>" in view.to_html()
 
@@ -322,8 +356,16 @@ def test_too_many_choices_are_refused():
         (ValueError, {"span": [], "name": ["a"]}, "span must not be empty"),
         (TypeError, {"span": 3}, "span must be a sequence of values, got int"),
         (TypeError, {"span": "abc"}, "span must be a sequence of values, got str"),
-        (TypeError, {"span": [1, None]}, r"span\[1\] must be a text or a number, got NoneType"),
-        (ValueError, {"span": [1.0, torch.nan]}, r"span\[1\] must be finite, got nan"),
+        (
+            TypeError,
+            {"span": [1, None]},
+            r"span\[1\] must be a text or a number, got NoneType",
+        ),
+        (
+            ValueError,
+            {"span": [1.0, torch.nan]},
+            r"span\[1\] must be finite, got nan",
+        ),
     ],
 )
 def test_a_choice_that_is_wrong_is_named(error, choices, said):

@@ -17,7 +17,14 @@ from typing import Any
 import pytest
 import torch
 from exact import OPTIONS, VARIANTS, config, model
-from hostile_files import little_memory, put_together, reason, refusal, retyped, taken_apart
+from hostile_files import (
+    little_memory,
+    put_together,
+    reason,
+    refusal,
+    retyped,
+    taken_apart,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_runs import TEXT, WARNINGS, save_checkpoint, small_run
@@ -41,14 +48,20 @@ HUGE = 10**18
 def test_shapes_are_those_of_the_model(variant: str, changes: dict[str, Any]) -> None:
     lm = model(variant, **changes)
     before = torch.get_rng_state()
-    assert dict(shapes_of(lm.config)) == {k: tuple(v.shape) for k, v in lm.state_dict().items()}
+    assert dict(shapes_of(lm.config)) == {
+        k: tuple(v.shape) for k, v in lm.state_dict().items()
+    }
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("size", ["vocab_size", "d_model", "n_heads", "n_layers", "d_ff", "span"])
+@pytest.mark.parametrize(
+    "size", ["vocab_size", "d_model", "n_heads", "n_layers", "d_ff", "span"]
+)
 def test_shapes_of_a_model_that_no_machine_can_hold(size: str) -> None:
     changes = {size: HUGE} | ({"d_model": HUGE} if size == "n_heads" else {})
-    shapes = shapes_of(fbt.Config(**{"vocab_size": 19, "d_model": 14, "n_heads": 2} | changes))
+    shapes = shapes_of(
+        fbt.Config(**{"vocab_size": 19, "d_model": 14, "n_heads": 2} | changes)
+    )
     name, shape = next(shapes)
     assert (name, len(shape)) == ("token_embedding.weight", 2)
 
@@ -61,7 +74,9 @@ def saved(tmp_path: Path) -> Path:
     return model("shared-kv", TOKENIZER).save_pretrained(tmp_path)
 
 
-def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, str]], Any]) -> None:
+def rewrite(
+    path: Path, change: Callable[[dict[str, Any], dict[str, str]], Any]
+) -> None:
     """Let `change` work on the header and its metadata.
 
     It may return another header, or the number of bytes to add to the file.
@@ -70,7 +85,9 @@ def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, str]], Any])
     changed = change(header, header["__metadata__"])
     if isinstance(changed, int):
         numbers += bytes(changed)
-    path.write_bytes(put_together(changed if isinstance(changed, bytes) else header, numbers))
+    path.write_bytes(
+        put_together(changed if isinstance(changed, bytes) else header, numbers)
+    )
 
 
 def without_checksum(path: Path) -> dict[str, str]:
@@ -112,17 +129,26 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = 
         "must be one of 'F16', 'BF16', 'F32', 'F64', got 'F8_E4M3'",
     ),
     "no config": (lambda h, m: m.pop("config"), "there is no config in its metadata"),
-    "a config of no model": (lambda h, m: m.update(config="[3]"), "config must be a JSON object, got list"),
+    "a config of no model": (
+        lambda h, m: m.update(config="[3]"),
+        "config must be a JSON object, got list",
+    ),
     "a config that is null": (
         lambda h, m: m.update(config="null"),
         "config must be a JSON object, got NoneType",
     ),
-    "a config cut off": (lambda h, m: m.update(config='{"vocab_size": 19'), "Expecting ',' delimiter"),
+    "a config cut off": (
+        lambda h, m: m.update(config='{"vocab_size": 19'),
+        "Expecting ',' delimiter",
+    ),
     "a config nested deeply": (
         lambda h, m: m.update(config="[" * 10**6),
         "config is no JSON that can be read: maximum recursion",
     ),
-    "a number of 10,000 digits": (lambda h, m: m.update(config="9" * 10**4), "Exceeds the limit"),
+    "a number of 10,000 digits": (
+        lambda h, m: m.update(config="9" * 10**4),
+        "Exceeds the limit",
+    ),
     "a number beyond all floats": (
         lambda h, m: set_field(m, dropout=10**400),
         "dropout must be a number in [0.0, 1.0), got 1000",
@@ -143,8 +169,14 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = 
         lambda h, m: set_field(m, memory_norm=1),
         "memory_norm must be True or False, got 1",
     ),
-    "a list for a choice": (lambda h, m: set_field(m, variant=["shared-kv"]), "variant must be one of"),
-    "a long text for a choice": (lambda h, m: set_field(m, variant="x" * 10**6), "variant must be one of"),
+    "a list for a choice": (
+        lambda h, m: set_field(m, variant=["shared-kv"]),
+        "variant must be one of",
+    ),
+    "a long text for a choice": (
+        lambda h, m: set_field(m, variant="x" * 10**6),
+        "variant must be one of",
+    ),
     "an unknown field": (
         lambda h, m: set_field(m, colour="red"),
         "config must have no fields but vocab_size,",
@@ -173,7 +205,10 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = 
         lambda h, m: set_field(m, variant="parallel"),
         "missing 'body.layers.0.key_value.key.weight'",
     ),
-    "no vocabulary": (lambda h, m: m.update(vocabulary='""'), "vocabulary must hold at least one character"),
+    "no vocabulary": (
+        lambda h, m: m.update(vocabulary='""'),
+        "vocabulary must hold at least one character",
+    ),
     "a short vocabulary": (
         lambda h, m: m.update(vocabulary='"abc"'),
         "tokenizer must have vocab_size=19 characters, got 3",
@@ -192,7 +227,9 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = 
     ),
     # What the header says of tensors.
     "overlapping tensors": (
-        lambda h, m: h.update({"head.bias": h["body.layers.0.attention.output.bias"] | {"shape": [14]}}),
+        lambda h, m: h.update(
+            {"head.bias": h["body.layers.0.attention.output.bias"] | {"shape": [14]}}
+        ),
         "data_offsets of 'head.bias' must begin at ",
     ),
     "tensors back to front": (
@@ -251,8 +288,14 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = 
         lambda h, m: h["head.bias"].update(dtype="F99"),
         "dtype of 'head.bias' must be one of 'F16', 'BF16', 'F32', 'F64', got 'F99'",
     ),
-    "no type": (lambda h, m: h["head.bias"].pop("dtype"), "'head.bias' must have a dtype, got "),
-    "no shape": (lambda h, m: h["head.bias"].pop("shape"), "'head.bias' must have a shape, got "),
+    "no type": (
+        lambda h, m: h["head.bias"].pop("dtype"),
+        "'head.bias' must have a dtype, got ",
+    ),
+    "no shape": (
+        lambda h, m: h["head.bias"].pop("shape"),
+        "'head.bias' must have a shape, got ",
+    ),
     "no offsets": (
         lambda h, m: h["head.bias"].pop("data_offsets"),
         "'head.bias' must have a data_offsets, got ",
@@ -269,8 +312,14 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = 
         lambda h, m: h.update(__metadata__=None),
         "__metadata__ must be of type dict, got None",
     ),
-    "no metadata": (lambda h, m: h.pop("__metadata__") and None, "there is no config in its metadata"),
-    "a header that is a list": (lambda h, m: b"[]", "header must be of type dict, got []"),
+    "no metadata": (
+        lambda h, m: h.pop("__metadata__") and None,
+        "there is no config in its metadata",
+    ),
+    "a header that is a list": (
+        lambda h, m: b"[]",
+        "header must be of type dict, got []",
+    ),
     "a header nested deeply": (
         lambda h, m: b'{"a":' + b"[" * 10**6,
         "header is no JSON that can be read: maximum",
@@ -288,7 +337,10 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = 
         "header is no JSON that can be read: 'head.bias' occurs twice in an object",
     ),
     "the last of many names twice": (
-        lambda h, m: json.dumps(dict.fromkeys(map(str, range(150_000)), 0)).encode()[:-1] + b',"149999":0}',
+        lambda h, m: (
+            json.dumps(dict.fromkeys(map(str, range(150_000)), 0)).encode()[:-1]
+            + b',"149999":0}'
+        ),
         "header is no JSON that can be read: '149999' occurs twice in an object",
     ),
     "half a character": (
@@ -297,7 +349,10 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = 
     ),
 }
 WRONG |= {
-    f"{size} without end": (lambda h, m, size=size: set_field(m, **{size: HUGE}), "its tensors are not those")
+    f"{size} without end": (
+        lambda h, m, size=size: set_field(m, **{size: HUGE}),
+        "its tensors are not those",
+    )
     for size in ("vocab_size", "d_model", "n_layers", "d_ff", "span")
 }
 
@@ -306,26 +361,38 @@ def added(header: dict[str, Any], *names: str) -> int:
     """Add tensors of one number; how many bytes they have together."""
     for name in names:
         first = end(header)
-        header[name] = {"dtype": "F64", "shape": [1], "data_offsets": [first, first + 8]}
+        header[name] = {
+            "dtype": "F64",
+            "shape": [1],
+            "data_offsets": [first, first + 8],
+        }
     return 8 * len(names)
 
 
 def end(header: dict[str, Any]) -> int:
-    return max(entry["data_offsets"][1] for entry in header.values() if "data_offsets" in entry)
+    return max(
+        entry["data_offsets"][1]
+        for entry in header.values()
+        if "data_offsets" in entry
+    )
 
 
 def typed(header: dict[str, Any], kind: str, times: int = 1) -> None:
     """Call all numbers by another name; where that is of fewer bytes, let there be more of them."""
     for name, entry in header.items():
         if name != "__metadata__":
-            entry.update(dtype=kind, shape=[*entry["shape"][:-1], entry["shape"][-1] * times])
+            entry.update(
+                dtype=kind, shape=[*entry["shape"][:-1], entry["shape"][-1] * times]
+            )
 
 
 @pytest.mark.parametrize("case", WRONG)
 def test_a_file_that_is_wrong_is_refused(saved: Path, case: str) -> None:
     change, message = WRONG[case]
     rewrite(saved, change)
-    assert message in refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
+    assert message in refusal(
+        saved, lambda: LanguageModel.from_pretrained(saved.parent)
+    )
 
 
 # A value that each field of a config or recipe refuses, by its type.
@@ -348,10 +415,14 @@ def refused(kind: type) -> list[Any]:
 
 
 @pytest.mark.parametrize("field, value", refused(fbt.Config))
-def test_each_field_of_a_config_is_named_where_it_is_wrong(saved: Path, field: str, value: Any) -> None:
+def test_each_field_of_a_config_is_named_where_it_is_wrong(
+    saved: Path, field: str, value: Any
+) -> None:
     rewrite(saved, lambda h, m: set_field(m, **{field: value}))
     said = refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
-    assert said.startswith(f"is not a whole model of this version of fbt: {field} must be ")
+    assert said.startswith(
+        f"is not a whole model of this version of fbt: {field} must be "
+    )
 
 
 def test_all_weights_are_of_one_type(saved: Path) -> None:
@@ -372,12 +443,19 @@ SWAPPED: dict[str, Callable[[bytes], bytes]] = {
     "zeros": lambda data: bytes(len(data)),
     "packed": gzip.compress,
     "a page": lambda data: b"<!doctype html><title>Please log in</title>",
-    "a pointer": lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+    "a pointer": lambda data: (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    ),
     "a pickle": lambda data: pickle.dumps(Path),
     "a header of 2**64 bytes": lambda data: b"\xff" * 8 + data[8:],
-    "a header beyond the file": lambda data: (len(data)).to_bytes(8, "little") + data[8:],
+    "a header beyond the file": lambda data: (
+        (len(data)).to_bytes(8, "little") + data[8:]
+    ),
 }
-SWAPPED |= {f"bit {i} turned": lambda data, i=i: turned(data, i) for i in (0, 9, 17, 63, 70, 100, 200)}
+SWAPPED |= {
+    f"bit {i} turned": lambda data, i=i: turned(data, i)
+    for i in (0, 9, 17, 63, 70, 100, 200)
+}
 
 
 def turned(data: bytes, bit: int) -> bytes:
@@ -398,12 +476,18 @@ def test_an_enormous_file_is_refused_before_it_is_opened(saved: Path) -> None:
     with saved.open("r+b") as file:
         file.truncate(_weights.LARGEST + 1)  # a hole, which takes no room on the disk
     said = refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
-    assert said == f"must have at most {_weights.LARGEST} bytes, got {_weights.LARGEST + 1}"
+    assert (
+        said
+        == f"must have at most {_weights.LARGEST} bytes, got {_weights.LARGEST + 1}"
+    )
 
 
 def test_a_long_header_is_refused_before_it_is_read(saved: Path) -> None:
     header, numbers = taken_apart(saved.read_bytes())
-    header |= {f"{i:05}": {"dtype": "F64", "shape": [0, HUGE], "data_offsets": [0, 0]} for i in range(35_000)}
+    header |= {
+        f"{i:05}": {"dtype": "F64", "shape": [0, HUGE], "data_offsets": [0, 0]}
+        for i in range(35_000)
+    }
     saved.write_bytes(put_together(header, numbers))
     said = refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
     assert said.startswith(
@@ -424,19 +508,26 @@ def test_a_header_just_short_enough_is_read_at_once(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["model", "checkpoint"])
-def test_a_file_takes_the_memory_of_its_numbers_once(kind: str, tmp_path: Path) -> None:
+def test_a_file_takes_the_memory_of_its_numbers_once(
+    kind: str, tmp_path: Path
+) -> None:
     """64 MB of weights; twice that is more than may be taken beside the model."""
-    lm = fbt.LanguageModel(fbt.Config(19, d_model=2000, n_heads=1, n_layers=1, d_ff=1, span=1), TOKENIZER)
+    lm = fbt.LanguageModel(
+        fbt.Config(19, d_model=2000, n_heads=1, n_layers=1, d_ff=1, span=1), TOKENIZER
+    )
     size = lm.save_pretrained(tmp_path).stat().st_size
     assert size > 64e6
     if kind == "checkpoint":
         settings = Settings(lm.config, Recipe(), None, "", None)
-        save_checkpoint(tmp_path, 0, settings, lm, torch.optim.AdamW(lm.parameters()), None)
+        save_checkpoint(
+            tmp_path, 0, settings, lm, torch.optim.AdamW(lm.parameters()), None
+        )
     load: Callable[[], object] = {
         "model": lambda: LanguageModel.from_pretrained(tmp_path),
         "checkpoint": lambda: Checkpoint.load(tmp_path),
     }[kind]
-    times = 2 if kind == "model" else 1  # the model is made before its weights are read
+    # the model is made before its weights are read
+    times = 2 if kind == "model" else 1
     with little_memory(int((times + 0.5) * size)):
         load()
 
@@ -447,13 +538,17 @@ def test_what_could_not_be_read_is_not_written(
 ) -> None:
     before = saved.read_bytes()
     monkeypatch.setattr(_weights, limit, 1000)
-    with pytest.raises(ValueError, match=f"{WEIGHTS_FILE} must (have|be) .*at most 1000 bytes, got "):
+    with pytest.raises(
+        ValueError, match=f"{WEIGHTS_FILE} must (have|be) .*at most 1000 bytes, got "
+    ):
         LanguageModel(config("feedback")).save_pretrained(saved.parent)
     assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == [WEIGHTS_FILE]
 
 
-def test_weights_that_are_no_numbers_are_loaded_to_be_looked_at(tmp_path: Path) -> None:
+def test_weights_that_are_no_numbers_are_loaded_to_be_looked_at(
+    tmp_path: Path,
+) -> None:
     lm = model("shared-kv", TOKENIZER)
     with torch.no_grad():
         lm.head.bias[3] = torch.nan
@@ -465,7 +560,9 @@ def test_weights_that_are_no_numbers_are_loaded_to_be_looked_at(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("dtype", _weights.CODES, ids=str)
-def test_the_library_reads_what_is_written(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_the_library_reads_what_is_written(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
     tensors = {
         "a": torch.randn(3, 5).to(dtype),
         "é \n": torch.randn(7).to(dtype),
@@ -489,9 +586,14 @@ def test_the_library_reads_what_is_written(tmp_path: Path, dtype: torch.dtype) -
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"text": "ä"}])
-def test_what_the_library_writes_is_read(tmp_path: Path, metadata: dict[str, str] | None) -> None:
+def test_what_the_library_writes_is_read(
+    tmp_path: Path, metadata: dict[str, str] | None
+) -> None:
     path = tmp_path / "tensors"
-    tensors = {f"t{i}": torch.randn(i + 1, 3).to(dtype) for i, dtype in enumerate(_weights.CODES)}
+    tensors = {
+        f"t{i}": torch.randn(i + 1, 3).to(dtype)
+        for i, dtype in enumerate(_weights.CODES)
+    }
     save_file(tensors, path, metadata)
     with _weights.reading(path, "model") as stored:
         assert stored.metadata == (metadata or {})
@@ -502,7 +604,11 @@ def test_what_the_library_writes_is_read(tmp_path: Path, metadata: dict[str, str
 
 def test_each_tensor_begins_where_its_numbers_are_aligned(tmp_path: Path) -> None:
     """Else a reader that maps the file would have to copy it."""
-    tensors = {f"{i} {dtype}": torch.ones(3, dtype=dtype) for i in range(2) for dtype in _weights.CODES}
+    tensors = {
+        f"{i} {dtype}": torch.ones(3, dtype=dtype)
+        for i in range(2)
+        for dtype in _weights.CODES
+    }
     header, numbers = taken_apart(_weights.serialise(tmp_path, tensors, {"odd": "x"}))
     for name, entry in header.items():
         if name != "__metadata__":
@@ -562,7 +668,9 @@ def test_equal_models_are_equal_files(tmp_path: Path) -> None:
     for seed in ("0", "1", "random"):
         command = [sys.executable, *WARNINGS, "-c", SAVING, str(tmp_path)]
         environment = os.environ | {"PYTHONHASHSEED": seed}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True
+        )
         found |= {*done.stdout.splitlines()}
     assert len(found) == 1
 
@@ -574,7 +682,8 @@ def test_a_file_says_what_its_bytes_hash_to(saved: Path) -> None:
     header, numbers = taken_apart(data := saved.read_bytes())
     assert re.fullmatch("[0-9a-f]{64}", header["__metadata__"]["sha256"])
     assert len(data) == 8 + int.from_bytes(data[:8], "little") + len(numbers)
-    put = put_together(header, numbers)  # which takes the checksum anew, of a header with spaces
+    # which takes the checksum anew, of a header with spaces
+    put = put_together(header, numbers)
     saved.write_bytes(put)
     assert LanguageModel.from_pretrained(saved.parent).tokenizer == TOKENIZER
 
@@ -624,24 +733,38 @@ def test_a_file_without_a_checksum_is_read(saved: Path) -> None:
     """As those of other programs, and those that ship with the package."""
     expected = LanguageModel.from_pretrained(saved.parent).state_dict()
     save_file(load_file(saved), saved, without_checksum(saved))
-    for name, tensor in LanguageModel.from_pretrained(saved.parent).state_dict().items():
+    for name, tensor in (
+        LanguageModel.from_pretrained(saved.parent).state_dict().items()
+    ):
         assert torch.equal(tensor, expected[name]), name
 
 
 def test_a_file_that_is_cut_while_it_is_read_is_named(saved: Path) -> None:
     """A mapped file would end the process."""
-    with pytest.raises(ValueError) as caught, _weights.reading(saved, "model") as stored:
+    with (
+        pytest.raises(ValueError) as caught,
+        _weights.reading(saved, "model") as stored,
+    ):
         os.truncate(saved, saved.stat().st_size // 2)
         dict(stored.read())
-    assert reason(saved, caught.value) == "was changed while it was read: read it again once it is whole"
+    assert (
+        reason(saved, caught.value)
+        == "was changed while it was read: read it again once it is whole"
+    )
 
 
 def test_a_file_that_is_written_to_while_it_is_read_is_named(saved: Path) -> None:
     whole = saved.read_bytes()
-    with pytest.raises(ValueError) as caught, _weights.reading(saved, "model") as stored:
+    with (
+        pytest.raises(ValueError) as caught,
+        _weights.reading(saved, "model") as stored,
+    ):
         dict(stored.read())  # all of it, and nothing is wrong with it
         saved.write_bytes(whole + b"\0")
-    assert reason(saved, caught.value) == "was changed while it was read: read it again once it is whole"
+    assert (
+        reason(saved, caught.value)
+        == "was changed while it was read: read it again once it is whole"
+    )
 
 
 def test_a_file_that_is_replaced_while_it_is_read_is_the_old_one(saved: Path) -> None:
@@ -681,17 +804,34 @@ def set_best(metadata: dict[str, str], **values: Any) -> None:
     metadata["best"] = json.dumps(json.loads(metadata["best"]) | values)
 
 
-WRONG_CHECKPOINTS: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = {
+WRONG_CHECKPOINTS: dict[
+    str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]
+] = {
     "no step": (lambda h, m: m.pop("step"), "there is no step in its metadata"),
     "a step that is a word": (
         lambda h, m: m.update(step="one"),
         "step is no JSON that can be read: Expecting value",
     ),
-    "a step below zero": (lambda h, m: m.update(step="-1"), "step must be an int in [0, 11], got -1"),
-    "a step after the last": (lambda h, m: m.update(step="12"), "step must be an int in [0, 11], got 12"),
-    "a step of many digits": (lambda h, m: m.update(step="1" * 10**5), "Exceeds the limit"),
-    "no settings": (lambda h, m: m.pop("settings"), "there is no settings in its metadata"),
-    "settings of no run": (lambda h, m: m.update(settings="[]"), "settings must be of type dict, got []"),
+    "a step below zero": (
+        lambda h, m: m.update(step="-1"),
+        "step must be an int in [0, 11], got -1",
+    ),
+    "a step after the last": (
+        lambda h, m: m.update(step="12"),
+        "step must be an int in [0, 11], got 12",
+    ),
+    "a step of many digits": (
+        lambda h, m: m.update(step="1" * 10**5),
+        "Exceeds the limit",
+    ),
+    "no settings": (
+        lambda h, m: m.pop("settings"),
+        "there is no settings in its metadata",
+    ),
+    "settings of no run": (
+        lambda h, m: m.update(settings="[]"),
+        "settings must be of type dict, got []",
+    ),
     "settings nested deeply": (
         lambda h, m: m.update(settings='{"a":' * 10**5),
         "settings is no JSON that can be read: maximum recursion",
@@ -700,9 +840,18 @@ WRONG_CHECKPOINTS: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], An
         lambda h, m: set_setting(m, colour=3),
         "settings must have no fields but config, recipe, data, data_sha256, init_from, got 'colour'",
     ),
-    "no recipe": (lambda h, m: set_setting(m, recipe=None), "recipe must be a JSON object, got NoneType"),
-    "a recipe of another kind": (lambda h, m: set_setting(m, "recipe", lr="fast"), "lr must be a number"),
-    "a rate beyond all floats": (lambda h, m: set_setting(m, "recipe", lr=10**400), "lr must be a number"),
+    "no recipe": (
+        lambda h, m: set_setting(m, recipe=None),
+        "recipe must be a JSON object, got NoneType",
+    ),
+    "a recipe of another kind": (
+        lambda h, m: set_setting(m, "recipe", lr="fast"),
+        "lr must be a number",
+    ),
+    "a rate beyond all floats": (
+        lambda h, m: set_setting(m, "recipe", lr=10**400),
+        "lr must be a number",
+    ),
     "a text from a number": (
         lambda h, m: set_setting(m, data=3),
         "data must be of type str or NoneType, got 3",
@@ -715,13 +864,22 @@ WRONG_CHECKPOINTS: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], An
         lambda h, m: set_setting(m, init_from=[]),
         "init_from must be of type str or NoneType",
     ),
-    "no vocabulary": (lambda h, m: m.pop("vocabulary"), "there is no vocabulary in its metadata"),
-    "another vocabulary": (lambda h, m: m.update(vocabulary='"ab"'), "characters, got 2"),
+    "no vocabulary": (
+        lambda h, m: m.pop("vocabulary"),
+        "there is no vocabulary in its metadata",
+    ),
+    "another vocabulary": (
+        lambda h, m: m.update(vocabulary='"ab"'),
+        "characters, got 2",
+    ),
     "a model of another width": (
         lambda h, m: set_setting(m, "config", d_ff=65),
         "body.layers.0.feed_forward",
     ),
-    "a model without end": (lambda h, m: set_setting(m, "config", n_layers=HUGE), "missing 'model."),
+    "a model without end": (
+        lambda h, m: set_setting(m, "config", n_layers=HUGE),
+        "missing 'model.",
+    ),
     "another batch": (
         lambda h, m: set_setting(m, "recipe", batch_size=4),
         "misshapen 'state.keys.0 [3, 2, 5, 8], not [4, 2, 5, 8]'",
@@ -730,12 +888,18 @@ WRONG_CHECKPOINTS: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], An
         lambda h, m: set_setting(m, "recipe", carry=False),
         "unknown 'state.keys.0'",
     ),
-    "a memory from before the first step": (lambda h, m: m.update(step="0"), "unknown 'state.keys.0'"),
+    "a memory from before the first step": (
+        lambda h, m: m.update(step="0"),
+        "unknown 'state.keys.0'",
+    ),
     "no memory": (
         lambda h, m: renamed(h, "state.", "optimizer."),
         "missing 'state.keys.0'",
     ),
-    "half a memory": (lambda h, m: renamed(h, "state.values.", "optimizer.v"), "missing 'state.values.0'"),
+    "half a memory": (
+        lambda h, m: renamed(h, "state.values.", "optimizer.v"),
+        "missing 'state.values.0'",
+    ),
     "too long a memory": (
         lambda h, m: renamed(h, "state.keys.0", "state.keys.00"),
         "unknown 'state.keys.00'",
@@ -756,7 +920,10 @@ WRONG_CHECKPOINTS: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], An
         lambda h, m: set_best(m, final=1),
         "final of the best evaluation must be True",
     ),
-    "a best of a list": (lambda h, m: m.update(best="[]"), "best must be of type dict, got []"),
+    "a best of a list": (
+        lambda h, m: m.update(best="[]"),
+        "best must be of type dict, got []",
+    ),
     "a best with weights": (
         lambda h, m: set_best(m, weights={}),
         "multiple values for keyword argument 'weights'",
@@ -767,7 +934,9 @@ WRONG_CHECKPOINTS: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], An
         "unknown 'best.head.bias'",
     ),
 }
-WRONG_MOMENTS: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = {
+WRONG_MOMENTS: dict[
+    str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]
+] = {
     "of a parameter beyond the last": (
         lambda h, m: renamed(h, "optimizer.0.", "optimizer.99."),
         "unknown 'optimizer.99.exp_avg', 'optimizer.99.exp_avg_sq', 'optimizer.99.step'",
@@ -785,7 +954,9 @@ WRONG_MOMENTS: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], 
         "missing 'optimizer.0.exp_avg_sq'; unknown 'optimizer.0.max'",
     ),
     "of another shape": (
-        lambda h, m: h["optimizer.0.exp_avg"].update(shape=[*h["optimizer.0.exp_avg"]["shape"], 1]),
+        lambda h, m: h["optimizer.0.exp_avg"].update(
+            shape=[*h["optimizer.0.exp_avg"]["shape"], 1]
+        ),
         "misshapen 'optimizer.0.exp_avg [16, 16, 1], not [16, 16]'",
     ),
     "more steps than there were": (
@@ -808,14 +979,20 @@ def test_a_checkpoint_that_is_wrong_is_refused(checkpoint: Path, case: str) -> N
 
 
 @pytest.mark.parametrize("field, value", [*refused(fbt.Config), *refused(Recipe)])
-def test_each_setting_is_named_where_it_is_wrong(checkpoint: Path, field: str, value: Any) -> None:
+def test_each_setting_is_named_where_it_is_wrong(
+    checkpoint: Path, field: str, value: Any
+) -> None:
     part = "config" if field in {f.name for f in fields(fbt.Config)} else "recipe"
     rewrite(checkpoint, lambda h, m: set_setting(m, part, **{field: value}))
     said = refusal(checkpoint, lambda: Checkpoint.load(checkpoint.parent))
-    assert said.startswith(f"is not a whole checkpoint of this version of fbt: {field} must be ")
+    assert said.startswith(
+        f"is not a whole checkpoint of this version of fbt: {field} must be "
+    )
 
 
-@pytest.mark.parametrize("field", ["config", "recipe", "data", "data_sha256", "init_from"])
+@pytest.mark.parametrize(
+    "field", ["config", "recipe", "data", "data_sha256", "init_from"]
+)
 def test_a_setting_that_is_missing_is_named(checkpoint: Path, field: str) -> None:
     def remove(header: dict[str, Any], metadata: dict[str, str]) -> None:
         settings = json.loads(metadata["settings"])
@@ -827,16 +1004,27 @@ def test_a_setting_that_is_missing_is_named(checkpoint: Path, field: str) -> Non
     assert f"settings must have the field '{field}', got " in said
 
 
-@pytest.mark.parametrize("part", ["state.keys.0", "state.values.0", "state.", "optimizer.0.exp_avg"])
+@pytest.mark.parametrize(
+    "part", ["state.keys.0", "state.values.0", "state.", "optimizer.0.exp_avg"]
+)
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F64"])
-def test_all_but_the_steps_are_of_the_weights_type(checkpoint: Path, part: str, dtype: str) -> None:
+def test_all_but_the_steps_are_of_the_weights_type(
+    checkpoint: Path, part: str, dtype: str
+) -> None:
     header, numbers = taken_apart(checkpoint.read_bytes())
-    checkpoint.write_bytes(put_together(header, retyped(header, numbers, part, dtype)))
+    checkpoint.write_bytes(
+        put_together(header, retyped(header, numbers, part, dtype))
+    )
     said = refusal(checkpoint, lambda: Checkpoint.load(checkpoint.parent))
-    assert re.search(rf"'{part}.*' must be of torch.float32 as the weights are, got torch\.\w+$", said)
+    assert re.search(
+        rf"'{part}.*' must be of torch.float32 as the weights are, got torch\.\w+$",
+        said,
+    )
 
 
-def test_weights_memory_and_moments_may_all_be_of_another_type(checkpoint: Path) -> None:
+def test_weights_memory_and_moments_may_all_be_of_another_type(
+    checkpoint: Path,
+) -> None:
     header, numbers = taken_apart(checkpoint.read_bytes())
     for part in ("model.", "state."):
         numbers = retyped(header, numbers, part, "F64")
@@ -844,21 +1032,28 @@ def test_weights_memory_and_moments_may_all_be_of_another_type(checkpoint: Path)
         numbers = retyped(header, numbers, name, "F64")
     checkpoint.write_bytes(put_together(header, numbers))
     loaded = Checkpoint.load(checkpoint.parent)
-    assert {t.dtype for name, t in loaded.tensors.items() if not name.endswith(".step")} == {torch.float64}
+    assert {
+        t.dtype for name, t in loaded.tensors.items() if not name.endswith(".step")
+    } == {torch.float64}
 
 
 @pytest.mark.parametrize("case", WRONG_MOMENTS)
-def test_moments_that_are_wrong_are_refused_before_a_step_is_taken(checkpoint: Path, case: str) -> None:
+def test_moments_that_are_wrong_are_refused_before_a_step_is_taken(
+    checkpoint: Path, case: str
+) -> None:
     change, message = WRONG_MOMENTS[case]
     rewrite(checkpoint, change)
-    said = refusal(checkpoint, lambda: resume(checkpoint.parent, TEXT, progress=False))
+    said = refusal(
+        checkpoint, lambda: resume(checkpoint.parent, TEXT, progress=False)
+    )
     assert message in said
     assert [path.name for path in checkpoint.parent.iterdir()] == [CHECKPOINT_FILE]
 
 
 def test_moments_beyond_those_of_the_weights_take_no_memory(checkpoint: Path) -> None:
     header, numbers = taken_apart(checkpoint.read_bytes())
-    many = 30_000_000  # of float32; read and then copied they are more than may be taken
+    # of float32; read and then copied they are more than may be taken
+    many = 30_000_000
     header["optimizer.99.exp_avg"] = {
         "dtype": "F32",
         "shape": [many],
@@ -866,24 +1061,37 @@ def test_moments_beyond_those_of_the_weights_take_no_memory(checkpoint: Path) ->
     }
     checkpoint.write_bytes(put_together(header, numbers))
     with checkpoint.open("r+b") as file:
-        file.truncate(checkpoint.stat().st_size + 4 * many)  # a hole, which takes no room on the disk
+        # a hole, which takes no room on the disk
+        file.truncate(checkpoint.stat().st_size + 4 * many)
     assert re.search(
-        r"it has \d+ moments for \d+ weights", refusal(checkpoint, lambda: Checkpoint.load(checkpoint.parent))
+        r"it has \d+ moments for \d+ weights",
+        refusal(checkpoint, lambda: Checkpoint.load(checkpoint.parent)),
     )
 
 
 @pytest.mark.parametrize(
     "part, message",
-    [("optimizer.", "there are no moments after 11 steps"), ("state.", "missing 'state.keys.0'")],
+    [
+        ("optimizer.", "there are no moments after 11 steps"),
+        ("state.", "missing 'state.keys.0'"),
+    ],
 )
 def test_a_part_may_not_be_missing(checkpoint: Path, part: str, message: str) -> None:
     metadata = without_checksum(checkpoint)
-    tensors = {name: value for name, value in load_file(checkpoint).items() if not name.startswith(part)}
+    tensors = {
+        name: value
+        for name, value in load_file(checkpoint).items()
+        if not name.startswith(part)
+    }
     save_file(tensors, checkpoint, metadata)
-    assert message in refusal(checkpoint, lambda: resume(checkpoint.parent, TEXT, progress=False))
+    assert message in refusal(
+        checkpoint, lambda: resume(checkpoint.parent, TEXT, progress=False)
+    )
 
 
-def test_a_model_is_no_checkpoint_and_a_checkpoint_no_model(saved: Path, checkpoint: Path) -> None:
+def test_a_model_is_no_checkpoint_and_a_checkpoint_no_model(
+    saved: Path, checkpoint: Path
+) -> None:
     one, other = saved.read_bytes(), checkpoint.read_bytes()
     saved.write_bytes(other)
     checkpoint.write_bytes(one)
@@ -902,10 +1110,29 @@ def test_the_package_runs_nothing_that_it_reads() -> None:
     for path in sorted(Path(fbt.__file__).parent.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import | ast.ImportFrom):
-                names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
-                assert not names & {"pickle", "marshal", "shelve", "dill", "joblib", "yaml"}, path
+                names = {alias.name for alias in node.names} | {
+                    getattr(node, "module", None)
+                }
+                assert not names & {
+                    "pickle",
+                    "marshal",
+                    "shelve",
+                    "dill",
+                    "joblib",
+                    "yaml",
+                }, path
             elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                assert node.func.id not in ("eval", "exec", "compile", "__import__"), path
+                assert node.func.id not in (
+                    "eval",
+                    "exec",
+                    "compile",
+                    "__import__",
+                ), path
             elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 called = ast.unparse(node.func)
-                assert called not in ("torch.load", "np.load", "numpy.load", "torch.jit.load"), path
+                assert called not in (
+                    "torch.load",
+                    "np.load",
+                    "numpy.load",
+                    "torch.jit.load",
+                ), path

@@ -10,20 +10,31 @@ from fbt._repository import BRANCH
 
 TEXT = (ROOT / ".github" / "workflows" / "book.yml").read_text(encoding="utf-8")
 # YAML 1.1 reads the key `on` as a truth value.
-WORKFLOW = {("on" if name is True else name): value for name, value in yaml.safe_load(TEXT).items()}
+WORKFLOW = {
+    ("on" if name is True else name): value
+    for name, value in yaml.safe_load(TEXT).items()
+}
 JOBS = WORKFLOW["jobs"]
 STEPS = [step for job in JOBS.values() for step in job["steps"]]
 
 
 def test_it_tests_every_change_and_publishes_only_the_main_branch():
-    assert WORKFLOW["on"] == {"push": {"branches": [BRANCH]}, "pull_request": None, "workflow_dispatch": None}
+    assert WORKFLOW["on"] == {
+        "push": {"branches": [BRANCH]},
+        "pull_request": None,
+        "workflow_dispatch": None,
+    }
     assert JOBS["publish"]["if"].startswith(f"github.ref == 'refs/heads/{BRANCH}'")
     assert JOBS["publish"]["needs"] == "build"
 
 
 def test_commands_are_targets_or_prepare_the_machine():
     commands = [step["run"] for step in STEPS if "run" in step]
-    made = [command.removeprefix("make ") for command in commands if command.startswith("make ")]
+    made = [
+        command.removeprefix("make ")
+        for command in commands
+        if command.startswith("make ")
+    ]
     assert made == ["lint", "book", "test", "pdf"] and set(made) <= set(targets())
     rest = [command for command in commands if not command.startswith("make ")]
     assert all(command.startswith(("git config ", "apt-get ")) for command in rest)
@@ -45,10 +56,16 @@ def test_actions_are_githubs_own_and_pinned_to_commits():
 
 
 def test_published_and_cached_files_are_what_the_build_makes():
-    steps = [(step["uses"].split("@")[0], step["with"]) for step in STEPS if "path" in step.get("with", {})]
+    steps = [
+        (step["uses"].split("@")[0], step["with"])
+        for step in STEPS
+        if "path" in step.get("with", {})
+    ]
     paths = {action: about["path"] for action, about in steps}
     assert paths["actions/upload-pages-artifact"] == "_build/html"
     assert paths["actions/upload-artifact"] == "_build/book.pdf"
     assert paths["actions/cache"] == "_build/notebooks"  # the last of two
-    for name in re.findall(r"'([\w./-]+)'", " ".join(about.get("key", "") for _, about in steps)):
+    for name in re.findall(
+        r"'([\w./-]+)'", " ".join(about.get("key", "") for _, about in steps)
+    ):
         assert (ROOT / name).exists(), name

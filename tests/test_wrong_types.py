@@ -1,7 +1,8 @@
 """Every argument of the public surface in turn, given things of the wrong type, shape and range.
 
-A call must succeed, or raise a TypeError or ValueError whose message names the argument, in a few lines. So
-there is no AttributeError from somewhere inside, and no message of a million characters.
+A call must succeed, or raise a TypeError or ValueError whose message names the
+argument, in a few lines. So there is no AttributeError from somewhere inside, and no
+message of a million characters.
 """
 
 import re
@@ -80,7 +81,12 @@ X = torch.rand(2, 5, 14, dtype=torch.float64)
 WEIGHTS = READER.attention(TOKENS)[:, 0]
 READ, SEEN = trace(READER, TOKENS[0]), snapshot(READER, TOKENS[0])
 SETTINGS = Settings(READER.config, Recipe(), None, "0" * 64, None)
-RUN = {"a": [{"step": 1, "loss": 2.0, "seconds": 0.1}, {"step": 1, "val_loss": 2.0, "seconds": 0.1}]}
+RUN = {
+    "a": [
+        {"step": 1, "loss": 2.0, "seconds": 0.1},
+        {"step": 1, "val_loss": 2.0, "seconds": 0.1},
+    ]
+}
 
 
 def step_of_a_decoder(x):
@@ -123,17 +129,33 @@ TASKS = [
     tasks.CodeExecution(),
     tasks.Copy(),
 ]
-WORDS = {"Parity": ["0", "1"], "Permutations": ["123", "213"], "ShellGame": ["AB", "BC"], "Walk": ["N", "E"]}
+WORDS = {
+    "Parity": ["0", "1"],
+    "Permutations": ["123", "213"],
+    "ShellGame": ["AB", "BC"],
+    "Walk": ["N", "E"],
+}
 WORDS |= {"CodeExecution": ["x", "=", "1", ";"], "Copy": ["a", "?"]}
 CALLS = {
     "Config": (
         fbt.Config,
-        {"vocab_size": 3, **{k: v for k, v in vars(config("parallel")).items() if k != "vocab_size"}},
+        {
+            "vocab_size": 3,
+            **{
+                k: v for k, v in vars(config("parallel")).items() if k != "vocab_size"
+            },
+        },
     ),
     "Config.replace": (READER.config.replace, {"d_model": 4, "n_heads": 2}),
-    "LanguageModel": (fbt.LanguageModel, {"config": READER.config, "tokenizer": TOKENIZER}),
+    "LanguageModel": (
+        fbt.LanguageModel,
+        {"config": READER.config, "tokenizer": TOKENIZER},
+    ),
     "LanguageModel.backend": (set_backend, {"backend": "auto"}),
-    "LanguageModel.forward": (READER, {"tokens": TOKENS, "state": STATE, "return_state": True}),
+    "LanguageModel.forward": (
+        READER,
+        {"tokens": TOKENS, "state": STATE, "return_state": True},
+    ),
     "LanguageModel.forward, parallel": (PARALLEL, {"tokens": TOKENS, "state": None}),
     "LanguageModel.step": (READER.step, {"tokens": TOKENS[:, 0], "state": STATE}),
     "LanguageModel.attention": (READER.attention, {"tokens": TOKENS}),
@@ -143,19 +165,37 @@ CALLS = {
     ),
     "LanguageModel.stream": (READER.stream, {"prompt": "a", "max_new_tokens": 1}),
     "LanguageModel.save_pretrained": (READER.save_pretrained, {"folder": "saved"}),
-    "LanguageModel.from_pretrained": (fbt.LanguageModel.from_pretrained, {"name": "saved"}),
+    "LanguageModel.from_pretrained": (
+        fbt.LanguageModel.from_pretrained,
+        {"name": "saved"},
+    ),
     "LanguageModel.from_parallel": (
         fbt.LanguageModel.from_parallel,
-        {"parallel": PARALLEL, "variant": "shared-kv", "dropout": 0.0, "memory": "top", "memory_norm": True},
+        {
+            "parallel": PARALLEL,
+            "variant": "shared-kv",
+            "dropout": 0.0,
+            "memory": "top",
+            "memory_norm": True,
+        },
     ),
     "State": (fbt.State, {"keys": STATE.keys, "values": STATE.values}),
     "State.map": (STATE.map, {"function": torch.neg}),
     "ParallelBody": (fbt.ParallelBody, {"config": PARALLEL.config}),
     "FeedbackBody": (fbt.FeedbackBody, {"config": READER.config, "n_caches": 1}),
     "SharedKVBody": (fbt.SharedKVBody, {"config": READER.config}),
-    "ParallelBody.forward": (PARALLEL.body, {"x": X, "state": None, "backend": "auto", "need_weights": True}),
-    "SharedKVBody.forward": (READER.body, {"x": X, "state": STATE, "backend": "auto", "need_weights": True}),
-    "SharedKVBody.decoder": (READER.body.decoder, {"state": STATE, "backend": "sequence"}),
+    "ParallelBody.forward": (
+        PARALLEL.body,
+        {"x": X, "state": None, "backend": "auto", "need_weights": True},
+    ),
+    "SharedKVBody.forward": (
+        READER.body,
+        {"x": X, "state": STATE, "backend": "auto", "need_weights": True},
+    ),
+    "SharedKVBody.decoder": (
+        READER.body.decoder,
+        {"state": STATE, "backend": "sequence"},
+    ),
     "Decoder.step": (step_of_a_decoder, {"x": X[:, 0]}),
     "TorchStack": (plain_stack_of, {"span": 3, "initial": None}),
     "MemoryStack": (stack_of, {"span": 3, "capacity": 4, "initial": None}),
@@ -167,7 +207,13 @@ CALLS = {
     "Settings.differences": (SETTINGS.differences, {"other": SETTINGS}),
     "train": (
         fbt.train,
-        {"text": "abc " * 5, "preset": "tiny", "variant": "shared-kv", "folder": "run", "resume": False}
+        {
+            "text": "abc " * 5,
+            "preset": "tiny",
+            "variant": "shared-kv",
+            "folder": "run",
+            "resume": False,
+        }
         | {
             "init_from": PARALLEL,
             "device": "cpu",
@@ -179,12 +225,24 @@ CALLS = {
     ),
     "resume": (
         resume,
-        {"folder": "run", "text": "abc", "device": "cpu", "progress": False, "log": None},
+        {
+            "folder": "run",
+            "text": "abc",
+            "device": "cpu",
+            "progress": False,
+            "log": None,
+        },
     ),
     "evaluate": (evaluate, {"model": READER, "windows": TOKENS, "batch_size": 2}),
-    "load_tiny_shakespeare": (fbt.load_tiny_shakespeare, {"folder": "corpus", "sources": ()}),
+    "load_tiny_shakespeare": (
+        fbt.load_tiny_shakespeare,
+        {"folder": "corpus", "sources": ()},
+    ),
     "CharTokenizer": (fbt.CharTokenizer, {"text": "abc"}),
-    "CharTokenizer.from_vocabulary": (fbt.CharTokenizer.from_vocabulary, {"vocabulary": "abc"}),
+    "CharTokenizer.from_vocabulary": (
+        fbt.CharTokenizer.from_vocabulary,
+        {"vocabulary": "abc"},
+    ),
     "CharTokenizer.encode": (TOKENIZER.encode, {"text": "abc"}),
     "CharTokenizer.decode": (TOKENIZER.decode, {"numbers": [1, 2]}),
     "split": (split, {"data": "abc", "validation": 0.5}),
@@ -197,27 +255,45 @@ CALLS = {
     "Permutations": (tasks.Permutations, {"group": "S3", "dense": True}),
     "ShellGame": (tasks.ShellGame, {"cups": 3, "dense": True}),
     "Walk": (tasks.Walk, {"size": 3, "facing": True, "heading": True, "dense": True}),
-    "CodeExecution": (tasks.CodeExecution, {"variables": 2, "ask": "prints", "dense": True}),
+    "CodeExecution": (
+        tasks.CodeExecution,
+        {"variables": 2, "ask": "prints", "dense": True},
+    ),
     "Copy": (tasks.Copy, {"symbols": 3, "reverse": False, "dense": True}),
-    "accuracy": (tasks.accuracy, {"logits": torch.rand(2, 3, 4), "labels": torch.zeros(2, 3).long()}),
+    "accuracy": (
+        tasks.accuracy,
+        {"logits": torch.rand(2, 3, 4), "labels": torch.zeros(2, 3).long()},
+    ),
     "WordTokenizer": (tasks.WordTokenizer, {"words": ["a", "b"]}),
     "WordTokenizer.encode": (tasks.WordTokenizer(["a"]).encode, {"text": "a a"}),
-    "WordTokenizer.decode": (tasks.WordTokenizer(["a"]).decode, {"numbers": torch.zeros(2).long()}),
+    "WordTokenizer.decode": (
+        tasks.WordTokenizer(["a"]).decode,
+        {"numbers": torch.zeros(2).long()},
+    ),
     "show": (fbt.show, {"obj": fbt.State, "docstring": True}),
     "AttentionExplorer": (
         fbt.AttentionExplorer,
         {"tokens": "abcde", "weights": WEIGHTS, "query": 1, "layer": 1, "head": 1},
     ),
-    "MemoryExplorer": (MemoryExplorer, {"tokens": "abcde", "snapshots": {0: SEEN}, "query": 1}),
+    "MemoryExplorer": (
+        MemoryExplorer,
+        {"tokens": "abcde", "snapshots": {0: SEEN}, "query": 1},
+    ),
     "snapshot": (snapshot, {"model": READER, "tokens": TOKENS[0]}),
-    "RecurrenceExplorer": (RecurrenceExplorer, {"tokens": "abcde", "read": READ, "moment": 1}),
+    "RecurrenceExplorer": (
+        RecurrenceExplorer,
+        {"tokens": "abcde", "read": READ, "moment": 1},
+    ),
     "trace": (trace, {"model": READER, "tokens": TOKENS[0]}),
     "made_of": (made_of, {"read": READ}),
     "Choices": (Choices, {"function": lambda a: str(a), "a": [1, 2]}),
     "View": (View, {"name": "choices", "data": {}, "start": {}, "text": ""}),
     "svg_of": (figures.svg_of, {"figure": figures.plt.figure()}),
     "save_svg": (figures.save_svg, {"figure": figures.plt.figure(), "path": "a.svg"}),
-    "loss_curves": (lambda **a: drawn(figures.loss_curves(**a)), {"runs": RUN, "over": "step"}),
+    "loss_curves": (
+        lambda **a: drawn(figures.loss_curves(**a)),
+        {"runs": RUN, "over": "step"},
+    ),
     "attention_maps": (
         lambda **a: drawn(figures.attention_maps(**a)),
         {"weights": WEIGHTS[:1, :1, :3, :3], "tokens": "abc"},
@@ -228,7 +304,12 @@ CALLS = {
     ),
     "cost_against_length": (
         lambda **a: drawn(figures.cost_against_length(**a)),
-        {"lengths": [1, 2], "costs": {"a": [1.0, 2.0]}, "unit": "s", "ylabel": "time"},
+        {
+            "lengths": [1, 2],
+            "costs": {"a": [1.0, 2.0]},
+            "unit": "s",
+            "ylabel": "time",
+        },
     ),
 }
 for task in TASKS:
@@ -246,7 +327,11 @@ PARTS = {
     ("Settings.from_json", "text"): "settings",
 }
 UNAVAILABLE = ("resume", "load_tiny_shakespeare")  # there is no run, and no source
-CASES = [(call, argument) for call, (_, arguments) in CALLS.items() for argument in arguments]
+CASES = [
+    (call, argument)
+    for call, (_, arguments) in CALLS.items()
+    for argument in arguments
+]
 
 
 @pytest.mark.parametrize("call, argument", CASES, ids=[f"{c}-{a}" for c, a in CASES])
@@ -267,9 +352,13 @@ def test_wrong_things_in_each_argument(call, argument, tmp_path, monkeypatch):
             if call == "train":
                 names.add("seq_len")  # that the text is too short comes last
             if not any(re.search(rf"\b{part}\b", message) for part in names):
-                wrong.append(f"{name}: {type(error).__name__} does not name it: {message[:200]}")
+                wrong.append(
+                    f"{name}: {type(error).__name__} does not name it: {message[:200]}"
+                )
             elif len(message) > LONGEST:
-                wrong.append(f"{name}: a message of {len(message)} characters: {message[:200]}")
+                wrong.append(
+                    f"{name}: a message of {len(message)} characters: {message[:200]}"
+                )
         except (OSError, ImportError) as error:
             if not isinstance(value, str | Path) and call not in UNAVAILABLE:
                 wrong.append(f"{name}: {error!r}")

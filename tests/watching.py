@@ -17,7 +17,11 @@ LOCAL = ("data:", "blob:", "about:")
 
 def built_pages() -> list[Path]:
     """Every page of the book, except the first, which only leads to another; _static holds templates."""
-    pages = sorted(page for page in build_book.HTML.rglob("*.html") if "_static" not in page.parts)
+    pages = sorted(
+        page
+        for page in build_book.HTML.rglob("*.html")
+        if "_static" not in page.parts
+    )
     return [page for page in pages if page != build_book.HTML / "index.html"]
 
 
@@ -33,10 +37,21 @@ class Watched:
         page = self.page
         page.on("request", lambda request: self.requests.append(request.url))
         page.on("websocket", lambda socket: self.requests.append(socket.url))
-        page.on("requestfailed", lambda request: self.complaints.append(f"failed: {request.url}"))
-        page.on("response", lambda answer: self.complaints.append(answer.url) if not answer.ok else None)
+        page.on(
+            "requestfailed",
+            lambda request: self.complaints.append(f"failed: {request.url}"),
+        )
+        page.on(
+            "response",
+            lambda answer: (
+                self.complaints.append(answer.url) if not answer.ok else None
+            ),
+        )
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("dialog", lambda dialog: (self.complaints.append(dialog.message), dialog.dismiss()))
+        page.on(
+            "dialog",
+            lambda dialog: (self.complaints.append(dialog.message), dialog.dismiss()),
+        )
         page.on("console", self.hear)
 
     def hear(self, message) -> None:
@@ -57,7 +72,9 @@ class Watched:
 
 
 @contextmanager
-def watched(chromium: Browser, *, theme: browser.Theme = "light") -> Iterator[Watched]:
+def watched(
+    chromium: Browser, *, theme: browser.Theme = "light"
+) -> Iterator[Watched]:
     """A window of its own."""
     page = browser.window(chromium, theme, browser.WIDTHS[0])
     try:

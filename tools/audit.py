@@ -39,14 +39,21 @@ def accepted(path: Path = ACCEPTED) -> list[Accepted]:
     Raises:
         TypeError: if an entry lacks its id, reason or date, or has other fields.
     """
-    return [Accepted(**entry) for entry in tomllib.loads(path.read_text(encoding="utf-8")).get("ignored", [])]
+    return [
+        Accepted(**entry)
+        for entry in tomllib.loads(path.read_text(encoding="utf-8")).get(
+            "ignored", []
+        )
+    ]
 
 
 def packages() -> dict[str, set[str]]:
     """Return the pins of each lock file, and torch, which they omit."""
     found = {}
     for name, lock in LISTS.items():
-        pins = requirements(lock) + [pin for pin in requirements(ROOT / name) if pin.name == "torch"]
+        pins = requirements(lock) + [
+            pin for pin in requirements(ROOT / name) if pin.name == "torch"
+        ]
         found[name] = {f"{pin.name}{pin.specifier}" for pin in pins}
     return found
 
@@ -57,7 +64,9 @@ def look_up(pins: set[str]) -> list[Result]:
     for pin in sorted(pins):
         versions.setdefault(pin.partition("==")[0], []).append(pin)
     calls = zip_longest(*versions.values())
-    return [result for call in calls for result in pip_audit([pin for pin in call if pin])]
+    return [
+        result for call in calls for result in pip_audit([pin for pin in call if pin])
+    ]
 
 
 def pip_audit(pins: list[str]) -> list[Result]:
@@ -69,7 +78,14 @@ def pip_audit(pins: list[str]) -> list[Result]:
     with tempfile.TemporaryDirectory(prefix="fbt-") as folder:
         listed = Path(folder) / "pins.txt"
         listed.write_text("\n".join(pins) + "\n", encoding="utf-8")
-        command = [str(tools()), "-m", "pip_audit", f"--requirement={listed}", "--no-deps", "--disable-pip"]
+        command = [
+            str(tools()),
+            "-m",
+            "pip_audit",
+            f"--requirement={listed}",
+            "--no-deps",
+            "--disable-pip",
+        ]
         command += ["--format=json", "--progress-spinner=off"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
@@ -78,11 +94,21 @@ def pip_audit(pins: list[str]) -> list[Result]:
         sys.exit(f"pip-audit printed no result:\n{done.stderr[-2000:]}")
 
 
-def problems(pins: set[str], results: list[Result], known: list[Accepted], today: date) -> list[str]:
+def problems(
+    pins: set[str], results: list[Result], known: list[Accepted], today: date
+) -> list[str]:
     """Describe the packages of a list that were not looked up or are vulnerable."""
-    found = {f"{canonicalize_name(r['name'])}=={r['version']}" for r in results if "vulns" in r}
+    found = {
+        f"{canonicalize_name(r['name'])}=={r['version']}"
+        for r in results
+        if "vulns" in r
+    }
     missing = sorted(pins - found)
-    lines = [f"not looked up, {len(missing)} of {len(pins)}: {', '.join(missing)}"] if missing else []
+    lines = (
+        [f"not looked up, {len(missing)} of {len(pins)}: {', '.join(missing)}"]
+        if missing
+        else []
+    )
     valid = {entry.id for entry in known if today <= entry.until}
     for result in results:
         for vulnerability in result.get("vulns", []):
@@ -95,9 +121,21 @@ def problems(pins: set[str], results: list[Result], known: list[Accepted], today
 
 def stale(results: list[Result], known: list[Accepted]) -> list[str]:
     """Describe the accepted vulnerabilities that no package has any more."""
-    all_found = [vulnerability for result in results for vulnerability in result.get("vulns", [])]
-    ids = {name for vulnerability in all_found for name in (vulnerability["id"], *vulnerability["aliases"])}
-    return [f"{entry.id}: no package has it any more" for entry in known if entry.id not in ids]
+    all_found = [
+        vulnerability
+        for result in results
+        for vulnerability in result.get("vulns", [])
+    ]
+    ids = {
+        name
+        for vulnerability in all_found
+        for name in (vulnerability["id"], *vulnerability["aliases"])
+    }
+    return [
+        f"{entry.id}: no package has it any more"
+        for entry in known
+        if entry.id not in ids
+    ]
 
 
 def main() -> None:
@@ -113,7 +151,9 @@ def main() -> None:
     lines += [f"{ACCEPTED.name}: {line}" for line in stale(everything, known)]
     if lines:
         print("\n".join(lines))
-        sys.exit("Not clean: see above. A package that could not be looked up counts as a failure.")
+        sys.exit(
+            "Not clean: see above. A package that could not be looked up counts as a failure."
+        )
     print("Clean: every package was looked up, and none has a known vulnerability.")
 
 

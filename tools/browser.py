@@ -43,7 +43,9 @@ def chromium() -> Iterator[Browser]:
     if executable() is None:
         sys.exit(MISSING)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable(), args=list(ARGUMENTS))
+        browser = playwright.chromium.launch(
+            executable_path=executable(), args=list(ARGUMENTS)
+        )
         try:
             yield browser
         finally:
@@ -53,7 +55,9 @@ def chromium() -> Iterator[Browser]:
 def window(browser: Browser, theme: Theme, width: int, height: int = 900) -> Page:
     """Open an isolated window in the system's theme, without animations."""
     size: ViewportSize = {"width": width, "height": height}
-    page = browser.new_page(color_scheme=theme, viewport=size, reduced_motion="reduce")
+    page = browser.new_page(
+        color_scheme=theme, viewport=size, reduced_motion="reduce"
+    )
     page.set_default_timeout(TIMEOUT)
     return page
 
@@ -68,7 +72,9 @@ def main() -> None:
     """Photograph the top of the pages."""
     html, folder = BUILD / "html", BUILD / "screenshots"
     folder.mkdir(parents=True, exist_ok=True)
-    pages = [html / f"{name}.html" for name in sys.argv[1:]] or sorted((html / "book").glob("*.html"))
+    pages = [html / f"{name}.html" for name in sys.argv[1:]] or sorted(
+        (html / "book").glob("*.html")
+    )
     with chromium() as browser:
         for theme, width in itertools.product(THEMES, WIDTHS):
             opened = window(browser, theme, width, height=2400)

@@ -23,7 +23,8 @@ RECORDS = ("tests/trust.json", "tests/versions.json")
 def book_key() -> str:
     """Return a hash of what the built pages depend on: sources, records and runs."""
     return digest(
-        files_of(*SOURCES, *RECORDS, *notebooks.INPUTS) + [executed_path(path) for path in chapters()]
+        files_of(*SOURCES, *RECORDS, *notebooks.INPUTS)
+        + [executed_path(path) for path in chapters()]
     )
 
 
@@ -33,14 +34,20 @@ def fill_cache() -> None:
     shutil.rmtree(folder, ignore_errors=True)
     cache = get_cache(folder)
     for path in chapters():
-        cache.cache_notebook_file(executed_path(path), uri=str(path), check_validity=False, overwrite=True)
+        cache.cache_notebook_file(
+            executed_path(path), uri=str(path), check_validity=False, overwrite=True
+        )
 
 
 def build() -> None:
     """Build every page: Sphinx would not notice that an output has changed."""
     for name in ("html", ".doctrees", "jupyter_execute"):
         shutil.rmtree(BUILD / name, ignore_errors=True)
-    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(ROOT)]
+    command = [
+        str(Path(sys.executable).with_name("jupyter-book")),
+        "build",
+        str(ROOT),
+    ]
     command += ["--warningiserror", "--keep-going", "--nitpick", "--all"]
     if subprocess.run(command, cwd=ROOT, check=False).returncode != 0:
         sys.exit("The book was not built: see the warnings above.")
@@ -52,9 +59,15 @@ def main() -> None:
     if not notebooks.run_all(chapters()):
         sys.exit("The book was not built: a notebook failed, see above.")
     if any(executed(path) is None for path in chapters()):
-        sys.exit("The book was not built: a file changed while the notebooks ran. Run `make book` again.")
+        sys.exit(
+            "The book was not built: a file changed while the notebooks ran. Run `make book` again."
+        )
     wanted = book_key()
-    if STAMP.exists() and STAMP.read_text() == wanted and (HTML / "index.html").exists():
+    if (
+        STAMP.exists()
+        and STAMP.read_text() == wanted
+        and (HTML / "index.html").exists()
+    ):
         print("The pages are up to date.")
     else:
         STAMP.unlink(missing_ok=True)

@@ -13,15 +13,32 @@ from pathlib import Path
 from repo import ROOT
 
 ABOUT = {"METADATA", "WHEEL", "RECORD", "top_level.txt", "licenses/LICENSE"}
-AROUND = {"LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
-EGG = {"PKG-INFO", "SOURCES.txt", "dependency_links.txt", "requires.txt", "top_level.txt"}
+AROUND = {
+    "LICENSE",
+    "MANIFEST.in",
+    "PKG-INFO",
+    "README.md",
+    "pyproject.toml",
+    "setup.cfg",
+}
+EGG = {
+    "PKG-INFO",
+    "SOURCES.txt",
+    "dependency_links.txt",
+    "requires.txt",
+    "top_level.txt",
+}
 
 
 def sources() -> list[str]:
     """Return the repository's files, tracked or new, without ignored ones."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    return sorted(name for name in set(listed.split("\0")) if name and (ROOT / name).is_file())
+    listed = subprocess.run(
+        command, cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+    return sorted(
+        name for name in set(listed.split("\0")) if name and (ROOT / name).is_file()
+    )
 
 
 def copy(into: Path) -> None:
@@ -46,7 +63,15 @@ def build(into: Path) -> tuple[Path, Path]:
     shutil.rmtree(into, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="fbt-") as folder:
         copy(Path(folder))
-        command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(into), folder]
+        command = [
+            sys.executable,
+            "-m",
+            "build",
+            "--no-isolation",
+            "--outdir",
+            str(into),
+            folder,
+        ]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         sys.exit(f"Could not build the package:\n{result.stdout}{result.stderr}")
@@ -61,9 +86,13 @@ def differences(wheel: Path, sdist: Path) -> list[str]:
     with zipfile.ZipFile(wheel) as archive:
         in_wheel = set(archive.namelist())
     with tarfile.open(sdist) as files:
-        in_sdist = {m.name.removeprefix(f"{name}/") for m in files.getmembers() if m.isfile()}
+        in_sdist = {
+            m.name.removeprefix(f"{name}/") for m in files.getmembers() if m.isfile()
+        }
     wanted = package | {f"{name}.dist-info/{part}" for part in ABOUT}
-    wanted_source = package | AROUND | {f"{name.split('-')[0]}.egg-info/{part}" for part in EGG}
+    wanted_source = (
+        package | AROUND | {f"{name.split('-')[0]}.egg-info/{part}" for part in EGG}
+    )
     return [f"{wheel.name}: {path}" for path in sorted(in_wheel ^ wanted)] + [
         f"{sdist.name}: {path}" for path in sorted(in_sdist ^ wanted_source)
     ]

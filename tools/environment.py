@@ -67,17 +67,31 @@ def main() -> None:
     # The user's Python may be older than the one this file is checked for.
     if sys.version_info < (3, 11):  # noqa: UP036
         found = sys.version.split()[0]
-        sys.exit(f"fbt needs Python 3.11 or newer, got {found}: try make PYTHON=python3.12 book")
-    done = STAMP.read_text(encoding="utf-8").splitlines() if PYTHON.exists() and STAMP.exists() else []
+        sys.exit(
+            f"fbt needs Python 3.11 or newer, got {found}: try make PYTHON=python3.12 book"
+        )
+    done = (
+        STAMP.read_text(encoding="utf-8").splitlines()
+        if PYTHON.exists() and STAMP.exists()
+        else []
+    )
     if done == [location(), contents()]:
         return
     if VENV.is_symlink():  # the folder that it points to would be emptied
-        sys.exit(f"{VENV} must be a folder of its own, got a link to {VENV.resolve()}")
+        sys.exit(
+            f"{VENV} must be a folder of its own, got a link to {VENV.resolve()}"
+        )
     started = time.monotonic()
     # Without a stamp an environment is incomplete: it may not even have pip.
     if done[:1] != [location()]:
-        print(f"Creating {VENV.relative_to(ROOT)} with Python {sys.version.split()[0]}", flush=True)
-        run([sys.executable, "-m", "venv", "--clear", str(VENV)], f"Could not create {VENV}")
+        print(
+            f"Creating {VENV.relative_to(ROOT)} with Python {sys.version.split()[0]}",
+            flush=True,
+        )
+        run(
+            [sys.executable, "-m", "venv", "--clear", str(VENV)],
+            f"Could not create {VENV}",
+        )
         write(STAMP, location())
     print("Installing the pinned packages (some minutes the first time)", flush=True)
     install = [str(PYTHON), *PIP, "install"]
@@ -107,7 +121,11 @@ def environment(folder: Path, key: str, *installs: Sequence[str]) -> Path:
         installs: arguments of `pip install`, one call after another.
     """
     python, stamp = folder / "bin" / "python", folder / "stamp"
-    if not (python.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == key):
+    if not (
+        python.exists()
+        and stamp.exists()
+        and stamp.read_text(encoding="utf-8") == key
+    ):
         print(f"Creating the environment {folder.relative_to(ROOT)}", flush=True)
         venv.create(folder, clear=True, with_pip=True)
         for arguments in installs:
@@ -121,7 +139,11 @@ def requirements(path: Path) -> list[Requirement]:
     from packaging.requirements import Requirement
 
     lines = path.read_text(encoding="utf-8").splitlines()
-    return [Requirement(line.removesuffix("\\")) for line in lines if line and line[0] not in " #"]
+    return [
+        Requirement(line.removesuffix("\\"))
+        for line in lines
+        if line and line[0] not in " #"
+    ]
 
 
 def tools() -> Path:
@@ -134,20 +156,40 @@ def tools() -> Path:
 def uv(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run uv with the user's index and none of its configuration files."""
     command = [str(tools()), "-m", "uv", "--no-config", "--quiet", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False
+    )
 
 
 def lock(*options: str) -> None:
     """Write the lock file of every list; --upgrade replaces old versions."""
     for name, path in LISTS.items():
-        command = ["pip", "compile", name, "--output-file", str(path), *options, "--generate-hashes"]
-        command += ["--universal", "--python-version", OLDEST_PYTHON, "--no-header", "--no-annotate"]
+        command = [
+            "pip",
+            "compile",
+            name,
+            "--output-file",
+            str(path),
+            *options,
+            "--generate-hashes",
+        ]
+        command += [
+            "--universal",
+            "--python-version",
+            OLDEST_PYTHON,
+            "--no-header",
+            "--no-annotate",
+        ]
         # The benchmarks' packages ask for some that would bring a second torch.
         done = uv(*command, *(["--no-deps"] if name.startswith("benchmarks") else []))
         if done.returncode != 0:
             sys.exit(f"Could not resolve {name}:\n{done.stderr}")
         entries = re.split(r"\n(?=\S)", path.read_text(encoding="utf-8").strip())
-        kept = [entry for entry in entries if not BY_BUILD.match(entry) and not entry.startswith("#")]
+        kept = [
+            entry
+            for entry in entries
+            if not BY_BUILD.match(entry) and not entry.startswith("#")
+        ]
         write(path, "\n".join([f"# Made by `make lock` from {name}.", *kept]) + "\n")
         print(f"{path.relative_to(ROOT)}: {len(kept)} packages")
 

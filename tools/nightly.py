@@ -27,7 +27,9 @@ sys.path.append(str(ROOT / "experiments"))
 from record import commit, machine
 
 FOLDER = BUILD / "nightly"
-NOT_CHECKS = "environment notebooks lab format lock repository nightly release-check clean"
+NOT_CHECKS = (
+    "environment notebooks lab format lock repository nightly release-check clean"
+)
 LAST = ("bench", "experiments")
 # Lines without information at the end of a log: make's own, and rules.
 EMPTY = re.compile(r"make(\[\d+\])?: |[\W_]*$")
@@ -48,7 +50,10 @@ def steps() -> list[str]:
 
 def last_line(log: str) -> str:
     """Return the last informative line of a log, without colours and not too long."""
-    lines = [re.sub(r"\x1b\[[\d;]*m", "", line).split("\r")[-1].strip() for line in log.splitlines()]
+    lines = [
+        re.sub(r"\x1b\[[\d;]*m", "", line).split("\r")[-1].strip()
+        for line in log.splitlines()
+    ]
     return next((line for line in reversed(lines) if not EMPTY.match(line)), "")[:160]
 
 
@@ -59,7 +64,9 @@ def run(name: str, command: Sequence[str], folder: Path) -> Row:
     environment = os.environ | {"FBT_NEEDS_BROWSER": "1"}
     pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
     with log.open("w", encoding="utf-8") as file:
-        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=file, **pipes, check=False)
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=file, **pipes, check=False
+        )
     seconds = round(time.monotonic() - started)
     result = "ok" if done.returncode == 0 else "FAILED"
     print(f"{result} in {seconds} s", flush=True)
@@ -69,27 +76,51 @@ def run(name: str, command: Sequence[str], folder: Path) -> Row:
 
 def report(about: Row, rows: list[Row]) -> str:
     """Format the report as Markdown."""
-    lines = [f"# Checks of {about['commit']}", "", f"{about['started']}{', quick' * about['quick']}", ""]
+    lines = [
+        f"# Checks of {about['commit']}",
+        "",
+        f"{about['started']}{', quick' * about['quick']}",
+        "",
+    ]
     for what in ("machine", "versions"):
-        lines += [", ".join(f"{key} {value}" for key, value in about[what].items()), ""]
+        lines += [
+            ", ".join(f"{key} {value}" for key, value in about[what].items()),
+            "",
+        ]
     lines += ["| step | result | seconds | last line |", "|---|---|---|---|"]
     for row in rows:
         text = row["last_line"].replace("|", "\\|")
-        lines.append(f"| [{row['step']}]({row['step']}.log) | {row['result']} | {row['seconds']} | {text} |")
+        lines.append(
+            f"| [{row['step']}]({row['step']}.log) | {row['result']} | {row['seconds']} | {text} |"
+        )
     failed = [row["step"] for row in rows if row["result"] != "ok"]
-    return "\n".join([*lines, "", f"Failed: {', '.join(failed)}." if failed else "All checks passed.", ""])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Failed: {', '.join(failed)}." if failed else "All checks passed.",
+            "",
+        ]
+    )
 
 
 def run_steps(commands: dict[str, Sequence[str]], folder: Path, quick: bool) -> bool:
     """Run the steps, writing the report after each; return whether all passed."""
     folder.mkdir(parents=True, exist_ok=True)
-    about: Row = {"commit": commit(), "started": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "quick": quick}
+    about: Row = {
+        "commit": commit(),
+        "started": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "quick": quick,
+    }
     about |= {"machine": machine(), "versions": versions(), "finished": False}
     rows: list[Row] = []
     for name, command in commands.items():
         rows.append(run(name, command, folder))
         about["finished"] = len(rows) == len(commands)
-        write(folder / "report.json", json.dumps(about | {"rows": rows}, indent=1) + "\n")
+        write(
+            folder / "report.json",
+            json.dumps(about | {"rows": rows}, indent=1) + "\n",
+        )
         write(folder / "report.md", report(about, rows))
     return all(row["result"] == "ok" for row in rows)
 

@@ -88,7 +88,9 @@ def executed(path: Path) -> nbformat.NotebookNode | None:
         return None
     current = read(path)
     outputs = [cell for cell in stored.cells if cell.cell_type == "code"]
-    for cell, run in zip((c for c in current.cells if c.cell_type == "code"), outputs, strict=True):
+    for cell, run in zip(
+        (c for c in current.cells if c.cell_type == "code"), outputs, strict=True
+    ):
         cell.outputs, cell.execution_count = run.outputs, run.execution_count
     current.metadata.fbt_run = stored.metadata.fbt_run
     return current
@@ -109,17 +111,28 @@ class Progress:
         self.cell_started = time.monotonic()
         if self.terminal:
             text = f"{self.label}  cell {cell_index + 1}/{self.cells}"
-            print(f"\r\033[K{text}  {self.cell_started - self.started:.0f} s", end="", flush=True)
+            print(
+                f"\r\033[K{text}  {self.cell_started - self.started:.0f} s",
+                end="",
+                flush=True,
+            )
 
-    def done(self, cell: nbformat.NotebookNode, cell_index: int, execute_reply: Any) -> None:
+    def done(
+        self, cell: nbformat.NotebookNode, cell_index: int, execute_reply: Any
+    ) -> None:
         """Record how long a cell took; in a log, print the slow ones."""
         seconds = time.monotonic() - self.cell_started
         self.cell_seconds.append(round(seconds, 2))
         if not self.terminal and seconds >= 3:
-            print(f"{self.label}  cell {cell_index + 1}/{self.cells} took {seconds:.1f} s", flush=True)
+            print(
+                f"{self.label}  cell {cell_index + 1}/{self.cells} took {seconds:.1f} s",
+                flush=True,
+            )
 
 
-def execute(notebook: nbformat.NotebookNode, label: str, *, kernel: str = "python3") -> Run:
+def execute(
+    notebook: nbformat.NotebookNode, label: str, *, kernel: str = "python3"
+) -> Run:
     """Run a notebook in an empty folder, as someone who has only this file would.
 
     Args:
@@ -161,7 +174,9 @@ def execute(notebook: nbformat.NotebookNode, label: str, *, kernel: str = "pytho
         finally:
             if progress.terminal:
                 print("\r\033[K", end="", flush=True)
-    return Run(notebook, time.monotonic() - progress.started, progress.cell_seconds, error)
+    return Run(
+        notebook, time.monotonic() - progress.started, progress.cell_seconds, error
+    )
 
 
 def fetch_corpus() -> None:
@@ -195,7 +210,9 @@ def run_all(paths: list[Path], *, force: bool = False) -> bool:
             about, result = stored.metadata.fbt_run, "cached"
         else:
             about, result = run_chapter(path, f"[{number}/{len(paths)}] {path.stem}")
-        rows.append((path.stem, str(about["cells"]), f"{about['seconds']:.1f}", result))
+        rows.append(
+            (path.stem, str(about["cells"]), f"{about['seconds']:.1f}", result)
+        )
     print("\n" + table(rows), flush=True)
     return not any(result == "FAILED" for *_, result in rows)
 
@@ -227,21 +244,41 @@ def run_chapter(path: Path, label: str) -> tuple[dict[str, Any], str]:
         write(executed_path(path), nbformat.writes(notebook))
     slow = ", over the budget" if run.seconds > BUDGET_SECONDS else ""
     result = "FAILED" if run.error else f"ok{slow}"
-    print(f"{label}: {result} in {run.seconds:.1f} s {run.error or ''}".rstrip(), flush=True)
+    print(
+        f"{label}: {result} in {run.seconds:.1f} s {run.error or ''}".rstrip(),
+        flush=True,
+    )
     return about, result
 
 
 def versions() -> dict[str, str]:
     """Return the versions that a reader needs to compare numbers."""
-    names = ("torch", "numpy", "matplotlib", "jupyter-book", "sphinx", "myst-nb", "ipykernel")
-    return {"python": platform.python_version()} | {name: version(name) for name in names}
+    names = (
+        "torch",
+        "numpy",
+        "matplotlib",
+        "jupyter-book",
+        "sphinx",
+        "myst-nb",
+        "ipykernel",
+    )
+    return {"python": platform.python_version()} | {
+        name: version(name) for name in names
+    }
 
 
 def main() -> None:
     """Run the given notebooks, or all chapters."""
     parser = argparse.ArgumentParser(description="Run the chapters' notebooks.")
-    parser.add_argument("notebook", nargs="*", type=Path, help="notebooks to run (default: all chapters)")
-    parser.add_argument("--force", action="store_true", help="run even if the last run is valid")
+    parser.add_argument(
+        "notebook",
+        nargs="*",
+        type=Path,
+        help="notebooks to run (default: all chapters)",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="run even if the last run is valid"
+    )
     arguments = parser.parse_args()
     paths = [path.resolve() for path in arguments.notebook] or chapters()
     if not run_all(paths, force=arguments.force):

@@ -23,13 +23,17 @@ MATHJAX = re.compile(r'MathJax|src="[^"]*/vendor/')
 def pages() -> list[str]:
     """Return the names of the pages in order, such as "book/index"."""
     contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    chapters = [entry["file"] for part in contents["parts"] for entry in part["chapters"]]
+    chapters = [
+        entry["file"] for part in contents["parts"] for entry in part["chapters"]
+    ]
     return [contents["root"], *chapters]
 
 
 def soup(name: str) -> BeautifulSoup:
     """Parse a built page."""
-    return BeautifulSoup((HTML / f"{name}.html").read_text(encoding="utf-8"), "html.parser")
+    return BeautifulSoup(
+        (HTML / f"{name}.html").read_text(encoding="utf-8"), "html.parser"
+    )
 
 
 def key(name: str, anchor: str = "") -> str:
@@ -55,7 +59,9 @@ def article(name: str, inside: set[str]) -> Tag:
     for element in found.find_all(True):
         for attribute, value in list(element.attrs.items()):
             if attribute == "id" or attribute in REFERENCES:
-                element[attribute] = " ".join(key(name, one) for one in str(value).split())
+                element[attribute] = " ".join(
+                    key(name, one) for one in str(value).split()
+                )
             elif isinstance(value, str):
                 element[attribute] = value.replace("url(#", f"url(#{key(name)}--")
         if "href" in element.attrs:
@@ -73,7 +79,11 @@ def address(name: str, href: str, inside: set[str]) -> str | None:
     parts = urlsplit(href)
     if parts.scheme:
         return href
-    path = posixpath.normpath(posixpath.join(posixpath.dirname(name), parts.path)) if parts.path else name
+    path = (
+        posixpath.normpath(posixpath.join(posixpath.dirname(name), parts.path))
+        if parts.path
+        else name
+    )
     target = path.removesuffix(".html")
     return f"#{key(target, parts.fragment)}" if target in inside else None
 
@@ -83,15 +93,25 @@ def book() -> str:
     names = pages()
     articles = {name: article(name, set(names)) for name in names}
     settings = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
-    title, author, year = (escape(settings[name]) for name in ("title", "author", "copyright"))
-    titles = {name: escape(text.select("h1")[0].get_text()) for name, text in articles.items()}
-    contents = "".join(f'<li><a href="#{key(name)}">{text}</a></li>' for name, text in titles.items())
+    title, author, year = (
+        escape(settings[name]) for name in ("title", "author", "copyright")
+    )
+    titles = {
+        name: escape(text.select("h1")[0].get_text())
+        for name, text in articles.items()
+    }
+    contents = "".join(
+        f'<li><a href="#{key(name)}">{text}</a></li>' for name, text in titles.items()
+    )
     front = (
-        f'<article class="bd-article"><h1>{title}</h1><p>{author}, {year}</p><ul>{contents}</ul></article>'
+        f'<article class="bd-article"><h1>{title}</h1><p>{author}, {year}</p>'
+        f"<ul>{contents}</ul></article>"
     )
     page = soup(names[1])  # a chapter loads every style and script
     loaded = page.select('link[rel="stylesheet"]')
-    loaded += [script for script in page.select("script") if MATHJAX.search(str(script))]
+    loaded += [
+        script for script in page.select("script") if MATHJAX.search(str(script))
+    ]
     return (
         '<!DOCTYPE html><html lang="en" data-theme="light" data-mode="light"><head><meta charset="utf-8">'
         f"<title>{title}</title>{''.join(map(str, loaded))}</head><body><main class='bd-main'>"
@@ -108,7 +128,13 @@ def main() -> None:
         with chromium() as browser:
             opened = window(browser, "light", WIDTHS[0])
             show(opened, page.as_uri())
-            opened.pdf(path=PDF, outline=True, tagged=True, print_background=True, prefer_css_page_size=True)
+            opened.pdf(
+                path=PDF,
+                outline=True,
+                tagged=True,
+                print_background=True,
+                prefer_css_page_size=True,
+            )
     finally:
         page.unlink(missing_ok=True)
     print(f"The book as one file, {PDF.stat().st_size / 1e6:.1f} MB: {PDF}")

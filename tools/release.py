@@ -36,7 +36,9 @@ def text(name: str) -> str:
 
 def git(*arguments: str) -> str:
     """Return the output of a git command."""
-    done = subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        ["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True
+    )
     return done.stdout.rstrip()
 
 
@@ -50,14 +52,18 @@ def changelog() -> str:
     heading = f"## {version()} - {datetime.now(UTC):%Y-%m-%d}"
     found = re.search(r"^## .*$", text("CHANGELOG.md"), re.MULTILINE)
     if found is None or found[0] != heading:
-        raise Missing(f"the first heading of CHANGELOG.md is {found and found[0]!r}: make it {heading!r}")
+        raise Missing(
+            f"the first heading of CHANGELOG.md is {found and found[0]!r}: make it {heading!r}"
+        )
     return heading
 
 
 def clean() -> str:
     """There are no uncommitted changes."""
     if changed := git("status", "--porcelain"):
-        raise Missing(f"commit or remove {', '.join(line[3:] for line in changed.splitlines()[:5])}")
+        raise Missing(
+            f"commit or remove {', '.join(line[3:] for line in changed.splitlines()[:5])}"
+        )
     return commit()
 
 
@@ -79,10 +85,14 @@ def no_tag() -> str:
 def address() -> str:
     """The repository's address is set, and the same everywhere."""
     if f"/{OWNER}/" in URL:
-        raise Missing(f"the address is still {URL}: set it in fbt/_repository.py, then `make repository`")
+        raise Missing(
+            f"the address is still {URL}: set it in fbt/_repository.py, then `make repository`"
+        )
     there = tomllib.loads(text("pyproject.toml"))["project"]["urls"]["Repository"]
     if there != URL:
-        raise Missing(f"pyproject.toml says {there}, fbt/_repository.py {URL}: `make repository`")
+        raise Missing(
+            f"pyproject.toml says {there}, fbt/_repository.py {URL}: `make repository`"
+        )
     old = f"{OWNER}/" + URL.rsplit("/", 1)[1]
     command = ["git", "grep", "--files-with-matches", "--fixed-strings", old]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -97,7 +107,9 @@ def packages() -> str:
     """Wheel and sdist can be built, and contain the right files."""
     made = distribution.build(BUILD / "release")
     if wrong := distribution.differences(*made):
-        raise Missing(f"unexpected or missing: {', '.join(wrong[:5])}: see pyproject.toml and MANIFEST.in")
+        raise Missing(
+            f"unexpected or missing: {', '.join(wrong[:5])}: see pyproject.toml and MANIFEST.in"
+        )
     return " and ".join(str(path.relative_to(ROOT)) for path in made)
 
 
@@ -121,7 +133,9 @@ def everything() -> str:
         raise Missing("there is no report: `make nightly QUICK=1`")
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if found["commit"] != commit():
-        raise Missing(f"the report is of {found['commit']}, not of {commit()}: `make nightly QUICK=1`")
+        raise Missing(
+            f"the report is of {found['commit']}, not of {commit()}: `make nightly QUICK=1`"
+        )
     missing = set(nightly.steps()) - {row["step"] for row in found["rows"]}
     failed = [row["step"] for row in found["rows"] if row["result"] != "ok"]
     if missing or failed:

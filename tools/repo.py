@@ -22,7 +22,11 @@ def files_of(*names: str) -> list[Path]:
     for name in names:
         path = ROOT / name
         candidates = sorted(path.rglob("*")) if path.is_dir() else [path]
-        found += [file for file in candidates if file.is_file() and not IGNORED & set(file.parts)]
+        found += [
+            file
+            for file in candidates
+            if file.is_file() and not IGNORED & set(file.parts)
+        ]
     return found
 
 
@@ -55,6 +59,9 @@ def write(path: Path, text: str) -> None:
 def table(rows: list[tuple[str, ...]]) -> str:
     """Format rows as aligned columns; the first row is the heading."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
+    lines = [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
+        for row in rows
+    ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(line.rstrip() for line in lines)

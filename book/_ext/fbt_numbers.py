@@ -70,7 +70,9 @@ def losses(measured: Records) -> Numbers:
             "loss": f"{found['float16']:.3f}",
             "minutes": f"{run['seconds'] / 60:.0f}",
         }
-        for (name, found), run in zip(record["losses"].items(), record["runs"], strict=True)
+        for (name, found), run in zip(
+            record["losses"].items(), record["runs"], strict=True
+        )
     }
     gain = f"{exact['parallel'] - exact['shared-kv']:.2f}"
     return {"small": small, "shipped": shipped, "gain": gain}
@@ -84,11 +86,16 @@ def millions(parameters: int) -> str:
 def speeds(measured: Records) -> Numbers:
     """Return the time of a training step as a multiple of the parallel model's."""
     rows = measured["speed"]["rows"]
-    cpu = [r["ratio"] for r in rows if r["name"] == "native" and r["label"] in ("M", "L")]
+    cpu = [
+        r["ratio"] for r in rows if r["name"] == "native" and r["label"] in ("M", "L")
+    ]
     rows = measured["gpu"]["rows"]
     seconds = {(r["label"], r["name"]): r["seconds"] for r in rows if r["graph"]}
     labels = {label for label, _ in seconds}
-    gpu = [seconds[label, "sequence"] / seconds[label, "parallel body"] for label in labels]
+    gpu = [
+        seconds[label, "sequence"] / seconds[label, "parallel body"]
+        for label in labels
+    ]
     return {
         "cpu": {"least": f"{min(cpu):.1f}", "most": f"{max(cpu):.1f}"},
         "gpu": {"least": f"{min(gpu):.0f}", "most": f"{max(gpu):.0f}"},
@@ -97,10 +104,18 @@ def speeds(measured: Records) -> Numbers:
 
 def tracking(measured: Records) -> Numbers:
     """Return results of state tracking with and without feedback."""
-    rows = {(r["task"], r["model"], r["layers"]): r for r in measured["tracking"]["table"]}
-    feedback, parallel = rows["parity", "feedback", 1], rows["parity", "relative parallel", 8]
+    rows = {
+        (r["task"], r["model"], r["layers"]): r for r in measured["tracking"]["table"]
+    }
+    feedback, parallel = (
+        rows["parity", "feedback", 1],
+        rows["parity", "relative parallel", 8],
+    )
     # None where a seed did not get there in time, which max refuses.
-    seconds = [max(rows[task, "feedback", 1]["seconds_to_95"]) for task in ("parity", "S3", "cups")]
+    seconds = [
+        max(rows[task, "feedback", 1]["seconds_to_95"])
+        for task in ("parity", "S3", "cups")
+    ]
     return {
         "parity": {
             "feedback": percent(next(iter(feedback["spread"].values()))[0]),
@@ -118,17 +133,25 @@ def percent(share: float) -> str:
 
 def memory_in_blocks(measured: Records) -> Numbers:
     """Return the megabytes for training on a long text in blocks, by its length."""
-    rows = [r for r in measured["long"]["rows"] if r["name"] == "native, recompute, blocks"]
+    rows = [
+        r
+        for r in measured["long"]["rows"]
+        if r["name"] == "native, recompute, blocks"
+    ]
     return {f"at_{row['T']}": f"{row['memory_mb']:.0f}" for row in rows}
 
 
 def reliability(root: Path) -> Numbers:
     """Return figures for the page of promises."""
     trust = json.loads((root / "tests" / "trust.json").read_text(encoding="utf-8"))
-    versions = json.loads((root / "tests" / "versions.json").read_text(encoding="utf-8"))
+    versions = json.loads(
+        (root / "tests" / "versions.json").read_text(encoding="utf-8")
+    )
     runs, inputs = trust["kills"]["runs"], trust["fuzz"]["inputs"]
     lock = (root / "tools" / "book.lock").read_text(encoding="utf-8")
-    notebooks = [path.read_text(encoding="utf-8") for path in (root / "book").glob("*.ipynb")]
+    notebooks = [
+        path.read_text(encoding="utf-8") for path in (root / "book").glob("*.ipynb")
+    ]
     compiled = [row["python"] for row in versions["pythons"] if row["compiled"]]
     torches = {row["torch"].partition("+")[0] for row in versions["tests"]}
     return {
@@ -142,12 +165,17 @@ def reliability(root: Path) -> Numbers:
             "files": f"{inputs['model'] + inputs['checkpoint']:,}",
         },
         "properties": {
-            name: f"{trust['properties'][name]:,}" for name in ("properties", "examples", "failures")
+            name: f"{trust['properties'][name]:,}"
+            for name in ("properties", "examples", "failures")
         },
         "packages": len(re.findall(r"^[\w.-]+==", lock, re.MULTILINE)),
-        "exercises": sum(len(re.findall(r'"### Exercise', text)) for text in notebooks),
+        "exercises": sum(
+            len(re.findall(r'"### Exercise', text)) for text in notebooks
+        ),
         "pythons": listed(compiled),
-        "torches": listed(sorted(torches, key=lambda version: [*map(int, version.split("."))])),
+        "torches": listed(
+            sorted(torches, key=lambda version: [*map(int, version.split("."))])
+        ),
     }
 
 

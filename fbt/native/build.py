@@ -43,12 +43,14 @@ def compiled(source: Traversable, flags: Sequence[str]) -> bytes:
     """Compile `source` into a shared library that is linked to torch; return its bytes.
 
     Raises:
-        RuntimeError: this is not Linux, there is no C++ compiler, or it failed, took longer
-            than `SECONDS` or printed more than `MOST_PRINTED` bytes.
+        RuntimeError: this is not Linux, there is no C++ compiler, or it failed, took
+            longer than `SECONDS` or printed more than `MOST_PRINTED` bytes.
         OSError: there is no room for temporary files.
     """
     if sys.platform != "linux":
-        raise RuntimeError(f"build_native works on Linux, and this is {sys.platform!r}. {INSTEAD}")
+        raise RuntimeError(
+            f"build_native works on Linux, and this is {sys.platform!r}. {INSTEAD}"
+        )
     # Takes longer to import than all of fbt, and is needed only here.
     from torch.utils import cpp_extension
 
@@ -56,7 +58,9 @@ def compiled(source: Traversable, flags: Sequence[str]) -> bytes:
     try:
         compiler = shlex.split(given)  # with ccache before it, for one
     except ValueError as error:
-        raise RuntimeError(f"CXX must be a command, got {given[:80]!r}: {error}. {INSTEAD}") from error
+        raise RuntimeError(
+            f"CXX must be a command, got {given[:80]!r}: {error}. {INSTEAD}"
+        ) from error
     if not compiler or shutil.which(compiler[0]) is None:
         raise RuntimeError(
             f"build_native needs a C++ compiler, and there is no {' '.join(compiler)!r} here: install one "
@@ -65,15 +69,30 @@ def compiled(source: Traversable, flags: Sequence[str]) -> bytes:
     # From a package inside a zip file the source is put into a file of its own.
     with tempfile.TemporaryDirectory() as folder, as_file(source) as path:
         made = Path(folder) / "loop.so"
-        libraries = [option for place in cpp_extension.library_paths() for option in ("-L", place)]
-        options = [*flags, "-shared", "-fPIC", str(path), "-o", str(made), *libraries, "-ltorch_cpu"]
+        libraries = [
+            option
+            for place in cpp_extension.library_paths()
+            for option in ("-L", place)
+        ]
+        options = [
+            *flags,
+            "-shared",
+            "-fPIC",
+            str(path),
+            "-o",
+            str(made),
+            *libraries,
+            "-ltorch_cpu",
+        ]
         command = [*compiler, *options]
         _run(" ".join(command), command)
         try:
             return made.read_bytes()
         except FileNotFoundError as error:
             name = " ".join(command)
-            raise RuntimeError(f"build_native: {name} wrote no library. {INSTEAD}") from error
+            raise RuntimeError(
+                f"build_native: {name} wrote no library. {INSTEAD}"
+            ) from error
 
 
 def try_out(library: Path) -> None:
@@ -93,8 +112,9 @@ def _run(name: str, command: list[str]) -> None:
     """Run a command without input, within the limits `SECONDS` and `MOST_PRINTED`.
 
     Raises:
-        RuntimeError: it does not start, fails, or exceeds a limit and is killed with all
-            processes it has started. The message contains `name` and what was printed.
+        RuntimeError: it does not start, fails, or exceeds a limit and is killed with
+            all processes it has started. The message contains `name` and what was
+            printed.
     """
     # A file and not a pipe, which stays open as long as any process that was started.
     with tempfile.TemporaryFile() as printed:
@@ -107,7 +127,9 @@ def _run(name: str, command: list[str]) -> None:
                 start_new_session=True,
             )
         except OSError as error:
-            raise RuntimeError(f"build_native: {name} does not start: {error}. {INSTEAD}") from error
+            raise RuntimeError(
+                f"build_native: {name} does not start: {error}. {INSTEAD}"
+            ) from error
         try:
             problem = _wait(process, printed.fileno())
         except BaseException:
@@ -115,7 +137,10 @@ def _run(name: str, command: list[str]) -> None:
             raise
         if problem:
             printed.seek(0)
-            text = printed.read(QUOTED).decode(errors="replace").strip() or "It printed nothing."
+            text = (
+                printed.read(QUOTED).decode(errors="replace").strip()
+                or "It printed nothing."
+            )
             raise RuntimeError(f"build_native: {name} {problem}. {INSTEAD}\n{text}")
 
 

@@ -7,7 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fbt.attention import skew
-from fbt.sequence.parts import Chunk, Loop, Sizes, Views, Weights, of_layers, plain_norm, plain_norm_backward
+from fbt.sequence.parts import (
+    Chunk,
+    Loop,
+    Sizes,
+    Views,
+    Weights,
+    of_layers,
+    plain_norm,
+    plain_norm_backward,
+)
 
 
 class ChunkGradients(NamedTuple):
@@ -51,25 +60,43 @@ class Backward(Loop):
     """The loop in reverse; its buffers belong to one call."""
 
     def __init__(
-        self, sizes: Sizes, weights: Weights, outputs: list[Tensor], chunks: list[Chunk], want: set[str]
+        self,
+        sizes: Sizes,
+        weights: Weights,
+        outputs: list[Tensor],
+        chunks: list[Chunk],
+        want: set[str],
     ) -> None:
         self.x, self.m, keys_t, values = outputs
         super().__init__(sizes, weights, self.x.shape[1], self.x.shape[2])
         self.kept, self.want, self.layers = chunks, want, of_layers(self.w)
         self.keys, self.values_t = keys_t.mT.contiguous(), self.turn(values)
-        self.d_keys, self.d_values = torch.zeros_like(self.keys), torch.zeros_like(self.keys)
+        self.d_keys, self.d_values = (
+            torch.zeros_like(self.keys),
+            torch.zeros_like(self.keys),
+        )
         self.d_x = self.new(self.T, self.B, self.d)
-        self.found = {name: torch.zeros_like(tensor) for name, tensor in weights._asdict().items()}
+        self.found = {
+            name: torch.zeros_like(tensor)
+            for name, tensor in weights._asdict().items()
+        }
 
-    def run(self, d_top: Tensor | None, d_keys: Tensor | None, d_values: Tensor | None) -> dict[str, Tensor]:
+    def run(
+        self, d_top: Tensor | None, d_keys: Tensor | None, d_values: Tensor | None
+    ) -> dict[str, Tensor]:
         """All gradients by name, from those of the top outputs [T, B, d] and of the state [B, H, J, D]."""
         for total, given in ((self.d_keys, d_keys), (self.d_values, d_values)):
             if given is not None:
                 total[:, -given.shape[2] :] = given.transpose(0, 1).flatten(0, 1)
         d_top = torch.zeros_like(self.d_x) if d_top is None else d_top.contiguous()
-        for (first, stop), chunk in zip(reversed(self.chunks), reversed(self.kept), strict=True):
+        for (first, stop), chunk in zip(
+            reversed(self.chunks), reversed(self.kept), strict=True
+        ):
             self.chunk(
-                first, stop, self.recompute(first, stop, chunk) if self.sizes.recompute else chunk, d_top
+                first,
+                stop,
+                self.recompute(first, stop, chunk) if self.sizes.recompute else chunk,
+                d_top,
             )
         through_table = torch.einsum("lhr,lhrd->lhd", self.found["s"], self.w.table)
         return self.found | {
@@ -83,7 +110,9 @@ class Backward(Loop):
         """One chunk: its steps in reverse, then what they owe to earlier keys and to the weights."""
         m = stop - first
         p = chunk.p * chunk.noise if self.sizes.dropout else chunk.p
-        self.norm_m = plain_norm(self.m[first:stop]) if self.sizes.norm_memory else None
+        self.norm_m = (
+            plain_norm(self.m[first:stop]) if self.sizes.norm_memory else None
+        )
         grads = ChunkGradients(
             p=p,
             with_u=self.queries(chunk),
@@ -98,8 +127,13 @@ class Backward(Loop):
         )
         if self.slides(first, stop):
             grads.scores.zero_()
-        if self.sizes.past + first == 0:  # the first step of all has no attention to have a gradient
-            for gradient in (grads.y[:, 0], grads.q[:, 0], grads.attended[:, : self.L]):
+        # the first step of all has no attention to have a gradient
+        if self.sizes.past + first == 0:
+            for gradient in (
+                grads.y[:, 0],
+                grads.q[:, 0],
+                grads.attended[:, : self.L],
+            ):
                 gradient.zero_()
         self.steps(first, stop, chunk, grads, d_top)
         self.weights(first, stop, chunk, grads)
@@ -109,12 +143,25 @@ class Backward(Loop):
         with_u = chunk.q.unflatten(-1, (self.H, self.D)) + self.w.u[:, None, None]
         return with_u.permute(3, 2, 1, 0, 4).flatten(2, 3).flatten(0, 1).contiguous()
 
-    def steps(self, first: int, stop: int, chunk: Chunk, grads: ChunkGradients, d_top: Tensor) -> None:
+    def steps(
+        self,
+        first: int,
+        stop: int,
+        chunk: Chunk,
+        grads: ChunkGradients,
+        d_top: Tensor,
+    ) -> None:
         """The steps of a chunk in reverse, then what they owe to the keys and values before the chunk."""
-        self.norm_x, self.norm_y = plain_norm(self.x[: self.L, first:stop]), plain_norm(chunk.y)
+        self.norm_x, self.norm_y = (
+            plain_norm(self.x[: self.L, first:stop]),
+            plain_norm(chunk.y),
+        )
         for t in reversed(range(first, stop)):
             dm = self.remembered(first, t, grads)
-            step, g = self.step(first, t, chunk, grads), torch.addcmul(d_top[t], self.w.mix[self.L], dm)
+            step, g = (
+                self.step(first, t, chunk, grads),
+                torch.addcmul(d_top[t], self.w.mix[self.L], dm),
+            )
             for l in reversed(range(self.L)):
                 g = torch.addcmul(self.layer(step, l, g), self.w.mix[l], dm)
             self.d_x[t] = g
@@ -122,8 +169,12 @@ class Backward(Loop):
         low = self.oldest_key(first)
         earlier = self.sizes.past + first - low
         if earlier:
-            self.d_keys[:, low : low + earlier] += torch.bmm(grads.scores[:, :, :earlier].mT, grads.with_u)
-            self.d_values[:, low : low + earlier] += torch.bmm(grads.p[:, :, :earlier].mT, grads.attended)
+            self.d_keys[:, low : low + earlier] += torch.bmm(
+                grads.scores[:, :, :earlier].mT, grads.with_u
+            )
+            self.d_values[:, low : low + earlier] += torch.bmm(
+                grads.p[:, :, :earlier].mT, grads.attended
+            )
 
     def remembered(self, first: int, t: int, grads: ChunkGradients) -> Tensor:
         """The gradient of the memory of step t, from those of its key and value."""
@@ -140,12 +191,20 @@ class Backward(Loop):
             self.by_head(half).copy_(gradient.view(self.H, self.B, self.D))
         torch.mm(kv, self.w.w_kv, out=dm)
         if self.norm_m:
-            dm.copy_(plain_norm_backward(dm, self.m[t], self.norm_m[1][i], self.norm_m[2][i]))
+            dm.copy_(
+                plain_norm_backward(
+                    dm, self.m[t], self.norm_m[1][i], self.norm_m[2][i]
+                )
+            )
         return dm
 
     def step(self, first: int, t: int, chunk: Chunk, grads: ChunkGradients) -> Step:
         """Views of what step t reads and writes."""
-        i, (low, high), dropout = t - first, self.keys_of_step(t), self.sizes.dropout > 0
+        i, (low, high), dropout = (
+            t - first,
+            self.keys_of_step(t),
+            self.sizes.dropout > 0,
+        )
         attended = grads.attended.unflatten(1, (-1, self.L, 1))
         return Step(
             x=self.x[: self.L, t].unbind(),
@@ -155,7 +214,9 @@ class Backward(Loop):
             a=chunk.a[:, i].unbind(),
             p=self.step_of_scores(chunk.p, first, t),
             noise=self.step_of_scores(chunk.noise, first, t) if dropout else (),
-            drops=tuple(drops.unbind() for drops in chunk.drops[:, :, i].unbind()) if dropout else (),
+            drops=tuple(drops.unbind() for drops in chunk.drops[:, :, i].unbind())
+            if dropout
+            else (),
             table=self.w.table[:, :, self.w.s.shape[2] + low - high :].unbind(),
             keys=self.keys[:, low:high],
             values=self.values_t[:, :, low:high],
@@ -173,13 +234,17 @@ class Backward(Loop):
         df = step.d_f[l].copy_(g * step.drops[1][l] if step.drops else g)
         self.activate_backward(torch.mm(df, w.w_2), step.a[l], out=step.d_a[l])
         mean, rstd = step.norm_y
-        g = g + plain_norm_backward(torch.mm(step.d_a[l], w.w_1), step.y[l], mean[l], rstd[l])
+        g = g + plain_norm_backward(
+            torch.mm(step.d_a[l], w.w_1), step.y[l], mean[l], rstd[l]
+        )
         if not step.keys.shape[1]:
             return g
         step.d_y[l].copy_(g * step.drops[0][l] if step.drops else g)
         self.attend(step, l)
         mean, rstd = step.norm_x
-        return g + plain_norm_backward(torch.mm(step.d_q[l], w.w_q), step.x[l], mean[l], rstd[l])
+        return g + plain_norm_backward(
+            torch.mm(step.d_q[l], w.w_q), step.x[l], mean[l], rstd[l]
+        )
 
     def attend(self, step: Step, l: int) -> None:
         """From the gradient of the attention's output to those of its scores and of its query."""
@@ -188,7 +253,9 @@ class Backward(Loop):
         dp = torch.bmm(step.d_attended[l], step.values)
         if step.noise:
             dp = dp * step.noise[l]
-        ds = torch.ops.aten._softmax_backward_data.default(dp, step.p[l], -1, dp.dtype)
+        ds = torch.ops.aten._softmax_backward_data.default(
+            dp, step.p[l], -1, dp.dtype
+        )
         step.d_scores[l].copy_(ds)
         dq = torch.bmm(ds, step.keys).view(self.H, self.B, self.D)
         dq = torch.baddbmm(dq, ds.view(self.H, self.B, -1), step.table[l])
@@ -200,29 +267,43 @@ class Backward(Loop):
         if low == high or not self.want & {"table", "s", "u"}:
             return
         count = high - low
-        ds = torch.stack(self.step_of_scores(grads.scores, first, t)).view(self.L * self.H, self.B, count)
+        ds = torch.stack(self.step_of_scores(grads.scores, first, t)).view(
+            self.L * self.H, self.B, count
+        )
         q = chunk.q[:, t - first].view(self.L, self.B, self.H, self.D).transpose(1, 2)
         product = torch.bmm(ds.mT, q.reshape(self.L * self.H, self.B, self.D))
-        self.found["table"][:, :, -count:] += product.view(self.L, self.H, count, self.D)
+        self.found["table"][:, :, -count:] += product.view(
+            self.L, self.H, count, self.D
+        )
         self.found["s"][:, :, -count:] += ds.sum(1).view(self.L, self.H, count)
 
-    def weights(self, first: int, stop: int, chunk: Chunk, grads: ChunkGradients) -> None:
+    def weights(
+        self, first: int, stop: int, chunk: Chunk, grads: ChunkGradients
+    ) -> None:
         """Add the chunk's share of every weight gradient: one product a weight, over all its steps."""
         gradients = {"w_2": grads.f, "w_1": grads.a, "w_o": grads.y, "w_q": grads.q}
         for name, gradient in gradients.items():
             rows = gradient.view(self.L, -1, gradient.shape[-1])
             if name in self.want:
                 self.found[name].baddbmm_(
-                    rows.mT, self.input(name, first, stop, chunk).reshape(self.L, rows.shape[1], -1)
+                    rows.mT,
+                    self.input(name, first, stop, chunk).reshape(
+                        self.L, rows.shape[1], -1
+                    ),
                 )
 
         self.biases(gradients)
-        kv, normed = grads.kv.view(-1, 2 * self.d), self.norm_m[0] if self.norm_m else self.m[first:stop]
+        kv, normed = (
+            grads.kv.view(-1, 2 * self.d),
+            self.norm_m[0] if self.norm_m else self.m[first:stop],
+        )
         if "w_kv" in self.want:
             self.found["w_kv"].addmm_(kv.t(), normed.view(-1, self.d))
         self.found["b_kv"] += kv.sum(0)
         if "mix" in self.want:
-            self.found["mix"] += torch.mv(self.x[:, first:stop].flatten(1), grads.m.view(-1))
+            self.found["mix"] += torch.mv(
+                self.x[:, first:stop].flatten(1), grads.m.view(-1)
+            )
 
     def biases(self, gradients: dict[str, Tensor]) -> None:
         """Add the chunk's share of the gradients of biases."""
@@ -241,16 +322,24 @@ class Backward(Loop):
         """What `Forward` computed for a chunk, from the layers' outputs: all steps of a layer at once."""
         w, m, (low, high) = self.w, stop - first, self.keys_of_chunk(first, stop)
         rows = m * self.B
-        chunk = self.room(first, stop, again=True)._replace(noise=kept.noise, drops=kept.drops)
+        chunk = self.room(first, stop, again=True)._replace(
+            noise=kept.noise, drops=kept.drops
+        )
         keys = self.keys[:, low:high].view(self.H, self.B, high - low, self.D)
         values = self.values_t[:, :, low:high].mT.view(keys.shape)
         by_row = (self.H, self.B, m, self.L, high - low)
         for l in range(self.L):
-            q, o, y, a = (kept[l].view(rows, -1) for kept in (chunk.q, chunk.o, chunk.y, chunk.a))
+            q, o, y, a = (
+                kept[l].view(rows, -1)
+                for kept in (chunk.q, chunk.o, chunk.y, chunk.a)
+            )
             z = plain_norm(self.x[l, first:stop])[0]
             torch.addmm(w.b_q[l], z.view(rows, self.d), w.w_q[l].t(), out=q)
-            by_head = q.view(m, self.B, self.H, self.D).permute(2, 1, 0, 3)  # [H, B, m, D]
-            position = torch.baddbmm(w.s[l][:, None], by_head.flatten(1, 2), w.table[l].mT)
+            # [H, B, m, D]
+            by_head = q.view(m, self.B, self.H, self.D).permute(2, 1, 0, 3)
+            position = torch.baddbmm(
+                w.s[l][:, None], by_head.flatten(1, 2), w.table[l].mT
+            )
             scores = (by_head + w.u[l][:, None, None]) @ keys.mT
             scores += skew(position.unflatten(1, (self.B, m)))[..., low - high :]
             p = scores.softmax(-1)

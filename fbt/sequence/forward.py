@@ -6,7 +6,16 @@ import torch
 from torch import Tensor
 
 from fbt.attention import noise_
-from fbt.sequence.parts import Chunk, Loop, Sizes, Views, Weights, of_layers, plain_norm, turned
+from fbt.sequence.parts import (
+    Chunk,
+    Loop,
+    Sizes,
+    Views,
+    Weights,
+    of_layers,
+    plain_norm,
+    turned,
+)
 
 
 class Step(NamedTuple):
@@ -32,7 +41,13 @@ class Forward(Loop):
     """The loop forward; its buffers belong to one call."""
 
     def __init__(
-        self, sizes: Sizes, weights: Weights, x: Tensor, keys: Tensor, values: Tensor, room: int = 0
+        self,
+        sizes: Sizes,
+        weights: Weights,
+        x: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        room: int = 0,
     ) -> None:
         super().__init__(sizes, weights, x.shape[0], x.shape[1])
         total = max(room, sizes.past + self.T)
@@ -40,11 +55,18 @@ class Forward(Loop):
         self.x[0] = x
         self.m = self.new(self.T, self.B, self.d)
         self.values = self.new(self.H * self.B, total, self.D)
-        self.keys_t = self.turn(torch.empty_like(self.values))  # a step multiplies by the keys' transpose
-        self.keys_t[:, :, : sizes.past], self.values[:, : sizes.past] = keys.mT, values
-        # A product with few rows is up to twice as fast where the matrix lies as [in, out].
+        # a step multiplies by the keys' transpose
+        self.keys_t = self.turn(torch.empty_like(self.values))
+        self.keys_t[:, :, : sizes.past], self.values[:, : sizes.past] = (
+            keys.mT,
+            values,
+        )
+        # A product with few rows is up to twice as fast where the matrix lies as [in,
+        # out].
         names = ("w_q", "w_o", "w_1", "w_2", "w_kv")
-        self.turned = self.w._replace(**{name: turned(getattr(self.w, name)) for name in names})
+        self.turned = self.w._replace(
+            **{name: turned(getattr(self.w, name)) for name in names}
+        )
         self.layers = of_layers(self.turned)
         self.u = self.w.u[:, :, None].unbind()  # [H, 1, D]
         self.with_u = self.new(self.H, self.B, self.D)
@@ -55,10 +77,18 @@ class Forward(Loop):
         kept = []
         for first, stop in self.chunks:
             # The next chunk may write over one that no backward will see.
-            chunk = self.room(first, stop, again=self.sizes.recompute or not self.sizes.keep)
-            rows = ((stop - first) * self.B, self.d)  # the first layer's queries need no loop
+            chunk = self.room(
+                first, stop, again=self.sizes.recompute or not self.sizes.keep
+            )
+            # the first layer's queries need no loop
+            rows = ((stop - first) * self.B, self.d)
             z = plain_norm(self.x[0, first:stop])[0]
-            torch.addmm(self.w.b_q[0], z.view(rows), self.turned.w_q[0], out=chunk.q[0].view(rows))
+            torch.addmm(
+                self.w.b_q[0],
+                z.view(rows),
+                self.turned.w_q[0],
+                out=chunk.q[0].view(rows),
+            )
             if self.sizes.dropout:
                 chunk = self.draw(chunk, first, stop)
             self.steps(chunk, first, stop)
@@ -71,12 +101,16 @@ class Forward(Loop):
 
     def draw(self, chunk: Chunk, first: int, stop: int) -> Chunk:
         """Draw all masks of a chunk, in the order of the plain loop: step by step, layer by layer."""
-        chunk = chunk._replace(noise=torch.zeros_like(chunk.p), drops=self.new(2, *chunk.y.shape))
+        chunk = chunk._replace(
+            noise=torch.zeros_like(chunk.p), drops=self.new(2, *chunk.y.shape)
+        )
         dropout = self.sizes.dropout, self.sizes.generator
         for t in range(first, stop):
             for l, noise in enumerate(self.step_of_scores(chunk.noise, first, t)):
                 if noise.shape[2]:
-                    drawn = noise_(self.new(self.B, self.H, 1, noise.shape[2]), *dropout)
+                    drawn = noise_(
+                        self.new(self.B, self.H, 1, noise.shape[2]), *dropout
+                    )
                     noise.copy_(drawn.transpose(0, 1).flatten(0, 1))
                     noise_(chunk.drops[0, l, t - first], *dropout)
                 noise_(chunk.drops[1, l, t - first], *dropout)
@@ -107,7 +141,9 @@ class Forward(Loop):
             a=chunk.a[:, i].unbind(),
             p=self.step_of_scores(chunk.p, first, t),
             noise=self.step_of_scores(chunk.noise, first, t) if dropout else (),
-            drops=tuple(drops.unbind() for drops in chunk.drops[:, :, i].unbind()) if dropout else (),
+            drops=tuple(drops.unbind() for drops in chunk.drops[:, :, i].unbind())
+            if dropout
+            else (),
             s=self.w.s[:, :, None, newest:].unbind(),
             table=self.w.table[:, :, newest:].mT.unbind(),
             keys=self.keys_t[:, :, low:high],
@@ -122,7 +158,9 @@ class Forward(Loop):
         if step.keys.shape[2]:
             self.attend(step, l)
             attended = torch.addmm(w.b_o, step.o[l], w.w_o)
-            torch.add(attended * step.drops[0][l] if step.drops else attended, x, out=y)
+            torch.add(
+                attended * step.drops[0][l] if step.drops else attended, x, out=y
+            )
         else:  # the first step of all has nothing to read
             y.copy_(x)
             step.o[l].zero_()
@@ -133,7 +171,9 @@ class Forward(Loop):
     def attend(self, step: Step, l: int) -> None:
         """Write weights and attended values of layer l."""
         torch.add(step.q_heads[l], self.u[l], out=self.with_u)
-        scores = torch.baddbmm(step.s[l], step.q_heads[l], step.table[l]).view(step.p[l].shape)
+        scores = torch.baddbmm(step.s[l], step.q_heads[l], step.table[l]).view(
+            step.p[l].shape
+        )
         p = scores.baddbmm_(self.with_u_rows, step.keys).softmax(-1)
         step.p[l].copy_(p)
         o = torch.bmm(p * step.noise[l] if step.noise else p, step.values)
@@ -141,10 +181,16 @@ class Forward(Loop):
 
     def remember(self, t: int) -> None:
         """The memory of step t, its key and its value."""
-        m = torch.mv(self.x[:, t].reshape(self.L + 1, -1).t(), self.w.mix).view(self.B, self.d)
+        m = torch.mv(self.x[:, t].reshape(self.L + 1, -1).t(), self.w.mix).view(
+            self.B, self.d
+        )
         self.m[t] = m
         if self.sizes.norm_memory:
             m = plain_norm(m)[0]
-        both = torch.addmm(self.w.b_kv, m, self.turned.w_kv).view(self.B, 2, self.H, self.D)
+        both = torch.addmm(self.w.b_kv, m, self.turned.w_kv).view(
+            self.B, 2, self.H, self.D
+        )
         now = self.sizes.past + t
-        self.keys_t[:, :, now], self.values[:, now] = both.permute(1, 2, 0, 3).flatten(1, 2)
+        self.keys_t[:, :, now], self.values[:, now] = both.permute(
+            1, 2, 0, 3
+        ).flatten(1, 2)

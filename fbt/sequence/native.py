@@ -22,9 +22,29 @@ class NativeLoop(Loop):
         """The struct `Sizes` of loop.cpp: `room` for keys in the buffers, `width` of a chunk's scores."""
         sizes = self.sizes
         inner, rows = self.w.b_1.shape[1], self.w.s.shape[2]
-        shape = [self.T, self.B, self.H, self.D, self.L, inner, rows, room, sizes.past, sizes.span]
+        shape = [
+            self.T,
+            self.B,
+            self.H,
+            self.D,
+            self.L,
+            inner,
+            rows,
+            room,
+            sizes.past,
+            sizes.span,
+        ]
         options = [int(sizes.norm_memory), int(sizes.gelu)]
-        return [*shape, *options, first, stop, self.oldest_key(first), width, self.group, self.threads]
+        return [
+            *shape,
+            *options,
+            first,
+            stop,
+            self.oldest_key(first),
+            width,
+            self.group,
+            self.threads,
+        ]
 
     @property
     def group(self) -> int:
@@ -55,7 +75,14 @@ class NativeBackward(NativeLoop, Backward):
         """As many threads as have a group; each adds to sums of its own."""
         return min(torch.get_num_threads(), -(-self.B // self.group))
 
-    def steps(self, first: int, stop: int, chunk: Chunk, grads: ChunkGradients, d_top: Tensor) -> None:
+    def steps(
+        self,
+        first: int,
+        stop: int,
+        chunk: Chunk,
+        grads: ChunkGradients,
+        d_top: Tensor,
+    ) -> None:
         """The steps of a chunk in reverse, then what they owe to the keys and values before the chunk."""
         self.filled = {
             "w_2": self.buffer("w_2", *chunk.a.shape) if self.sizes.gelu else chunk.a,
@@ -74,7 +101,16 @@ class NativeBackward(NativeLoop, Backward):
             "backward",
             self.x.dtype,
             self.numbers(first, stop, self.keys.shape[1], chunk.p.shape[2]),
-            [*self.w, *outputs, *chunk, *grads, *self.filled.values(), d_top, *into, *sums],
+            [
+                *self.w,
+                *outputs,
+                *chunk,
+                *grads,
+                *self.filled.values(),
+                d_top,
+                *into,
+                *sums,
+            ],
         )
         for name, share in shares.items():
             self.found[name] += share.sum(0)
@@ -82,7 +118,9 @@ class NativeBackward(NativeLoop, Backward):
     def queries(self, chunk: Chunk) -> Tensor:
         """Room for q + u, which the steps fill in on their way."""
         heads = self.H * self.B
-        return self.buffer("with_u", heads, chunk.q.numel() // heads // self.D, self.D)
+        return self.buffer(
+            "with_u", heads, chunk.q.numel() // heads // self.D, self.D
+        )
 
     def biases(self, gradients: dict[str, Tensor]) -> None:
         """Nothing is left to add: the steps have."""

@@ -52,21 +52,34 @@ class Chunk(NamedTuple):
     q: Tensor  # [L, m, B, d], queries
     o: Tensor  # [L, m, B, d], attended values
     y: Tensor  # [L, m, B, d], after attention
-    a: Tensor  # [L, m, B, F], before a GELU, but after a ReLU, whose backward needs no more
-    p: Tensor  # [HB, m L, J], attention weights to the chunk's keys; zero beyond the span, unset ahead
-    noise: Tensor  # like p, what dropout multiplied the weights by; empty without dropout
-    drops: Tensor  # [2, L, m, B, d], what dropout multiplied a layer's two outputs by; empty without dropout
+    # [L, m, B, F], before a GELU, but after a ReLU, whose backward needs no more
+    a: Tensor
+    # [HB, m L, J], attention weights to the chunk's keys; zero beyond the span, unset
+    # ahead
+    p: Tensor
+    # like p, what dropout multiplied the weights by; empty without dropout
+    noise: Tensor
+    # [2, L, m, B, d], what dropout multiplied a layer's two outputs by; empty without
+    # dropout
+    drops: Tensor
 
 
 class Loop:
     """What both directions share: sizes, and which keys a chunk and a step see."""
 
-    def __init__(self, sizes: Sizes, weights: Weights, steps: int, batch: int) -> None:
-        self.sizes, self.w = sizes, Weights(*(weight.contiguous() for weight in weights))
+    def __init__(
+        self, sizes: Sizes, weights: Weights, steps: int, batch: int
+    ) -> None:
+        self.sizes, self.w = (
+            sizes,
+            Weights(*(weight.contiguous() for weight in weights)),
+        )
         self.T, self.B, self.H = steps, batch, sizes.heads
         self.L, self.d = weights.b_q.shape
         self.D = self.d // self.H
-        self.chunks = [(first, min(steps, first + CHUNK)) for first in range(0, steps, CHUNK)]
+        self.chunks = [
+            (first, min(steps, first + CHUNK)) for first in range(0, steps, CHUNK)
+        ]
         self.new, self.work = weights.b_q.new_empty, dict[str, Tensor]()
 
     def buffer(self, name: str, *shape: int) -> Tensor:
@@ -112,7 +125,9 @@ class Loop:
         """Whether some step of a chunk no longer sees a key that the first one saw."""
         return self.oldest_key(first) < self.oldest_key(stop - 1)
 
-    def step_of_scores(self, scores: Tensor, first: int, t: int) -> tuple[Tensor, ...]:
+    def step_of_scores(
+        self, scores: Tensor, first: int, t: int
+    ) -> tuple[Tensor, ...]:
         """What a chunk's tensor [HB, m L, J] holds of step t, by layer: L views [HB, 1, keys of the step]."""
         low, high = self.keys_of_step(t)
         oldest, rows = self.oldest_key(first), scores.unflatten(1, (-1, self.L, 1))
@@ -150,7 +165,9 @@ def turned(weight: Tensor) -> Tensor:
     """Matrices [..., out, in] as [..., in, out] in memory, one by one: a fifth of the time of all at once."""
     result = weight.new_empty(weight.mT.shape)
     size = weight.shape[-2:]
-    for into, matrix in zip(result.view(-1, *size[::-1]), weight.view(-1, *size), strict=True):
+    for into, matrix in zip(
+        result.view(-1, *size[::-1]), weight.view(-1, *size), strict=True
+    ):
         into.copy_(matrix.t())
     return result
 
@@ -160,7 +177,9 @@ def plain_norm(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.native_layer_norm(x, (x.shape[-1],), None, None, 1e-5)
 
 
-def plain_norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+def plain_norm_backward(
+    grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor
+) -> Tensor:
     """Gradient with respect to x of `plain_norm`."""
     only_x = [True, False, False]
     result: Tensor = torch.ops.aten.native_layer_norm_backward.default(

@@ -6,9 +6,10 @@ To train on one::
     for tokens, labels in task.stream(batch=32, length=64, seed=0):
         loss = F.cross_entropy(model(tokens).flatten(0, 1), labels.flatten())
 
-A task draws sequences of tokens, and for each step the token that answers it, or IGNORE where nothing is
-asked; tokens and answers share one vocabulary, so a `LanguageModel` of `len(task.words)` tokens can learn it.
-`Task.solve` answers from the words alone, by an algorithm that shares nothing with the one that drew them.
+A task draws sequences of tokens, and for each step the token that answers it, or
+IGNORE where nothing is asked; tokens and answers share one vocabulary, so a
+`LanguageModel` of `len(task.words)` tokens can learn it. `Task.solve` answers from
+the words alone, by an algorithm that shares nothing with the one that drew them.
 """
 
 from fbt.tasks.code import CodeExecution

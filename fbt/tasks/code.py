@@ -18,15 +18,18 @@ State = dict[str, int]
 class CodeExecution(Task):
     """Programs of assignments, increments, conditionals and prints; the answer is what a print shows.
 
-    Drawn as by the generator of the paper's authors. A statement is one of assign, ++, --, if and print, each
-    as likely as another, drawn again where it is illegal: "x = 7 ;" of a variable that has no value yet,
-    "x ++ ;" and "x -- ;" of one that has, within 1 to 10, "print x ;", and "if x < 3 : y ++ ;", which
-    compares a variable with another one or with a number and runs the one statement after the colon, no if
-    and no print, where that is so. The answer to a print stands at its semicolon; other steps have none. With
-    ask="statements" every semicolon has one, where its variable has a value by then: what it is after the
-    statement. So much more to learn from makes learning many times faster.
+    Drawn as by the generator of the paper's authors. A statement is one of assign,
+    ++, --, if and print, each as likely as another, drawn again where it is illegal:
+    "x = 7 ;" of a variable that has no value yet, "x ++ ;" and "x -- ;" of one that
+    has, within 1 to 10, "print x ;", and "if x < 3 : y ++ ;", which compares a
+    variable with another one or with a number and runs the one statement after the
+    colon, no if and no print, where that is so. The answer to a print stands at its
+    semicolon; other steps have none. With ask="statements" every semicolon has one,
+    where its variable has a value by then: what it is after the statement. So much
+    more to learn from makes learning many times faster.
 
-    `length` counts statements. A program ends with "END", and so do shorter ones until all have one length.
+    `length` counts statements. A program ends with "END", and so do shorter ones
+    until all have one length.
 
     Args:
         variables: how many there are, from 1 to 5.
@@ -34,31 +37,45 @@ class CodeExecution(Task):
         dense: ask at all of these, not only at the last.
 
     Raises:
-        TypeError, ValueError: `variables` is no int in this range, or `ask` is something else.
+        TypeError, ValueError: `variables` is no int in this range, or `ask` is
+            something else.
     """
 
-    def __init__(self, variables: int = 3, ask: str = "prints", dense: bool = True) -> None:
+    def __init__(
+        self, variables: int = 3, ask: str = "prints", dense: bool = True
+    ) -> None:
         check_int("variables", variables, low=1, high=len(NAMES))
         check_choice("ask", ask, ("prints", "statements"))
         self.variables, self.ask, self.names = variables, ask, NAMES[:variables]
         numbers = [str(i) for i in range(1, HIGH + 1)]
-        super().__init__([*numbers, *self.names, *"=;<>:", "++", "--", "if", "print", "END"], dense)
+        super().__init__(
+            [*numbers, *self.names, *"=;<>:", "++", "--", "if", "print", "END"], dense
+        )
 
-    def draw(self, batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(
+        self, batch: int, length: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Draw programs of `length` statements; tokens and answers are [batch, T], T that of the longest."""
         draws = random.Random(int(torch.randint(2**62, (), generator=generator)))
         programs = [self.program(length, draws) for _ in range(batch)]
         longest = max(len(program) for program in programs)
         end = len(self.words) - 1
-        tokens, answers = torch.full((batch, longest), end), torch.full((batch, longest), IGNORE)
+        tokens, answers = (
+            torch.full((batch, longest), end),
+            torch.full((batch, longest), IGNORE),
+        )
         for i, program in enumerate(programs):
-            tokens[i, : len(program)] = self.tokenizer.encode(" ".join(word for word, _ in program))
+            tokens[i, : len(program)] = self.tokenizer.encode(
+                " ".join(word for word, _ in program)
+            )
             for t, (_, value) in enumerate(program):
                 if value is not None:
                     answers[i, t] = value - 1
         return tokens, answers
 
-    def program(self, length: int, draws: random.Random) -> list[tuple[str, int | None]]:
+    def program(
+        self, length: int, draws: random.Random
+    ) -> list[tuple[str, int | None]]:
         """Words of a program of `length` statements, each with the value that is to be answered, or None."""
         state, program = State(), list[tuple[str, int | None]]()
         while length:
@@ -71,7 +88,9 @@ class CodeExecution(Task):
                 length -= 1
         return [*program, ("END", None)]
 
-    def _statement(self, state: State, draws: random.Random) -> tuple[list[str], str] | None:
+    def _statement(
+        self, state: State, draws: random.Random
+    ) -> tuple[list[str], str] | None:
         """Draw a statement and run it on the state; its words and its variable, None if it is illegal."""
         kind = draws.choice(("=", "++", "--", "if", "print"))
         if kind in ("=", "++", "--"):
@@ -91,11 +110,15 @@ class CodeExecution(Task):
         runs = state[name] < right if sign == "<" else state[name] > right
         change = None
         while change is None:
-            change = self._change(draws.choice(("=", "++", "--")), state if runs else dict(state), draws)
+            change = self._change(
+                draws.choice(("=", "++", "--")), state if runs else dict(state), draws
+            )
         words, changed = change
         return ["if", name, sign, str(other), ":", *words], changed
 
-    def _change(self, kind: str, state: State, draws: random.Random) -> tuple[list[str], str] | None:
+    def _change(
+        self, kind: str, state: State, draws: random.Random
+    ) -> tuple[list[str], str] | None:
         """Draw an assignment or a step by one and run it; its words and its variable, None if illegal."""
         if kind == "=":
             free = [name for name in self.names if name not in state]
@@ -141,7 +164,9 @@ def run_statement(text: str, state: State) -> str | None:
         r"(\w) = (\d+) ;": lambda m: state.update({m[1]: int(m[2])}),
         r"(\w) \+\+ ;": lambda m: state.update({m[1]: state[m[1]] + 1}),
         r"(\w) -- ;": lambda m: state.update({m[1]: state[m[1]] - 1}),
-        r"if (\w) ([<>]) (\w+) : (.*)": lambda m: run_statement(m[4], state) if holds(m, state) else None,
+        r"if (\w) ([<>]) (\w+) : (.*)": lambda m: (
+            run_statement(m[4], state) if holds(m, state) else None
+        ),
     }
     for pattern, run in rules.items():
         match = re.fullmatch(pattern, text)
@@ -150,7 +175,9 @@ def run_statement(text: str, state: State) -> str | None:
                 return run(match)
             except KeyError as error:
                 reason = f"{error} must have a value"
-                raise ValueError(f"words must be a program: in {shown(text)} {reason}") from error
+                raise ValueError(
+                    f"words must be a program: in {shown(text)} {reason}"
+                ) from error
     wanted = "each statement must be an assignment, ++, --, if or print"
     raise ValueError(f"words must be a program: {wanted}, got {shown(text)}")
 

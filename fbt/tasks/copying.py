@@ -20,16 +20,21 @@ class Copy(Task):
         dense: ask at every blank.
 
     Raises:
-        TypeError, ValueError: `symbols` is no int in this range, or `reverse` is no bool.
+        TypeError, ValueError: `symbols` is no int in this range, or `reverse` is no
+            bool.
     """
 
-    def __init__(self, symbols: int = 8, reverse: bool = False, dense: bool = True) -> None:
+    def __init__(
+        self, symbols: int = 8, reverse: bool = False, dense: bool = True
+    ) -> None:
         check_int("symbols", symbols, low=2, high=26)
         check_bool("reverse", reverse)
         self.symbols, self.reverse = symbols, reverse
         super().__init__([*(chr(ord("a") + i) for i in range(symbols)), "?"], dense)
 
-    def draw(self, batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(
+        self, batch: int, length: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Draw symbols; tokens and answers are [batch, 2 length]."""
         blank = len(self.words) - 1
         symbols = torch.randint(blank, (batch, length), generator=generator)
@@ -43,7 +48,9 @@ class Copy(Task):
         for word in self._steps(words, self.words):
             if word == "?":
                 if not waiting:
-                    raise ValueError("words must have no more blanks than symbols, got one more")
+                    raise ValueError(
+                        "words must have no more blanks than symbols, got one more"
+                    )
                 answers.append(waiting.pop(-1 if self.reverse else 0))
             else:
                 waiting.append(word)

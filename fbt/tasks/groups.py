@@ -1,8 +1,9 @@
 """Word problems: what is the product of all elements so far? Parity, permutations, the shell game.
 
-A recurrence that remembers one element of the group solves them. For a group that is not solvable, such as
-A5, the word problem is complete for NC^1 (Barrington 1989). A transformer of fixed depth, with precision
-logarithmic in the length, computes only what is in TC^0 (Merrill and Sabharwal 2023), believed to be less.
+A recurrence that remembers one element of the group solves them. For a group that is
+not solvable, such as A5, the word problem is complete for NC^1 (Barrington 1989). A
+transformer of fixed depth, with precision logarithmic in the length, computes only
+what is in TC^0 (Merrill and Sabharwal 2023), believed to be less.
 """
 
 from collections.abc import Sequence
@@ -30,7 +31,9 @@ class Parity(Task):
     def __init__(self, dense: bool = True) -> None:
         super().__init__(("0", "1"), dense)
 
-    def draw(self, batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(
+        self, batch: int, length: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Draw bits and their running parities, both [batch, length]."""
         bits = torch.randint(2, (batch, length), generator=generator)
         return bits, bits.cumsum(1) % 2
@@ -44,11 +47,12 @@ class Parity(Task):
 class Permutations(Task):
     """Permutations of n things; the answer is the composition of all so far, the first applied first.
 
-    A permutation is written as the places to which it sends what stood at places 1 to n: "213" exchanges the
-    first two.
+    A permutation is written as the places to which it sends what stood at places 1 to
+    n: "213" exchanges the first two.
 
     Args:
-        group: "S3" (6 elements), "A5" (60, the even permutations of five) or "S5" (120).
+        group: "S3" (6 elements), "A5" (60, the even permutations of five) or "S5"
+            (120).
         dense: ask at every step.
 
     Raises:
@@ -60,21 +64,31 @@ class Permutations(Task):
     def __init__(self, group: str = "S3", dense: bool = True) -> None:
         check_choice("group", group, self.groups)
         self.group, degree = group, int(group[1])
-        elements = [p for p in permutations(range(degree)) if group[0] == "S" or is_even(p)]
+        elements = [
+            p for p in permutations(range(degree)) if group[0] == "S" or is_even(p)
+        ]
         super().__init__(["".join(str(i + 1) for i in p) for p in elements], dense)
         numbers = {p: i for i, p in enumerate(elements)}
-        self.table = torch.tensor([[numbers[tuple(b[i] for i in a)] for b in elements] for a in elements])
+        self.table = torch.tensor(
+            [[numbers[tuple(b[i] for i in a)] for b in elements] for a in elements]
+        )
 
-    def draw(self, batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(
+        self, batch: int, length: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Draw elements and their running products, both [batch, length]."""
-        elements = torch.randint(len(self.words), (batch, length), generator=generator)
-        identity = torch.zeros(batch, dtype=torch.long)  # the first in lexicographic order
+        elements = torch.randint(
+            len(self.words), (batch, length), generator=generator
+        )
+        # the first in lexicographic order
+        identity = torch.zeros(batch, dtype=torch.long)
         return elements, running_products(elements, self.table, identity)
 
     def answer(self, words: Sequence[str]) -> list[str | None]:
         """Carry n marked things along."""
         words = self._steps(words, self.words)
-        things = {name: name for name in sorted(words[0])} if words else {}  # thing -> place
+        # thing -> place
+        things = {name: name for name in sorted(words[0])} if words else {}
         answers: list[str | None] = []
         for word in words:
             things = {thing: word[int(place) - 1] for thing, place in things.items()}
@@ -109,9 +123,13 @@ class ShellGame(Task):
         for number, (i, j) in enumerate(swaps):
             self.table[[i, j], number] = torch.tensor([j, i])
 
-    def draw(self, batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(
+        self, batch: int, length: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Draw exchanges and the cups that hide the ball, both [batch, length]."""
-        swaps = torch.randint(self.table.shape[1], (batch, length), generator=generator)
+        swaps = torch.randint(
+            self.table.shape[1], (batch, length), generator=generator
+        )
         ball = torch.zeros(batch, dtype=torch.long)
         return swaps + self.cups, running_products(swaps, self.table, ball)
 

@@ -19,7 +19,8 @@ from fbt._checks import (
     texts_in,
 )
 
-IGNORE = -100  # the label of a step that is not asked; what `cross_entropy` leaves out by default
+# the label of a step that is not asked; what `cross_entropy` leaves out by default
+IGNORE = -100
 
 
 class WordTokenizer:
@@ -38,7 +39,9 @@ class WordTokenizer:
         for word in words:
             if word.split() != [word]:
                 wrong = f"got {shown(word)}"
-                raise ValueError(f"words must be without white space and not empty, {wrong}")
+                raise ValueError(
+                    f"words must be without white space and not empty, {wrong}"
+                )
         if len(set(words)) < len(words):
             twice = next(word for i, word in enumerate(words) if word in words[:i])
             raise ValueError(f"words must be distinct, got {shown(twice)} twice")
@@ -53,10 +56,16 @@ class WordTokenizer:
             ValueError: a word of the text has no number; the message quotes it.
         """
         check_instance("text", text, str)
-        unknown = next((word for word in text.split() if word not in self._numbers), None)
+        unknown = next(
+            (word for word in text.split() if word not in self._numbers), None
+        )
         if unknown is not None:
-            raise ValueError(f"text must be made of {len(self.words)} known words, got {shown(unknown)}")
-        return torch.tensor([self._numbers[word] for word in text.split()], dtype=torch.long)
+            raise ValueError(
+                f"text must be made of {len(self.words)} known words, got {shown(unknown)}"
+            )
+        return torch.tensor(
+            [self._numbers[word] for word in text.split()], dtype=torch.long
+        )
 
     def decode(self, numbers: Tensor) -> str:
         """The words of numbers [n], with spaces between them; a number that is IGNORE becomes "_".
@@ -67,17 +76,24 @@ class WordTokenizer:
         """
         check_integers("numbers", numbers, "[N]")
         last = len(self.words) - 1
-        unknown = next((i for i in numbers.tolist() if i != IGNORE and not 0 <= i <= last), None)
+        unknown = next(
+            (i for i in numbers.tolist() if i != IGNORE and not 0 <= i <= last), None
+        )
         if unknown is not None:
-            raise ValueError(f"numbers must be in [0, {last}] or {IGNORE}, got {unknown}")
-        return " ".join("_" if i == IGNORE else self.words[i] for i in numbers.tolist())
+            raise ValueError(
+                f"numbers must be in [0, {last}] or {IGNORE}, got {unknown}"
+            )
+        return " ".join(
+            "_" if i == IGNORE else self.words[i] for i in numbers.tolist()
+        )
 
 
 class Task(ABC):
     """Sequences with answers.
 
     Args:
-        dense: ask at every step that has an answer; otherwise only at the last of them.
+        dense: ask at every step that has an answer; otherwise only at the last of
+            them.
 
     Attributes:
         words: the vocabulary, that of the sequences and that of the answers.
@@ -91,7 +107,9 @@ class Task(ABC):
         self.words = self.tokenizer.words
 
     @abstractmethod
-    def draw(self, batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(
+        self, batch: int, length: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Draw tokens [batch, T] and the answers [batch, T] of all steps, IGNORE where there is none."""
 
     @abstractmethod
@@ -108,24 +126,31 @@ class Task(ABC):
 
         Raises:
             TypeError: `tokens` is not an int64 or int32 tensor.
-            ValueError: `tokens` has another shape or another number in it, or a row of it is not a
-                sequence of this task.
+            ValueError: `tokens` has another shape or another number in it, or a row
+                of it is not a sequence of this task.
         """
         check_tokens("tokens", tokens, "[B, T]", len(self.words))
         try:
             return self._solved(tokens)
         except ValueError as error:
-            raise ValueError(f"tokens must be sequences of this task: {error}") from error
+            raise ValueError(
+                f"tokens must be sequences of this task: {error}"
+            ) from error
 
     def _solved(self, tokens: Tensor) -> Tensor:
         rows = []
         for row in tokens:
             answers = self.answer(self.tokenizer.decode(row).split())
-            numbers = [IGNORE if a is None else int(self.tokenizer.encode(a)) for a in answers]
+            numbers = [
+                IGNORE if a is None else int(self.tokenizer.encode(a))
+                for a in answers
+            ]
             rows.append(torch.tensor(numbers, dtype=torch.long))
         return self._asked(torch.stack(rows))
 
-    def sample(self, batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def sample(
+        self, batch: int, length: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Draw tokens [batch, T] and labels [batch, T]; what `length` counts is the task's to say.
 
         Args:
@@ -134,7 +159,8 @@ class Task(ABC):
             generator: where the numbers come from.
 
         Raises:
-            TypeError, ValueError: an argument is of the wrong type, or a number too small.
+            TypeError, ValueError: an argument is of the wrong type, or a number too
+                small.
         """
         check_int("batch", batch, low=1)
         check_int("length", length, low=1)
@@ -142,7 +168,9 @@ class Task(ABC):
         tokens, answers = self.draw(batch, length, generator)
         return tokens, self._asked(answers)
 
-    def stream(self, batch: int, length: int, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def stream(
+        self, batch: int, length: int, seed: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Draw batches without end, the same ones for the same arguments; see `sample`."""
         check_int("batch", batch, low=1)
         check_int("length", length, low=1)
@@ -160,7 +188,9 @@ class Task(ABC):
         steps = texts_in("words", words)
         unknown = next((word for word in steps if word not in allowed), None)
         if unknown is not None:
-            raise ValueError(f"words must be among {shown([*allowed])}, got {shown(unknown)}")
+            raise ValueError(
+                f"words must be among {shown([*allowed])}, got {shown(unknown)}"
+            )
         return steps
 
     def _asked(self, answers: Tensor) -> Tensor:
@@ -183,9 +213,13 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     check_instance("labels", labels, Tensor)
     check_values("logits", logits)
     if logits.shape[:-1] != labels.shape:
-        raise ValueError(f"logits must be {[*labels.shape]} + [V] like labels, got {list(logits.shape)}")
+        raise ValueError(
+            f"logits must be {[*labels.shape]} + [V] like labels, got {list(logits.shape)}"
+        )
     check_integers("labels", labels)
     asked = labels != IGNORE
     if not asked.any():
-        raise ValueError("labels must ask at one step at least, got IGNORE at all of them")
+        raise ValueError(
+            "labels must ask at one step at least, got IGNORE at all of them"
+        )
     return (logits.argmax(-1) == labels)[asked].double().mean().item()

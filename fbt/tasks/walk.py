@@ -9,28 +9,36 @@ from fbt._checks import check_bool, check_int
 from fbt.tasks.task import Task
 
 COMPASS = "NESW"
-STEPS = torch.tensor([[0, -1], [1, 0], [0, 1], [-1, 0]])  # x and y of a step north, east, south, west
+# x and y of a step north, east, south, west
+STEPS = torch.tensor([[0, -1], [1, 0], [0, 1], [-1, 0]])
 
 
 class Walk(Task):
     """Steps on a square board with walls around it; the answer is the cell reached.
 
-    The walk begins in the north-west corner, cell "0,0", looking north. A step into a wall changes nothing.
+    The walk begins in the north-west corner, cell "0,0", looking north. A step into a
+    wall changes nothing.
 
     Args:
         size: cells on a side, at least 2.
-        facing: False: a move is a direction, "N", "E", "S" or "W". True: a move is "forward", "left" or
-            "right" (a quarter turn on the spot), so which way is forward has to be remembered too.
-        heading: with `facing`, the answer also names the direction faced, as in "2,0E".
+        facing: False: a move is a direction, "N", "E", "S" or "W". True: a move is
+            "forward", "left" or "right" (a quarter turn on the spot), so which way is
+            forward has to be remembered too.
+        heading: with `facing`, the answer also names the direction faced, as in
+            "2,0E".
         dense: ask at every step.
 
     Raises:
-        TypeError, ValueError: `size` is no int of at least 2, an option is no bool, or `heading` is asked
-            for without `facing`.
+        TypeError, ValueError: `size` is no int of at least 2, an option is no bool,
+            or `heading` is asked for without `facing`.
     """
 
     def __init__(
-        self, size: int = 8, facing: bool = False, heading: bool = False, dense: bool = True
+        self,
+        size: int = 8,
+        facing: bool = False,
+        heading: bool = False,
+        dense: bool = True,
     ) -> None:
         check_int("size", size, low=2)
         check_bool("facing", facing)
@@ -40,13 +48,20 @@ class Walk(Task):
         self.size, self.facing, self.heading = size, facing, heading
         self.moves = ["forward", "left", "right"] if facing else list(COMPASS)
         cells = [f"{x},{y}" for x in range(size) for y in range(size)]
-        answers = [cell + side for cell in cells for side in COMPASS] if heading else cells
+        answers = (
+            [cell + side for cell in cells for side in COMPASS] if heading else cells
+        )
         super().__init__([*self.moves, *answers], dense)
 
-    def draw(self, batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(
+        self, batch: int, length: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Draw moves and the cells they lead to, both [batch, length]."""
         moves = torch.randint(len(self.moves), (batch, length), generator=generator)
-        place, side = torch.zeros(batch, 2, dtype=torch.long), torch.zeros(batch, dtype=torch.long)
+        place, side = (
+            torch.zeros(batch, 2, dtype=torch.long),
+            torch.zeros(batch, dtype=torch.long),
+        )
         answers = torch.empty_like(moves)
         for t in range(length):
             move = moves[:, t]
@@ -57,7 +72,9 @@ class Walk(Task):
                 step = STEPS[move]
             place = (place + step).clamp(0, self.size - 1)
             cell = place[:, 0] * self.size + place[:, 1]
-            answers[:, t] = len(self.moves) + (4 * cell + side if self.heading else cell)
+            answers[:, t] = len(self.moves) + (
+                4 * cell + side if self.heading else cell
+            )
         return moves, answers
 
     def answer(self, words: Sequence[str]) -> list[str | None]:

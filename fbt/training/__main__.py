@@ -26,7 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: the words of the command line; None takes them from the shell.
 
     Returns:
-        The exit status: 0 finished, 130 interrupted, 2 something is wrong and a line on stderr says what.
+        The exit status: 0 finished, 130 interrupted, 2 something is wrong and a line
+        on stderr says what.
     """
     given = vars(_parser().parse_args(arguments))
     try:
@@ -37,18 +38,27 @@ def main(arguments: list[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
-        return _refused(f"it does not fit into memory: {in_a_line(str(error))}", error)
+        return _refused(
+            f"it does not fit into memory: {in_a_line(str(error))}", error
+        )
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: stopped at once; the last checkpoint is as it was", file=sys.stderr)
+        print(
+            f"{PROGRAM}: stopped at once; the last checkpoint is as it was",
+            file=sys.stderr,
+        )
         return 130
-    if not (by_torchrun() and int(os.environ["RANK"])):  # of several processes the first one speaks
+    # of several processes the first one speaks
+    if not (by_torchrun() and int(os.environ["RANK"])):
         print(said)
     return 0 if run.finished else 130
 
 
 def _refused(reason: str, error: Exception) -> int:
     """Say why there is no run, or no more of it; notes say what is left of it and how to go on."""
-    print("; ".join([f"{PROGRAM}: {reason}", *getattr(error, "__notes__", [])]), file=sys.stderr)
+    print(
+        "; ".join([f"{PROGRAM}: {reason}", *getattr(error, "__notes__", [])]),
+        file=sys.stderr,
+    )
     return 2
 
 
@@ -65,17 +75,24 @@ def _start(given: dict[str, Any]) -> Run:
     data = given.pop("data", None)
     text = None if data is None else Path(data)
     if "resume" not in given:
-        preset, variant = given.get("preset", "small"), given.get("variant", "shared-kv")
+        preset, variant = (
+            given.get("preset", "small"),
+            given.get("variant", "shared-kv"),
+        )
         return train(text, **{"folder": f"runs/{variant}-{preset}"} | given)
     folder = given.pop("resume")
     surplus = sorted(set(given) - {"device", "log"})
     if surplus:
-        raise ValueError(f"--resume takes all settings from {folder}; it leaves no room for {surplus}")
+        raise ValueError(
+            f"--resume takes all settings from {folder}; it leaves no room for {surplus}"
+        )
     return resume(folder, text, **given)
 
 
 def _parser() -> argparse.ArgumentParser:
-    presets = "\n".join(f"  {name:<6} {preset.about}" for name, preset in PRESETS.items())
+    presets = "\n".join(
+        f"  {name:<6} {preset.about}" for name, preset in PRESETS.items()
+    )
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description=f"Train a character language model.\n\npresets:\n{presets}",
@@ -85,16 +102,36 @@ def _parser() -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
     )
     about = _descriptions(Config)
-    parser.add_argument("--preset", choices=PRESETS, help="size and schedule to start from [small]")
-    parser.add_argument("--variant", choices=VARIANTS, help=f"{about['variant']} [shared-kv]")
-    parser.add_argument("--data", metavar="FILE", help="a text in UTF-8 [Tiny Shakespeare]")
-    parser.add_argument("--folder", metavar="FOLDER", help="where the run goes [runs/VARIANT-PRESET]")
     parser.add_argument(
-        "--resume", metavar="FOLDER", help="go on with the run in FOLDER, with its own settings"
+        "--preset", choices=PRESETS, help="size and schedule to start from [small]"
     )
-    parser.add_argument("--init-from", metavar="FOLDER", help="start from the parallel model saved in FOLDER")
-    parser.add_argument("--log", choices=["tensorboard"], help="also write event files into the run's folder")
-    parser.add_argument("--device", help="where to compute [a CUDA GPU if there is one]")
+    parser.add_argument(
+        "--variant", choices=VARIANTS, help=f"{about['variant']} [shared-kv]"
+    )
+    parser.add_argument(
+        "--data", metavar="FILE", help="a text in UTF-8 [Tiny Shakespeare]"
+    )
+    parser.add_argument(
+        "--folder", metavar="FOLDER", help="where the run goes [runs/VARIANT-PRESET]"
+    )
+    parser.add_argument(
+        "--resume",
+        metavar="FOLDER",
+        help="go on with the run in FOLDER, with its own settings",
+    )
+    parser.add_argument(
+        "--init-from",
+        metavar="FOLDER",
+        help="start from the parallel model saved in FOLDER",
+    )
+    parser.add_argument(
+        "--log",
+        choices=["tensorboard"],
+        help="also write event files into the run's folder",
+    )
+    parser.add_argument(
+        "--device", help="where to compute [a CUDA GPU if there is one]"
+    )
     model = parser.add_argument_group("model, where it differs from the preset")
     for field in fields(Config):
         if field.name not in ("vocab_size", "variant"):
@@ -114,7 +151,9 @@ def _add_option(group: Any, field: Field[Any], about: str) -> None:
         for name, preset in PRESETS.items()
     }
     if len(set(values.values())) > 1:
-        about += f" [{', '.join(f'{name} {value}' for name, value in values.items())}]"
+        about += (
+            f" [{', '.join(f'{name} {value}' for name, value in values.items())}]"
+        )
     elif field.default is not None:
         about += f" [{field.default}]"
     kind: Any = field.type
@@ -126,9 +165,12 @@ def _add_option(group: Any, field: Field[Any], about: str) -> None:
 
 def _descriptions(cls: type) -> dict[str, str]:
     """What the docstring of a class says about each argument: the one place that says it."""
-    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", inspect.getdoc(cls) or "", re.MULTILINE)
+    entries = re.findall(
+        r"^    (\w+): (.*(?:\n {8}.*)*)", inspect.getdoc(cls) or "", re.MULTILINE
+    )
     return {
-        name: " ".join(text.split()).rstrip(".").replace("`", "").replace("%", "%%") for name, text in entries
+        name: " ".join(text.split()).rstrip(".").replace("`", "").replace("%", "%%")
+        for name, text in entries
     }
 
 

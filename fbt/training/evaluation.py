@@ -22,13 +22,15 @@ def evaluate(model: LanguageModel, windows: Tensor, batch_size: int = 128) -> fl
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: there are no windows, or none of at least two tokens, or a token is outside the
-            vocabulary.
+        ValueError: there are no windows, or none of at least two tokens, or a token
+            is outside the vocabulary.
     """
     check_instance("model", model, LanguageModel)
     check_tokens("windows", windows, "[N, T + 1]", model.config.vocab_size)
     if windows.shape[1] < 2:
-        raise ValueError(f"windows must have shape [N, T + 1] with T >= 1, got {list(windows.shape)}")
+        raise ValueError(
+            f"windows must have shape [N, T + 1] with T >= 1, got {list(windows.shape)}"
+        )
     check_values("windows", windows)
     check_int("batch_size", batch_size, low=1)
     return total_loss(model, windows, batch_size) / windows[:, 1:].numel()
@@ -43,7 +45,9 @@ def total_loss(model: LanguageModel, windows: Tensor, batch_size: int = 128) -> 
     with without_gradients():
         for batch in torch.split(windows, batch_size):
             batch = batch.to(device)
-            total += cross_entropy(model(batch[:, :-1]), batch[:, 1:], reduction="sum").item()
+            total += cross_entropy(
+                model(batch[:, :-1]), batch[:, 1:], reduction="sum"
+            ).item()
     return total
 
 
@@ -53,4 +57,6 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> T
     In half precision a sum of thousands of losses has three digits, or overflows.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    return F.cross_entropy(logits.flatten(0, 1).to(dtype), targets.flatten(), reduction=reduction)
+    return F.cross_entropy(
+        logits.flatten(0, 1).to(dtype), targets.flatten(), reduction=reduction
+    )

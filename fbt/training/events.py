@@ -10,7 +10,9 @@ from fbt.training.metrics import Metric
 Watch = Callable[[Metric], None]
 
 
-def event_writer(folder: Path | None, log: str | None) -> Callable[[int], AbstractContextManager[Watch]]:
+def event_writer(
+    folder: Path | None, log: str | None
+) -> Callable[[int], AbstractContextManager[Watch]]:
     """A way to write metrics as TensorBoard events, or one that does nothing.
 
     Args:
@@ -18,8 +20,8 @@ def event_writer(folder: Path | None, log: str | None) -> Callable[[int], Abstra
         log: "tensorboard", or None for nothing.
 
     Returns:
-        What opens the file at a step of the run, and yields a function that writes a metric. Events after
-        that step, of a run that was killed, are taken back.
+        What opens the file at a step of the run, and yields a function that writes a
+        metric. Events after that step, of a run that was killed, are taken back.
 
     Raises:
         ImportError: tensorboard is not installed; said before anything is written.
@@ -29,7 +31,9 @@ def event_writer(folder: Path | None, log: str | None) -> Callable[[int], Abstra
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ImportError(f"log={log!r} needs the package tensorboard: pip install tensorboard") from error
+        raise ImportError(
+            f"log={log!r} needs the package tensorboard: pip install tensorboard"
+        ) from error
 
     @contextmanager
     def events(step: int) -> Iterator[Watch]:

@@ -21,7 +21,12 @@ if sys.platform != "win32":
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Whether files can be written relative to an open folder, wherever that is now.
-RELATIVE = {os.open, os.stat, os.unlink, os.rename} <= os.supports_dir_fd and os.scandir in os.supports_fd
+RELATIVE = {
+    os.open,
+    os.stat,
+    os.unlink,
+    os.rename,
+} <= os.supports_dir_fd and os.scandir in os.supports_fd
 # Flags of `os.open` that Windows does not have, or that only Windows has.
 WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0)
 WITHOUT_FOLLOWING = getattr(os, "O_NOFOLLOW", 0)
@@ -39,16 +44,17 @@ class FolderTaken(FileExistsError):
 class RunFolder:
     """The folder of a run, written by one process at a time.
 
-    While it is held, files are written relative to the open folder: none of them can end
-    up in another folder that was put in its place. Where the system only knows whole
-    paths, as Windows does, the path is checked before each file.
+    While it is held, files are written relative to the open folder: none of them can
+    end up in another folder that was put in its place. Where the system only knows
+    whole paths, as Windows does, the path is checked before each file.
 
-    The lock is on the open folder itself and ends with the process, so that it cannot be
-    stale. Some systems (Windows, some network file systems) have no such locks. There a
-    process that finds another checkpoint than the one it wrote last stops.
+    The lock is on the open folder itself and ends with the process, so that it cannot
+    be stale. Some systems (Windows, some network file systems) have no such locks.
+    There a process that finds another checkpoint than the one it wrote last stops.
 
     Args:
-        path: the folder. The checkpoint in it, if there is one, is the state of the run.
+        path: the folder. The checkpoint in it, if there is one, is the state of the
+            run.
 
     Attributes:
         path: the folder, as given.
@@ -66,7 +72,8 @@ class RunFolder:
 
         Raises:
             BlockingIOError: if another process holds it.
-            FolderTaken: if another run was written into it since this object was made.
+            FolderTaken: if another run was written into it since this object was
+                made.
             OSError: if it cannot be created or opened.
         """
         try:
@@ -97,8 +104,8 @@ class RunFolder:
         Raises:
             FolderGone: if the folder was moved or removed.
             FolderTaken: if another process has written a checkpoint there.
-            BlockingIOError: if this process does not hold the folder, as a fork of the one
-                that does.
+            BlockingIOError: if this process does not hold the folder, as a fork of
+                the one that does.
         """
         if self._identity is None:
             reason = "only the process that began the run may write into its folder"
@@ -143,8 +150,9 @@ class RunFolder:
             size: its length so far, in bytes.
 
         Returns:
-            False if nothing was written, because the file cannot be opened, has another
-            size, or has a second name: a copy of the folder made with links would change.
+            False if nothing was written, because the file cannot be opened, has
+            another size, or has a second name: a copy of the folder made with links
+            would change.
 
         Raises:
             FolderGone, FolderTaken, BlockingIOError: as in `check`.
@@ -158,14 +166,19 @@ class RunFolder:
         try:
             with file:
                 found = os.fstat(file.fileno())
-                if not stat.S_ISREG(found.st_mode) or (found.st_size, found.st_nlink) != (size, 1):
+                if not stat.S_ISREG(found.st_mode) or (
+                    found.st_size,
+                    found.st_nlink,
+                ) != (size, 1):
                     return False
                 file.seek(size)
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.path / name)) from error
+            raise OSError(
+                error.errno, error.strerror, str(self.path / name)
+            ) from error
         return True
 
     def advice(self, error: Exception, saved: int) -> str:
@@ -177,12 +190,16 @@ class RunFolder:
         """
         kept = f"the checkpoint of step {saved} is as it was"
         if isinstance(error, FloatingPointError):
-            other = "a run with other settings is another one and needs another folder"
+            other = (
+                "a run with other settings is another one and needs another folder"
+            )
             return f"in {self.path} {kept}; {other}"
         if isinstance(error, FolderGone):
             return f"if it was moved, {kept}; go on with: {resume_command('WHERE-IT-IS-NOW')}"
         if isinstance(error, FolderTaken):
-            return f"this run ends here; what is in {self.path} now is the other run's"
+            return (
+                f"this run ends here; what is in {self.path} now is the other run's"
+            )
         full = isinstance(error, OSError) and error.errno in FULL
         when = "once there is room" if full else "once this is mended"
         return f"{kept}; go on {when} with: {resume_command(self.path)}"
@@ -196,7 +213,11 @@ class RunFolder:
         return str(self.path / name) if self._dir_fd is None else name
 
     def _open(self, name: str, flags: int) -> IO[bytes]:
-        descriptor = os.open(self._relative(name), flags | WITHOUT_WAITING | BINARY, dir_fd=self._dir_fd)
+        descriptor = os.open(
+            self._relative(name),
+            flags | WITHOUT_WAITING | BINARY,
+            dir_fd=self._dir_fd,
+        )
         return os.fdopen(descriptor, "rb+" if flags & os.O_RDWR else "rb")
 
     def _has(self, name: str) -> bool:
@@ -214,7 +235,9 @@ class RunFolder:
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
         except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.path / CHECKPOINT_FILE)) from error
+            raise OSError(
+                error.errno, error.strerror, str(self.path / CHECKPOINT_FILE)
+            ) from error
 
     def _lock(self) -> None:
         if sys.platform == "win32" or self._descriptor is None:
@@ -232,7 +255,8 @@ class RunFolder:
     def _release(self) -> None:
         _HELD.discard(self)
         if sys.platform != "win32" and self._descriptor is not None:
-            with suppress(OSError):  # to close it is not enough where a child has it too
+            # to close it is not enough where a child has it too
+            with suppress(OSError):
                 fcntl.flock(self._descriptor, fcntl.LOCK_UN)
         self.leave()
 
@@ -247,7 +271,9 @@ class RunFolder:
         return FolderGone(errno.ENOENT, reason, str(self.path))
 
     def _taken(self) -> FolderTaken:
-        return FolderTaken(f"another process has trained into {self.path} meanwhile: resume that run")
+        return FolderTaken(
+            f"another process has trained into {self.path} meanwhile: resume that run"
+        )
 
 
 _HELD: set[RunFolder] = set()

@@ -37,7 +37,8 @@ from fbt.training.metrics import Metric, MetricsFile, read_metrics
 from fbt.training.processes import Processes
 
 with warnings.catch_warnings():
-    # In a notebook without ipywidgets tqdm draws its bar as text, which is no reason to warn.
+    # In a notebook without ipywidgets tqdm draws its bar as text, which is no reason
+    # to warn.
     warnings.simplefilter("ignore", TqdmWarning)
     from tqdm.auto import tqdm
 
@@ -58,11 +59,13 @@ class Trainer:
         settings: what the run is.
         text: what to learn; every character must be in the model's vocabulary.
         model: what to train, with its tokenizer.
-        folder: where checkpoints and metrics go, or None; the first process must hold it.
+        folder: where checkpoints and metrics go, or None; the first process must hold
+            it.
         processes: who takes part, and where to compute.
 
     Raises:
-        ValueError: the text is too short for the recipe, or several processes cannot share its batches.
+        ValueError: the text is too short for the recipe, or several processes cannot
+            share its batches.
     """
 
     def __init__(
@@ -74,7 +77,9 @@ class Trainer:
         processes: Processes,
     ) -> None:
         if model.tokenizer is None:
-            raise ValueError("the model to train must have a tokenizer, got tokenizer=None")
+            raise ValueError(
+                "the model to train must have a tokenizer, got tokenizer=None"
+            )
         self.settings, self.recipe = settings, settings.recipe
         check_shares(self.recipe, processes.count)
         self.processes, self.device = processes, processes.device
@@ -92,7 +97,11 @@ class Trainer:
         self.prompt = "\n" if "\n" in model.tokenizer.vocabulary else text[0]
         # For batches and dropout: torch's global generator is shared by all threads.
         self.generator = torch.Generator("cpu")
-        self.noise = self.generator if self.device.type == "cpu" else torch.Generator(self.device)
+        self.noise = (
+            self.generator
+            if self.device.type == "cpu"
+            else torch.Generator(self.device)
+        )
         self.step = 0
         self.seconds = 0.0
         self.state: State | None = None
@@ -112,7 +121,9 @@ class Trainer:
         self.state = state and state.map(self.processes.share)
         self.step = self.saved = checkpoint.step
         if self.folder is not None:
-            self.metrics = read_metrics(self.folder.path, checkpoint.metrics, self.step)
+            self.metrics = read_metrics(
+                self.folder.path, checkpoint.metrics, self.step
+            )
         self.best = checkpoint.best
         self.seconds = self.metrics[-1]["seconds"] if self.metrics else 0.0
 
@@ -120,16 +131,27 @@ class Trainer:
         """Write the metrics, then the checkpoint, which says how many belong to it."""
         if not all(p.isfinite().all() for p in self.model.parameters()):
             remedy = self._calmer() if self.step else "start from others"
-            raise FloatingPointError(f"the weights after step {self.step} must be finite: {remedy}")
+            raise FloatingPointError(
+                f"the weights after step {self.step} must be finite: {remedy}"
+            )
         if self.folder is None:
             return
-        state = self.state and self.state.map(lambda t: self.processes.gather(t, self.recipe.batch_size))
+        state = self.state and self.state.map(
+            lambda t: self.processes.gather(t, self.recipe.batch_size)
+        )
         metrics = self.save_metrics()
         if metrics is None:
             return
         path = self.folder.path / CHECKPOINT_FILE
         data = checkpoint_bytes(
-            path, self.step, self.settings, self.model, self.optimizer, state, metrics, self.best
+            path,
+            self.step,
+            self.settings,
+            self.model,
+            self.optimizer,
+            state,
+            metrics,
+            self.best,
         )
         self.folder.write(CHECKPOINT_FILE, data)
         self.saved = self.step
@@ -140,13 +162,16 @@ class Trainer:
             return None
         return self._metrics_file.write(self.metrics)
 
-    def run(self, interrupt: "Interrupt", watch: Callable[[Metric], None], progress: bool) -> bool:
+    def run(
+        self, interrupt: "Interrupt", watch: Callable[[Metric], None], progress: bool
+    ) -> bool:
         """Train to the end or to an interrupt.
 
         Args:
             interrupt: asked before every step, in every process.
             watch: called with every metric as it comes.
-            progress: show a bar, and the text that each evaluation generates, on stderr.
+            progress: show a bar, and the text that each evaluation generates, on
+                stderr.
 
         Returns:
             True if the end was reached.
@@ -164,15 +189,27 @@ class Trainer:
 
     def _awaits_evaluation(self) -> bool:
         """Whether an evaluation is due after this step and has not been made."""
-        due = self.step == self.recipe.steps or self.step % self.recipe.eval_every == 0
-        return self.step > 0 and due and not (self.metrics and "val_loss" in self.metrics[-1])
+        due = (
+            self.step == self.recipe.steps or self.step % self.recipe.eval_every == 0
+        )
+        return (
+            self.step > 0
+            and due
+            and not (self.metrics and "val_loss" in self.metrics[-1])
+        )
 
-    def _run(self, interrupt: "Interrupt", watch: Callable[[Metric], None], progress: bool) -> None:
+    def _run(
+        self, interrupt: "Interrupt", watch: Callable[[Metric], None], progress: bool
+    ) -> None:
         recipe, began = self.recipe, time.perf_counter() - self.seconds
         shown: dict[str, str] = {}
 
         def record(**values: Any) -> None:
-            metric = {"step": self.step, **values, "seconds": round(time.perf_counter() - began, 3)}
+            metric = {
+                "step": self.step,
+                **values,
+                "seconds": round(time.perf_counter() - began, 3),
+            }
             self.metrics.append(metric)
             watch(metric)
 
@@ -185,7 +222,8 @@ class Trainer:
             disable=not progress,
         ) as bar:
             while not (self.finished or self.processes.total(interrupt.asked)):
-                if not self._awaits_evaluation():  # an interrupted evaluation is made first
+                # an interrupted evaluation is made first
+                if not self._awaits_evaluation():
                     values = self._update()
                     self.step += 1
                     record(**values)
@@ -213,7 +251,8 @@ class Trainer:
     def _update(self) -> dict[str, Any]:
         """One optimiser step; what is worth knowing about it."""
         recipe, step = self.recipe, self.step
-        # All that is random in a step follows from the seed and its number: no random state to resume.
+        # All that is random in a step follows from the seed and its number: no random
+        # state to resume.
         for generator in (self.generator, self.noise):
             generator.manual_seed(step_seed(recipe.seed, step))
         batch, weight = self._share(self._batch())
@@ -225,8 +264,14 @@ class Trainer:
         loss = weight * cross_entropy(logits, batch[:, 1:])
         self.optimizer.zero_grad()
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip or math.inf)
-        values = {"loss": self.processes.mean(loss.item()), "grad_norm": norm.item(), "lr": lr}
+        norm = nn.utils.clip_grad_norm_(
+            self.model.parameters(), recipe.clip or math.inf
+        )
+        values = {
+            "loss": self.processes.mean(loss.item()),
+            "grad_norm": norm.item(),
+            "lr": lr,
+        }
         values["length"] = batch.shape[1] - 1
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             raise FloatingPointError(
@@ -242,23 +287,36 @@ class Trainer:
         """The windows [B, T + 1] of this step: random, or the next block of every stream when carrying."""
         size, length = self.recipe.batch_shape(self.step)
         if not self.recipe.carry:
-            return random_windows(self.train_tokens, length=length, batch_size=size, generator=self.generator)
+            return random_windows(
+                self.train_tokens,
+                length=length,
+                batch_size=size,
+                generator=self.generator,
+            )
         stream = len(self.train_tokens) // size
         start = self.step % ((stream - 1) // length) * length
         if start == 0:
             self.state = None  # the text begins again
-        return self.train_tokens[: stream * size].view(size, stream)[:, start : start + length + 1]
+        return self.train_tokens[: stream * size].view(size, stream)[
+            :, start : start + length + 1
+        ]
 
     def _share(self, batch: Tensor) -> tuple[Tensor, float]:
         """This process's rows of a batch, and the weight of their loss in the mean over the processes."""
         processes = self.processes
         share = processes.share(batch)
         if not processes.is_first:  # each draws dropout of its own
-            self.noise.manual_seed(step_seed(self.recipe.seed, self.step, processes.rank))
+            self.noise.manual_seed(
+                step_seed(self.recipe.seed, self.step, processes.rank)
+            )
         return share.to(self.device), processes.count * len(share) / len(batch)
 
     def _validation_loss(
-        self, model: LanguageModel, windows: Tensor, interrupt: "Interrupt", progress: bool
+        self,
+        model: LanguageModel,
+        windows: Tensor,
+        interrupt: "Interrupt",
+        progress: bool,
     ) -> float:
         """The mean loss of a model over windows, found out by all processes together.
 
@@ -268,7 +326,12 @@ class Trainer:
         total = 0.0
         batches = windows.split(BATCH * self.processes.count)
         bar = tqdm(
-            total=len(windows), desc="validation", unit="window", leave=False, delay=1, disable=not progress
+            total=len(windows),
+            desc="validation",
+            unit="window",
+            leave=False,
+            delay=1,
+            disable=not progress,
         )
         with bar:
             for number, batch in enumerate(batches):
@@ -278,7 +341,9 @@ class Trainer:
                 bar.update(len(batch))
         return self.processes.total(total) / windows[:, 1:].numel()
 
-    def _evaluate(self, loss_of: Callable[[LanguageModel, Tensor], float]) -> dict[str, Any]:
+    def _evaluate(
+        self, loss_of: Callable[[LanguageModel, Tensor], float]
+    ) -> dict[str, Any]:
         """How far the model has come, found out without touching the random state of the run."""
         last = self.step == self.recipe.steps
         loss = loss_of(self.model, self.last_windows if last else self.some_windows)
@@ -289,23 +354,31 @@ class Trainer:
             )
         self.best = self._best(loss_of, loss)
         if self.recipe.sample and self.processes.is_first:
-            values["sample"] = self.model.generate(self.prompt, self.recipe.sample, seed=self.recipe.seed)
+            values["sample"] = self.model.generate(
+                self.prompt, self.recipe.sample, seed=self.recipe.seed
+            )
         if self.settings.config.variant != "parallel":
             values["layer_weights"] = self.model.layer_weights().tolist()
         return values
 
-    def _best(self, loss_of: Callable[[LanguageModel, Tensor], float], loss: float) -> Best:
+    def _best(
+        self, loss_of: Callable[[LanguageModel, Tensor], float], loss: float
+    ) -> Best:
         """The best weights up to this step, at which the validation loss is `loss`.
 
-        Losses over the same windows are compared: those of the evaluations during the run and then,
-        if earlier weights are better there, those of the last evaluation.
+        Losses over the same windows are compared: those of the evaluations during the
+        run and then, if earlier weights are better there, those of the last
+        evaluation.
         """
         last, best = self.step == self.recipe.steps, self.best
         now = Best(self.step, loss, last, self.model.state_dict())
         if not last:
             if best is not None and best.val_loss < loss:
                 return best
-            return replace(now, weights={name: value.clone() for name, value in now.weights.items()})
+            return replace(
+                now,
+                weights={name: value.clone() for name, value in now.weights.items()},
+            )
         if best is None or best.val_loss >= loss_of(self.model, self.some_windows):
             return now
         earlier = copy.deepcopy(self.model)
@@ -324,8 +397,14 @@ def adamw(model: LanguageModel, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW that decays the matrices of linear layers and nothing else."""
     matrices = {m.weight for m in model.modules() if isinstance(m, nn.Linear)}
     groups = [
-        {"params": [p for p in model.parameters() if p in matrices], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in model.parameters() if p not in matrices], "weight_decay": 0.0},
+        {
+            "params": [p for p in model.parameters() if p in matrices],
+            "weight_decay": recipe.weight_decay,
+        },
+        {
+            "params": [p for p in model.parameters() if p not in matrices],
+            "weight_decay": 0.0,
+        },
     ]
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, recipe.beta2))
 
@@ -333,11 +412,14 @@ def adamw(model: LanguageModel, recipe: Recipe) -> torch.optim.AdamW:
 def step_seed(seed: int, step: int, rank: int = 0) -> int:
     """The seed of one step of a run, in the process of some rank.
 
-    Hashed rather than added up: torch's CPU generator looks at the low 32 bits only, so that otherwise two
-    runs would share their batches, a step apart or not at all.
+    Hashed rather than added up: torch's CPU generator looks at the low 32 bits only,
+    so that otherwise two runs would share their batches, a step apart or not at all.
     """
     return int.from_bytes(
-        hashlib.sha256(f"{seed} {step}{f' {rank}' if rank else ''}".encode()).digest()[:8], "big"
+        hashlib.sha256(
+            f"{seed} {step}{f' {rank}' if rank else ''}".encode()
+        ).digest()[:8],
+        "big",
     )
 
 
@@ -349,12 +431,17 @@ def check_shares(recipe: Recipe, processes: int) -> None:
         raise ValueError(
             f"batch_size must be at least the number of processes, {processes}, got {recipe.batch_size}"
         )
-    # A sequence of one step looks at no memory, so that what makes keys and values gets no gradient.
+    # A sequence of one step looks at no memory, so that what makes keys and values
+    # gets no gradient.
     if (shortest := recipe.batch_shape(0)[1]) < 2:
-        raise ValueError(f"several processes need sequences of at least 2 characters, got {shortest}")
+        raise ValueError(
+            f"several processes need sequences of at least 2 characters, got {shortest}"
+        )
 
 
-def _parts(tokens: Tensor, recipe: Recipe, source: str | None) -> tuple[Tensor, Tensor]:
+def _parts(
+    tokens: Tensor, recipe: Recipe, source: str | None
+) -> tuple[Tensor, Tensor]:
     """The tokens [N] to train on and to validate on, long enough for the recipe."""
     length, total = recipe.seq_len, len(tokens)
     train, held_out = split(tokens) if total > 1 else (tokens[:0], tokens)
@@ -382,10 +469,12 @@ class Interrupt:
         self._before: dict[signal.Signals, Any] = {}
         for kind in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(kind) in (None, signal.SIG_IGN):
-                # Set by another language, which Python could not set back; or ignored, as
-                # shells have it for what a script starts in the background.
+                # Set by another language, which Python could not set back; or
+                # ignored, as shells have it for what a script starts in the
+                # background.
                 continue
-            with contextlib.suppress(ValueError):  # outside the main thread nobody can press Ctrl-C
+            # outside the main thread nobody can press Ctrl-C
+            with contextlib.suppress(ValueError):
                 self._before[kind] = signal.signal(kind, self._ask)
         return self
 

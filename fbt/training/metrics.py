@@ -21,9 +21,9 @@ Metric = dict[str, Any]
 class MetricsFile:
     """The file of metrics in a run's folder, which grows with the run.
 
-    It is written whole once and then appended to. A process killed while it appends may
-    leave a part of a line at the end; the checkpoint, which is written afterwards, says
-    how much of the file belongs to it.
+    It is written whole once and then appended to. A process killed while it appends
+    may leave a part of a line at the end; the checkpoint, which is written
+    afterwards, says how much of the file belongs to it.
 
     Args:
         folder: of the run, and held.
@@ -40,7 +40,8 @@ class MetricsFile:
         """Bring the file up to date.
 
         Args:
-            metrics: all metrics of the run so far, of which only new ones are written.
+            metrics: all metrics of the run so far, of which only new ones are
+                written.
 
         Returns:
             What the file looks like now.
@@ -82,7 +83,8 @@ def read_metrics(folder: Path, expected: Fingerprint, step: int) -> list[Metric]
 
     Raises:
         FileNotFoundError: if there is no file.
-        ValueError: if it is not what the checkpoint was saved with, or holds no metrics.
+        ValueError: if it is not what the checkpoint was saved with, or holds no
+            metrics.
     """
     if step == 0:
         return []
@@ -96,17 +98,26 @@ def read_metrics(folder: Path, expected: Fingerprint, step: int) -> list[Metric]
         data = file.read(min(size, expected.size))
     if sha256(data) != expected.sha256:
         total = f"{expected.size} bytes"
-        found = f"{size} of {total} are left" if size < expected.size else f"its first {total} differ"
+        found = (
+            f"{size} of {total} are left"
+            if size < expected.size
+            else f"its first {total} differ"
+        )
         raise ValueError(
             f"{named(path)} must be the file that the checkpoint of step {step} was saved with, "
             f"but {found}: restore it from a copy, or train in another folder"
         )
     with naming(path, "file of metrics"):
         lines = data.splitlines()
-        metrics = [_metric(f"line {number}", line) for number, line in enumerate(lines, start=1)]
+        metrics = [
+            _metric(f"line {number}", line)
+            for number, line in enumerate(lines, start=1)
+        ]
         if not metrics or metrics[-1]["step"] != step:
             last = metrics[-1]["step"] if metrics else 0
-            raise ValueError(f"its last step must be {step}, as in the checkpoint, got {last}")
+            raise ValueError(
+                f"its last step must be {step}, as in the checkpoint, got {last}"
+            )
     return metrics
 
 
@@ -119,6 +130,10 @@ def _metric(name: str, line: bytes) -> Metric:
         if field == "sample":
             check_instance(f"sample in {name}", value, str)
         else:
-            for number in value if field == "layer_weights" and isinstance(value, list) else [value]:
+            for number in (
+                value
+                if field == "layer_weights" and isinstance(value, list)
+                else [value]
+            ):
                 check_real(f"{field} in {name}", number, low=0.0)
     return metric

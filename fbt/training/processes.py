@@ -1,8 +1,9 @@
 """The processes of a run: one, or as many as torchrun has started, each with its share of every batch.
 
-All take the same steps on the same weights. DistributedDataParallel adds up the gradients, and what else must
-be known of all, losses, carried memory and the wish to stop, is a sum too, of tensors that one process after
-another has filled in. So the run is the same as one process would make, up to the order of summation, but for
+All take the same steps on the same weights. DistributedDataParallel adds up the
+gradients, and what else must be known of all, losses, carried memory and the wish to
+stop, is a sum too, of tensors that one process after another has filled in. So the
+run is the same as one process would make, up to the order of summation, but for
 dropout, which each process draws for itself.
 """
 
@@ -64,7 +65,9 @@ class Processes:
         """The sum of a number over all processes."""
         if self.count == 1:
             return value
-        return self.sum(torch.tensor(value, dtype=torch.float64, device=self.device)).item()
+        return self.sum(
+            torch.tensor(value, dtype=torch.float64, device=self.device)
+        ).item()
 
     def mean(self, value: float) -> float:
         """The mean of a number over all processes."""
@@ -81,7 +84,10 @@ class Processes:
             ValueError: in each process, if they are not.
         """
         number = int.from_bytes(hashlib.sha256(what.encode()).digest()[:5], "big")
-        other = self.sum(torch.tensor(number, device=self.device)).item() != self.count * number
+        other = (
+            self.sum(torch.tensor(number, device=self.device)).item()
+            != self.count * number
+        )
         if self.total(other):
             raise ValueError(
                 f"the {self.count} processes of a run must have the same settings and text and see the same "
@@ -112,8 +118,8 @@ def joined(device: str | torch.device | None) -> Iterator[Processes]:
     """Join the processes that torchrun started beside this one, or those whose group exists already.
 
     Args:
-        device: where to compute; None takes a CUDA GPU if there is one. Of several GPUs, "cuda" is the one
-            that has the process's number on its machine.
+        device: where to compute; None takes a CUDA GPU if there is one. Of several
+            GPUs, "cuda" is the one that has the process's number on its machine.
 
     Raises:
         ValueError: torch cannot use the device.
@@ -128,7 +134,8 @@ def joined(device: str | torch.device | None) -> Iterator[Processes]:
     try:
         if started:
             dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
-            # Not before: torch cannot make the group that torchrun provides for a second time.
+            # Not before: torch cannot make the group that torchrun provides for a
+            # second time.
             atexit.register(dist.destroy_process_group)
         yield Processes(place, dist.get_rank(), dist.get_world_size())
     except RuntimeError as error:
@@ -142,12 +149,17 @@ def joined(device: str | torch.device | None) -> Iterator[Processes]:
 
 def _device(name: str | torch.device | None, number: int | None) -> torch.device:
     """The device of that name; `number` is this process's on its machine if it has several."""
-    device: Any = ("cuda" if torch.cuda.is_available() else "cpu") if name is None else name
+    device: Any = (
+        ("cuda" if torch.cuda.is_available() else "cpu") if name is None else name
+    )
     try:
         if number is not None and torch.device(device).type == "cuda":
-            torch.cuda.set_device(number if torch.device(device).index is None else device)
+            torch.cuda.set_device(
+                number if torch.device(device).index is None else device
+            )
         return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+    # torch built without CUDA asserts
+    except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0][:200]
         raise ValueError(
             f"device must be one that torch can use here, got {shown(name)}: {reason}"

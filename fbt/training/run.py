@@ -47,19 +47,22 @@ class Run:
     """A finished or interrupted training run.
 
     Attributes:
-        model: the trained model, in evaluation mode. A finished run returns the weights with the
-            lowest validation loss among its evaluations, which need not be the last weights; an
-            interrupted run returns the weights of its last step.
+        model: the trained model, in evaluation mode. A finished run returns the
+            weights with the lowest validation loss among its evaluations, which need
+            not be the last weights; an interrupted run returns the weights of its
+            last step.
         settings: what it was trained with.
-        metrics: one dict a step with "step", "loss" (training, nats a character), "grad_norm" (before
-            clipping), "lr", "length" (characters a sequence) and "seconds" since the start; and one an
-            evaluation with "step", "val_loss", the generated "sample", the "layer_weights" [L + 1] of a
-            feedback model, and "seconds".
+        metrics: one dict a step with "step", "loss" (training, nats a character),
+            "grad_norm" (before clipping), "lr", "length" (characters a sequence) and
+            "seconds" since the start; and one an evaluation with "step", "val_loss",
+            the generated "sample", the "layer_weights" [L + 1] of a feedback model,
+            and "seconds".
         finished: False where the run was interrupted.
-        folder: where the files are, or None. `model.safetensors` holds the weights of `model`, and
-            the checkpoint the weights of the last step.
-        best: the best evaluation so far, or None before the first: its `step`, its `val_loss` in
-            nats per character, and the `weights`, for `model.load_state_dict`.
+        folder: where the files are, or None. `model.safetensors` holds the weights of
+            `model`, and the checkpoint the weights of the last step.
+        best: the best evaluation so far, or None before the first: its `step`, its
+            `val_loss` in nats per character, and the `weights`, for
+            `model.load_state_dict`.
     """
 
     model: LanguageModel
@@ -83,7 +86,8 @@ class Run:
     def val_loss(self) -> float:
         """The validation loss of `model`, or the last one if the run was interrupted.
 
-        It is in nats per character. The loss of the last evaluation is in `evaluations[-1]`.
+        It is in nats per character. The loss of the last evaluation is in
+        `evaluations[-1]`.
 
         Raises:
             ValueError: the run was interrupted before its first evaluation.
@@ -92,7 +96,9 @@ class Run:
             return self.best.val_loss
         evaluations = self.evaluations
         if not evaluations:
-            raise ValueError(f"no evaluation yet: the run was stopped after step {self.step}")
+            raise ValueError(
+                f"no evaluation yet: the run was stopped after step {self.step}"
+            )
         return float(evaluations[-1]["val_loss"])
 
     @property
@@ -104,7 +110,10 @@ class Run:
         return f" at step {self.best.step} ({last:.4f} at step {self.step})"
 
     def __repr__(self) -> str:
-        parts = [self.settings.config.variant, f"{self.step} of {self.settings.recipe.steps} steps"]
+        parts = [
+            self.settings.config.variant,
+            f"{self.step} of {self.settings.recipe.steps} steps",
+        ]
         if self.evaluations:
             parts.append(f"validation loss {self.val_loss:.4f}{self.when}")
         if self.folder is not None:
@@ -119,7 +128,11 @@ def _own_modes() -> Iterator[None]:
     Autocast and the default dtype apply to a run.
     """
     device = torch.get_default_device().type != "cpu" and torch.device("cpu")
-    with torch.inference_mode(False), torch.enable_grad(), device or contextlib.nullcontext():
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        device or contextlib.nullcontext(),
+    ):
         yield
 
 
@@ -139,40 +152,50 @@ def train(
 ) -> Run:
     """Train a language model on a text, nine tenths of it for training and the last tenth for validation.
 
-    Called in every process that torchrun has started, it makes one run of them: each takes its share of every
-    batch, and the first one alone writes files, generates samples and shows progress. Where the caller has
-    initialised torch's default process group, the processes of that make one run.
+    Called in every process that torchrun has started, it makes one run of them: each
+    takes its share of every batch, and the first one alone writes files, generates
+    samples and shows progress. Where the caller has initialised torch's default
+    process group, the processes of that make one run.
 
-    Whatever stops a run, a kill included, leaves the last checkpoint in `folder` whole; an error has a note
-    that says how to go on.
+    Whatever stops a run, a kill included, leaves the last checkpoint in `folder`
+    whole; an error has a note that says how to go on.
 
     Args:
-        text: what to learn: the text itself, or the Path of a file in UTF-8; None loads Tiny Shakespeare.
-        preset: "tiny" (half a minute), "small" (nanoGPT's CPU setting) or "base"; see `fbt.recipe.PRESETS`.
+        text: what to learn: the text itself, or the Path of a file in UTF-8; None
+            loads Tiny Shakespeare.
+        preset: "tiny" (half a minute), "small" (nanoGPT's CPU setting) or "base"; see
+            `fbt.recipe.PRESETS`.
         variant: "parallel", "feedback" or "shared-kv".
-        folder: where checkpoints, metrics, the loss curve and the final weights go; None writes nothing.
-        resume: continue the run in `folder` where its last checkpoint left it: bit for bit in one process on
-            the same machine, software and number of threads, to rounding in several (the API page says more
-            under "The same numbers again"). A folder without a checkpoint is started afresh.
-        init_from: start from a parallel model, given or saved in a folder, whose sizes then replace the
-            preset's; see `LanguageModel.from_parallel`. It must know every character of the text.
+        folder: where checkpoints, metrics, the loss curve and the final weights go;
+            None writes nothing.
+        resume: continue the run in `folder` where its last checkpoint left it: bit
+            for bit in one process on the same machine, software and number of
+            threads, to rounding in several (the API page says more under "The same
+            numbers again"). A folder without a checkpoint is started afresh.
+        init_from: start from a parallel model, given or saved in a folder, whose
+            sizes then replace the preset's; see `LanguageModel.from_parallel`. It
+            must know every character of the text.
         device: where to compute; None takes a CUDA GPU if there is one.
-        progress: show a progress bar, and a sample of text at each evaluation, on stderr.
+        progress: show a progress bar, and a sample of text at each evaluation, on
+            stderr.
         log: "tensorboard" also writes event files into `folder`.
-        **changes: fields of `Recipe` and `Config` that differ from the preset: steps=500, dropout=0.1.
+        **changes: fields of `Recipe` and `Config` that differ from the preset:
+            steps=500, dropout=0.1.
 
     Returns:
-        The `Run`. An interrupt (Ctrl-C, or the stop button of a notebook) ends the run after the step
-        under way, saves a checkpoint and returns what there is.
+        The `Run`. An interrupt (Ctrl-C, or the stop button of a notebook) ends the
+        run after the step under way, saves a checkpoint and returns what there is.
 
     Raises:
-        TypeError, ValueError: a setting is unknown or out of range, the text is too short, `resume` meets
-            other settings, or the processes of a run differ in settings, text or checkpoint.
-        FileExistsError: the folder holds a run and `resume` is False, or weights and no run, or another
-            process has just ended one.
-        OSError: a file cannot be read, or the metrics of the run are gone; the folder cannot be written,
-            which is said before the first step, or no longer (the disk is full, the folder was moved away);
-            or another process trains into it.
+        TypeError, ValueError: a setting is unknown or out of range, the text is too
+            short, `resume` meets other settings, or the processes of a run differ in
+            settings, text or checkpoint.
+        FileExistsError: the folder holds a run and `resume` is False, or weights and
+            no run, or another process has just ended one.
+        OSError: a file cannot be read, or the metrics of the run are gone; the folder
+            cannot be written, which is said before the first step, or no longer (the
+            disk is full, the folder was moved away); or another process trains into
+            it.
         ConnectionError: another process of the run has ended.
         ImportError: `log` asks for tensorboard, and it is not installed.
         FloatingPointError: a loss, the gradient or a weight is no longer finite.
@@ -189,14 +212,28 @@ def train(
     run_folder = None if place is None else RunFolder(place)
     found = place is not None and (place / CHECKPOINT_FILE).exists()
     if found and not resume:
-        raise FileExistsError(f"{folder} holds a run already: resume that one, or give another folder")
+        raise FileExistsError(
+            f"{folder} holds a run already: resume that one, or give another folder"
+        )
     if place is not None and not found and (place / WEIGHTS_FILE).exists():
-        raise FileExistsError(f"{folder} holds weights, which a new run would replace: give another folder")
+        raise FileExistsError(
+            f"{folder} holds weights, which a new run would replace: give another folder"
+        )
     with joined(device) as processes:
         words, source = processes.first_then_others(lambda: _read(text))
-        start = LanguageModel.from_pretrained(init_from) if isinstance(init_from, str | Path) else init_from
+        start = (
+            LanguageModel.from_pretrained(init_from)
+            if isinstance(init_from, str | Path)
+            else init_from
+        )
         config, recipe = _resolve(preset, variant, changes, words, start)
-        origin = None if init_from is None else "a model" if init_from is start else str(init_from)
+        origin = (
+            None
+            if init_from is None
+            else "a model"
+            if init_from is start
+            else str(init_from)
+        )
         settings = Settings(config, recipe, source, sha256(words.encode()), origin)
         checkpoint = Checkpoint.load(place) if place is not None and found else None
         if checkpoint is not None:
@@ -205,7 +242,9 @@ def train(
                 raise ValueError(
                     f"the run in {folder} has other settings (given, stored): {'; '.join(differences)}"
                 )
-        return _run(settings, words, start, checkpoint, run_folder, processes, progress, log)
+        return _run(
+            settings, words, start, checkpoint, run_folder, processes, progress, log
+        )
 
 
 @_own_modes()
@@ -221,16 +260,19 @@ def resume(
 
     Args:
         folder: where the run is.
-        text: the text of the run or the Path of its file; None reads it where the run had it from.
+        text: the text of the run or the Path of its file; None reads it where the run
+            had it from.
         device: where to compute; None takes a CUDA GPU if there is one.
-        progress: show a progress bar, and a sample of text at each evaluation, on stderr.
+        progress: show a progress bar, and a sample of text at each evaluation, on
+            stderr.
         log: "tensorboard" also writes event files into `folder`.
 
     Returns:
         The `Run`, as from `train`.
 
     Raises:
-        FileNotFoundError: the folder holds no run or no metrics of it, or the text is no longer where it was.
+        FileNotFoundError: the folder holds no run or no metrics of it, or the text is
+            no longer where it was.
         ValueError: the checkpoint is damaged, or the text is not the one of the run.
         OSError, ConnectionError, ImportError, FloatingPointError: as in `train`.
     """
@@ -240,18 +282,25 @@ def resume(
     checkpoint = Checkpoint.load(run_folder.path)
     settings = checkpoint.settings
     if text is None and settings.data is None:
-        raise ValueError(f"the run in {folder} was given its text in Python: give the same text again")
+        raise ValueError(
+            f"the run in {folder} was given its text in Python: give the same text again"
+        )
     if text is None and settings.data != TINY_SHAKESPEARE:
         text = Path(str(settings.data))
-        if not text.is_file():  # a stranger's checkpoint may name something that never ends
+        # a stranger's checkpoint may name something that never ends
+        if not text.is_file():
             raise FileNotFoundError(
                 f"the text of the run in {named(folder)} is no longer in {named(text)}: say where it is"
             )
     with joined(device) as processes:
         words, source = processes.first_then_others(lambda: _read(text))
         if sha256(words.encode()) != settings.data_sha256:
-            raise ValueError(f"{source or 'the text given'} is not what the run in {folder} began with")
-        return _run(settings, words, None, checkpoint, run_folder, processes, progress, log)
+            raise ValueError(
+                f"{source or 'the text given'} is not what the run in {folder} began with"
+            )
+        return _run(
+            settings, words, None, checkpoint, run_folder, processes, progress, log
+        )
 
 
 def _check_arguments(
@@ -290,12 +339,16 @@ def _read(text: str | Path | None) -> tuple[str, str | None]:
             text.encode()
         except UnicodeEncodeError as error:
             found = f"got {text[error.start]!r} at position {error.start}"
-            raise ValueError(f"text must have no halves of characters, {found}") from error
+            raise ValueError(
+                f"text must have no halves of characters, {found}"
+            ) from error
         return text, None
     source = str(text.resolve())
     try:
         # A byte order mark is no character to learn, and all line ends are alike.
-        return io.TextIOWrapper(io.BytesIO(read_whole(text)), encoding="utf-8-sig").read(), source
+        return io.TextIOWrapper(
+            io.BytesIO(read_whole(text)), encoding="utf-8-sig"
+        ).read(), source
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise ValueError(
@@ -304,29 +357,46 @@ def _read(text: str | Path | None) -> tuple[str, str | None]:
 
 
 def _resolve(
-    preset: str, variant: str, changes: dict[str, Any], text: str, start: LanguageModel | None
+    preset: str,
+    variant: str,
+    changes: dict[str, Any],
+    text: str,
+    start: LanguageModel | None,
 ) -> tuple[Config, Recipe]:
     """The preset with the changes applied; the shape of the model comes from `start` where there is one."""
     model_names = {f.name for f in fields(Config)} - {"vocab_size", "variant"}
     recipe_names = {f.name for f in fields(Recipe)}
     unknown = sorted(set(changes) - model_names - recipe_names)
     if unknown:
-        raise ValueError(f"unknown settings {unknown}; there are {sorted(model_names | recipe_names)}")
+        raise ValueError(
+            f"unknown settings {unknown}; there are {sorted(model_names | recipe_names)}"
+        )
     model = {k: v for k, v in changes.items() if k in model_names}
-    recipe = Recipe(**PRESETS[preset].recipe | {k: v for k, v in changes.items() if k in recipe_names})
+    recipe = Recipe(
+        **PRESETS[preset].recipe
+        | {k: v for k, v in changes.items() if k in recipe_names}
+    )
     if start is None:
         vocab_size = CharTokenizer(text).vocab_size
-        return Config(vocab_size, variant=variant, **PRESETS[preset].model | model), recipe
+        return Config(
+            vocab_size, variant=variant, **PRESETS[preset].model | model
+        ), recipe
     check_instance("init_from", start, LanguageModel)
     return config_from_parallel(start.config, variant, **model), recipe
 
 
-def _initial_model(settings: Settings, text: str, start: LanguageModel | None) -> LanguageModel:
+def _initial_model(
+    settings: Settings, text: str, start: LanguageModel | None
+) -> LanguageModel:
     config = settings.config
     if start is None:
         with initialising(settings.recipe.seed):
             return LanguageModel(config, CharTokenizer(text))
-    changes = {"dropout": config.dropout, "memory": config.memory, "memory_norm": config.memory_norm}
+    changes = {
+        "dropout": config.dropout,
+        "memory": config.memory,
+        "memory_norm": config.memory_norm,
+    }
     return LanguageModel.from_parallel(start, config.variant, **changes)
 
 
@@ -344,7 +414,9 @@ def _run(
         raise ValueError(f"log={log!r} needs a folder to write to, got folder=None")
     place = None if folder is None else folder.path
     events = event_writer(place, log if processes.is_first else None)
-    processes.agree(f"{settings.compared()} {None if checkpoint is None else checkpoint.step}")
+    processes.agree(
+        f"{settings.compared()} {None if checkpoint is None else checkpoint.step}"
+    )
     with Interrupt() as interrupt:
         if checkpoint is None:
             model = _initial_model(settings, text, start)
@@ -356,7 +428,8 @@ def _run(
         if checkpoint is not None:
             trainer.restore(checkpoint)
             checkpoint.tensors.clear()  # which would be kept in memory to the end
-        processes.wait()  # before the first one writes, all have seen what the folder holds
+        # before the first one writes, all have seen what the folder holds
+        processes.wait()
         writes = folder if processes.is_first else None
         with (
             writes.held() if writes is not None else contextlib.nullcontext(),
@@ -367,7 +440,9 @@ def _run(
             finished = trainer.run(interrupt, watch, progress and processes.is_first)
             if finished and trainer.best is not None:
                 model.load_state_dict(trainer.best.weights)
-            run = Run(model.eval(), settings, trainer.metrics, finished, place, trainer.best)
+            run = Run(
+                model.eval(), settings, trainer.metrics, finished, place, trainer.best
+            )
             if writes is not None:
                 if finished:
                     _save_results(run, writes)
@@ -384,8 +459,13 @@ def _explaining(trainer: Trainer) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, FloatingPointError):
             with contextlib.suppress(OSError):
-                trainer.save_metrics()  # up to there, for whoever asks how it came to that
-        if trainer.processes.is_first and trainer.folder is not None and trainer.saved is not None:
+                # up to there, for whoever asks how it came to that
+                trainer.save_metrics()
+        if (
+            trainer.processes.is_first
+            and trainer.folder is not None
+            and trainer.saved is not None
+        ):
             error.add_note(trainer.folder.advice(error, trainer.saved))
         raise
 
@@ -404,7 +484,8 @@ def _save_loss_curve(run: Run, folder: RunFolder) -> None:
     except ImportError:
         print(f"no {LOSS_FIGURE}: it needs the package matplotlib", file=sys.stderr)
         return
-    except Exception as error:  # whatever matplotlib's settings lead to, the run has ended well
+    # whatever matplotlib's settings lead to, the run has ended well
+    except Exception as error:
         print(f"no {LOSS_FIGURE}: {in_a_line(str(error))}", file=sys.stderr)
         return
     folder.write(LOSS_FIGURE, figures.svg_of(figure))

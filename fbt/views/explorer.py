@@ -25,9 +25,9 @@ class AttentionExplorer(View):
 
     Args:
         tokens: the T texts of the steps, characters as a rule.
-        weights: [L, H, T, T], row = query, as `LanguageModel.attention` returns for one sequence; or several
-            such tensors of equal shape by name, to be shown side by side. Causal weights
-            take about half the room of others.
+        weights: [L, H, T, T], row = query, as `LanguageModel.attention` returns for
+            one sequence; or several such tensors of equal shape by name, to be shown
+            side by side. Causal weights take about half the room of others.
         query: the step that is chosen first; None is the last.
         layer: the layer that is shown first, from 0; None is the mean of all.
         head: the head that is shown first, from 0; None is the mean of all.
@@ -36,8 +36,8 @@ class AttentionExplorer(View):
 
     Raises:
         TypeError: `tokens` or `weights` is of a wrong type.
-        ValueError: tokens and weights do not fit, a weight is not in [0, 1], or a choice
-            is out of range.
+        ValueError: tokens and weights do not fit, a weight is not in [0, 1], or a
+            choice is out of range.
     """
 
     def __init__(
@@ -54,14 +54,22 @@ class AttentionExplorer(View):
         named = isinstance(weights, Mapping)
         panels = dict(weights) if isinstance(weights, Mapping) else {"": weights}
         check_count("weights", panels)
-        titles = {name: entry("weights", name) if named else "weights" for name in panels}
+        titles = {
+            name: entry("weights", name) if named else "weights" for name in panels
+        }
         for name, panel in panels.items():
             check_weights(titles[name], panel, length)
         first = next(iter(panels))
         layers, heads = panels[first].shape[:2]
         for name, panel in panels.items():
-            check_shape(titles[name], panel, panels[first].shape, f" like {titles[first]}")
-        chosen = {"query": (query, length), "layer": (layer, layers), "head": (head, heads)}
+            check_shape(
+                titles[name], panel, panels[first].shape, f" like {titles[first]}"
+            )
+        chosen = {
+            "query": (query, length),
+            "layer": (layer, layers),
+            "head": (head, heads),
+        }
         for name, (value, count) in chosen.items():
             if value is not None:
                 check_int(name, value, low=0, high=count - 1)
@@ -71,8 +79,16 @@ class AttentionExplorer(View):
             "head": -1 if head is None else head,
         }
         size = {"layers": layers, "heads": heads}
-        shown = [{"name": str(name)} | packed(panel) | size for name, panel in panels.items()]
-        super().__init__("explorer", {"tokens": self.tokens, "panels": shown}, start, "".join(self.tokens))
+        shown = [
+            {"name": str(name)} | packed(panel) | size
+            for name, panel in panels.items()
+        ]
+        super().__init__(
+            "explorer",
+            {"tokens": self.tokens, "panels": shown},
+            start,
+            "".join(self.tokens),
+        )
 
     @property
     def query(self) -> int:
@@ -91,7 +107,9 @@ class AttentionExplorer(View):
 
     def __repr__(self) -> str:
         names = [panel["name"] for panel in self._data["panels"] if panel["name"]]
-        return f"AttentionExplorer({', '.join([f'{len(self.tokens)} tokens', *names])})"
+        return (
+            f"AttentionExplorer({', '.join([f'{len(self.tokens)} tokens', *names])})"
+        )
 
 
 def check_weights(name: str, weights: Any, length: int) -> None:
@@ -104,9 +122,13 @@ def check_weights(name: str, weights: Any, length: int) -> None:
     check_shape(name, weights, ("L", "H", length, length), f" for {length} tokens")
     if weights.numel() > MOST:
         found = f"{weights.numel()}, {[*weights.shape]}"
-        raise ValueError(f"{name} must be at most {MOST} numbers for a page, got {found}")
+        raise ValueError(
+            f"{name} must be at most {MOST} numbers for a page, got {found}"
+        )
     numbers = weights.detach().float()
-    check_entries(name, numbers, (numbers >= 0) & (numbers <= 1.001), "a share from 0 to 1")
+    check_entries(
+        name, numbers, (numbers >= 0) & (numbers <= 1.001), "a share from 0 to 1"
+    )
 
 
 def packed(weights: Tensor) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The book's figures: one style for all, made for light and dark pages, as SVG.
 
-Ink is a grey that reads on white and on black; the built book swaps it for the page's own text colour. Line
-colours keep a contrast of 3:1 on both, and every line also has a dash of its own.
+Ink is a grey that reads on white and on black; the built book swaps it for the page's
+own text colour. Line colours keep a contrast of 3:1 on both, and every line also has
+a dash of its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,9 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 except ImportError as error:
-    raise ImportError("fbt.views.figures needs the package matplotlib: pip install matplotlib") from error
+    raise ImportError(
+        "fbt.views.figures needs the package matplotlib: pip install matplotlib"
+    ) from error
 
 INK = "#757575"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -44,7 +47,8 @@ HEAT = "cividis"
 CHARACTER = 0.11  # inches that a character needs on an axis to be read
 
 STYLE: dict[Any, Any] = {
-    "figure.figsize": (4.4, 2.9),  # on a phone it shrinks by a fifth, and can still be read
+    # on a phone it shrinks by a fifth, and can still be read
+    "figure.figsize": (4.4, 2.9),
     "figure.facecolor": "none",
     "savefig.facecolor": "none",
     "savefig.bbox": "tight",
@@ -87,7 +91,11 @@ def svg_of(figure: Figure) -> bytes:
     check_instance("figure", figure, Figure)
     buffer = BytesIO()
     with mpl.rc_context(STYLE):
-        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        figure.savefig(
+            buffer,
+            format="svg",
+            metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
+        )
     plt.close(figure)
     return buffer.getvalue()
 
@@ -100,7 +108,9 @@ def save_svg(figure: Figure, path: str | Path) -> None:
     write_whole(path, svg_of(figure))
 
 
-def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, over: str = "step") -> Figure:
+def loss_curves(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], *, over: str = "step"
+) -> Figure:
     """Validation losses of runs, with the smoothed training losses behind them.
 
     Args:
@@ -125,16 +135,28 @@ def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, over: str = 
         looks = cycle(zip(COLOURS, DASHES, strict=True))
         for (name, metrics), (colour, dash) in zip(runs.items(), looks, strict=False):
             training = [(m[over], m["loss"]) for m in metrics if "loss" in m]
-            validation = [(m[over], m["val_loss"]) for m in metrics if "val_loss" in m]
+            validation = [
+                (m[over], m["val_loss"]) for m in metrics if "val_loss" in m
+            ]
             if training:
                 x, y = np.array(training).T
                 width = max(1, len(y) // 50)
                 smooth = np.convolve(y, np.ones(width) / width, mode="valid")
-                axes.plot(x[width - 1 :], smooth, color=colour, linewidth=0.7, linestyle="-")
+                axes.plot(
+                    x[width - 1 :], smooth, color=colour, linewidth=0.7, linestyle="-"
+                )
             if validation:
                 x, y = np.array(validation).T
                 marker = "o" if len(x) < 30 else ""
-                axes.plot(x, y, color=colour, linestyle=dash, marker=marker, markersize=4, label=name)
+                axes.plot(
+                    x,
+                    y,
+                    color=colour,
+                    linestyle=dash,
+                    marker=marker,
+                    markersize=4,
+                    label=name,
+                )
         axes.set_xlabel({"step": "optimiser step", "seconds": "seconds"}[over])
         axes.set_ylabel("loss, nats a character")
         _add_legend(axes)
@@ -150,32 +172,42 @@ def _add_legend(axes: Axes) -> None:
 def attention_maps(weights: Tensor, tokens: Sequence[str]) -> Figure:
     """Attention weights over a text, a row of maps for each layer and a map for each head.
 
-    The axes show the characters where there is room for them; the space and the line end get a sign. A single
-    map has no heading.
+    The axes show the characters where there is room for them; the space and the line
+    end get a sign. A single map has no heading.
 
     Args:
-        weights: [L, H, T, T], row = query, as `LanguageModel.attention` returns for one sequence.
+        weights: [L, H, T, T], row = query, as `LanguageModel.attention` returns for
+            one sequence.
         tokens: the T characters.
 
     Raises:
-        TypeError: `weights` is not a floating-point tensor, or `tokens` not a sequence of texts.
+        TypeError: `weights` is not a floating-point tensor, or `tokens` not a
+            sequence of texts.
         ValueError: their shapes do not fit.
     """
     check_float_tensor("weights", weights)
     tokens = texts_in("tokens", tokens)
     check_values("weights", weights)
-    if weights.ndim != 4 or weights.shape[2:] != (len(tokens),) * 2 or not weights.numel():
+    if (
+        weights.ndim != 4
+        or weights.shape[2:] != (len(tokens),) * 2
+        or not weights.numel()
+    ):
         wanted = f"[L, H, {len(tokens)}, {len(tokens)}] for {len(tokens)} tokens"
         raise ValueError(f"weights must be {wanted}, got {list(weights.shape)}")
     layers, heads, length = weights.shape[:3]
     size, several = min(4.8, 5.2 / heads), layers * heads > 1
     unseen = np.triu(np.ones((length, length), dtype=bool), 1)
     with mpl.rc_context(STYLE):
-        figure, grid = plt.subplots(layers, heads, figsize=(size * heads, size * layers), squeeze=False)
+        figure, grid = plt.subplots(
+            layers, heads, figsize=(size * heads, size * layers), squeeze=False
+        )
         for layer in range(layers):
             for head in range(heads):
                 axes = grid[layer, head]
-                seen = np.ma.masked_where(unseen, weights[layer, head].float().cpu().numpy())
+                seen = np.ma.masked_where(
+                    unseen, weights[layer, head].float().cpu().numpy()
+                )
                 axes.imshow(seen, cmap=HEAT, vmin=0, interpolation="nearest")
                 if layer == 0 and several:
                     axes.set_title(f"head {head + 1}")
@@ -187,8 +219,18 @@ def attention_maps(weights: Tensor, tokens: Sequence[str]) -> Figure:
 
 def _sign(character: str) -> str:
     """A sign in the place of a blank, a control, or another character that no SVG may hold."""
-    signs = {" ": "␣", "\n": "⏎", "\t": "⇥", "\x7f": "␡", "\ufffe": "\ufffd", "\uffff": "\ufffd"}
-    return signs.get(character, chr(0x2400 + ord(character)) if character < " " else well_formed(character))
+    signs = {
+        " ": "␣",
+        "\n": "⏎",
+        "\t": "⇥",
+        "\x7f": "␡",
+        "\ufffe": "\ufffd",
+        "\uffff": "\ufffd",
+    }
+    return signs.get(
+        character,
+        chr(0x2400 + ord(character)) if character < " " else well_formed(character),
+    )
 
 
 def _character_ticks(axes: Axes, tokens: Sequence[str] | None) -> None:
@@ -199,11 +241,15 @@ def _character_ticks(axes: Axes, tokens: Sequence[str] | None) -> None:
         return
     names = ["".join(map(_sign, token)) for token in tokens]
     for put in (axes.set_xticks, axes.set_yticks):
-        put(range(len(names)), names, fontsize=9, family="monospace", parse_math=False)
+        put(
+            range(len(names)), names, fontsize=9, family="monospace", parse_math=False
+        )
     axes.tick_params(length=0)
 
 
-def layer_weights_over_time(steps: Sequence[int], weights: Sequence[Tensor] | Tensor) -> Figure:
+def layer_weights_over_time(
+    steps: Sequence[int], weights: Sequence[Tensor] | Tensor
+) -> Figure:
     """How the mixture of layers in the memory vector moved during training.
 
     Args:
@@ -219,9 +265,16 @@ def layer_weights_over_time(steps: Sequence[int], weights: Sequence[Tensor] | Te
         check_items("weights", weights, Tensor)
     rows = [] if isinstance(weights, Tensor) and not weights.ndim else list(weights)
     shapes = {tuple(row.shape) for row in rows}
-    if len(rows) != len(steps) or len(shapes) != 1 or len(min(shapes)) != 1 or not rows[0].numel():
+    if (
+        len(rows) != len(steps)
+        or len(shapes) != 1
+        or len(min(shapes)) != 1
+        or not rows[0].numel()
+    ):
         found = shown([list(row.shape) for row in rows])
-        raise ValueError(f"weights must be a vector for each of {len(steps)} steps, got {found}")
+        raise ValueError(
+            f"weights must be a vector for each of {len(steps)} steps, got {found}"
+        )
     for row in rows:
         check_values("weights", row)
     values = torch.stack(rows).float().cpu().numpy()
@@ -232,14 +285,21 @@ def layer_weights_over_time(steps: Sequence[int], weights: Sequence[Tensor] | Te
             marker = "" if l <= len(COLOURS) else "o"
             name = "embedding" if l == 0 else f"layer {l}"
             axes.plot(
-                steps, values[:, l], color=colour, linestyle=dash, marker=marker, markersize=3, label=name
+                steps,
+                values[:, l],
+                color=colour,
+                linestyle=dash,
+                marker=marker,
+                markersize=3,
+                label=name,
             )
         axes.axhline(1 / values.shape[1], color=INK, linewidth=0.8, linestyle=":")
         axes.set_xlabel("optimiser step")
         axes.set_ylabel("share in the memory, $w_l$")
         axes.set_ylim(bottom=0)
         axes.margins(x=0)
-        lines = np.array(axes.get_lines()[:-1])[np.argsort(-values[-1])]  # in the order in which they end
+        # in the order in which they end
+        lines = np.array(axes.get_lines()[:-1])[np.argsort(-values[-1])]
         axes.legend(handles=list(lines), loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
@@ -271,12 +331,24 @@ def cost_against_length(
         check_items(f"costs[{shown(name)}]", values, Real)
         if len(values) != len(lengths):
             found = f"got {len(values)}"
-            raise ValueError(f"costs[{shown(name)}] must have {len(lengths)} values like lengths, {found}")
+            raise ValueError(
+                f"costs[{shown(name)}] must have {len(lengths)} values like lengths, {found}"
+            )
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots()
         looks = cycle(zip(COLOURS, DASHES, "os^D", strict=True))
-        for (name, values), (colour, dash, marker) in zip(costs.items(), looks, strict=False):
-            axes.plot(lengths, values, color=colour, linestyle=dash, marker=marker, markersize=5, label=name)
+        for (name, values), (colour, dash, marker) in zip(
+            costs.items(), looks, strict=False
+        ):
+            axes.plot(
+                lengths,
+                values,
+                color=colour,
+                linestyle=dash,
+                marker=marker,
+                markersize=5,
+                label=name,
+            )
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xticks(list(lengths), [str(n) for n in lengths])

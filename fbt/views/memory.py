@@ -8,7 +8,14 @@ from torch import Tensor
 from fbt._checks import check_instance, check_int
 from fbt.language_model import LanguageModel
 from fbt.views.trace import made_of, trace
-from fbt.views.view import View, check_count, check_finite, check_shape, entry, texts_of
+from fbt.views.view import (
+    View,
+    check_count,
+    check_finite,
+    check_shape,
+    entry,
+    texts_of,
+)
 
 
 class Snapshot(NamedTuple):
@@ -41,7 +48,11 @@ class MemoryExplorer(View):
     """
 
     def __init__(
-        self, tokens: Sequence[str], snapshots: Mapping[int, Snapshot], *, query: int | None = None
+        self,
+        tokens: Sequence[str],
+        snapshots: Mapping[int, Snapshot],
+        *,
+        query: int | None = None,
     ) -> None:
         self.tokens = texts_of(tokens)
         length = check_count("tokens", self.tokens)
@@ -54,11 +65,15 @@ class MemoryExplorer(View):
             check_int("each key of snapshots", step, low=0)
             name = entry("snapshots", step)
             if not isinstance(found, tuple) or len(found) != 2:
-                raise TypeError(f"{name} must be a Snapshot, got {type(found).__name__}")
+                raise TypeError(
+                    f"{name} must be a Snapshot, got {type(found).__name__}"
+                )
             mixture, shares = found
             check_shape(f"{name}.mixture", mixture, (size,))
             size = len(mixture)
-            check_shape(f"{name}.shares", shares, (length, size), f" for {length} tokens")
+            check_shape(
+                f"{name}.shares", shares, (length, size), f" for {length} tokens"
+            )
             check_finite(f"{name}.mixture", mixture)
             check_finite(f"{name}.shares", shares)
         shown = [
@@ -66,7 +81,12 @@ class MemoryExplorer(View):
             for step, (mixture, shares) in snapshots.items()
         ]
         start = {"query": query, "moment": len(shown) - 1}
-        super().__init__("memory", {"tokens": self.tokens, "moments": shown}, start, "".join(self.tokens))
+        super().__init__(
+            "memory",
+            {"tokens": self.tokens, "moments": shown},
+            start,
+            "".join(self.tokens),
+        )
 
     @property
     def query(self) -> int:

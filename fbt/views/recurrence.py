@@ -19,8 +19,8 @@ class RecurrenceExplorer(View):
     Args:
         tokens: the T texts of the steps, at most 12.
         read: what the model computed, from `fbt.views.trace.trace`.
-        moment: the moment that is shown first. A step has L + 3 of them: its embedding, its L layers, its
-            memory vector, its key and value.
+        moment: the moment that is shown first. A step has L + 3 of them: its
+            embedding, its L layers, its memory vector, its key and value.
 
     In a live notebook `moment` follows what its reader looks at.
 
@@ -30,7 +30,9 @@ class RecurrenceExplorer(View):
             finite, or `moment` is out of range.
     """
 
-    def __init__(self, tokens: Sequence[str], read: Trace, *, moment: int = 0) -> None:
+    def __init__(
+        self, tokens: Sequence[str], read: Trace, *, moment: int = 0
+    ) -> None:
         self.tokens = texts_of(tokens)
         steps = len(self.tokens)
         check_int("number of tokens", steps, low=1, high=LONGEST)
@@ -41,7 +43,9 @@ class RecurrenceExplorer(View):
             "tokens": self.tokens,
             "width": read.memory.shape[-1],
             "mixture": [round(share, 3) for share in read.mixture.tolist()],
-            "outputs": [first_numbers(read.outputs[:, layer]) for layer in range(layers + 1)],
+            "outputs": [
+                first_numbers(read.outputs[:, layer]) for layer in range(layers + 1)
+            ],
             "memory": first_numbers(read.memory),
             "keys": first_numbers(read.keys[0]),
             "values": first_numbers(read.values[0]),
@@ -65,7 +69,9 @@ def check_trace(read: Trace, steps: int) -> int:
         TypeError: a field is not a tensor of real numbers.
         ValueError: a field has another shape, or a number is not finite.
     """
-    check_shape("read.outputs", read.outputs, (steps, "L + 1", "d"), f" for {steps} tokens")
+    check_shape(
+        "read.outputs", read.outputs, (steps, "L + 1", "d"), f" for {steps} tokens"
+    )
     _, outputs, width = read.outputs.shape
     layers = outputs - 1
     one = " (one cache that all layers share)"
@@ -83,6 +89,9 @@ def first_numbers(vectors: Tensor) -> list[list[int]]:
     """The first numbers of vectors [T, d], from -100 to 100 where the largest of them is 100."""
     shown = vectors[:, :NUMBERS].float()
     numbers: list[list[int]] = (
-        (100 * shown / shown.abs().max().clamp_min(torch.finfo().tiny)).round().int().tolist()
+        (100 * shown / shown.abs().max().clamp_min(torch.finfo().tiny))
+        .round()
+        .int()
+        .tolist()
     )
     return numbers

@@ -17,7 +17,10 @@ def _without_docstring(code: str, module: bool) -> str:
     """The code less the docstring of the module or of its outermost definition; comments stay."""
     tree = ast.parse(code)
     body = tree if module else tree.body[0]
-    if not isinstance(body, ast.Module | ast.ClassDef | ast.FunctionDef) or ast.get_docstring(body) is None:
+    if (
+        not isinstance(body, ast.Module | ast.ClassDef | ast.FunctionDef)
+        or ast.get_docstring(body) is None
+    ):
         return code
     first, lines = body.body[0], code.splitlines()
     return "\n".join(lines[: first.lineno - 1] + lines[first.end_lineno :])
@@ -35,19 +38,28 @@ class Source:
         lines, first = inspect.getsourcelines(obj)
         first = max(first, 1)  # a module starts at line 0
         code = textwrap.dedent("".join(lines)).rstrip()
-        self.code = code if docstring else _without_docstring(code, inspect.ismodule(obj)).strip()
+        self.code = (
+            code
+            if docstring
+            else _without_docstring(code, inspect.ismodule(obj)).strip()
+        )
         path = Path(inspect.getsourcefile(obj) or "").resolve()
         inside = path.is_relative_to(PACKAGE)
-        name = (path.relative_to(PACKAGE.parent) if inside else Path(path.name)).as_posix()
+        name = (
+            path.relative_to(PACKAGE.parent) if inside else Path(path.name)
+        ).as_posix()
         last = first + len(lines) - 1
         self.where = f"{name}, lines {first} to {last}"
         self.link = f"{URL}/blob/{BRANCH}/{name}#L{first}-L{last}" if inside else None
 
     def _repr_markdown_(self) -> str:
         place = (
-            f"[{self.where}]({self.link})" if self.link else re.sub(r"([][<>&()`*\\])", r"\\\1", self.where)
+            f"[{self.where}]({self.link})"
+            if self.link
+            else re.sub(r"([][<>&()`*\\])", r"\\\1", self.where)
         )
-        # A fence longer than any run of backticks in the code, which else would end it.
+        # A fence longer than any run of backticks in the code, which else would end
+        # it.
         fence = max([*re.findall("`{3,}", self.code), "``"], key=len) + "`"
         return f"{place}\n\n{fence}python\n{self.code}\n{fence}"
 
@@ -60,7 +72,8 @@ def show(obj: Any, *, docstring: bool = True) -> Source:
 
     Args:
         obj: what to show; a property shows its getter.
-        docstring: False leaves the docstring out, for a page that has just said the same.
+        docstring: False leaves the docstring out, for a page that has just said the
+            same.
 
     Returns:
         A `Source`: put the call last in a cell to display it; `.code` is the text.

@@ -34,23 +34,30 @@ class View:
 
     library = "anywidget"  # what `live` needs
 
-    def __init__(self, name: str, data: dict[str, Any], start: dict[str, int], text: str) -> None:
+    def __init__(
+        self, name: str, data: dict[str, Any], start: dict[str, int], text: str
+    ) -> None:
         check_instance("text", text, str)
         self._name, self._start, self._text = name, start, well_formed(text)
         try:
             written = json.dumps(data, ensure_ascii=False)
         except (TypeError, ValueError) as error:
-            raise TypeError(f"data must be made of what JSON holds: {in_a_line(str(error))}") from error
+            raise TypeError(
+                f"data must be made of what JSON holds: {in_a_line(str(error))}"
+            ) from error
         self._data: dict[str, Any] = json.loads(well_formed(written))
         self._widget: Any = None
 
     def _now(self, name: str) -> int:
         """What a live widget shows, or else what is shown first."""
-        return int(self._start[name] if self._widget is None else getattr(self._widget, name))
+        return int(
+            self._start[name] if self._widget is None else getattr(self._widget, name)
+        )
 
     def to_html(self) -> str:
         """The view as HTML that needs nothing else; without scripts it is the text."""
-        # Inside a script no "<" may stand: "</script>" would end it, and "<!--" can hide its end.
+        # Inside a script no "<" may stand: "</script>" would end it, and "<!--" can
+        # hide its end.
         state = json.dumps({"data": self._data} | self._start).replace("<", "\\u003c")
         code = script(self._name).replace("export default", "const view =")
         return (
@@ -66,7 +73,9 @@ class View:
             "} });\n})();</script>"
         )
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+    def _repr_mimebundle_(
+        self, include: Any = None, exclude: Any = None
+    ) -> dict[str, Any]:
         """HTML for pages and Colab; a live notebook gets a widget as well."""
         bundle: dict[str, Any] = {}
         if is_live() and find_spec(self.library):
@@ -85,12 +94,18 @@ class View:
 
 def script(name: str) -> str:
     """The JavaScript of a view, a module whose default export has `render({ model, el })`."""
-    return "\n".join((HERE / part).read_text(encoding="utf-8") for part in ("common.js", f"{name}.js"))
+    return "\n".join(
+        (HERE / part).read_text(encoding="utf-8")
+        for part in ("common.js", f"{name}.js")
+    )
 
 
 def style(name: str) -> str:
     """The style sheet of a view."""
-    return "\n".join((HERE / part).read_text(encoding="utf-8") for part in ("common.css", f"{name}.css"))
+    return "\n".join(
+        (HERE / part).read_text(encoding="utf-8")
+        for part in ("common.css", f"{name}.css")
+    )
 
 
 def is_live() -> bool:
@@ -126,7 +141,9 @@ def widget(name: str, data: dict[str, Any], start: dict[str, int]) -> Any:
     traits |= {chosen: traitlets.Int().tag(sync=True) for chosen in start}
     members = {"_esm": script(name), "_css": style(name)} | traits
     # A front end keeps one style sheet for all classes of a name.
-    return type(f"Live{name.title()}", (anywidget.AnyWidget,), members)(data=data, **start)
+    return type(f"Live{name.title()}", (anywidget.AnyWidget,), members)(
+        data=data, **start
+    )
 
 
 def texts_of(tokens: Any) -> list[str]:
@@ -153,7 +170,9 @@ def check_count(name: str, values: Sized) -> int:
     return len(values)
 
 
-def check_shape(name: str, value: Any, sizes: Sequence[int | str], why: str = "") -> None:
+def check_shape(
+    name: str, value: Any, sizes: Sequence[int | str], why: str = ""
+) -> None:
     """Raise unless `value` is a tensor of real numbers of the given sizes, none 0.
 
     A size given as a text, such as "L", may be any.
@@ -166,7 +185,8 @@ def check_shape(name: str, value: Any, sizes: Sequence[int | str], why: str = ""
         found = type(value).__name__ if not isinstance(value, Tensor) else value.dtype
         raise TypeError(f"{name} must be a tensor of real numbers, got {found}")
     fits = len(sizes) == value.ndim and all(
-        isinstance(size, str) or size == found for size, found in zip(sizes, value.shape, strict=True)
+        isinstance(size, str) or size == found
+        for size, found in zip(sizes, value.shape, strict=True)
     )
     if not fits or 0 in value.shape:
         expected = ", ".join(map(str, sizes))
