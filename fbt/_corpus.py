@@ -452,6 +452,7 @@ class Wheel:
                     stdin=subprocess.DEVNULL,
                     capture_output=True,
                     text=True,
+                    errors="replace",
                     timeout=self.timeout,
                 )
             except subprocess.TimeoutExpired as error:

@@ -6,13 +6,10 @@ samples would get dropout back too early.
 """
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from types import MethodType
 from typing import Any, TypeVar, cast
 
-import torch
 from torch import nn
 
 M = TypeVar("M", bound=nn.Module)
@@ -90,23 +87,3 @@ def _refers(function: Any, twins: dict[nn.Module, nn.Module]) -> bool:
     found = inspect.getclosurevars(function)
     held = [*found.nonlocals.values(), *found.globals.values()]
     return any(_copied(value, twins) is not value for value in held)
-
-
-@contextmanager
-def without_gradients() -> Iterator[None]:
-    """A context for reading a model: no gradients are recorded, and autocast does not cache its casts.
-
-    The cache lives until the outermost autocast context ends, and all threads share
-    it. A cast made before the last update of a weight would be out of date, and one
-    made here would have no gradient.
-
-    The caller's inference mode is off, since a stream that starts inside it may go on
-    outside.
-    """
-    cached = torch.is_autocast_cache_enabled()
-    with torch.inference_mode(False), torch.no_grad():
-        torch.set_autocast_cache_enabled(False)
-        try:
-            yield
-        finally:
-            torch.set_autocast_cache_enabled(cached)

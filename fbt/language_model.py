@@ -33,13 +33,14 @@ from fbt._checks import (
     check_tokens,
 )
 from fbt._files import named, write_whole
+from fbt._modes import without_gradients
 from fbt._text import made_of, parsed
 from fbt._weights import Shape, Stored, check_weights, reading, serialise
 from fbt.attention import Dropout
 from fbt.config import Config
 from fbt.data import CharTokenizer
 from fbt.engines import Decoder, hook_of, why_not_folded
-from fbt.evaluation_copy import evaluation_copy, without_gradients
+from fbt.evaluation_copy import evaluation_copy
 from fbt.feedback import FeedbackBody
 from fbt.generation import Reader, check_sampling, sample
 from fbt.initialisation import initialising

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import fbt
-from fbt.evaluation_copy import evaluation_copy, without_gradients
+from fbt._modes import without_gradients
+from fbt.evaluation_copy import evaluation_copy
 from fbt.training import evaluate
 from fbt.views.trace import trace
 

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fbt._checks import check_instance, check_int, check_tokens, check_values
-from fbt.evaluation_copy import evaluation_copy, without_gradients
+from fbt._modes import without_gradients
+from fbt.evaluation_copy import evaluation_copy
 from fbt.language_model import LanguageModel
 
 

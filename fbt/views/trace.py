@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from fbt._checks import check_instance, check_tokens
-from fbt.evaluation_copy import evaluation_copy, without_gradients
+from fbt._modes import without_gradients
+from fbt.evaluation_copy import evaluation_copy
 from fbt.feedback import FeedbackBody
 from fbt.language_model import LanguageModel
 

@@ -152,7 +152,9 @@ def texts_of(tokens: Any) -> list[str]:
     Raises:
         TypeError: `tokens` is not a sequence.
     """
-    if not isinstance(tokens, Iterable):
+    if not isinstance(tokens, Iterable) or (
+        isinstance(tokens, Tensor) and not tokens.ndim
+    ):
         found = type(tokens).__name__
         raise TypeError(f"tokens must be a sequence of texts, got {found}")
     return [str(token) for token in tokens]
