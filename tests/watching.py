@@ -1,4 +1,4 @@
-"""What a page does while a browser test looks at it."""
+"""What a page requests and logs during a browser test."""
 
 from __future__ import annotations
 
@@ -16,18 +16,23 @@ LOCAL = ("data:", "blob:", "about:")
 
 
 def built_pages() -> list[Path]:
+<<<<<<< HEAD
     """Every page of the book, except the first, which only leads to another; _static holds templates."""
     pages = sorted(
         page
         for page in build_book.HTML.rglob("*.html")
         if "_static" not in page.parts
     )
+=======
+    """Return every page except the first, which redirects, and templates in _static."""
+    pages = sorted(page for page in build_book.HTML.rglob("*.html") if "_static" not in page.parts)
+>>>>>>> wip-house
     return [page for page in pages if page != build_book.HTML / "index.html"]
 
 
 @dataclass
 class Watched:
-    """A page, what it asked for, and what went wrong on it."""
+    """A page, its requests, and its errors and warnings."""
 
     page: Page
     requests: list[str] = field(default_factory=list)
@@ -37,6 +42,7 @@ class Watched:
         page = self.page
         page.on("request", lambda request: self.requests.append(request.url))
         page.on("websocket", lambda socket: self.requests.append(socket.url))
+<<<<<<< HEAD
         page.on(
             "requestfailed",
             lambda request: self.complaints.append(f"failed: {request.url}"),
@@ -47,6 +53,10 @@ class Watched:
                 self.complaints.append(answer.url) if not answer.ok else None
             ),
         )
+=======
+        page.on("requestfailed", lambda request: self.complaints.append(f"failed: {request.url}"))
+        page.on("response", self.check)
+>>>>>>> wip-house
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on(
             "dialog",
@@ -54,28 +64,38 @@ class Watched:
         )
         page.on("console", self.hear)
 
+    def check(self, response) -> None:
+        # 304 says that the browser's copy of a file is up to date.
+        if response.status >= 400:
+            self.complaints.append(f"{response.status}: {response.url}")
+
     def hear(self, message) -> None:
         if message.type in ("error", "warning"):
             self.complaints.append(f"{message.type}: {message.text}")
 
     def goto(self, address: str) -> None:
-        """Open an address, and wait until it is what its reader sees."""
+        """Open an address and wait until its mathematics is typeset."""
         browser.show(self.page, address)
 
     def outside(self, home: str) -> list[str]:
-        """What was asked for elsewhere than at home."""
+        """Return the requests to other addresses than home."""
         return [url for url in self.requests if not url.startswith((home, *LOCAL))]
 
     def unreadable(self) -> list[str]:
-        """Lines and texts that cannot be made out; see readable.js."""
+        """Return lines and texts with too little contrast or size; see readable.js."""
         return self.page.evaluate(READABLE)
 
 
 @contextmanager
+<<<<<<< HEAD
 def watched(
     chromium: Browser, *, theme: browser.Theme = "light"
 ) -> Iterator[Watched]:
     """A window of its own."""
+=======
+def watched(chromium: Browser, *, theme: browser.Theme = "light") -> Iterator[Watched]:
+    """Open a window and watch it."""
+>>>>>>> wip-house
     page = browser.window(chromium, theme, browser.WIDTHS[0])
     try:
         yield Watched(page)
