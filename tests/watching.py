@@ -16,17 +16,12 @@ LOCAL = ("data:", "blob:", "about:")
 
 
 def built_pages() -> list[Path]:
-<<<<<<< HEAD
-    """Every page of the book, except the first, which only leads to another; _static holds templates."""
+    """Return every page except the first, which redirects, and templates in _static."""
     pages = sorted(
         page
         for page in build_book.HTML.rglob("*.html")
         if "_static" not in page.parts
     )
-=======
-    """Return every page except the first, which redirects, and templates in _static."""
-    pages = sorted(page for page in build_book.HTML.rglob("*.html") if "_static" not in page.parts)
->>>>>>> wip-house
     return [page for page in pages if page != build_book.HTML / "index.html"]
 
 
@@ -42,21 +37,11 @@ class Watched:
         page = self.page
         page.on("request", lambda request: self.requests.append(request.url))
         page.on("websocket", lambda socket: self.requests.append(socket.url))
-<<<<<<< HEAD
         page.on(
             "requestfailed",
             lambda request: self.complaints.append(f"failed: {request.url}"),
         )
-        page.on(
-            "response",
-            lambda answer: (
-                self.complaints.append(answer.url) if not answer.ok else None
-            ),
-        )
-=======
-        page.on("requestfailed", lambda request: self.complaints.append(f"failed: {request.url}"))
         page.on("response", self.check)
->>>>>>> wip-house
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on(
             "dialog",
@@ -87,15 +72,10 @@ class Watched:
 
 
 @contextmanager
-<<<<<<< HEAD
 def watched(
     chromium: Browser, *, theme: browser.Theme = "light"
 ) -> Iterator[Watched]:
-    """A window of its own."""
-=======
-def watched(chromium: Browser, *, theme: browser.Theme = "light") -> Iterator[Watched]:
     """Open a window and watch it."""
->>>>>>> wip-house
     page = browser.window(chromium, theme, browser.WIDTHS[0])
     try:
         yield Watched(page)
