@@ -37,7 +37,7 @@ from fbt.recipe import Recipe
 from fbt.training import resume
 
 TOKENIZER = fbt.CharTokenizer("\n abcdefghijklmnopq")
-HUGE = 10**18
+HUGE = 2**26  # four times that is the largest size that Config allows
 
 
 # What a model of a config saves
@@ -151,7 +151,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = 
     ),
     "a number beyond all floats": (
         lambda h, m: set_field(m, dropout=10**400),
-        "dropout must be a number in [0.0, 1.0), got 1000",
+        "dropout must be a number in [0.0, 1.0), got an int of 1329 bits",
     ),
     "no number": (
         lambda h, m: set_field(m, dropout=float("nan")),
@@ -854,7 +854,7 @@ WRONG_CHECKPOINTS: dict[
     ),
     "a text from a number": (
         lambda h, m: set_setting(m, data=3),
-        "data must be of type str or NoneType, got 3",
+        "data must be of type str or None, got 3",
     ),
     "a hash of a list": (
         lambda h, m: set_setting(m, data_sha256=[]),
@@ -862,7 +862,7 @@ WRONG_CHECKPOINTS: dict[
     ),
     "a start from a list": (
         lambda h, m: set_setting(m, init_from=[]),
-        "init_from must be of type str or NoneType",
+        "init_from must be of type str or None",
     ),
     "no vocabulary": (
         lambda h, m: m.pop("vocabulary"),
@@ -960,7 +960,11 @@ WRONG_MOMENTS: dict[
         "misshapen 'optimizer.0.exp_avg [16, 16, 1], not [16, 16]'",
     ),
     "more steps than there were": (
-        lambda h, m: (m.update(step="3"), set_setting(m, "recipe", steps=5)),
+        lambda h, m: (
+            m.update(step="3"),
+            set_setting(m, "recipe", steps=5),
+            set_best(m, step=3),
+        ),
         "step must be in [1, 3], got 11.0",
     ),
 }
