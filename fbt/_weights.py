@@ -131,7 +131,7 @@ class Stored:
         digest = hashlib.sha256(self._length + header)
         for name, entry in self.tensors.items():
             numbers: Any = torch.empty(
-                entry.end - entry.start, dtype=torch.uint8
+                entry.end - entry.start, dtype=torch.uint8, device="cpu"
             ).numpy()
             if self._file.readinto(numbers) < len(numbers):  # type: ignore[attr-defined]
                 raise ValueError(f"it ends before the end of {name!r}")

@@ -159,7 +159,6 @@ def run_sequence(
     Returns:
         The top layer's outputs [B, T, d] and the state for the next block.
     """
-    check(body, engine, x)
     batch, length, _ = x.shape
     past = 0 if state is None else state.length
     dropout = _drops(body.layers[0].dropout)
@@ -168,6 +167,7 @@ def run_sequence(
     keys, values = (none, none) if state is None else _side_by_side(state)
     # The buffers of the loop have one dtype.
     with without_autocast(x.device.type) as autocast:
+        check(body, engine, body.relative[0].query_bias if autocast else x)
         weights = fold(body, min(body.span, past + length - 1))
         given, dtype = [x.transpose(0, 1), keys, values], weights.b_q.dtype
         if autocast:

@@ -54,6 +54,13 @@ def evaluation_copy(module: M) -> M:
     return cast(M, _copied(module, twins))
 
 
+def uncompiled(value: Any) -> Any:
+    """Return the module that `torch.compile` wrapped; anything else as it is."""
+    while isinstance(value, nn.Module) and "_orig_mod" in value._modules:
+        value = value._modules["_orig_mod"]
+    return value
+
+
 def _twin(part: nn.Module) -> nn.Module:
     """An empty module of the same class; not by `copy.copy`, which parametrised modules refuse."""
     return object.__new__(type(part))
@@ -64,8 +71,7 @@ def _copied(value: Any, twins: dict[nn.Module, nn.Module]) -> Any:
     if not callable(value):
         return value
     if isinstance(value, nn.Module):
-        while (original := value._modules.get("_orig_mod")) is not None:
-            value = original
+        value = uncompiled(value)
         return twins.get(value, value)
     if (original := getattr(value, "_torchdynamo_orig_callable", None)) is not None:
         return _copied(original, twins)

@@ -472,20 +472,20 @@ def reader(model: LanguageModel) -> Reader:
         tokens = tokens.to(model.token_embedding.weight.device)
         with without_gradients():
             if decoder is not None:
-                x = model.token_embedding(tokens[:, 0])
+                x = model.token_embedding(tokens)[:, 0]
                 return model.head(model.norm(decoder.step(x)))
             if state is not None:
                 logits, state = model.step(tokens[:, 0], state)
                 return logits
             logits, state = model(tokens, return_state=True)
-            decoder = _decoder(model, state)
+            decoder = decoder_of(model, state)
             return logits[:, -1]
 
     return read
 
 
-def _decoder(model: LanguageModel, state: State) -> Decoder | None:
-    """A decoder of the body, unless it would pass over something that `step` does."""
+def decoder_of(model: LanguageModel, state: State) -> Decoder | None:
+    """Return a decoder of the body, unless it would pass over something that `step` does."""
     body = model.body
     if not isinstance(body, SharedKVBody) or model.backend not in body.decoders:
         return None

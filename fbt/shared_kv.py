@@ -27,7 +27,7 @@ class SharedKVBody(FeedbackBody):
     """
 
     backends = (*FeedbackBody.backends, "sequence", "native")
-    decoders = ("auto", *engines.ENGINES)
+    decoders = ("auto", "sequence", "native")
 
     def __init__(self, config: Config) -> None:
         super().__init__(config, n_caches=1)

@@ -15,8 +15,7 @@ from fbt.training import Run, train
 # be cleaned up.
 WARNINGS = ["-W", "error", "-W", "ignore:Implicitly cleaning up:ResourceWarning"]
 WORDS = ["to", "be", "or", "not\nthat", "is", "the", "question"]
-CHANCE = random.Random(0)
-TEXT = " ".join(CHANCE.choice(WORDS) for _ in range(400))
+TEXT = " ".join(random.Random(0).choice(WORDS) for _ in range(400))
 SMALL: dict[str, Any] = {
     "preset": "tiny",
     "d_model": 16,

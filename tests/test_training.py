@@ -628,9 +628,7 @@ def test_the_last_evaluation_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     assert windows_of(3_000_000, 64).shape == (131_072 // 64, 65)
     monkeypatch.setattr(training_loop, "LAST_CHARACTERS", 21)
     held_out = torch.arange(60)
-    monkeypatch.setattr(
-        training_loop, "_parts", lambda tokens, recipe: (held_out, held_out)
-    )
+    monkeypatch.setattr(training_loop, "_parts", lambda *_: (held_out, held_out))
     assert windows_of(600, 7)[:, 0].tolist() == [0, 26, 52]  # evenly spaced
     assert windows_of(600, 29)[:, 0].tolist() == [0]
 

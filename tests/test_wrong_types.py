@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from exact import config, model, some_state, some_tokens
 
 import fbt
@@ -288,8 +289,8 @@ CALLS = {
     "made_of": (made_of, {"read": READ}),
     "Choices": (Choices, {"function": lambda a: str(a), "a": [1, 2]}),
     "View": (View, {"name": "choices", "data": {}, "start": {}, "text": ""}),
-    "svg_of": (figures.svg_of, {"figure": figures.plt.figure()}),
-    "save_svg": (figures.save_svg, {"figure": figures.plt.figure(), "path": "a.svg"}),
+    "svg_of": (figures.svg_of, {"figure": Figure()}),
+    "save_svg": (figures.save_svg, {"figure": Figure(), "path": "a.svg"}),
     "loss_curves": (
         lambda **a: drawn(figures.loss_curves(**a)),
         {"runs": RUN, "over": "step"},

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fbt._checks import check_instance, check_int, check_tokens, check_values
 from fbt._modes import without_gradients
-from fbt.evaluation_copy import evaluation_copy
+from fbt.evaluation_copy import evaluation_copy, uncompiled
 from fbt.language_model import LanguageModel
 
 
@@ -26,7 +26,7 @@ def evaluate(model: LanguageModel, windows: Tensor, batch_size: int = 128) -> fl
         ValueError: there are no windows, or none of at least two tokens, or a token
             is outside the vocabulary.
     """
-    check_instance("model", model, LanguageModel)
+    check_instance("model", uncompiled(model), LanguageModel)
     check_tokens("windows", windows, "[N, T + 1]", model.config.vocab_size)
     if windows.shape[1] < 2:
         raise ValueError(

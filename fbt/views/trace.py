@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fbt._checks import check_instance, check_tokens
 from fbt._modes import without_gradients
-from fbt.evaluation_copy import evaluation_copy
+from fbt.evaluation_copy import evaluation_copy, uncompiled
 from fbt.feedback import FeedbackBody
 from fbt.language_model import LanguageModel
 
@@ -41,8 +41,8 @@ def trace(model: LanguageModel, tokens: Tensor) -> Trace:
         ValueError: `tokens` has another shape or an id outside the vocabulary, or is
             longer than the span, so that the state has lost its first steps.
     """
+    check_instance("model", uncompiled(model), LanguageModel)
     model = evaluation_copy(model)
-    check_instance("model", model, LanguageModel)
     body = model.body
     if not isinstance(body, FeedbackBody):
         raise TypeError(
