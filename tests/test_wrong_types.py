@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from matplotlib.figure import Figure
 from exact import config, model, some_state, some_tokens
+from matplotlib.figure import Figure
 
 import fbt
 from fbt import tasks
