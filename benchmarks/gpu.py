@@ -22,7 +22,7 @@ from contenders import PARALLEL, YARDSTICK, Size, build
 from run import LARGE, MEASUREMENTS, M
 
 import fbt
-from fbt._files import write_whole
+from fbt._files import write_file
 
 SIZES = {"M": M, "L": LARGE, "d = 256": Size(d=256, H=8, F=1024, L=4, T=256, B=32)}
 NAMES = (YARDSTICK, PARALLEL, "sequence")
@@ -107,7 +107,7 @@ def main() -> None:
         "settings": settings,
         "rows": rows,
     }
-    write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
+    write_file(path, (json.dumps(record, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

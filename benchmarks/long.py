@@ -26,7 +26,7 @@ from run import machine
 from torch import Tensor
 
 import fbt
-from fbt._files import write_whole
+from fbt._files import write_file
 from fbt.language_model import LanguageModel
 from fbt.shared_kv import SharedKVBody
 
@@ -111,7 +111,7 @@ def main() -> None:
         "machine": machine(),
     }
     record |= {"settings": settings, "rows": rows}
-    write_whole(RESULTS, (json.dumps(record, indent=1) + "\n").encode())
+    write_file(RESULTS, (json.dumps(record, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import torch
 from contenders import DIFFERENCES, EVERYONE, PARALLEL, PEERS, YARDSTICK, Size
 from report import judged, report
 
-from fbt._files import write_whole
+from fbt._files import write_file
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "experiments"))
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
@@ -214,7 +214,7 @@ def run(job: Job, python: str, store: Path, title: str) -> list[Row]:
         left_out = [name for name in everyone if name not in point["names"]]
         common = about | point["size"] | {"not_run": LEFT_OUT}
         rows += [common | {"name": name} for name in left_out]
-    write_whole(store, json.dumps(rows).encode())
+    write_file(store, json.dumps(rows).encode())
     print(f"    done in {time.monotonic() - started:.0f} s", flush=True)
     return rows
 
@@ -311,7 +311,7 @@ def main() -> None:
         record |= {"date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": machine()}
         record |= {"settings": SETTINGS, "rows": rows, "targets": judged(part, rows)}
         path = folder / f"{part}.json"
-        write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
+        write_file(path, (json.dumps(record, indent=1) + "\n").encode())
         reports.append(report(record))
         seconds = time.monotonic() - started
         print(f"\n{reports[-1]}\n\n{path}: {seconds:.0f} s\n", flush=True)

@@ -28,14 +28,14 @@ from record import machine
 from torch import Tensor
 
 import fbt
-from fbt._files import write_whole
+from fbt._files import write_file
 from fbt.data import even_windows, random_windows, split
 from fbt.native import build_native
 from fbt.parallel import ParallelBody
-from fbt.recipe import PRESETS, Recipe
 from fbt.shared_kv import SharedKVBody
 from fbt.training.evaluation import evaluate
 from fbt.training.loop import adamw, step_seed
+from fbt.training.recipe import PRESETS, Recipe
 
 RESULTS = Path(fbt.__file__).parent / "measurements" / "fixed_point.json"
 SMALL = PRESETS["small"].model  # d 128, 4 heads, 4 layers
@@ -516,7 +516,7 @@ def main() -> None:
         # Put each list of numbers on one line.
         text = json.dumps(record, indent=1)
         text = re.sub(r"\[[^][{}]*\]", lambda row: " ".join(row[0].split()), text)
-        write_whole(RESULTS, (text + "\n").encode())
+        write_file(RESULTS, (text + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 import fbt
 from fbt.data import even_windows, random_windows, split
-from fbt.recipe import PRESETS, Recipe
 from fbt.training.evaluation import evaluate
 from fbt.training.loop import adamw, step_seed
+from fbt.training.recipe import PRESETS, Recipe
 
 RESULTS = Path(fbt.__file__).parent / "measurements" / "language.json"
 SMALL = PRESETS["small"].model

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 import fbt
-from fbt._files import cache_folder, write_whole
+from fbt._files import cache_folder, write_file
 
 Job = dict[str, Any]
 Result = dict[str, Any]
@@ -104,7 +104,7 @@ def done_once(
         for number, future in enumerate(as_completed(running), start=1):
             path = running[future]
             result = {"job": missing[path]} | future.result()
-            write_whole(path, (json.dumps(result) + "\n").encode())
+            write_file(path, (json.dumps(result) + "\n").encode())
             minutes = (time.perf_counter() - start) / 60
             progress = f"[{number}/{len(missing)}, {minutes:.1f} min]"
             print(progress, describe(result), flush=True)
@@ -170,7 +170,7 @@ def write_record(path: Path, content: dict[str, Any]) -> None:
     """
     record = {"machine": machine(), "commit": commit()} | content
     fields = [f"{json.dumps(key)}: {lines(value)}" for key, value in record.items()]
-    write_whole(path, ("{\n" + ",\n".join(fields) + "\n}\n").encode())
+    write_file(path, ("{\n" + ",\n".join(fields) + "\n}\n").encode())
     print(f"wrote {path}, {path.stat().st_size / 1000:.0f} kB")
 
 

@@ -32,7 +32,7 @@ from record import (
 
 import fbt
 from fbt._corpus import SHA256, SIZE
-from fbt._files import cache_folder, write_whole
+from fbt._files import cache_folder, write_file
 from fbt.data import even_windows, split
 from fbt.training.evaluation import evaluate
 
@@ -118,7 +118,7 @@ def ship(result: Result) -> dict[str, float]:
         "float32": evaluate(model, windows),
         "float16": evaluate(stored, windows),
     }
-    write_whole(folder / "README.md", card(result, losses).encode())
+    write_file(folder / "README.md", card(result, losses).encode())
     return {name: round(loss, 5) for name, loss in losses.items()}
 
 

@@ -1,6 +1,6 @@
 """Argument checks shared by the package: each raises an error that quotes name, value and allowed range.
 
-Values are quoted by `shown` and `typed`, here and in every other check, so that no
+Values are quoted by `shorten` and `describe`, here and in every other check, so that no
 message is longer than a reader would read, whatever was passed.
 """
 
@@ -44,15 +44,15 @@ class _Short(reprlib.Repr):
         return super().repr1(x, level)
 
 
-def shown(value: Any) -> str:
+def shorten(value: Any) -> str:
     """The text by which a message quotes a value: one line of at most 80 characters."""
     text = " ".join(line.strip() for line in _Short().repr(value).splitlines())
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
 
 
-def typed(value: Any) -> str:
-    """The value as `shown`, followed by its type unless that comes first anyway."""
-    text, kind = shown(value), type(value).__name__
+def describe(value: Any) -> str:
+    """The value as `shorten`, followed by its type unless that comes first anyway."""
+    text, kind = shorten(value), type(value).__name__
     return text if text.startswith(kind) else f"{text} of type {kind}"
 
 
@@ -74,9 +74,9 @@ def check_int(name: str, value: Any, *, low: int, high: int | None = None) -> No
         return
     allowed = f"an int >= {low}" if high is None else f"an int in [{low}, {high}]"
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be {allowed}, got {typed(value)}")
+        raise TypeError(f"{name} must be {allowed}, got {describe(value)}")
     if not low <= value <= (LARGEST_INT if high is None else high):
-        raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
+        raise ValueError(f"{name} must be {allowed}, got {shorten(value)}")
 
 
 def check_real(
@@ -95,7 +95,7 @@ def check_real(
     """
     allowed = f"a number in [{low}, {high}{')' if open_high or high == float('inf') else ']'}"
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be {allowed}, got {typed(value)}")
+        raise TypeError(f"{name} must be {allowed}, got {describe(value)}")
     try:
         number = float(value)
     except OverflowError:  # an int beyond all floats
@@ -105,7 +105,7 @@ def check_real(
         or (open_high and number == high)
         or number == float("inf")
     ):
-        raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
+        raise ValueError(f"{name} must be {allowed}, got {shorten(value)}")
 
 
 def check_instance(name: str, value: Any, *types: type) -> None:
@@ -114,7 +114,7 @@ def check_instance(name: str, value: Any, *types: type) -> None:
         allowed = " or ".join(
             "None" if t is type(None) else t.__name__ for t in types
         )
-        raise TypeError(f"{name} must be of type {allowed}, got {typed(value)}")
+        raise TypeError(f"{name} must be of type {allowed}, got {describe(value)}")
 
 
 def check_path(name: str, value: Any) -> None:
@@ -129,11 +129,11 @@ def check_path(name: str, value: Any) -> None:
         encoded = os.fsencode(value)
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{name} must be a path in UTF-8, got {shown(value)}"
+            f"{name} must be a path in UTF-8, got {shorten(value)}"
         ) from error
     if b"\0" in encoded:
         raise ValueError(
-            f"{name} must be a path without the character NUL, got {shown(value)}"
+            f"{name} must be a path without the character NUL, got {shorten(value)}"
         )
 
 
@@ -141,11 +141,11 @@ def check_items(name: str, values: Any, kind: type) -> None:
     """Raise a TypeError unless `values` is a sequence, other than a str, of items of one type."""
     if isinstance(values, str | bytes) or not isinstance(values, Sequence):
         raise TypeError(
-            f"{name} must be a sequence of {kind.__name__}, got {typed(values)}"
+            f"{name} must be a sequence of {kind.__name__}, got {describe(values)}"
         )
     for position, value in enumerate(values):
         if not isinstance(value, kind):
-            wrong = f"got {typed(value)} at position {position}"
+            wrong = f"got {describe(value)} at position {position}"
             raise TypeError(f"{name} must be a sequence of {kind.__name__}, {wrong}")
 
 
@@ -163,13 +163,15 @@ def texts_in(name: str, values: Any) -> list[str]:
 def check_callable(name: str, value: Any) -> None:
     """Raise a TypeError unless `value` can be called."""
     if not callable(value):
-        raise TypeError(f"{name} must be a function, got {typed(value)}")
+        raise TypeError(f"{name} must be a function, got {describe(value)}")
 
 
 def check_float_tensor(name: str, value: Any) -> None:
     """Raise a TypeError unless `value` is a tensor of floating-point numbers."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
-        raise TypeError(f"{name} must be a floating-point tensor, got {typed(value)}")
+        raise TypeError(
+            f"{name} must be a floating-point tensor, got {describe(value)}"
+        )
 
 
 def check_integers(name: str, value: Any, shape: str | None = None) -> None:
@@ -181,11 +183,11 @@ def check_integers(name: str, value: Any, shape: str | None = None) -> None:
             no values.
     """
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor of integers, got {typed(value)}")
+        raise TypeError(f"{name} must be a tensor of integers, got {describe(value)}")
     if shape is not None and value.ndim != shape.count(",") + 1:
         raise ValueError(f"{name} must have shape {shape}, got {list(value.shape)}")
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
-        raise TypeError(f"{name} must be a tensor of integers, got {shown(value)}")
+        raise TypeError(f"{name} must be a tensor of integers, got {shorten(value)}")
     check_values(name, value)
 
 
@@ -193,7 +195,7 @@ def check_values(name: str, value: Tensor) -> None:
     """Raise a ValueError if a tensor has no values that could be read, being on the meta device."""
     if value.is_meta:
         raise ValueError(
-            f"{name} must have values, got {shown(value)} on the meta device"
+            f"{name} must have values, got {shorten(value)} on the meta device"
         )
 
 
@@ -233,7 +235,7 @@ def check_tokens(name: str, tokens: Any, shape: str, vocab_size: int) -> None:
         torch.int64,
         torch.int32,
     ):
-        kind = tokens.dtype if isinstance(tokens, Tensor) else typed(tokens)
+        kind = tokens.dtype if isinstance(tokens, Tensor) else describe(tokens)
         raise TypeError(
             f"{name} must be an int64 or int32 tensor {shape}, got {kind}"
         )
@@ -257,11 +259,11 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Raise a ValueError unless `value` is one of `choices`."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(
-            f"{name} must be one of {', '.join(map(repr, choices))}, got {shown(value)}"
+            f"{name} must be one of {', '.join(map(repr, choices))}, got {shorten(value)}"
         )
 
 
 def check_bool(name: str, value: Any) -> None:
     """Raise a TypeError unless `value` is True or False."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {typed(value)}")
+        raise TypeError(f"{name} must be True or False, got {describe(value)}")

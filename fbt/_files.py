@@ -1,7 +1,7 @@
 """Files on disk: where downloads are kept, and how files are written and read.
 
 A file is written whole or not at all. A path may come from a stranger: a checkpoint
-says where the text of its run was. So whatever is read is opened by `opened`, which
+says where the text of its run was. So whatever is read is opened by `reading_file`, which
 takes nothing but a regular file that stays as it is while it is read.
 """
 
@@ -21,7 +21,7 @@ from typing import IO
 
 import platformdirs
 
-from fbt._text import in_a_line
+from fbt._text import one_line
 
 if sys.platform != "win32":
     import fcntl
@@ -124,15 +124,15 @@ def sha256(data: bytes) -> str:
 
 
 @contextmanager
-def writing_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """As `replacing`, after creating missing parent folders."""
+def writing_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """As `replacing_file`, after creating missing parent folders."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with replacing(Path(path)) as file:
+    with replacing_file(Path(path)) as file:
         yield file
 
 
 @contextmanager
-def replacing(target: Path, dir_fd: int | None = None) -> Iterator[IO[bytes]]:
+def replacing_file(target: Path, dir_fd: int | None = None) -> Iterator[IO[bytes]]:
     """Open a file for writing that takes its name only once everything in it is safe on disk.
 
     The bytes go to a temporary file in the same folder, which then replaces `target`
@@ -266,7 +266,7 @@ def _remove_leftover(path: str, dir_fd: int | None) -> None:
             os.close(descriptor)
 
 
-def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
+def write_file(path: str | os.PathLike[str], data: bytes) -> None:
     """Write `data` to `path`, whole or not at all.
 
     Args:
@@ -274,14 +274,14 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
         data: everything the file is to hold.
 
     Raises:
-        OSError: as for `replacing`.
+        OSError: as for `replacing_file`.
     """
-    with writing_whole(path) as file:
+    with writing_file(path) as file:
         file.write(data)
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
+def reading_file(path: Path) -> Iterator[IO[bytes]]:
     """Open a regular file for reading, and check that nobody changes it meanwhile.
 
     If another file takes its name, the block reads the old one to the end.
@@ -314,7 +314,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
                 before.st_mtime_ns,
             ):
                 raise ValueError(
-                    f"{named(path)} was changed while it was read: read it again once it is whole"
+                    f"{quoted_path(path)} was changed while it was read: read it again once it is whole"
                 )
 
         try:
@@ -332,7 +332,7 @@ def _check_regular(path: Path, found: os.stat_result) -> None:
         raise OSError(errno.EINVAL, "Not a regular file", str(path))
 
 
-def read_whole(path: Path, largest: int = LARGEST) -> bytes:
+def read_file(path: Path, largest: int = LARGEST) -> bytes:
     """Return what a regular file holds.
 
     Args:
@@ -343,9 +343,9 @@ def read_whole(path: Path, largest: int = LARGEST) -> bytes:
 
     Raises:
         ValueError: if it is larger, or was changed while it was read.
-        OSError: as for `opened`.
+        OSError: as for `reading_file`.
     """
-    with opened(path) as file:
+    with reading_file(path) as file:
         check_size(path, size := os.fstat(file.fileno()).st_size, largest)
         return file.read(size)
 
@@ -354,18 +354,18 @@ def check_size(path: Path, size: int, largest: int) -> None:
     """Raise a ValueError unless a file of this size may be read."""
     if size > largest:
         raise ValueError(
-            f"{named(path)} must have at most {largest} bytes, got {size}"
+            f"{quoted_path(path)} must have at most {largest} bytes, got {size}"
         )
 
 
-def named(path: str | os.PathLike[str]) -> str:
+def quoted_path(path: str | os.PathLike[str]) -> str:
     """The path as a message gives it, in one line whatever characters it has."""
     name = os.fspath(path)
     return name if name.isprintable() else repr(name)
 
 
 @contextmanager
-def naming(path: Path, kind: str) -> Iterator[None]:
+def errors_about(path: Path, kind: str) -> Iterator[None]:
     """Say of whatever turns out to be wrong in the caller's block that this file is no `kind`.
 
     Raises:
@@ -374,7 +374,7 @@ def naming(path: Path, kind: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError) as error:
-        reason = in_a_line(str(error))
+        reason = one_line(str(error))
         raise ValueError(
-            f"{named(path)} is not a whole {kind} of this version of fbt: {reason}"
+            f"{quoted_path(path)} is not a whole {kind} of this version of fbt: {reason}"
         ) from error

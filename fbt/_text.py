@@ -9,7 +9,7 @@ LONGEST_LINE = 600  # characters of a message
 Kind = TypeVar("Kind")
 
 
-def in_a_line(message: str) -> str:
+def one_line(message: str) -> str:
     """A message that may quote a file or a server: no line ends, nothing a terminal obeys, not too long."""
     printable = "".join(
         character if character.isprintable() else " " for character in message
@@ -18,12 +18,12 @@ def in_a_line(message: str) -> str:
     return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ..."
 
 
-def well_formed(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """The text with U+FFFD for each half of a character: no page and no message of a kernel can hold one."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def parsed(name: str, text: str | bytes) -> Any:
+def parse_json(name: str, text: str | bytes) -> Any:
     """What a JSON text holds, as bytes in UTF-8.
 
     Raises:
@@ -47,7 +47,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def made_of(name: str, kind: type[Kind], values: Any) -> Kind:
+def dataclass_from(name: str, kind: type[Kind], values: Any) -> Kind:
     """An object of a dataclass from what JSON says of its fields.
 
     Args:

@@ -34,8 +34,8 @@ import torch
 from torch import Tensor
 
 from fbt._checks import check_choice, check_instance, check_int
-from fbt._files import LARGEST, check_size, named, naming, opened
-from fbt._text import parsed
+from fbt._files import LARGEST, check_size, errors_about, quoted_path, reading_file
+from fbt._text import parse_json
 
 LONGEST_HEADER = 2_000_000  # bytes of it
 MOST_DIMENSIONS = 8  # of a tensor, of which torch takes 64
@@ -56,7 +56,7 @@ Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorInfo:
     """What the header says of a tensor.
 
     Attributes:
@@ -74,7 +74,7 @@ class Entry:
         return math.prod(self.shape)
 
 
-class Stored:
+class TensorFile:
     """An open file of tensors whose header is in order.
 
     Attributes:
@@ -96,11 +96,11 @@ class Stored:
             raise ValueError(
                 f"its header must have {length} bytes, got {len(self._header)}"
             )
-        entries = parsed("header", self._header)
+        entries = parse_json("header", self._header)
         check_instance("header", entries, dict)
         self.metadata: dict[str, str] = _texts(entries.pop(METADATA, {}))
         size = os.fstat(file.fileno()).st_size - len(self._length) - length
-        self.tensors: dict[str, Entry] = _side_by_side(
+        self.tensors: dict[str, TensorInfo] = _side_by_side(
             {name: _entry(name, value, size) for name, value in entries.items()}, size
         )
 
@@ -159,7 +159,7 @@ def _texts(metadata: Any) -> dict[str, str]:
     return texts
 
 
-def _entry(name: str, value: Any, size: int) -> Entry:
+def _entry(name: str, value: Any, size: int) -> TensorInfo:
     """What the header says of a tensor, with `size` bytes in the file after it."""
     check_instance(f"{name!r}", value, dict)
     for field in ("dtype", "shape", "data_offsets"):
@@ -178,7 +178,7 @@ def _entry(name: str, value: Any, size: int) -> Entry:
     check_int(f"length of the data_offsets of {name!r}", len(offsets), low=2, high=2)
     for number in offsets:
         check_int(f"data_offsets of {name!r}", number, low=0, high=size)
-    entry = Entry(DTYPES[code], tuple(shape), *offsets)
+    entry = TensorInfo(DTYPES[code], tuple(shape), *offsets)
     if entry.end - entry.start != (needed := entry.numel() * entry.dtype.itemsize):
         raise ValueError(
             f"data_offsets of {name!r} must be {needed} bytes apart as {code} {shape}, got {offsets}"
@@ -186,7 +186,7 @@ def _entry(name: str, value: Any, size: int) -> Entry:
     return entry
 
 
-def _side_by_side(entries: dict[str, Entry], size: int) -> dict[str, Entry]:
+def _side_by_side(entries: dict[str, TensorInfo], size: int) -> dict[str, TensorInfo]:
     """The tensors in the order of their bytes, which must fill the rest of a file."""
     ordered = dict(sorted(entries.items(), key=lambda item: item[1].start))
     end = 0
@@ -211,7 +211,7 @@ def _little_endian(numbers: Any, itemsize: int) -> Any:
     return numbers.view(f"u{itemsize}").byteswap().view("u1")
 
 
-def part_of(tensors: Mapping[str, Kind], prefix: str) -> dict[str, Kind]:
+def without_prefix(tensors: Mapping[str, Kind], prefix: str) -> dict[str, Kind]:
     """The tensors whose names begin so, by what follows."""
     return {
         name.removeprefix(prefix): t
@@ -221,7 +221,7 @@ def part_of(tensors: Mapping[str, Kind], prefix: str) -> dict[str, Kind]:
 
 
 def check_tensors(
-    tensors: Mapping[str, Tensor | Entry],
+    tensors: Mapping[str, Tensor | TensorInfo],
     expected: Iterable[tuple[str, Shape]],
     prefix: str = "",
 ) -> None:
@@ -234,7 +234,7 @@ def check_tensors(
             not looked at.
         prefix: what the names begin with.
     """
-    found = part_of(tensors, prefix)
+    found = without_prefix(tensors, prefix)
     missing, misshapen, unknown = [], [], {*found}
     for name, shape in expected:
         if name not in found:
@@ -264,14 +264,14 @@ def check_tensors(
 
 
 def check_weights(
-    tensors: Mapping[str, Tensor | Entry],
+    tensors: Mapping[str, Tensor | TensorInfo],
     expected: Iterable[tuple[str, Shape]],
     prefix: str = "",
 ) -> None:
     """As `check_tensors`, and that they are all of one type."""
     check_tensors(tensors, expected, prefix)
     first: dict[torch.dtype, str] = {}
-    for name, tensor in part_of(tensors, prefix).items():
+    for name, tensor in without_prefix(tensors, prefix).items():
         first.setdefault(tensor.dtype, name)
     if len(first) > 1:
         got = ", ".join(
@@ -281,8 +281,8 @@ def check_weights(
 
 
 @contextmanager
-def reading(path: Path, kind: str) -> Iterator[Stored]:
-    """Open a file of tensors; what is wrong with it, here or in the caller's block, is said as by `naming`.
+def reading_tensors(path: Path, kind: str) -> Iterator[TensorFile]:
+    """Open a file of tensors; what is wrong with it, here or in the caller's block, is said as by `errors_about`.
 
     Args:
         path: of a regular file.
@@ -293,11 +293,11 @@ def reading(path: Path, kind: str) -> Iterator[Stored]:
             not pass the caller's checks.
         OSError: it cannot be read.
     """
-    with opened(path) as file:
+    with reading_file(path) as file:
         check_sizes(path, os.fstat(file.fileno()).st_size, file.read(8))
         file.seek(0)
-        with naming(path, kind):
-            yield Stored(file)
+        with errors_about(path, kind):
+            yield TensorFile(file)
 
 
 def serialise(
@@ -311,7 +311,7 @@ def serialise(
         metadata: texts by name.
 
     Raises:
-        ValueError: if the file would be larger than what `reading` takes, if its path
+        ValueError: if the file would be larger than what `reading_tensors` takes, if its path
             is not valid UTF-8, without which the safetensors library cannot open it,
             or if a tensor is not of a type in `DTYPES`.
     """
@@ -367,6 +367,6 @@ def check_sizes(path: Path, size: int, start: bytes) -> None:
     check_size(path, size, LARGEST)
     if (header := int.from_bytes(start, "little")) > LONGEST_HEADER:
         raise ValueError(
-            f"{named(path)} must be a safetensors file with a header of at most "
+            f"{quoted_path(path)} must be a safetensors file with a header of at most "
             f"{LONGEST_HEADER} bytes, got {header}"
         )

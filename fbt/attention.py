@@ -158,7 +158,7 @@ def attend(
     return dropped @ values, weights
 
 
-def noise_(
+def dropout_mask_(
     x: Tensor, dropout: float, generator: torch.Generator | None = None
 ) -> Tensor:
     """Fill x with the factors of dropout, 0 or 1 / (1 - dropout), and return it.
@@ -175,7 +175,7 @@ def noise_(
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout` that can draw from a generator of its own; see `drawing_from`."""
+    """`nn.Dropout` that can draw from a generator of its own; see `dropout_from`."""
 
     _generator: torch.Generator | None = None
 
@@ -184,11 +184,11 @@ class Dropout(nn.Dropout):
         generator = self._generator
         if generator is None or not (self.training and self.p):
             return super().forward(x)
-        return x * noise_(torch.empty_like(x), self.p, generator)
+        return x * dropout_mask_(torch.empty_like(x), self.p, generator)
 
 
 @contextmanager
-def drawing_from(generator: torch.Generator, module: nn.Module) -> Iterator[None]:
+def dropout_from(generator: torch.Generator, module: nn.Module) -> Iterator[None]:
     """A context in which the dropout of a module draws from `generator`, not from torch's global one.
 
     Args:

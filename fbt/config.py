@@ -3,7 +3,7 @@
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
-from fbt._checks import check_bool, check_choice, check_int, check_real, shown
+from fbt._checks import check_bool, check_choice, check_int, check_real, shorten
 
 VARIANTS = ("parallel", "feedback", "shared-kv")
 ACTIVATIONS = ("relu", "gelu")
@@ -77,7 +77,7 @@ class Config:
         if self.d_model % self.n_heads:
             raise ValueError(
                 "n_heads must divide d_model, got "
-                f"n_heads={shown(self.n_heads)} and d_model={shown(self.d_model)}"
+                f"n_heads={shorten(self.n_heads)} and d_model={shorten(self.d_model)}"
             )
 
     def replace(self, **changes: Any) -> "Config":

@@ -19,11 +19,11 @@ from fbt._checks import (
     check_int,
     check_integers,
     check_path,
-    shown,
-    typed,
+    describe,
+    shorten,
 )
-from fbt._files import CACHE_VARIABLE, cache_folder, read_whole, write_whole
-from fbt._text import in_a_line
+from fbt._files import CACHE_VARIABLE, cache_folder, read_file, write_file
+from fbt._text import one_line
 
 FILE_NAME = "tiny-shakespeare.txt"
 
@@ -72,12 +72,12 @@ def load_tiny_shakespeare(
     for source in sources:
         if not hasattr(source, "fetch"):
             raise TypeError(
-                f"sources must each have the method fetch, got {typed(source)}"
+                f"sources must each have the method fetch, got {describe(source)}"
             )
     path = (cache_folder() if folder is None else Path(folder)) / FILE_NAME
     failures = []
     try:
-        data = read_whole(path, _corpus.SIZE)
+        data = read_file(path, _corpus.SIZE)
         _corpus.verify(data, _corpus.SHA256)
         return data.decode()
     except FileNotFoundError:
@@ -215,7 +215,7 @@ class CharTokenizer:
             position = int(outside[0])
             raise ValueError(
                 f"numbers must be in [0, {self.vocab_size - 1}], "
-                f"got {shown(int(array[position]))} at position {position}"
+                f"got {shorten(int(array[position]))} at position {position}"
             )
         code_points: bytes = self._code_points[array.astype(np.int64)].tobytes()
         return code_points.decode("utf-32-le", "surrogatepass")
@@ -253,16 +253,16 @@ def split(data: Text, validation: float = 0.1) -> tuple[Text, Text]:
             part would be empty.
     """
     if not isinstance(data, str | Tensor):
-        raise TypeError(f"data must be a str or a tensor, got {typed(data)}")
+        raise TypeError(f"data must be a str or a tensor, got {describe(data)}")
     if isinstance(data, Tensor) and data.ndim != 1:
         raise ValueError(f"data must have shape [N], got {list(data.shape)}")
     if isinstance(validation, bool) or not isinstance(validation, int | float):
         raise TypeError(
-            f"validation must be a number in (0, 1), got {typed(validation)}"
+            f"validation must be a number in (0, 1), got {describe(validation)}"
         )
     if not 0 < validation < 1:
         raise ValueError(
-            f"validation must be a number in (0, 1), got {shown(validation)}"
+            f"validation must be a number in (0, 1), got {shorten(validation)}"
         )
     cut = int(len(data) * (1 - validation))
     if not 0 < cut < len(data):
@@ -333,7 +333,7 @@ def even_windows(tokens: Tensor, *, length: int, count: int | None = None) -> Te
 def _keep(path: Path, data: bytes) -> None:
     """Write the corpus to `path`, or warn that it could not be done."""
     try:
-        write_whole(path, data)
+        write_file(path, data)
         _corpus.report(f"kept as {path}")
     except OSError as error:
         warnings.warn(
@@ -346,7 +346,7 @@ def _keep(path: Path, data: bytes) -> None:
 
 def _reason(error: Exception) -> str:
     """Return an exception's message without the path, which the message around it gives."""
-    return in_a_line(
+    return one_line(
         (isinstance(error, OSError) and error.strerror)
         or str(error)
         or type(error).__name__
@@ -369,13 +369,13 @@ def _integers(numbers: Any) -> np.ndarray[Any, Any]:
         return numbers.detach().cpu().numpy()
     if isinstance(numbers, str) or not isinstance(numbers, Iterable):
         raise TypeError(
-            f"numbers must be a tensor or a sequence of ints, got {typed(numbers)}"
+            f"numbers must be a tensor or a sequence of ints, got {describe(numbers)}"
         )
     items: list[int] = []
     for position, item in enumerate(numbers):
         if isinstance(item, bool) or not hasattr(item, "__index__"):
             raise TypeError(
-                f"numbers must be ints, got {typed(item)} at position {position}"
+                f"numbers must be ints, got {describe(item)} at position {position}"
             )
         items.append(operator.index(item))
     # whatever their size, so that the range can be checked

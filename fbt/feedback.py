@@ -21,7 +21,7 @@ from fbt._checks import (
     check_embeddings,
     check_instance,
     check_int,
-    shown,
+    shorten,
 )
 from fbt.attention import (
     Attention,
@@ -123,7 +123,7 @@ class FeedbackBody(nn.Module):
         check_int("n_caches", n_caches, low=1, high=config.n_layers)
         if n_caches not in (1, config.n_layers):
             raise ValueError(
-                f"n_caches must be 1 or n_layers={config.n_layers}, got {shown(n_caches)}"
+                f"n_caches must be 1 or n_layers={config.n_layers}, got {shorten(n_caches)}"
             )
         self.d_model, self.n_heads, self.span = (
             config.d_model,

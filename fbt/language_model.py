@@ -32,10 +32,10 @@ from fbt._checks import (
     check_path,
     check_tokens,
 )
-from fbt._files import named, write_whole
+from fbt._files import quoted_path, write_file
 from fbt._modes import without_gradients
-from fbt._text import made_of, parsed
-from fbt._weights import Shape, Stored, check_weights, reading, serialise
+from fbt._text import dataclass_from, parse_json
+from fbt._weights import Shape, TensorFile, check_weights, reading_tensors, serialise
 from fbt.attention import Dropout
 from fbt.config import Config
 from fbt.data import CharTokenizer
@@ -56,7 +56,7 @@ BODIES: dict[str, type[Body]] = {
     "shared-kv": SharedKVBody,
 }
 WEIGHTS_FILE = "model.safetensors"
-CHECKPOINT_FILE = "checkpoint.safetensors"  # of a run: see fbt/checkpoint.py
+CHECKPOINT_FILE = "checkpoint.safetensors"  # of a run: see fbt/training/checkpoint.py
 CHECKPOINT_PART = "model."  # what the names of the weights begin with there
 PRETRAINED = files("fbt") / "weights"
 
@@ -348,7 +348,7 @@ class LanguageModel(nn.Module):
         """
         check_path("folder", folder)
         path = Path(folder) / WEIGHTS_FILE
-        write_whole(path, model_bytes(self, path))
+        write_file(path, model_bytes(self, path))
         return path
 
     @classmethod
@@ -380,7 +380,7 @@ class LanguageModel(nn.Module):
         is_checkpoint = path.name == CHECKPOINT_FILE
         if is_checkpoint and Path(name).is_dir():
             warnings.warn(
-                f"no {WEIGHTS_FILE} in {named(name)}, of a run that has not ended: its last "
+                f"no {WEIGHTS_FILE} in {quoted_path(name)}, of a run that has not ended: its last "
                 "checkpoint is loaded. To go on with the run, call "
                 f"fbt.training.resume({str(name)!r})",
                 stacklevel=2,
@@ -388,15 +388,17 @@ class LanguageModel(nn.Module):
         # Files are opened by their paths, and a package in a zip file has none.
         with (
             as_file(path) as place,
-            reading(place, "checkpoint" if is_checkpoint else "model") as file,
+            reading_tensors(
+                place, "checkpoint" if is_checkpoint else "model"
+            ) as file,
         ):
             config, tokenizer = _config_of(file, is_checkpoint), None
             if "vocabulary" in file.metadata:
                 tokenizer = CharTokenizer.from_vocabulary(
-                    parsed("vocabulary", file.text("vocabulary"))
+                    parse_json("vocabulary", file.text("vocabulary"))
                 )
             part = CHECKPOINT_PART if is_checkpoint else ""
-            check_weights(file.tensors, shapes_of(config), part)
+            check_weights(file.tensors, weight_shapes(config), part)
             stored = file.tensors[f"{part}token_embedding.weight"].dtype
             with initialising():
                 model = cls(config, tokenizer)
@@ -501,7 +503,7 @@ def decoder_of(model: LanguageModel, state: State) -> Decoder | None:
     return body.decoder(state, model.backend)
 
 
-def shapes_of(config: Config) -> Iterator[tuple[str, Shape]]:
+def weight_shapes(config: Config) -> Iterator[tuple[str, Shape]]:
     """Names and shapes of the tensors that a model of this config saves, however large; none of them is made.
 
     They are read off a model of two layers with sizes that all differ, so that an
@@ -551,7 +553,7 @@ def model_bytes(model: LanguageModel, path: Path) -> bytes:
         check_tokenizer(model.tokenizer, model.config)  # either may have changed
         metadata["vocabulary"] = json.dumps(model.tokenizer.vocabulary)
     weights = model.state_dict()
-    check_weights(weights, shapes_of(model.config))
+    check_weights(weights, weight_shapes(model.config))
     return serialise(path, weights, metadata)
 
 
@@ -593,10 +595,12 @@ def _weights_path(name: str | Path) -> Traversable:
     )
 
 
-def _config_of(file: Stored, is_checkpoint: bool) -> Config:
+def _config_of(file: TensorFile, is_checkpoint: bool) -> Config:
     """The config of a file of weights, of a checkpoint that in the run's settings."""
     if not is_checkpoint:
-        return made_of("config", Config, parsed("config", file.text("config")))
-    settings = parsed("settings", file.text("settings"))
+        return dataclass_from(
+            "config", Config, parse_json("config", file.text("config"))
+        )
+    settings = parse_json("settings", file.text("settings"))
     check_instance("settings", settings, dict)
-    return made_of("config", Config, settings.get("config"))
+    return dataclass_from("config", Config, settings.get("config"))

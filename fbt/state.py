@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fbt._checks import check_callable, check_items, is_traced, shown, typed
+from fbt._checks import check_callable, check_items, describe, is_traced, shorten
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no == that is true or false
@@ -77,7 +77,7 @@ def check_state(
     if state is None:
         return
     if not isinstance(state, State):
-        raise TypeError(f"state must be a State or None, got {typed(state)}")
+        raise TypeError(f"state must be a State or None, got {describe(state)}")
     tensors = [*state.keys, *state.values]
     batch, _, width = x.shape
     shapes = {tuple(tensor.shape) for tensor in tensors}
@@ -91,8 +91,8 @@ def check_state(
         raise ValueError(
             f"state must hold {caches} keys and values [{batch}, {heads}, 1..{span}, {width // heads}] for "
             f"these tokens and this model, got keys "
-            f"{shown([list(k.shape) for k in state.keys])} and values "
-            f"{shown([list(v.shape) for v in state.values])}"
+            f"{shorten([list(k.shape) for k in state.keys])} and values "
+            f"{shorten([list(v.shape) for v in state.values])}"
         )
     for tensor in tensors:
         if tensor.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):

@@ -16,9 +16,9 @@ from hostile_files import reason
 from small_runs import WARNINGS, save_checkpoint
 
 import fbt
-from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint, Settings
 from fbt.language_model import WEIGHTS_FILE
-from fbt.recipe import Recipe
+from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint, Settings
+from fbt.training.recipe import Recipe
 
 VOCABULARIES = {1.0: "abcdefg", 2.0: "gfedcba"}
 CONFIG = fbt.Config(7, d_model=60, n_heads=1, n_layers=2, span=4)

@@ -10,7 +10,7 @@ import torch
 from exact import FEEDBACK, VARIANTS, model, normal, some_state, some_tokens
 
 import fbt
-from fbt._checks import shown, typed
+from fbt._checks import describe, shorten
 from fbt.language_model import BODIES
 
 TOKENIZER = fbt.CharTokenizer("\n abcdefghijklmnopq")
@@ -67,7 +67,7 @@ def test_config(error, bad, allowed):
     ((name, value),) = bad.items()
     with pytest.raises(error, match=f"{name}.*{allowed}") as raised:
         fbt.Config(**{"vocab_size": 19, **bad})
-    assert shown(value) in str(raised.value)
+    assert shorten(value) in str(raised.value)
 
 
 def test_config_takes_its_options_by_name_and_stays_as_it_is():
@@ -125,7 +125,7 @@ SHOWN = {
 @pytest.mark.parametrize("case", SHOWN)
 def test_how_values_appear_in_messages(case):
     value, expected = SHOWN[case]
-    assert shown(value) == expected
+    assert shorten(value) == expected
 
 
 @pytest.mark.parametrize(
@@ -140,16 +140,16 @@ def test_how_values_appear_in_messages(case):
     ],
 )
 def test_long_values_are_cut_to_a_line(value):
-    text = shown(value)
+    text = shorten(value)
     assert len(text) <= 80
     assert "\n" not in text
     assert text[:3] == repr(value)[:3]
 
 
 def test_a_type_is_named_once():
-    assert typed(3) == "3 of type int"
-    assert typed(torch.zeros(2)) == "Tensor [2] of torch.float32"
-    assert typed(torch.nn.Linear(3, 4)) == "Linear module"
+    assert describe(3) == "3 of type int"
+    assert describe(torch.zeros(2)) == "Tensor [2] of torch.float32"
+    assert describe(torch.nn.Linear(3, 4)) == "Linear module"
 
 
 BAD_TOKENS = [

@@ -18,7 +18,7 @@ from fbt.attention import (
     attend,
     attend_in_blocks,
     distance_scores,
-    drawing_from,
+    dropout_from,
     merge_heads,
     skew,
     split_heads,
@@ -96,7 +96,7 @@ def test_dropout_from_a_generator_has_the_bits_of_torchs_own(dtype, layout):
     after = torch.rand(1)
     generator = torch.Generator().manual_seed(4)
     before = torch.get_rng_state()
-    with drawing_from(generator, dropout):
+    with dropout_from(generator, dropout):
         found = dropout(x)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(found, expected) and torch.equal(
@@ -116,14 +116,14 @@ def test_dropout_draws_from_a_generator_no_longer_than_it_is_given():
         torch.ones(99),
         torch.Generator().manual_seed(1),
     )
-    with pytest.raises(RuntimeError), drawing_from(generator, dropout):
+    with pytest.raises(RuntimeError), dropout_from(generator, dropout):
         raise RuntimeError
     state = generator.get_state()
     torch.manual_seed(2)
     first = dropout(x)
     torch.manual_seed(2)
     assert torch.equal(dropout(x), first)
-    with drawing_from(generator, dropout):
+    with dropout_from(generator, dropout):
         assert dropout.eval()(x) is x
     assert torch.equal(generator.get_state(), state)
 

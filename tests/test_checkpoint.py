@@ -1,4 +1,4 @@
-"""What `fbt.checkpoint` writes comes back as it was, and what is not a checkpoint is named."""
+"""What `fbt.training.checkpoint` writes comes back as it was, and what is not a checkpoint is named."""
 
 import dataclasses
 import json
@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from small_runs import fingerprint, save_checkpoint
 
 from fbt import CharTokenizer, Config, LanguageModel, State
-from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint, Fingerprint, Settings
-from fbt.recipe import Recipe
+from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint, Fingerprint, Settings
 from fbt.training.loop import adamw
+from fbt.training.recipe import Recipe
 
 CONFIG = Config(5, d_model=6, n_heads=2, n_layers=3, span=4, variant="feedback")
 SETTINGS = Settings(

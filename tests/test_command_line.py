@@ -24,11 +24,11 @@ from small_runs import (
 )
 
 from fbt import Config, LanguageModel
-from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint
-from fbt.recipe import PRESETS, Recipe
 from fbt.training import Run, resume
 from fbt.training.__main__ import main
+from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint
 from fbt.training.metrics import METRICS_FILE, read_metrics
+from fbt.training.recipe import PRESETS, Recipe
 
 # The order of floating-point sums depends on the number of threads; both processes
 # have the same.

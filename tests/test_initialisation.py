@@ -6,7 +6,7 @@ from exact import VARIANTS, config
 
 import fbt
 from fbt.initialisation import initialising
-from fbt.language_model import shapes_of
+from fbt.language_model import weight_shapes
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -46,7 +46,7 @@ def test_loading_saving_and_warm_starts_leave_the_global_generator_alone(
     parallel.save_pretrained(tmp_path)
     fbt.LanguageModel.from_pretrained(tmp_path)
     fbt.LanguageModel.from_parallel(parallel)
-    list(shapes_of(parallel.config))
+    list(weight_shapes(parallel.config))
     assert torch.equal(torch.get_rng_state(), before)
 
 

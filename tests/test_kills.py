@@ -30,11 +30,11 @@ from small_runs import TEXT, assert_same_run, small_command, small_run, untimed
 import fbt
 from fbt import LanguageModel
 from fbt._files import sha256
-from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint
 from fbt.config import VARIANTS
 from fbt.data import FILE_NAME
 from fbt.native import DIGEST
 from fbt.training import Run, resume
+from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint
 from fbt.training.folder import RunFolder
 from fbt.training.metrics import METRICS_FILE
 from fbt.training.run import LOSS_FIGURE

@@ -13,7 +13,7 @@ import fbt_numbers
 from notebooks import read
 from repo import ROOT
 
-from fbt.recipe import PRESETS
+from fbt.training.recipe import PRESETS
 
 FIVE, SIX, SEVEN = "05-training", "06-one-function", "07-what-feedback-buys"
 record = fbt_numbers.Records(ROOT / "fbt" / "measurements").__getitem__

@@ -15,10 +15,10 @@ from small_runs import TEXT, small_run
 from torch import Tensor, nn
 
 from fbt import CharTokenizer, Config, LanguageModel
-from fbt.checkpoint import Checkpoint
-from fbt.recipe import PRESETS, Recipe
 from fbt.training import evaluate, resume, train
 from fbt.training.__main__ import main
+from fbt.training.checkpoint import Checkpoint
+from fbt.training.recipe import PRESETS, Recipe
 
 MODEL: dict[str, Any] = {
     "d_model": 12,

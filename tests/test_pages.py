@@ -17,7 +17,7 @@ from repo import ROOT
 import fbt
 from fbt._repository import BRANCH, URL
 from fbt.language_model import BODIES
-from fbt.recipe import PRESETS
+from fbt.training.recipe import PRESETS
 
 BLOB = f"{URL}/blob/{BRANCH}/"
 PAGES = sorted((ROOT / "book").glob("*.md"))

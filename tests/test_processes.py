@@ -21,12 +21,12 @@ import torch
 from small_runs import TEXT, small_command, untimed
 
 import fbt
-from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint
-from fbt.recipe import Recipe
+from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint
 from fbt.training.folder import RunFolder
 from fbt.training.loop import Trainer, check_shares
 from fbt.training.metrics import METRICS_FILE
-from fbt.training.processes import Processes, joined
+from fbt.training.processes import Processes, join_processes
+from fbt.training.recipe import Recipe
 from fbt.training.run import _explaining
 
 HERE = Path(__file__).parent
@@ -185,7 +185,7 @@ def test_shares_are_even_and_whole() -> None:
 
 
 def test_alone_a_sum_is_what_it_was_and_another_error_stays_itself() -> None:
-    with joined("cpu") as processes:
+    with join_processes("cpu") as processes:
         assert (processes.count, processes.total(0.1), processes.mean(0.1)) == (
             1,
             0.1,
@@ -194,7 +194,7 @@ def test_alone_a_sum_is_what_it_was_and_another_error_stays_itself() -> None:
         model = torch.nn.Linear(2, 3)
         assert processes.replica(model) is model
         assert torch.equal(processes.gather(torch.ones(2, 3), 2), torch.ones(2, 3))
-    with pytest.raises(RuntimeError, match="mat1"), joined("cpu"):
+    with pytest.raises(RuntimeError, match="mat1"), join_processes("cpu"):
         torch.ones(2, 3) @ torch.ones(2, 3)
 
 

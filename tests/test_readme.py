@@ -8,7 +8,7 @@ from notebooks import chapters, read
 from repo import ROOT
 
 from fbt._repository import BRANCH, URL
-from fbt.recipe import PRESETS
+from fbt.training.recipe import PRESETS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COLAB = f"https://colab.research.google.com/github/{URL.removeprefix('https://github.com/')}/blob/{BRANCH}/"

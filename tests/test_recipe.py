@@ -1,4 +1,4 @@
-"""Schedules, presets and checks of `fbt.recipe`."""
+"""Schedules, presets and checks of `fbt.training.recipe`."""
 
 from dataclasses import fields
 from fractions import Fraction
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fbt.config import Config
-from fbt.recipe import PRESETS, Recipe
+from fbt.training.recipe import PRESETS, Recipe
 
 
 def test_learning_rate_warms_up_in_a_line_and_falls_along_half_a_cosine() -> None:

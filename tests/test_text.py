@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fbt._text import LONGEST_LINE, in_a_line, well_formed
+from fbt._text import LONGEST_LINE, one_line, replace_surrogates
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()))  # halves of characters too
 
@@ -22,22 +22,22 @@ ANY_TEXT = st.text(st.characters(exclude_categories=()))  # halves of characters
     ids=lambda value: ascii(value)[:20],
 )
 def test_a_message_becomes_a_line(message: str, line: str) -> None:
-    assert in_a_line(message) == line
+    assert one_line(message) == line
 
 
 @given(ANY_TEXT)
 def test_a_line_can_be_printed(message: str) -> None:
-    assert in_a_line(message).isprintable()
-    assert in_a_line(in_a_line(message)) == in_a_line(message)
+    assert one_line(message).isprintable()
+    assert one_line(one_line(message)) == one_line(message)
 
 
 @given(ANY_TEXT)
 def test_a_well_formed_text_can_be_sent_and_only_halves_are_lost(text: str) -> None:
-    assert well_formed(text).encode().decode() == well_formed(text)
+    assert replace_surrogates(text).encode().decode() == replace_surrogates(text)
     if not any("\ud800" <= character <= "\udfff" for character in text):
-        assert well_formed(text) == text
+        assert replace_surrogates(text) == text
 
 
 def test_half_a_character_becomes_a_sign_and_two_that_fit_one_character() -> None:
-    assert well_formed("a\ud800b\udc00") == "a\ufffdb\ufffd"
-    assert well_formed("\ud83c" + "\udfad") == "🎭"
+    assert replace_surrogates("a\ud800b\udc00") == "a\ufffdb\ufffd"
+    assert replace_surrogates("\ud83c" + "\udfad") == "🎭"

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 
 import fbt
 from fbt import CharTokenizer, Config, LanguageModel
-from fbt.checkpoint import CHECKPOINT_FILE, Best, Checkpoint
 from fbt.data import random_windows
-from fbt.recipe import PRESETS, Recipe
 from fbt.training import evaluate, resume, train
 from fbt.training import loop as training_loop
+from fbt.training.checkpoint import CHECKPOINT_FILE, Best, Checkpoint
 from fbt.training.evaluation import total_loss
 from fbt.training.loop import Interrupt, Trainer, adamw, step_seed
 from fbt.training.metrics import METRICS_FILE
 from fbt.training.processes import Processes
+from fbt.training.recipe import PRESETS, Recipe
 from fbt.training.run import LOSS_FIGURE
 
 ALONE = Processes(torch.device("cpu"))

@@ -14,7 +14,7 @@ from fbt.views.choices import MOST, Choices
 from fbt.views.figures import STYLE
 from fbt.views.memory import MemoryExplorer, Snapshot, snapshot
 from fbt.views.recurrence import LONGEST, NUMBERS, RecurrenceExplorer
-from fbt.views.trace import Trace, made_of, trace
+from fbt.views.trace import Trace, memory_shares, trace
 from fbt.views.view import View
 
 L, D, T = SIZES["n_layers"], SIZES["d_model"], 7
@@ -66,7 +66,7 @@ def test_a_trace_is_the_same_in_training_and_with_any_backend(backend):
 
 def test_the_parts_of_a_memory_vector_sum_to_it():
     read = trace(model_of(), text_of())
-    shares = made_of(read)
+    shares = memory_shares(read)
     torch.testing.assert_close(shares.sum(-1), torch.ones(T, dtype=torch.float64))
     t, layer = 4, 2
     added = read.outputs[t, layer] - read.outputs[t, layer - 1]
@@ -108,7 +108,7 @@ def test_the_memory_explorer_shows_the_snapshots():
     first = state["data"]["moments"][0]
     expected = [
         [round(1000 * share) for share in row]
-        for row in made_of(trace(reader, tokens)).tolist()
+        for row in memory_shares(trace(reader, tokens)).tolist()
     ]
     assert first["shares"] == expected
     assert sum(first["mixture"]) == pytest.approx(1000, abs=2)

@@ -31,10 +31,10 @@ from small_runs import TEXT, WARNINGS, save_checkpoint, small_run
 
 import fbt
 from fbt import _weights
-from fbt.checkpoint import CHECKPOINT_FILE, Checkpoint, Settings
-from fbt.language_model import WEIGHTS_FILE, LanguageModel, shapes_of
-from fbt.recipe import Recipe
+from fbt.language_model import WEIGHTS_FILE, LanguageModel, weight_shapes
 from fbt.training import resume
+from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint, Settings
+from fbt.training.recipe import Recipe
 
 TOKENIZER = fbt.CharTokenizer("\n abcdefghijklmnopq")
 HUGE = 2**26  # four times that is the largest size that Config allows
@@ -48,7 +48,7 @@ HUGE = 2**26  # four times that is the largest size that Config allows
 def test_shapes_are_those_of_the_model(variant: str, changes: dict[str, Any]) -> None:
     lm = model(variant, **changes)
     before = torch.get_rng_state()
-    assert dict(shapes_of(lm.config)) == {
+    assert dict(weight_shapes(lm.config)) == {
         k: tuple(v.shape) for k, v in lm.state_dict().items()
     }
     assert torch.equal(torch.get_rng_state(), before)
@@ -59,7 +59,7 @@ def test_shapes_are_those_of_the_model(variant: str, changes: dict[str, Any]) ->
 )
 def test_shapes_of_a_model_that_no_machine_can_hold(size: str) -> None:
     changes = {size: HUGE} | ({"d_model": HUGE} if size == "n_heads" else {})
-    shapes = shapes_of(
+    shapes = weight_shapes(
         fbt.Config(**{"vocab_size": 19, "d_model": 14, "n_heads": 2} | changes)
     )
     name, shape = next(shapes)
@@ -578,7 +578,7 @@ def test_the_library_reads_what_is_written(
         assert found[name].dtype == dtype and torch.equal(found[name], tensor), name
     with safe_open(path, framework="pt") as file:
         assert file.metadata()["text"] == '"ä\n\\'
-    with _weights.reading(path, "model") as stored:
+    with _weights.reading_tensors(path, "model") as stored:
         assert stored.text("text") == '"ä\n\\'
         again = dict(stored.read())
     for name, tensor in tensors.items():
@@ -595,7 +595,7 @@ def test_what_the_library_writes_is_read(
         for i, dtype in enumerate(_weights.CODES)
     }
     save_file(tensors, path, metadata)
-    with _weights.reading(path, "model") as stored:
+    with _weights.reading_tensors(path, "model") as stored:
         assert stored.metadata == (metadata or {})
         found = dict(stored.read())
     assert found.keys() == tensors.keys()
@@ -624,7 +624,7 @@ def test_a_machine_of_the_other_byte_order_writes_and_reads_the_same_numbers(
     with monkeypatch.context() as patch:
         patch.setattr(sys, "byteorder", "big")
         path.write_bytes(_weights.serialise(path, tensors, {}))
-        with _weights.reading(path, "model") as stored:
+        with _weights.reading_tensors(path, "model") as stored:
             again = dict(stored.read())
     assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
     turned = load_file(path)  # what there are bytes of here
@@ -638,8 +638,8 @@ import hashlib, random, sys, torch
 from pathlib import Path
 import fbt
 from fbt import _weights
-from fbt.checkpoint import Fingerprint, Settings, checkpoint_bytes
-from fbt.recipe import Recipe
+from fbt.training.checkpoint import Fingerprint, Settings, checkpoint_bytes
+from fbt.training.recipe import Recipe
 
 torch.manual_seed(0)
 tokenizer = fbt.CharTokenizer("abcdefghijklmnopqrs")
@@ -743,7 +743,7 @@ def test_a_file_that_is_cut_while_it_is_read_is_named(saved: Path) -> None:
     """A mapped file would end the process."""
     with (
         pytest.raises(ValueError) as caught,
-        _weights.reading(saved, "model") as stored,
+        _weights.reading_tensors(saved, "model") as stored,
     ):
         os.truncate(saved, saved.stat().st_size // 2)
         dict(stored.read())
@@ -757,7 +757,7 @@ def test_a_file_that_is_written_to_while_it_is_read_is_named(saved: Path) -> Non
     whole = saved.read_bytes()
     with (
         pytest.raises(ValueError) as caught,
-        _weights.reading(saved, "model") as stored,
+        _weights.reading_tensors(saved, "model") as stored,
     ):
         dict(stored.read())  # all of it, and nothing is wrong with it
         saved.write_bytes(whole + b"\0")
@@ -769,7 +769,7 @@ def test_a_file_that_is_written_to_while_it_is_read_is_named(saved: Path) -> Non
 
 def test_a_file_that_is_replaced_while_it_is_read_is_the_old_one(saved: Path) -> None:
     expected = load_file(saved)
-    with _weights.reading(saved, "model") as stored:
+    with _weights.reading_tensors(saved, "model") as stored:
         model("parallel", TOKENIZER).save_pretrained(saved.parent)
         found = dict(stored.read())
     assert found.keys() == expected.keys()

@@ -16,15 +16,15 @@ from matplotlib.figure import Figure
 
 import fbt
 from fbt import tasks
-from fbt.checkpoint import Settings
 from fbt.data import even_windows, random_windows, split
-from fbt.recipe import Recipe
 from fbt.training import evaluate, resume
+from fbt.training.checkpoint import Settings
+from fbt.training.recipe import Recipe
 from fbt.views import figures
 from fbt.views.choices import Choices
 from fbt.views.memory import MemoryExplorer, snapshot
 from fbt.views.recurrence import RecurrenceExplorer
-from fbt.views.trace import made_of, trace
+from fbt.views.trace import memory_shares, trace
 from fbt.views.view import View
 
 LONGEST = 500  # characters of a message
@@ -286,7 +286,7 @@ CALLS = {
         {"tokens": "abcde", "read": READ, "moment": 1},
     ),
     "trace": (trace, {"model": READER, "tokens": TOKENS[0]}),
-    "made_of": (made_of, {"read": READ}),
+    "memory_shares": (memory_shares, {"read": READ}),
     "Choices": (Choices, {"function": lambda a: str(a), "a": [1, 2]}),
     "View": (View, {"name": "choices", "data": {}, "start": {}, "text": ""}),
     "svg_of": (figures.svg_of, {"figure": Figure()}),

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fbt._files import cache_folder, check_owned, sha256, writing_whole
+from fbt._files import cache_folder, check_owned, sha256, writing_file
 from fbt.native.build import INSTEAD, compiled, try_out
 
 SOURCE = files("fbt.native") / "loop.cpp"
@@ -223,7 +223,7 @@ def _build(library: Path) -> None:
     code = _compile()
     for folder in folders:  # one by one: `mode` does not count for parents
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-    with writing_whole(library) as file:
+    with writing_file(library) as file:
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         os.chmod(file.fileno(), mode & ~(stat.S_IWGRP | stat.S_IWOTH))  # noqa: PTH101
         file.write(code + sha256(code).encode())

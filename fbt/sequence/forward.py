@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fbt.attention import noise_
+from fbt.attention import dropout_mask_
 from fbt.sequence.parts import (
     Chunk,
     Loop,
@@ -108,12 +108,12 @@ class Forward(Loop):
         for t in range(first, stop):
             for l, noise in enumerate(self.step_of_scores(chunk.noise, first, t)):
                 if noise.shape[2]:
-                    drawn = noise_(
+                    drawn = dropout_mask_(
                         self.new(self.B, self.H, 1, noise.shape[2]), *dropout
                     )
                     noise.copy_(drawn.transpose(0, 1).flatten(0, 1))
-                    noise_(chunk.drops[0, l, t - first], *dropout)
-                noise_(chunk.drops[1, l, t - first], *dropout)
+                    dropout_mask_(chunk.drops[0, l, t - first], *dropout)
+                dropout_mask_(chunk.drops[1, l, t - first], *dropout)
         return chunk
 
     def steps(self, chunk: Chunk, first: int, stop: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fbt._checks import check_choice, check_int, shown
+from fbt._checks import check_choice, check_int, shorten
 from fbt.tasks.task import IGNORE, Task
 
 NAMES = ("x", "y", "z", "p", "r")
@@ -144,11 +144,11 @@ class CodeExecution(Task):
                 continue
             statement.append(word)
             if word == ";":
-                shown = run_statement(" ".join(statement), state)
+                shorten = run_statement(" ".join(statement), state)
                 if self.ask == "statements":
                     name = next(word for word in reversed(statement) if word in NAMES)
-                    shown = str(state[name]) if name in state else None
-                answers[-1] = shown
+                    shorten = str(state[name]) if name in state else None
+                answers[-1] = shorten
                 statement = []
         return answers
 
@@ -176,10 +176,10 @@ def run_statement(text: str, state: State) -> str | None:
             except KeyError as error:
                 reason = f"{error} must have a value"
                 raise ValueError(
-                    f"words must be a program: in {shown(text)} {reason}"
+                    f"words must be a program: in {shorten(text)} {reason}"
                 ) from error
     wanted = "each statement must be an assignment, ++, --, if or print"
-    raise ValueError(f"words must be a program: {wanted}, got {shown(text)}")
+    raise ValueError(f"words must be a program: {wanted}, got {shorten(text)}")
 
 
 def holds(condition: re.Match[str], state: State) -> bool:

@@ -15,7 +15,7 @@ from fbt._checks import (
     check_integers,
     check_tokens,
     check_values,
-    shown,
+    shorten,
     texts_in,
 )
 
@@ -38,13 +38,13 @@ class WordTokenizer:
         words = texts_in("words", words)
         for word in words:
             if word.split() != [word]:
-                wrong = f"got {shown(word)}"
+                wrong = f"got {shorten(word)}"
                 raise ValueError(
                     f"words must be without white space and not empty, {wrong}"
                 )
         if len(set(words)) < len(words):
             twice = next(word for i, word in enumerate(words) if word in words[:i])
-            raise ValueError(f"words must be distinct, got {shown(twice)} twice")
+            raise ValueError(f"words must be distinct, got {shorten(twice)} twice")
         self.words = tuple(words)
         self._numbers = {word: i for i, word in enumerate(self.words)}
 
@@ -61,7 +61,7 @@ class WordTokenizer:
         )
         if unknown is not None:
             raise ValueError(
-                f"text must be made of {len(self.words)} known words, got {shown(unknown)}"
+                f"text must be made of {len(self.words)} known words, got {shorten(unknown)}"
             )
         return torch.tensor(
             [self._numbers[word] for word in text.split()], dtype=torch.long
@@ -189,7 +189,7 @@ class Task(ABC):
         unknown = next((word for word in steps if word not in allowed), None)
         if unknown is not None:
             raise ValueError(
-                f"words must be among {shown([*allowed])}, got {shown(unknown)}"
+                f"words must be among {shorten([*allowed])}, got {shorten(unknown)}"
             )
         return steps
 

@@ -9,11 +9,11 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
-from fbt._text import in_a_line
+from fbt._text import one_line
 from fbt.config import VARIANTS, Config
-from fbt.recipe import PRESETS, Recipe
 from fbt.training.folder import resume_command
 from fbt.training.processes import by_torchrun
+from fbt.training.recipe import PRESETS, Recipe
 from fbt.training.run import Run, resume, train
 
 PROGRAM = "python -m fbt.training"
@@ -38,9 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
-        return _refused(
-            f"it does not fit into memory: {in_a_line(str(error))}", error
-        )
+        return _refused(f"it does not fit into memory: {one_line(str(error))}", error)
     except KeyboardInterrupt:
         print(
             f"{PROGRAM}: stopped at once; the last checkpoint is as it was",

@@ -11,10 +11,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO
 
-from fbt._files import replacing
+from fbt._files import replacing_file
 from fbt._weights import header_of
-from fbt.checkpoint import CHECKPOINT_FILE
 from fbt.language_model import WEIGHTS_FILE
+from fbt.training.checkpoint import CHECKPOINT_FILE
 
 if sys.platform != "win32":
     import fcntl
@@ -136,7 +136,7 @@ class RunFolder:
         """Open a file that takes its name when it is complete; raises as `write` does."""
         self.check()
         try:
-            with replacing(self.path / name, self._dir_fd) as file:
+            with replacing_file(self.path / name, self._dir_fd) as file:
                 yield file
         except FileNotFoundError as error:
             raise self._gone() from error

@@ -18,8 +18,11 @@ from torch import Tensor, nn
 from tqdm import TqdmWarning
 
 from fbt._checks import check_tokens
-from fbt.attention import drawing_from
-from fbt.checkpoint import (
+from fbt.attention import dropout_from
+from fbt.data import even_windows, random_windows, split
+from fbt.language_model import LanguageModel
+from fbt.state import State
+from fbt.training.checkpoint import (
     CHECKPOINT_FILE,
     Best,
     Checkpoint,
@@ -27,14 +30,11 @@ from fbt.checkpoint import (
     Settings,
     checkpoint_bytes,
 )
-from fbt.data import even_windows, random_windows, split
-from fbt.language_model import LanguageModel
-from fbt.recipe import Recipe
-from fbt.state import State
 from fbt.training.evaluation import cross_entropy, total_loss
 from fbt.training.folder import RunFolder
 from fbt.training.metrics import Metric, MetricsFile, read_metrics
 from fbt.training.processes import Processes
+from fbt.training.recipe import Recipe
 
 with warnings.catch_warnings():
     # In a notebook without ipywidgets tqdm draws its bar as text, which is no reason
@@ -259,7 +259,7 @@ class Trainer:
         lr = recipe.learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        with drawing_from(self.noise, self.model):
+        with dropout_from(self.noise, self.model):
             logits, state = self.replica(batch[:, :-1], self.state, return_state=True)
         loss = weight * cross_entropy(logits, batch[:, 1:])
         self.optimizer.zero_grad()

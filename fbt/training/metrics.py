@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fbt._checks import check_instance, check_int, check_real
-from fbt._files import named, naming, opened, sha256
-from fbt._text import parsed
-from fbt.checkpoint import Fingerprint
+from fbt._files import errors_about, quoted_path, reading_file, sha256
+from fbt._text import parse_json
+from fbt.training.checkpoint import Fingerprint
 from fbt.training.folder import RunFolder
 
 METRICS_FILE = "metrics.jsonl"
@@ -91,9 +91,9 @@ def read_metrics(folder: Path, expected: Fingerprint, step: int) -> list[Metric]
     path = folder / METRICS_FILE
     if not path.exists():
         raise FileNotFoundError(
-            f"no {METRICS_FILE} in {named(folder)}, which holds the metrics of {step} steps"
+            f"no {METRICS_FILE} in {quoted_path(folder)}, which holds the metrics of {step} steps"
         )
-    with opened(path) as file:
+    with reading_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         data = file.read(min(size, expected.size))
     if sha256(data) != expected.sha256:
@@ -104,10 +104,10 @@ def read_metrics(folder: Path, expected: Fingerprint, step: int) -> list[Metric]
             else f"its first {total} differ"
         )
         raise ValueError(
-            f"{named(path)} must be the file that the checkpoint of step {step} was saved with, "
+            f"{quoted_path(path)} must be the file that the checkpoint of step {step} was saved with, "
             f"but {found}: restore it from a copy, or train in another folder"
         )
-    with naming(path, "file of metrics"):
+    with errors_about(path, "file of metrics"):
         lines = data.splitlines()
         metrics = [
             _metric(f"line {number}", line)
@@ -123,7 +123,7 @@ def read_metrics(folder: Path, expected: Fingerprint, step: int) -> list[Metric]
 
 def _metric(name: str, line: bytes) -> Metric:
     """A metric from its line, with the fields that a run relies on."""
-    metric: Metric = parsed(name, line)
+    metric: Metric = parse_json(name, line)
     check_instance(name, metric, dict)
     check_int(f"step in {name}", metric.get("step"), low=0)
     for field, value in ({"seconds": None} | metric).items():

@@ -20,8 +20,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fbt._checks import shown
-from fbt._text import in_a_line
+from fbt._checks import shorten
+from fbt._text import one_line
 
 T = TypeVar("T")
 
@@ -91,7 +91,7 @@ class Processes:
         if self.total(other):
             raise ValueError(
                 f"the {self.count} processes of a run must have the same settings and text and see the same "
-                f"checkpoint; process {self.rank} has {in_a_line(what)}"
+                f"checkpoint; process {self.rank} has {one_line(what)}"
             )
 
     def first_then_others(self, work: Callable[[], T]) -> T:
@@ -114,7 +114,7 @@ def by_torchrun() -> bool:
 
 
 @contextmanager
-def joined(device: str | torch.device | None) -> Iterator[Processes]:
+def join_processes(device: str | torch.device | None) -> Iterator[Processes]:
     """Join the processes that torchrun started beside this one, or those whose group exists already.
 
     Args:
@@ -162,5 +162,5 @@ def _device(name: str | torch.device | None, number: int | None) -> torch.device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0][:200]
         raise ValueError(
-            f"device must be one that torch can use here, got {shown(name)}: {reason}"
+            f"device must be one that torch can use here, got {shorten(name)}: {reason}"
         ) from error

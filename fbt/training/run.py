@@ -15,12 +15,11 @@ from fbt._checks import (
     check_choice,
     check_instance,
     check_path,
-    shown,
-    typed,
+    describe,
+    shorten,
 )
-from fbt._files import named, read_whole, sha256
-from fbt._text import in_a_line
-from fbt.checkpoint import CHECKPOINT_FILE, Best, Checkpoint, Settings
+from fbt._files import quoted_path, read_file, sha256
+from fbt._text import one_line
 from fbt.config import Config
 from fbt.data import CharTokenizer, load_tiny_shakespeare
 from fbt.initialisation import initialising
@@ -30,12 +29,13 @@ from fbt.language_model import (
     config_from_parallel,
     model_bytes,
 )
-from fbt.recipe import PRESETS, Recipe
+from fbt.training.checkpoint import CHECKPOINT_FILE, Best, Checkpoint, Settings
 from fbt.training.events import event_writer
 from fbt.training.folder import RunFolder
 from fbt.training.loop import Interrupt, Trainer
 from fbt.training.metrics import Metric
-from fbt.training.processes import Processes, joined
+from fbt.training.processes import Processes, join_processes
+from fbt.training.recipe import PRESETS, Recipe
 
 LOSS_FIGURE = "loss.svg"
 LONGEST_NAME = 250  # characters; a system may refuse to look for a longer one
@@ -164,7 +164,7 @@ def train(
         text: what to learn: the text itself, or the Path of a file in UTF-8; None
             loads Tiny Shakespeare.
         preset: "tiny" (half a minute), "small" (nanoGPT's CPU setting) or "base"; see
-            `fbt.recipe.PRESETS`.
+            `fbt.training.recipe.PRESETS`.
         variant: "parallel", "feedback" or "shared-kv".
         folder: where checkpoints, metrics, the loss curve and the final weights go;
             None writes nothing.
@@ -219,7 +219,7 @@ def train(
         raise FileExistsError(
             f"{folder} holds weights, which a new run would replace: give another folder"
         )
-    with joined(device) as processes:
+    with join_processes(device) as processes:
         words, source = processes.first_then_others(lambda: _read(text))
         start = (
             LanguageModel.from_pretrained(init_from)
@@ -290,9 +290,9 @@ def resume(
         # a stranger's checkpoint may name something that never ends
         if not text.is_file():
             raise FileNotFoundError(
-                f"the text of the run in {named(folder)} is no longer in {named(text)}: say where it is"
+                f"the text of the run in {quoted_path(folder)} is no longer in {quoted_path(text)}: say where it is"
             )
-    with joined(device) as processes:
+    with join_processes(device) as processes:
         words, source = processes.first_then_others(lambda: _read(text))
         if sha256(words.encode()) != settings.data_sha256:
             raise ValueError(
@@ -313,7 +313,7 @@ def _check_arguments(
     """Raise unless the arguments that `train` and `resume` share are of their types."""
     if not isinstance(text, str | Path | None):
         raise TypeError(
-            f"text must be a str, a Path or None, got {typed(text)}: pass the Path of a file, "
+            f"text must be a str, a Path or None, got {describe(text)}: pass the Path of a file, "
             "bytes decoded, and lines joined"
         )
     if isinstance(text, Path):
@@ -333,7 +333,7 @@ def _read(text: str | Path | None) -> tuple[str, str | None]:
     if isinstance(text, str):
         if "\n" not in text and len(text) < LONGEST_NAME and Path(text).is_file():
             raise ValueError(
-                f"text must be the text itself, got the name of a file, {shown(text)}: pass its Path"
+                f"text must be the text itself, got the name of a file, {shorten(text)}: pass its Path"
             )
         try:
             text.encode()
@@ -347,12 +347,12 @@ def _read(text: str | Path | None) -> tuple[str, str | None]:
     try:
         # A byte order mark is no character to learn, and all line ends are alike.
         return io.TextIOWrapper(
-            io.BytesIO(read_whole(text)), encoding="utf-8-sig"
+            io.BytesIO(read_file(text)), encoding="utf-8-sig"
         ).read(), source
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise ValueError(
-            f"{named(source)} must be UTF-8, got byte {byte:#04x} at position {error.start}"
+            f"{quoted_path(source)} must be UTF-8, got byte {byte:#04x} at position {error.start}"
         ) from error
 
 
@@ -486,6 +486,6 @@ def _save_loss_curve(run: Run, folder: RunFolder) -> None:
         return
     # whatever matplotlib's settings lead to, the run has ended well
     except Exception as error:
-        print(f"no {LOSS_FIGURE}: {in_a_line(str(error))}", file=sys.stderr)
+        print(f"no {LOSS_FIGURE}: {one_line(str(error))}", file=sys.stderr)
         return
     folder.write(LOSS_FIGURE, figures.svg_of(figure))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from fbt._text import well_formed
+from fbt._text import replace_surrogates
 from fbt.views.view import View, check_count
 
 Value = str | int | float
@@ -169,7 +169,7 @@ def shown(found: Any) -> dict[str, str]:
         TypeError: it is neither a text nor a figure and a text.
     """
     if isinstance(found, str):
-        return {"text": well_formed(found)}
+        return {"text": replace_surrogates(found)}
     pair = isinstance(found, tuple | list) and len(found) == 2
     if not pair or not hasattr(found[0], "savefig") or not isinstance(found[1], str):
         kind = type(found).__name__
@@ -180,4 +180,7 @@ def shown(found: Any) -> dict[str, str]:
 
     figure, text = found
     drawing = svg_of(figure).decode().replace(INK, "currentColor")
-    return {"text": well_formed(text), "figure": drawing[drawing.index("<svg") :]}
+    return {
+        "text": replace_surrogates(text),
+        "figure": drawing[drawing.index("<svg") :],
+    }

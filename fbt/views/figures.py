@@ -23,11 +23,11 @@ from fbt._checks import (
     check_items,
     check_path,
     check_values,
-    shown,
+    shorten,
     texts_in,
 )
-from fbt._files import write_whole
-from fbt._text import well_formed
+from fbt._files import write_file
+from fbt._text import replace_surrogates
 
 try:
     import matplotlib as mpl
@@ -104,8 +104,8 @@ def save_svg(figure: Figure, path: str | Path) -> None:
     """Write a figure as SVG, whole or not at all, and close it."""
     check_path("path", path)
     if not Path(path).name:
-        raise ValueError(f"path must be that of a file, got {shown(path)}")
-    write_whole(path, svg_of(figure))
+        raise ValueError(f"path must be that of a file, got {shorten(path)}")
+    write_file(path, svg_of(figure))
 
 
 def loss_curves(
@@ -124,11 +124,11 @@ def loss_curves(
     check_choice("over", over, ("step", "seconds"))
     check_instance("runs", runs, Mapping)
     for name, metrics in runs.items():
-        check_items(f"runs[{shown(name)}]", metrics, Mapping)
+        check_items(f"runs[{shorten(name)}]", metrics, Mapping)
         missing = [metric for metric in metrics if over not in metric]
         if missing:
             raise ValueError(
-                f"runs[{shown(name)}] must have {over!r} in each metric, got {shown(missing[0])}"
+                f"runs[{shorten(name)}] must have {over!r} in each metric, got {shorten(missing[0])}"
             )
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots()
@@ -229,7 +229,9 @@ def _sign(character: str) -> str:
     }
     return signs.get(
         character,
-        chr(0x2400 + ord(character)) if character < " " else well_formed(character),
+        chr(0x2400 + ord(character))
+        if character < " "
+        else replace_surrogates(character),
     )
 
 
@@ -271,7 +273,7 @@ def layer_weights_over_time(
         or len(min(shapes)) != 1
         or not rows[0].numel()
     ):
-        found = shown([list(row.shape) for row in rows])
+        found = shorten([list(row.shape) for row in rows])
         raise ValueError(
             f"weights must be a vector for each of {len(steps)} steps, got {found}"
         )
@@ -328,11 +330,11 @@ def cost_against_length(
     check_instance("unit", unit, str)
     check_instance("ylabel", ylabel, str)
     for name, values in costs.items():
-        check_items(f"costs[{shown(name)}]", values, Real)
+        check_items(f"costs[{shorten(name)}]", values, Real)
         if len(values) != len(lengths):
             found = f"got {len(values)}"
             raise ValueError(
-                f"costs[{shown(name)}] must have {len(lengths)} values like lengths, {found}"
+                f"costs[{shorten(name)}] must have {len(lengths)} values like lengths, {found}"
             )
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fbt._checks import check_instance, check_int
 from fbt.language_model import LanguageModel
-from fbt.views.trace import made_of, trace
+from fbt.views.trace import memory_shares, trace
 from fbt.views.view import (
     View,
     check_count,
@@ -26,9 +26,9 @@ class Snapshot(NamedTuple):
 
 
 def snapshot(model: LanguageModel, tokens: Tensor) -> Snapshot:
-    """Look into the memory of a model that reads tokens [T]; see `fbt.views.trace.made_of`."""
+    """Look into the memory of a model that reads tokens [T]; see `fbt.views.trace.memory_shares`."""
     read = trace(model, tokens)
-    return Snapshot(read.mixture, made_of(read))
+    return Snapshot(read.mixture, memory_shares(read))
 
 
 class MemoryExplorer(View):

@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from fbt._checks import check_bool, typed
+from fbt._checks import check_bool, describe
 from fbt._repository import BRANCH, URL
 
 PACKAGE = Path(__file__).parents[1]
@@ -88,5 +88,5 @@ def show(obj: Any, *, docstring: bool = True) -> Source:
         return Source(inspect.unwrap(obj) if callable(obj) else obj, docstring)
     except (TypeError, OSError) as error:
         raise TypeError(
-            f"obj must be a class, function, method or module of Python code, got {typed(obj)}"
+            f"obj must be a class, function, method or module of Python code, got {describe(obj)}"
         ) from error

@@ -69,7 +69,7 @@ def trace(model: LanguageModel, tokens: Tensor) -> Trace:
         return Trace(outputs, mixture @ outputs, mixture, keys, values, weights[:, 0])
 
 
-def made_of(read: Trace) -> Tensor:
+def memory_shares(read: Trace) -> Tensor:
     """What each memory vector is made of: shares [T, L + 1] of the embedding and of what each layer added.
 
     With x^l = x^(l-1) + delta^l, m = x^0 + sum_k c_k delta^k, where c_k is the sum of

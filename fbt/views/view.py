@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from fbt._checks import check_instance
-from fbt._text import in_a_line, well_formed
+from fbt._text import one_line, replace_surrogates
 
 HERE = files("fbt.views")
 
@@ -38,14 +38,14 @@ class View:
         self, name: str, data: dict[str, Any], start: dict[str, int], text: str
     ) -> None:
         check_instance("text", text, str)
-        self._name, self._start, self._text = name, start, well_formed(text)
+        self._name, self._start, self._text = name, start, replace_surrogates(text)
         try:
             written = json.dumps(data, ensure_ascii=False)
         except (TypeError, ValueError) as error:
             raise TypeError(
-                f"data must be made of what JSON holds: {in_a_line(str(error))}"
+                f"data must be made of what JSON holds: {one_line(str(error))}"
             ) from error
-        self._data: dict[str, Any] = json.loads(well_formed(written))
+        self._data: dict[str, Any] = json.loads(replace_surrogates(written))
         self._widget: Any = None
 
     def _now(self, name: str) -> int:

@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 
 from fbt._checks import check_bool, check_instance, check_int, check_real
-from fbt._files import named, naming
-from fbt._text import made_of, parsed
+from fbt._files import errors_about, quoted_path
+from fbt._text import dataclass_from, parse_json
 from fbt._weights import (
-    Entry,
     Shape,
+    TensorInfo,
     check_sizes,
     check_tensors,
     check_weights,
-    part_of,
-    reading,
+    reading_tensors,
     serialise,
+    without_prefix,
 )
 from fbt.config import Config
 from fbt.data import CharTokenizer
@@ -36,10 +36,10 @@ from fbt.language_model import (
     CHECKPOINT_PART,
     LanguageModel,
     check_tokenizer,
-    shapes_of,
+    weight_shapes,
 )
-from fbt.recipe import Recipe
 from fbt.state import State
+from fbt.training.recipe import Recipe
 
 PARTS = (CHECKPOINT_PART, "state.", "optimizer.", "best.")
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter
@@ -77,7 +77,7 @@ class Fingerprint:
         Raises:
             TypeError, ValueError: if a field is missing, unknown or not allowed.
         """
-        return made_of("metrics", cls, parsed("metrics", text))
+        return dataclass_from("metrics", cls, parse_json("metrics", text))
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Settings:
                 out of range.
         """
         check_instance("text", text, str)
-        values = parsed("settings", text)
+        values = parse_json("settings", text)
         check_instance("settings", values, dict)
         parts: tuple[tuple[str, type[Config] | type[Recipe]], ...] = (
             ("config", Config),
@@ -129,8 +129,8 @@ class Settings:
         )
         for name, kind in parts:
             if name in values:
-                values[name] = made_of(name, kind, values[name])
-        return made_of("settings", cls, values)
+                values[name] = dataclass_from(name, kind, values[name])
+        return dataclass_from("settings", cls, values)
 
     def differences(self, other: "Settings") -> list[str]:
         """The settings in which two runs differ, as "name: this value, that value"."""
@@ -233,7 +233,7 @@ def checkpoint_bytes(
 
 def _step(text: str, high: int | None = None) -> int:
     """The step from its text in the metadata, at most `high`."""
-    step: int = parsed("step", text)
+    step: int = parse_json("step", text)
     check_int("step", step, low=0, high=high)
     return step
 
@@ -274,23 +274,25 @@ class Checkpoint:
         path = folder / CHECKPOINT_FILE
         if not path.exists():
             raise FileNotFoundError(
-                f"no {CHECKPOINT_FILE} in {named(folder)}: there is no run to resume"
+                f"no {CHECKPOINT_FILE} in {quoted_path(folder)}: there is no run to resume"
             )
-        with reading(path, "checkpoint") as file:
+        with reading_tensors(path, "checkpoint") as file:
             settings = Settings.from_json(file.text("settings"))
             step = _step(file.text("step"), high=settings.recipe.steps)
             metrics = Fingerprint.from_json(file.text("metrics"))
             tokenizer = CharTokenizer.from_vocabulary(
-                parsed("vocabulary", file.text("vocabulary"))
+                parse_json("vocabulary", file.text("vocabulary"))
             )
             check_tokenizer(tokenizer, settings.config)
-            check_weights(file.tensors, shapes_of(settings.config), CHECKPOINT_PART)
+            check_weights(
+                file.tensors, weight_shapes(settings.config), CHECKPOINT_PART
+            )
             check_tensors(
                 file.tensors, _state_shapes(settings, step, file.tensors), "state."
             )
             best = _best(file.metadata.get("best"), step)
             if best is not None and best.step != step:
-                check_tensors(file.tensors, shapes_of(settings.config), "best.")
+                check_tensors(file.tensors, weight_shapes(settings.config), "best.")
             else:
                 check_tensors(file.tensors, (), "best.")
             if unknown := [
@@ -300,7 +302,7 @@ class Checkpoint:
                     f"its tensors must be named {'*, '.join(PARTS)}*, got {unknown[0]!r}"
                 )
             weights, moments = (
-                part_of(file.tensors, part)
+                without_prefix(file.tensors, part)
                 for part in (CHECKPOINT_PART, "optimizer.")
             )
             if _numbers(moments) > 2 * _numbers(weights) + len(weights):
@@ -317,7 +319,7 @@ class Checkpoint:
             tensors = dict(file.read())
         if best is not None:
             part = "best." if best.step != step else CHECKPOINT_PART
-            best.weights.update(part_of(tensors, part))
+            best.weights.update(without_prefix(tensors, part))
         return cls(path, step, settings, metrics, tokenizer.vocabulary, tensors, best)
 
     def restore(
@@ -331,17 +333,17 @@ class Checkpoint:
         Raises:
             ValueError: the moments are not those of the optimizer's parameters.
         """
-        weights = part_of(self.tensors, CHECKPOINT_PART)
+        weights = without_prefix(self.tensors, CHECKPOINT_PART)
         model.to(weights["token_embedding.weight"].dtype).load_state_dict(weights)
         moments: dict[int, dict[str, Tensor]] = {}
-        with naming(self.path, "checkpoint"):
+        with errors_about(self.path, "checkpoint"):
             for name, value in self._moments(optimizer).items():
                 index, kind = name.split(".")
                 moments.setdefault(int(index), {})[kind] = value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
         state = {
             name: value.to(device)
-            for name, value in part_of(self.tensors, "state.").items()
+            for name, value in without_prefix(self.tensors, "state.").items()
         }
         if not state:
             return None
@@ -357,7 +359,7 @@ class Checkpoint:
         Raises:
             ValueError: they are others, or have seen more steps than there were.
         """
-        moments = part_of(self.tensors, "optimizer.")
+        moments = without_prefix(self.tensors, "optimizer.")
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         present = {name.partition(".")[0] for name in moments}
         expected = [
@@ -386,7 +388,7 @@ def _best(text: str | None, step: int) -> Best | None:
     """
     if text is None:
         return None
-    values = parsed("best", text)
+    values = parse_json("best", text)
     check_instance("best", values, dict)
     best = Best(**values, weights={})
     check_int("step of the best evaluation", best.step, low=1, high=step)
@@ -395,12 +397,12 @@ def _best(text: str | None, step: int) -> Best | None:
     return best
 
 
-def _numbers(tensors: Mapping[str, Entry]) -> int:
+def _numbers(tensors: Mapping[str, TensorInfo]) -> int:
     return sum(tensor.numel() for tensor in tensors.values())
 
 
 def _state_shapes(
-    settings: Settings, step: int, found: Mapping[str, Entry]
+    settings: Settings, step: int, found: Mapping[str, TensorInfo]
 ) -> Iterator[tuple[str, Shape]]:
     """Names and shapes of the carried memory after a step; how long it is, up to the span, the file says."""
     config, recipe = settings.config, settings.recipe
