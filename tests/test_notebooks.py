@@ -11,12 +11,14 @@ Figures. A cell draws at most one figure, as an SVG, and describes it in its met
 Exercises. At least three per chapter, numbered CHAPTER.NUMBER. Each has three cells
 with {"fbt": {"exercise": "2.1"}} in their metadata, in this order: a code cell tagged
 `exercise`, the stub, which runs as it is; a code cell tagged `exercise-check`, which
-never raises and prints a line that begins "Not yet:" or "Correct:"; a markdown cell
-tagged `solution`, a <details> block with one ```python fence that replaces the whole
-stub. What the check or the solution needs is in cells tagged `setup`, which are cheap
-and need no other cell. A test runs the setup cells and, for each exercise, the stub
-and its check, which must print "Not yet", and the solution and its check, which must
-print "Correct".
+never raises and prints a line that begins "Not yet:" or "Correct:", or nothing while
+the stub is untouched; a markdown cell tagged `solution`, a <details> block with one
+```python fence that replaces the whole stub. What the check or the solution needs is
+in cells tagged `setup`, which are cheap and need no other cell. Tests run the setup
+cells, then each stub, solution, and answer of tests/answers.py with its check.
+
+Repeated cells. A chapter runs alone, so it repeats what the reader built in earlier
+ones, in cells with {"fbt": {"same": "layer"}} in their metadata. They must be equal.
 """
 
 import itertools
@@ -28,6 +30,7 @@ import notebooks
 import pytest
 import repo
 import yaml
+from answers import ANSWERS
 from fbt_about import minutes
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from notebooks import chapters, execute, executed, exercise_of, read, tags
@@ -266,11 +269,45 @@ def test_checks_reject_the_stubs_and_accept_the_solutions(path):
         for number, before, after in zip(
             found, answers[1::4], answers[3::4], strict=True
         )
-        if not before.startswith("Not yet:")
+        if (before and not before.startswith("Not yet:"))
         or "Correct:" in before
         or not after.startswith("Correct:")
     }
     assert not wrong
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_checks_judge_other_answers(path):
+    found = {n: cells for n, cells in exercises(path).items() if n in ANSWERS}
+    setup = [cell for cell in read(path).cells if "setup" in tags(cell)]
+    cells, expected = [new_code_cell(cell.source) for cell in setup], []
+    for number, (stub, check, _) in found.items():
+        wrong, right = ANSWERS[number]
+        assert len(wrong) >= 2 and right, number
+        for answer, hint in [*wrong.items(), *((answer, None) for answer in right)]:
+            sources = (stub.source, answer, check.source)
+            cells += [new_code_cell(source) for source in sources]
+            expected.append((number, answer, hint))
+    run = execute(new_notebook(cells=cells, metadata=NOTEBOOK_METADATA), path.stem)
+    assert run.error is None, run.error
+    verdicts = [printed(cell) for cell in run.notebook.cells[len(setup) + 2 :: 3]]
+    misjudged = [
+        (number, answer, hint, verdict)
+        for (number, answer, hint), verdict in zip(expected, verdicts, strict=True)
+        if (hint is None) != verdict.startswith("Correct")
+        or (hint is not None and hint not in verdict)
+    ]
+    assert not misjudged
+
+
+def test_repeated_cells_are_equal():
+    versions: dict[str, set[str]] = {}
+    for path in CHAPTERS:
+        for cell in code(path):
+            if name := cell.metadata.get("fbt", {}).get("same"):
+                versions.setdefault(name, set()).add(cell.source)
+    assert versions
+    assert not [name for name, sources in versions.items() if len(sources) > 1]
 
 
 def test_exercises_state_minutes_and_difficulty():

@@ -44,6 +44,8 @@ INK = "#757575"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 DASHES = ("-", "--", "-.", ":")
 HEAT = "cividis"
+# One colour and one dash for each kind of model, in every figure of the book.
+MODELS = ("parallel", "feedback", "shared-kv", "LSTM")
 CHARACTER = 0.11  # inches that a character needs on an axis to be read
 
 STYLE: dict[Any, Any] = {
@@ -84,6 +86,17 @@ def use_book_style() -> None:
     except ImportError:  # not in a notebook
         return
     set_matplotlib_formats("svg")
+
+
+def style_of(model: str) -> dict[str, str]:
+    """Return the colour and the dash of a kind of model, as arguments for `Axes.plot`.
+
+    Raises:
+        ValueError: if `model` is not one of `MODELS`.
+    """
+    check_choice("model", model, MODELS)
+    index = MODELS.index(model)
+    return {"color": COLOURS[index], "linestyle": DASHES[index]}
 
 
 def svg_of(figure: Figure) -> bytes:

@@ -1,0 +1,65 @@
+"""Tables of results: aligned text, escaped HTML, rows that arrive later."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from fbt.views.table import Table
+
+
+def example():
+    return Table("model", "accuracy", rows=[["one <b>", "7%"], ["feedback", "100%"]])
+
+
+def test_text_is_aligned_and_numbers_are_on_the_right():
+    assert repr(example()).splitlines() == [
+        "model     accuracy",
+        "one <b>         7%",
+        "feedback      100%",
+    ]
+
+
+@pytest.mark.parametrize(
+    "value", ["3", "-1.5", "1,000", "2e-16", "12.3 ms", "99 %", "99%", "1.2e+09"]
+)
+def test_columns_of_numbers_are_aligned_on_the_right(value):
+    html = Table("a", "b", rows=[["text", value]])._repr_html_()
+    assert f'<td style="text-align: right">{value}</td>' in html
+    assert '<td style="text-align: left">text</td>' in html
+
+
+def test_a_column_with_text_is_aligned_on_the_left():
+    html = Table("a", rows=[["3"], ["three"]])._repr_html_()
+    assert "right" not in html
+
+
+def test_html_is_escaped():
+    html = example()._repr_html_()
+    assert "one &lt;b&gt;" in html and "<b>" not in html
+
+
+def test_shown_table_is_updated_with_each_row(monkeypatch):
+    shown = []
+    handle = SimpleNamespace(update=lambda table: shown.append(repr(table)))
+    display = SimpleNamespace(display=lambda table, display_id: handle)
+    fake = SimpleNamespace(get_ipython=lambda: object(), display=display)
+    monkeypatch.setitem(sys.modules, "IPython", fake)
+    table = Table("n").show()
+    table.add(1)
+    table.add(2)
+    assert shown == ["n\n1", "n\n1\n2"]
+
+
+def test_without_a_notebook_show_returns_the_table(monkeypatch):
+    monkeypatch.delitem(sys.modules, "IPython", raising=False)
+    table = Table("n").show()
+    table.add(1)
+    assert repr(table) == "n\n1"
+
+
+def test_rows_of_another_length_are_refused():
+    with pytest.raises(ValueError, match=r"row must have 2 values, got 1"):
+        example().add("three")
+    with pytest.raises(ValueError, match=r"at least 1 column, got 0"):
+        Table()
