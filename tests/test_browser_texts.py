@@ -10,11 +10,13 @@ import fbt
 from fbt.views import figures
 from fbt.views.choices import Choices
 from fbt.views.memory import MemoryExplorer, Snapshot
-from fbt.views.recurrence import LONGEST, RecurrenceExplorer
+from fbt.views.recurrence import MAX_STEPS, RecurrenceExplorer
 from fbt.views.trace import trace
 from fbt.views.view import View
 
-PARTS = [list(ODD)[start : start + LONGEST] for start in range(0, len(ODD), LONGEST)]
+PARTS = [
+    list(ODD)[start : start + MAX_STEPS] for start in range(0, len(ODD), MAX_STEPS)
+]
 TEXTS = "all => all.map((part) => part.textContent)"
 
 
