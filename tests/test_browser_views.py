@@ -157,7 +157,7 @@ def test_the_recurrence_goes_moment_by_moment(window):
     )
     assert "the memory vector is mixed" in said[layers + 1]
     assert "its key and value are made" in said[layers + 2]
-    assert "layer 1 asks" in said[layers + 4]
+    assert "layer 1 attends" in said[layers + 4]
     assert "step 1 100 %" in said[layers + 4]  # there is no other to read
     shares = READ.weights.mean(1)[1, 2, :2]
     for _ in range(2):
@@ -170,7 +170,7 @@ def test_the_recurrence_goes_moment_by_moment(window):
     # from the layer below, and two memories
     assert view.locator(".fbt-links path").count() == 1 + 2
     view.get_by_role("button", name="back").click()
-    assert "layer 1 asks" in words.text_content()
+    assert "layer 1 attends" in words.text_content()
 
 
 def test_choices_show_the_result_of_what_is_chosen(window):
