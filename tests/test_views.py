@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 from exact import SIZES, model, some_tokens
-from front_ends import CELLS, WIDGET, attach, shown_to_a_person
+from front_ends import CELLS, WIDGET, attach, outputs_for_user
 
 import fbt
 from fbt.views.choices import MAX_RESULTS, Choices
@@ -253,7 +253,7 @@ def test_recurrence_explorer_names_wrong_field(field):
 
 
 def test_jupyterlab_gets_widgets():
-    outputs = shown_to_a_person()
+    outputs = outputs_for_user()
     assert len(outputs) == len(CELLS) - 1
     for output in outputs:
         assert {"text/plain", "text/html", WIDGET} <= output.keys()
