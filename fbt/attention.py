@@ -53,13 +53,12 @@ class RelativeTerms(nn.Module):
 
     def __init__(self, config: Config, distances: range) -> None:
         super().__init__()
-        heads, width = config.n_heads, config.d_head
+        heads, rows, width = config.n_heads, len(distances), config.d_head
         slopes = 64 ** -torch.linspace(0, 1, heads)
-        steps_back = torch.arange(len(distances) - 1, -1, -1)
+        steps_back = torch.arange(rows - 1, -1, -1)
         # e^-32 is negligible; weights below e^-87 are subnormal, and slow on a CPU.
         penalty = (slopes[:, None] * steps_back).clamp(max=32)
-        # E
-        self.key_embedding = nn.Parameter(torch.zeros(heads, len(distances), width))
+        self.key_embedding = nn.Parameter(torch.zeros(heads, rows, width))  # E
         self.key_bias = nn.Parameter(-penalty * width**0.5)  # s
         self.query_bias = nn.Parameter(torch.zeros(heads, width))  # u
 

@@ -213,18 +213,15 @@ class FeedbackBody(nn.Module):
                 trace.append(weights)
         # Clones: the state then keeps only its own memory alive, and writing to it
         # cannot change tensors that backward needs.
-        windows = zip(
-            *((keys.window(), values.window()) for keys, values in stacks),
-            strict=True,
+        after = State(
+            *(
+                tuple(stack.window().clone() for stack in kind)
+                for kind in zip(*stacks, strict=True)
+            )
         )
-        after = State(*(tuple(window.clone() for window in kind) for kind in windows))
-        return (
-            torch.cat(tops, dim=1),
-            after,
-            _assemble(trace, 0 if state is None else state.length)
-            if need_weights
-            else None,
-        )
+        past = 0 if state is None else state.length
+        all_weights = _assemble(trace, past) if need_weights else None
+        return torch.cat(tops, dim=1), after, all_weights
 
     def layer_weights(self) -> Tensor:
         """Return the mixture w, [L + 1], with the dtype and device of the body."""
