@@ -38,24 +38,26 @@ def findings_on(
     window.complaints.clear()
     window.goto(address)
     window.page.evaluate(AXE_SCRIPT)
-    found = {
+    faults = {
         "untypeset": window.page.evaluate(UNTYPESET),
         "unreadable": [],
         "sideways": [],
     }
     for width in WIDTHS:
         window.page.set_viewport_size({"width": width, "height": 900})
-        found["unreadable"] += [f"{width} px: {text}" for text in window.unreadable()]
+        faults["unreadable"] += [
+            f"{width} px: {text}" for text in window.unreadable()
+        ]
         if pixels := window.page.evaluate(SIDEWAYS):
-            found["sideways"].append(f"{pixels} px at {width} px")
-    found["inaccessible"] = []
+            faults["sideways"].append(f"{pixels} px at {width} px")
+    faults["inaccessible"] = []
     for width, width_rules in reversed([*zip(WIDTHS, rules, strict=True)]):
         window.page.set_viewport_size({"width": width, "height": 900})
         if width_rules != []:
             window.page.wait_for_function(SETTLED)
             violations = window.page.evaluate(ACCESSIBLE, width_rules)
-            found["inaccessible"] += [f"{width} px: {text}" for text in violations]
-    return found | {
+            faults["inaccessible"] += [f"{width} px: {text}" for text in violations]
+    return faults | {
         "complaints": list(window.complaints),
         "outside": window.outside(home),
     }
@@ -66,7 +68,7 @@ def wrong(request, chromium, site):
     """Return faults by kind and page; each page is opened once."""
     theme, rules = WAYS[request.param]
     home = {"http": site, "file": HTML.as_uri()}[request.param]
-    found: dict[str, dict[str, list[str]]] = defaultdict(dict)
+    faults: dict[str, dict[str, list[str]]] = defaultdict(dict)
     assert built_pages(), "there is no book: run `make book` first"
     with watched(chromium, theme=theme) as window:
         for page in built_pages():
@@ -75,8 +77,8 @@ def wrong(request, chromium, site):
                 window, f"{home}/{name}", home, rules
             ).items():
                 if findings:
-                    found[kind][name] = findings
-    return found
+                    faults[kind][name] = findings
+    return faults
 
 
 def test_pages_load_nothing_from_other_hosts(wrong):

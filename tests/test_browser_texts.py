@@ -1,4 +1,4 @@
-"""Pages show all texts of views as text, completely, and run no part of them."""
+"""Pages show all texts of views as text, completely, and never run them."""
 
 import matplotlib.pyplot as plt
 import pytest

@@ -42,29 +42,29 @@ def state_of(view: View) -> dict:
 @pytest.mark.parametrize("variant", ["feedback", "shared-kv"])
 @pytest.mark.parametrize("length", [1, T])
 def test_trace_equals_model(variant, length):
-    reader, tokens = model_of(variant), text_of(length)
-    read = trace(reader, tokens)
+    net, tokens = model_of(variant), text_of(length)
+    read = trace(net, tokens)
     assert read.outputs.shape == (length, L + 1, D)
-    torch.testing.assert_close(read.outputs[:, 0], reader.token_embedding(tokens))
-    top = reader.norm(read.outputs[:, -1])
-    torch.testing.assert_close(reader.head(top), reader(tokens[None])[0])
-    memory = reader.body.memory.norm(read.memory)
-    for cache, project in enumerate(reader.body.key_values):
+    torch.testing.assert_close(read.outputs[:, 0], net.token_embedding(tokens))
+    top = net.norm(read.outputs[:, -1])
+    torch.testing.assert_close(net.head(top), net(tokens[None])[0])
+    memory = net.body.memory.norm(read.memory)
+    for cache, project in enumerate(net.body.key_values):
         torch.testing.assert_close(read.keys[cache], project.key(memory))
         torch.testing.assert_close(read.values[cache], project.value(memory))
-    torch.testing.assert_close(read.weights, reader.attention(tokens[None])[:, 0])
-    assert not reader.body.memory._forward_pre_hooks
+    torch.testing.assert_close(read.weights, net.attention(tokens[None])[:, 0])
+    assert not net.body.memory._forward_pre_hooks
 
 
 @pytest.mark.parametrize("backend", ["auto", "sequence", "reference"])
 def test_trace_ignores_training_mode_and_backend(backend):
-    reader, tokens = model_of("shared-kv", dropout=0.5), text_of(T)
-    expected = trace(reader.eval(), tokens)
-    reader.backend = backend
-    reader.train()
-    for value, expected_value in zip(trace(reader, tokens), expected, strict=True):
+    net, tokens = model_of("shared-kv", dropout=0.5), text_of(T)
+    expected = trace(net.eval(), tokens)
+    net.backend = backend
+    net.train()
+    for value, expected_value in zip(trace(net, tokens), expected, strict=True):
         assert torch.equal(value, expected_value)
-    assert reader.training
+    assert net.training
 
 
 def test_memory_shares_sum_to_one():
@@ -94,9 +94,9 @@ def test_trace_refuses_parallel_models_and_long_texts():
 
 
 def test_memory_explorer_shows_snapshots():
-    reader, tokens = model_of(), text_of()
+    net, tokens = model_of(), text_of()
     snapshots = {
-        0: snapshot(reader, tokens),
+        0: snapshot(net, tokens),
         20: Snapshot(torch.eye(L + 1)[0], torch.full((T, L + 1), 1 / (L + 1))),
     }
     explorer = MemoryExplorer(list("a\nb<&>c"), snapshots, query=3)
@@ -111,7 +111,7 @@ def test_memory_explorer_shows_snapshots():
     first = state["data"]["moments"][0]
     expected = [
         [round(1000 * share) for share in row]
-        for row in memory_shares(trace(reader, tokens)).tolist()
+        for row in memory_shares(trace(net, tokens)).tolist()
     ]
     assert first["shares"] == expected
     assert sum(first["mixture"]) == pytest.approx(1000, abs=2)
