@@ -1,16 +1,16 @@
-r"""Attention over a memory with relative terms, and the feed-forward block: the parts every body is made of.
+r"""Attention with relative terms, and the feed-forward block.
 
 Shapes: B sequences, T queries, J keys, H heads of width D, $d = H D$.
 
 $$
-\mathrm{score}_j &= \big( (q + u) \cdot K_j + q \cdot E_{t-j} + s_{t-j} \big) / \sqrt D \\
+\mathrm{score}_j
+  &= \big( (q + u) \cdot K_j + q \cdot E_{t-j} + s_{t-j} \big) / \sqrt D \\
 o &= \sum_j \mathrm{softmax}(\mathrm{score})_j \, V_j
 $$
 
-The same function serves a whole sequence (T queries at once, the parallel body) and
-one step (T = 1, the feedback bodies): only the number of queries differs. The
-relative terms are those of Transformer-XL (Dai et al. 2019, section 3.3) with learned
-tables in place of sinusoids.
+The parallel body attends with all T queries at once, the feedback bodies with one
+query per step (T = 1). The relative terms follow Transformer-XL (Dai et al. 2019,
+section 3.3), with learned tables instead of sinusoids.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,48 +24,56 @@ from torch import Tensor, nn
 from fbt._checks import is_traced
 from fbt.config import Config
 
-# the most queries whose scores are computed at once where nobody needs them
+# Longer sequences are computed in blocks, unless their weights are returned.
 LONG = 1024
-# queries of a block; twice and half as many take longer, at spans from 8 to 1024
+# Queries per block: 64 and 256 are slower, at spans from 8 to 1024.
 BLOCK = 128
 
 
 class RelativeTerms(nn.Module):
-    """The learned terms that depend on distance: E (key embedding), s (key bias) and u (query bias).
+    """Learned relative terms: E (key embedding), s (key bias) and u (query bias).
 
-    The tables have one row per distance, oldest first, so that the last J rows line
-    up with the last J keys and a step needs a slice, not a gather.
+    E and s are tables with one row per distance, the largest distance first. The last
+    J rows therefore belong to the last J keys, and a step takes a slice, not a
+    gather.
 
-    E and u start at zero; s starts as a penalty on distance, as in ALiBi (Press et
-    al. 2022): each step further back costs a score its head's slope, from 1 in the
-    first head to 1/64 in the last, up to 32 in all. The table holds sqrt(D) times
-    that, since scores are divided by it. Were s zero, attention would start as a mean
-    over the span, and a mean of many memories passes hardly any state on.
+    E and u start at zero. s starts as a penalty on distance, as in ALiBi (Press et
+    al. 2022): each step further back lowers a score by the head's slope, which falls
+    from 1 in the first head to 1/64 in the last; the penalty is at most 32. It is
+    stored times sqrt(D), because scores are divided by sqrt(D). If s started at zero,
+    attention would start as a mean over the span, and a mean of many memories passes
+    on hardly any state.
 
     Args:
-        config: gives H and D.
-        distances: the distances there are rows for; row i holds distance
-            `distances.stop - 1 - i`. Feedback bodies use range(1, S + 1): a step
-            never sees itself. A parallel body uses range(S + 1).
+        config: provides H and D.
+        distances: the distances of the rows; row i belongs to distance
+            `distances.stop - 1 - i`. Feedback bodies use range(1, S + 1), because a
+            step never sees itself; the parallel body uses range(S + 1).
     """
 
     def __init__(self, config: Config, distances: range) -> None:
         super().__init__()
-        heads, width = config.n_heads, config.d_head
+        heads, rows, width = config.n_heads, len(distances), config.d_head
         slopes = 64 ** -torch.linspace(0, 1, heads)
-        further = torch.arange(len(distances) - 1, -1, -1)  # than the newest key
-        # A weight of e^-32 is nothing, but one below e^-87 is subnormal, and slow on
-        # a CPU.
-        penalty = (slopes[:, None] * further).clamp(max=32)
-        # E
-        self.key_embedding = nn.Parameter(torch.zeros(heads, len(distances), width))
+        steps_back = torch.arange(rows - 1, -1, -1)
+        # e^-32 is negligible; weights below e^-87 are subnormal, and slow on a CPU.
+        penalty = (slopes[:, None] * steps_back).clamp(max=32)
+        self.key_embedding = nn.Parameter(torch.zeros(heads, rows, width))  # E
         self.key_bias = nn.Parameter(-penalty * width**0.5)  # s
         self.query_bias = nn.Parameter(torch.zeros(heads, width))  # u
 
 
 def distance_scores(query: Tensor, table: Tensor) -> Tensor:
-    """Each query times each row of a table, q . E_r: [B, H, T, D] and [H, n, D] -> [B, H, T, n]."""
-    # [H, B T, D]: one matrix product for each head
+    """Multiply each query by each row of a table: q . E_r.
+
+    Args:
+        query: [B, H, T, D].
+        table: [H, n, D].
+
+    Returns:
+        [B, H, T, n].
+    """
+    # [H, B T, D]: one matrix product per head
     by_head = query.transpose(0, 1).flatten(1, 2)
     return (
         (by_head @ table.transpose(-1, -2))
@@ -75,34 +83,33 @@ def distance_scores(query: Tensor, table: Tensor) -> Tensor:
 
 
 def skew(by_distance: Tensor, keys: int | None = None) -> Tensor:
-    """Turn scores indexed by distance into scores indexed by key; what falls outside the span is -inf.
+    """Turn scores indexed by distance into scores indexed by key.
 
-    Query t sees keys t..t+n-1 of the result, the oldest first: entry [t, t + c] is
-    `by_distance[t, c]`. Padding each row with T entries of -inf and reading the same
-    numbers in rows one shorter does just that, because every row then starts one
-    place further to the left. The padding is the mask.
+    Entry [t, t + c] of the result is `by_distance[t, c]`; entries outside the span
+    are -inf. To compute it, pad each row with T entries of -inf and read the same
+    numbers in rows one shorter: each row then lands one column further to the right
+    than the row above it, and the padding becomes the mask.
 
-    With fewer columns the padding is shorter and the reading starts later. What falls
-    off the left of a row then turns up right of the newest key that the query above
-    it sees. The caller has to mask it.
+    With fewer `keys`, the padding is shorter and reading starts later. Scores that do
+    not fit on the left of a row then appear at the right end of the row above, after
+    the newest key its query may see. The caller must mask them.
 
     Args:
         by_distance: [..., T, n], one column per distance, the largest distance first.
-        keys: how many columns to return, the last ones, at least n - 1; None for all
-            n + T - 1.
+        keys: how many columns to return, counted from the right, at least n - 1; None
+            returns all n + T - 1.
 
     Returns:
         [..., T, keys].
     """
     *_, length, n = by_distance.shape
     keys = n + length - 1 if keys is None else keys
-    padding, start = keys + 1 - n, n + length - 1 - keys
+    padding, skipped = keys + 1 - n, n + length - 1 - keys
     if padding:
         by_distance = F.pad(by_distance, (0, padding), value=-torch.inf)
-    # Split, since the backward of a slice would first fill a tensor of this size with
-    # zeros.
+    # Not a slice: its backward would fill a tensor of this size with zeros.
     _, rows, _ = by_distance.flatten(-2).split(
-        (start, length * keys, padding), dim=-1
+        (skipped, length * keys, padding), dim=-1
     )
     return rows.unflatten(-1, (length, keys))
 
@@ -114,41 +121,39 @@ def attend(
     relative: RelativeTerms,
     dropout: float | nn.Module = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Attend from T queries to J keys, each query over the span that ends at its own newest key.
+    """Attend from T queries to J keys, each query to the keys of its span.
 
-    The last key is the newest that the last query may see; query t may see keys up to
-    t - T + 1 places before it. How far back a query reaches is the number of rows in
-    the tables of `relative`.
+    Query t sees keys up to J - T + t, so the last query sees the last key. It sees at
+    most as many keys as the tables of `relative` have rows.
 
     Args:
         query: [B, H, T, D].
         keys: [B, H, J, D], J >= T.
         values: [B, H, J, D].
-        relative: the tables; see `RelativeTerms`.
-        dropout: probability of dropping an attention weight, or a module that drops
-            them.
+        relative: the relative terms.
+        dropout: probability of dropping an attention weight, or a module that does
+            the dropping.
 
     Returns:
-        The attended values [B, H, T, D] and the attention weights [B, H, T, J] before
-        dropout.
+        The attended values [B, H, T, D], and the attention weights [B, H, T, J]
+        before dropout.
     """
     length, count, scale = query.shape[-2], keys.shape[-2], query.shape[-1] ** -0.5
     query = query * scale
     s = scale * relative.key_bias[:, None, -count:]
-    if length == 1:  # the distances are the keys
+    if length == 1:  # one query: distances and keys are the same columns
         position = distance_scores(query, relative.key_embedding[:, -count:])
     else:
-        # The skew to J keys takes J + 1 rows: the last ones of E, zeros before them
-        # where E has fewer.
+        # The skew to J keys needs J + 1 rows: the last ones of E, padded with zeros.
         E = F.pad(
             relative.key_embedding,
             (0, 0, count + 1 - relative.key_embedding.shape[1], 0),
         )
         position = skew(distance_scores(query, E), count)
-        # by itself small: skewed in full, it is the mask
+        # s has no batch axis, so a full skew is cheap; it supplies the mask.
         s = skew(s.expand(-1, length, -1))[..., -count:]
     scores = (query + scale * relative.query_bias[:, None]) @ keys.transpose(-1, -2)
-    scores += position  # in place, since memory of this size costs more than the sum
+    scores += position  # in place: allocating costs more than adding
     scores += s
     weights = torch.softmax(scores, dim=-1)
     if isinstance(dropout, nn.Module):
@@ -161,15 +166,15 @@ def attend(
 def dropout_mask_(
     x: Tensor, dropout: float, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Fill x with the factors of dropout, 0 or 1 / (1 - dropout), and return it.
+    """Fill x with a dropout mask, entries 0 or 1 / (1 - dropout), and return it.
 
-    On a CPU, `F.dropout` draws the same factors from a generator in the same state.
+    On a CPU, `F.dropout` draws the same mask from a generator in the same state.
 
     Args:
-        x: a tensor shaped and laid out like the one to be multiplied; its values do
-            not matter.
+        x: a tensor with the shape and layout of the one to be masked; its values are
+            overwritten.
         dropout: probability of a 0.
-        generator: source of randomness; None is torch's global generator.
+        generator: source of randomness; None means torch's global generator.
     """
     return x.bernoulli_(1 - dropout, generator=generator).div_(1 - dropout)
 
@@ -180,7 +185,7 @@ class Dropout(nn.Dropout):
     _generator: torch.Generator | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop entries of x while training, and scale the others by 1 / (1 - p)."""
+        """Drop entries of x during training, and scale the others by 1 / (1 - p)."""
         generator = self._generator
         if generator is None or not (self.training and self.p):
             return super().forward(x)
@@ -189,20 +194,21 @@ class Dropout(nn.Dropout):
 
 @contextmanager
 def dropout_from(generator: torch.Generator, module: nn.Module) -> Iterator[None]:
-    """A context in which the dropout of a module draws from `generator`, not from torch's global one.
+    """Draw dropout masks from `generator` inside a `with` block.
 
     Args:
-        generator: on the device of the module.
-        module: holds the `Dropout` modules. Only one thread at a time may train it.
+        generator: a generator on the device of the module.
+        module: contains the `Dropout` modules. Only one thread at a time may train
+            it.
     """
-    parts = [part for part in module.modules() if isinstance(part, Dropout)]
-    for part in parts:
-        part._generator = generator
+    dropouts = [m for m in module.modules() if isinstance(m, Dropout)]
+    for dropout in dropouts:
+        dropout._generator = generator
     try:
         yield
     finally:
-        for part in parts:
-            del part._generator
+        for dropout in dropouts:
+            del dropout._generator
 
 
 def attend_in_blocks(
@@ -212,51 +218,55 @@ def attend_in_blocks(
     relative: RelativeTerms,
     dropout: float | nn.Module = 0.0,
 ) -> Tensor:
-    """Attended values as from `attend`, in blocks of queries that each see only the keys of their span.
+    """Compute the attended values of `attend` one block of queries at a time.
 
-    Most of the T x J scores of a long text lie outside the span. Here time and memory
-    are linear in T.
+    Most of the T x J scores of a long text lie outside the span. Each block attends
+    only to the keys in its span, so time and memory are linear in T.
 
     Args:
         query: [B, H, T, D].
         keys: [B, H, J, D], J >= T.
         values: [B, H, J, D].
-        relative: the tables; see `RelativeTerms`.
-        dropout: probability with which an attention weight is dropped.
+        relative: the relative terms.
+        dropout: probability of dropping an attention weight, or a module that does
+            the dropping.
 
     Returns:
         The attended values [B, H, T, D].
     """
     span = relative.key_bias.shape[-1] - 1  # earlier keys that a query sees
     blocks = query.split(BLOCK, dim=-2)
-    # Cut once and joined again, since the backward of each slice would fill a tensor
-    # of size J with zeros.
+    # Split once and concatenate: the backward of one slice per block would fill a
+    # tensor of length J with zeros each time.
     sizes = [keys.shape[-2] - query.shape[-2], *(block.shape[-2] for block in blocks)]
-    cut_keys, cut_values = keys.split(sizes, dim=-2), values.split(sizes, dim=-2)
-    earlier = -(-span // BLOCK)
+    key_blocks, value_blocks = keys.split(sizes, dim=-2), values.split(sizes, dim=-2)
+    earlier = -(-span // BLOCK)  # blocks that the span reaches back
     attended = []
     for i, block in enumerate(blocks):
         near, seen = slice(max(0, i + 1 - earlier), i + 2), span + block.shape[-2]
         k, v = (
-            torch.cat(cut[near], dim=-2)[:, :, -seen:]
-            for cut in (cut_keys, cut_values)
+            torch.cat(kind[near], dim=-2)[:, :, -seen:]
+            for kind in (key_blocks, value_blocks)
         )
         attended.append(attend(block, k, v, relative, dropout)[0])
     return torch.cat(attended, dim=-2)
 
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:
-    """[B, T, d] -> [B, H, T, D]."""
+    """Split the width into heads: [B, T, d] -> [B, H, T, D]."""
     return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """[B, H, T, D] -> [B, T, d]."""
+    """Merge the heads into the width: [B, H, T, D] -> [B, T, d]."""
     return x.transpose(1, 2).flatten(-2)
 
 
 class Attention(nn.Module):
-    """The query side of attention: W_q, `attend` over keys and values made elsewhere, then W_o and b_o."""
+    """Attention of normalised inputs z to given keys and values.
+
+    W_o attend(W_q z, keys, values) + b_o; `KeyValue` computes the keys and values.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -281,13 +291,13 @@ class Attention(nn.Module):
             z: normalised inputs [B, T, d].
             keys: [B, H, J, D], J >= T.
             values: [B, H, J, D].
-            relative: the tables; see `RelativeTerms`.
-            need_weights: False allows a long text to be read in blocks, without its T
-                x J weights.
+            relative: the relative terms.
+            need_weights: False allows computing long texts in blocks, which saves the
+                T x J weights.
 
         Returns:
-            The attention output [B, T, d] and the attention weights [B, H, T, J];
-            None instead of the weights where the text was read in blocks.
+            The attention output [B, T, d], and the attention weights [B, H, T, J] or,
+            for a text computed in blocks, None.
         """
         query = split_heads(self.query(z), self.n_heads)
         weights: Tensor | None = None
@@ -299,10 +309,10 @@ class Attention(nn.Module):
 
 
 class KeyValue(nn.Module):
-    """W_k and W_v: what a step offers to later queries.
+    """Project vectors z to keys W_k z and values W_v z.
 
-    There are no biases: one that all keys share cancels in the softmax, and a value
-    bias is an output bias.
+    There are no biases. A bias on the keys adds the same number to all scores of a
+    query, which the softmax cancels; a bias on the values equals one on the output.
     """
 
     def __init__(self, config: Config) -> None:
@@ -313,13 +323,12 @@ class KeyValue(nn.Module):
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Project z [B, T, d] to keys and values, each [B, H, T, D]."""
-        return split_heads(self.key(z), self.n_heads), split_heads(
-            self.value(z), self.n_heads
-        )
+        keys, values = self.key(z), self.value(z)
+        return split_heads(keys, self.n_heads), split_heads(values, self.n_heads)
 
 
 class FeedForward(nn.Module):
-    """W_2 act(W_1 z + b_1) + b_2, from width d to F and back."""
+    """The feed-forward block W_2 act(W_1 z + b_1) + b_2, of inner width F."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -336,10 +345,10 @@ class FeedForward(nn.Module):
 
 
 def scale_residual_output(linear: nn.Linear, config: Config) -> None:
-    """Scale an output projection by 1 / sqrt(2 L) and zero its bias.
+    """Scale an output projection by 1 / sqrt(2 L), and set its bias to zero.
 
-    Each layer adds two such outputs to the residual stream; scaled, their sum starts
-    with the variance of one (Radford et al. 2019, section 2.3).
+    L layers add 2 L such outputs to the residual stream. Scaled, their sum starts
+    with the variance of a single one (Radford et al. 2019, section 2.3).
     """
     with torch.no_grad():
         linear.weight.mul_((2 * config.n_layers) ** -0.5)
@@ -350,5 +359,5 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def module_list(modules: Iterable[M]) -> Sequence[M]:
-    """`nn.ModuleList`, telling type checkers what is in it."""
+    """Return an `nn.ModuleList` whose element type is known to type checkers."""
     return cast(Sequence[M], nn.ModuleList(modules))

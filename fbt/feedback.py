@@ -1,4 +1,6 @@
-r"""Weighted memory (Fan et al. 2020, section 3): every layer attends to one memory vector per earlier step.
+r"""The Feedback Transformer: layers that attend to one memory vector per step.
+
+Equations of Fan et al. 2020, section 3:
 
 $$
 m_t &= \sum_{l=0}^L w_l \, x_t^l, \quad w = \mathrm{softmax}(\text{layer logits}) \\
@@ -6,9 +8,9 @@ K_t^l, V_t^l &= W_k^l \, \mathrm{LN}(m_t), \; W_v^l \, \mathrm{LN}(m_t) \\
 x_t^l &= \mathrm{layer}(x_t^{l-1}; \; K_j^l, V_j^l \text{ for } t - S \le j < t)
 $$
 
-$m_t$ mixes all layers, so step $t + 1$ can use what the top layer found at step $t$,
-already in its first layer. For the same reason steps must be computed one after
-another. Step 0 has no memory and skips attention.
+$m_t$ mixes the outputs of all layers, so already the first layer of step $t + 1$ can
+use what the top layer computed at step $t$. For the same reason steps must be
+computed one after another. Step 0 has no memory and skips attention.
 """
 
 import torch
@@ -37,7 +39,11 @@ from fbt.state import State, check_state
 
 
 class WeightedMemory(nn.Module):
-    """The memory vector m_t of a step from the outputs of its layers, normalised if the config says so."""
+    """Mix the outputs of all layers into the memory vector m_t = sum_l w_l x_t^l.
+
+    The mixture w depends on `config.memory`: the softmax of learned logits, equal
+    shares, or one layer only. `config.memory_norm` adds a LayerNorm after it.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -50,12 +56,11 @@ class WeightedMemory(nn.Module):
         )
 
     def layer_weights(self, like: Tensor | None = None) -> Tensor:
-        """w, [L + 1]: how much of each layer goes into the memory; layer 0 is the embedding.
+        """Return the mixture w, [L + 1]; layer 0 is the embedding.
 
         Args:
-            like: a tensor with the dtype and device of the model, for fixed weights,
-                which are computed rather than stored. None means torch's default
-                dtype and device.
+            like: a tensor with the dtype and device that fixed weights should have,
+                since they are not stored; None means torch's defaults.
         """
         if self.layer_logits is not None:
             return torch.softmax(self.layer_logits, dim=0)
@@ -67,12 +72,17 @@ class WeightedMemory(nn.Module):
         return weights
 
     def forward(self, outputs: list[Tensor], layer_weights: Tensor) -> Tensor:
-        """Mix the L + 1 outputs x_t^l, each [B, 1, d], by `layer_weights` [L + 1] into LN(m_t), [B, 1, d]."""
+        """Return LN(m_t), [B, 1, d].
+
+        Args:
+            outputs: the L + 1 outputs x_t^l, each [B, 1, d].
+            layer_weights: the mixture w, [L + 1].
+        """
         return self.norm(torch.stack(outputs, dim=-1) @ layer_weights)
 
 
 class FeedbackLayer(nn.Module):
-    """One pre-norm layer: attention to keys and values made elsewhere, then feed-forward."""
+    """One pre-norm layer: attention to given keys and values, then feed-forward."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -89,11 +99,17 @@ class FeedbackLayer(nn.Module):
         values: Tensor | None,
         relative: RelativeTerms,
     ) -> tuple[Tensor, Tensor]:
-        """Map a step x [B, 1, d] to the next layer's x, given keys and values [B, H, J, D] or None at step 0.
+        """Map the layer's input x [B, 1, d] at one step to its output.
+
+        Args:
+            x: output of the layer below.
+            keys: keys of earlier steps, [B, H, J, D], or None at step 0.
+            values: values of earlier steps, [B, H, J, D], or None at step 0.
+            relative: the relative terms.
 
         Returns:
-            The output [B, 1, d] and the attention weights [B, H, 1, J]; J = 0 where
-            there is no memory.
+            The output [B, 1, d], and the attention weights [B, H, 1, J]; at step 0,
+            J = 0.
         """
         weights = x.new_zeros(x.shape[0], self.attention.n_heads, 1, 0)
         if keys is not None and values is not None:
@@ -107,11 +123,11 @@ class FeedbackBody(nn.Module):
 
     Args:
         config: sizes and options.
-        n_caches: how many keys and values a step leaves: L (one per layer, the
-            paper's first form; None means that) or 1.
+        n_caches: how many caches of keys and values there are: L, one per layer as in
+            the paper's first form, or 1, shared by all layers. None means L.
 
     Raises:
-        TypeError, ValueError: `n_caches` is neither L nor 1.
+        TypeError, ValueError: if `n_caches` is neither L nor 1.
     """
 
     backends: tuple[str, ...] = ("reference", "stack")
@@ -123,7 +139,8 @@ class FeedbackBody(nn.Module):
         check_int("n_caches", n_caches, low=1, high=config.n_layers)
         if n_caches not in (1, config.n_layers):
             raise ValueError(
-                f"n_caches must be 1 or n_layers={config.n_layers}, got {shorten(n_caches)}"
+                f"n_caches must be 1 or n_layers={config.n_layers}, "
+                f"got {shorten(n_caches)}"
             )
         self.d_model, self.n_heads, self.span = (
             config.d_model,
@@ -152,21 +169,21 @@ class FeedbackBody(nn.Module):
 
         Args:
             x: embeddings [B, T, d], T >= 1.
-            state: what an earlier block of the same sequences returned; None is an
-                empty memory.
+            state: the state returned for the previous block of the same sequences;
+                None means an empty memory.
             backend: "reference" (`torch.stack` at each step), "stack" (`MemoryStack`)
                 or "auto" ("stack", but "reference" under `torch.jit.trace`).
             need_weights: also return the attention weights.
 
         Returns:
             The top layer's outputs [B, T, d]; the state for the next block; the
-            attention weights [L, B, H, T, P + T] or None; row = query, P = length of
-            the given state. Row 0 is zero if P = 0.
+            attention weights [L, B, H, T, P + T] or None. Rows are queries; P is the
+            length of the given state. Row 0 is zero if P = 0.
 
         Raises:
-            TypeError: the state is no `State`, or of another dtype.
-            ValueError: x is empty or of another width, the state belongs to another
-                batch or body, or there is no such backend.
+            TypeError: if `state` is not a `State`, or has another dtype than x.
+            ValueError: if x is empty or has another width, `state` belongs to another
+                batch or body, or `backend` does not exist.
         """
         check_choice("backend", backend, ("auto", *self.backends))
         backend = self._traceable(backend)
@@ -192,30 +209,30 @@ class FeedbackBody(nn.Module):
                 keys.push(k)
                 values.push(v)
             tops.append(h)
-            if need_weights:  # nothing else needs them after their step
+            if need_weights:  # otherwise free them
                 trace.append(weights)
-        # Cloned, so that a state keeps no more memory than it shows and shares none
-        # with what backward needs.
-        windows = zip(
-            *((keys.window(), values.window()) for keys, values in stacks),
-            strict=True,
+        # Clones: the state then keeps only its own memory alive, and writing to it
+        # cannot change tensors that backward needs.
+        after = State(
+            *(
+                tuple(stack.window().clone() for stack in kind)
+                for kind in zip(*stacks, strict=True)
+            )
         )
-        after = State(*(tuple(window.clone() for window in kind) for kind in windows))
-        return (
-            torch.cat(tops, dim=1),
-            after,
-            _assemble(trace, 0 if state is None else state.length)
-            if need_weights
-            else None,
-        )
+        past = 0 if state is None else state.length
+        all_weights = _assemble(trace, past) if need_weights else None
+        return torch.cat(tops, dim=1), after, all_weights
 
     def layer_weights(self) -> Tensor:
-        """w, [L + 1], of the memory, in the dtype and on the device of the body."""
+        """Return the mixture w, [L + 1], with the dtype and device of the body."""
         return self.memory.layer_weights(self.relative[0].query_bias)
 
     @staticmethod
     def _traceable(backend: str) -> str:
-        """The backend as given; under `torch.jit.trace` "reference", since that sees no custom Functions."""
+        """Return `backend`, or "reference" during tracing.
+
+        `torch.jit.trace` cannot record custom autograd Functions.
+        """
         if not torch.jit.is_tracing():  # type: ignore[attr-defined]
             return backend
         check_choice("backend under torch.jit.trace", backend, ("auto", "reference"))
@@ -229,7 +246,7 @@ class FeedbackBody(nn.Module):
     def _stacks(
         self, length: int, state: State | None, plain: bool
     ) -> list[tuple[TorchStack | MemoryStack, TorchStack | MemoryStack]]:
-        """One stack for keys and one for values per cache, filled with what `state` carries."""
+        """Return two stacks per cache, keys and values, filled from `state`."""
 
         def stack(initial: Tensor | None) -> TorchStack | MemoryStack:
             return (
@@ -247,7 +264,12 @@ class FeedbackBody(nn.Module):
 
 
 def _assemble(trace: list[list[Tensor]], past: int) -> Tensor:
-    """Put the weights of single steps, [T][L] of [B, H, 1, J], into one tensor [L, B, H, T, past + T]."""
+    """Join the weights of all steps into one tensor [L, B, H, T, past + T].
+
+    Args:
+        trace: for each step and layer, the weights [B, H, 1, J].
+        past: length of the given state.
+    """
     rows = []
     for t, weights in enumerate(trace):
         seen = weights[0].shape[-1]

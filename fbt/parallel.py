@@ -1,14 +1,15 @@
-r"""The parallel transformer the feedback models are compared with: causal, pre-norm, the same relative terms.
+r"""The parallel transformer, the feedback models' baseline: causal and pre-norm.
 
 $$
-K_j^l, V_j^l &= W_k^l \, \mathrm{LN}_1(x_j^{l-1}), \; W_v^l \, \mathrm{LN}_1(x_j^{l-1}) \\
+K_j^l, V_j^l
+  &= W_k^l \, \mathrm{LN}_1(x_j^{l-1}), \; W_v^l \, \mathrm{LN}_1(x_j^{l-1}) \\
 x_t^l &= \mathrm{layer}(x_t^{l-1}; \; K_j^l, V_j^l \text{ for } t - S \le j \le t)
 $$
 
-A query sees its own step (distance 0) and the S before it. All steps of a layer are
-computed at once; the price is that layer $l$ at step $t$ reads nothing above layer $l
-- 1$ of earlier steps. A long text is read in blocks of queries, so that memory and
-time are linear in its length; see `fbt.attention.attend_in_blocks`.
+A query sees its own step (distance 0) and the S steps before it. All steps of a layer
+are computed at once. The price: layer $l$ reads only layer $l - 1$ of earlier steps,
+never the layers above. Long texts are computed in blocks of queries, so that memory
+and time are linear in their length; see `fbt.attention.attend_in_blocks`.
 """
 
 import torch
@@ -48,12 +49,18 @@ class ParallelLayer(nn.Module):
         *,
         need_weights: bool = True,
     ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
-        """Map x [B, T, d] to the next layer's x, given the keys and values [B, H, P, D] of earlier blocks.
+        """Map the layer's input x [B, T, d] to its output.
+
+        Args:
+            x: outputs of the layer below.
+            past: keys and values [B, H, P, D] of earlier blocks, or None.
+            relative: the relative terms.
+            need_weights: see `Attention.forward`.
 
         Returns:
-            The output [B, T, d]; keys and values of the last S steps for the next
+            The output [B, T, d]; keys and values of the last S steps, for the next
             block; the attention weights [B, H, T, P + T], or None for a long text
-            without `need_weights`; see `Attention`.
+            without `need_weights`.
         """
         z = self.norm1(x)
         keys, values = self.key_value(z)
@@ -74,7 +81,7 @@ class ParallelBody(nn.Module):
     """L parallel layers.
 
     Args:
-        config: sizes and options; `memory` and `memory_norm` play no part here.
+        config: sizes and options; `memory` and `memory_norm` have no effect.
     """
 
     backends = ("reference",)
@@ -107,19 +114,20 @@ class ParallelBody(nn.Module):
 
         Args:
             x: embeddings [B, T, d], T >= 1.
-            state: what an earlier block of the same sequences returned, or None.
-            backend: "auto" or "reference", the only one there is.
+            state: the state returned for the previous block of the same sequences, or
+                None.
+            backend: "auto" or "reference", which are the same here.
             need_weights: also return the attention weights.
 
         Returns:
             The top layer's outputs [B, T, d]; the state for the next block; the
-            attention weights [L, B, H, T, P + T], row = query, P = length of the
-            given state, or None.
+            attention weights [L, B, H, T, P + T] or None. Rows are queries; P is the
+            length of the given state.
 
         Raises:
-            TypeError: the state is no `State`, or of another dtype.
-            ValueError: x is empty or of another width, the state belongs to another
-                batch or body, or there is no such backend.
+            TypeError: if `state` is not a `State`, or has another dtype than x.
+            ValueError: if x is empty or has another width, `state` belongs to another
+                batch or body, or `backend` does not exist.
         """
         check_choice("backend", backend, ("auto", *self.backends))
         check_embeddings(x, self.d_model)
@@ -135,8 +143,8 @@ class ParallelBody(nn.Module):
             caches.append(cache)
             if need_weights:
                 trace.append(weights)
-        # Cloned, so that a state keeps no more memory than it shows and shares none
-        # with what backward needs.
+        # Clones: the state then keeps only its own memory alive, and writing to it
+        # cannot change tensors that backward needs.
         after = State(
             tuple(k.clone() for k, _ in caches), tuple(v.clone() for _, v in caches)
         )

@@ -1,10 +1,9 @@
-r"""Shared keys and values (Fan et al. 2020, section 3, last paragraph): one of each for all layers.
+r"""Shared keys and values (Fan et al. 2020, section 3, last paragraph).
 
 $$ K_t, V_t = W_k \, \mathrm{LN}(m_t), \; W_v \, \mathrm{LN}(m_t) $$
 
-All layers read the same memory vector, so they can also read the same projections of
-it. The cache of a decoder is then L times smaller, and a step projects its memory
-once.
+All layers read the same memory vector, so they can share its projections as well. A
+step then projects its memory once, and a decoder's cache is L times smaller.
 """
 
 import torch
@@ -18,12 +17,12 @@ from fbt.state import State
 
 
 class SharedKVBody(FeedbackBody):
-    """A `FeedbackBody` with a single cache that every layer attends to.
+    """A `FeedbackBody` with one cache of keys and values, which all layers share.
 
     Attributes:
-        recompute: let the backends "sequence" and "native" keep only the outputs of
-            the layers, the keys and the values, and compute the rest again in
-            backward: about half the memory, a little more time.
+        recompute: whether the backends "sequence" and "native" store only the layers'
+            outputs, keys and values, and recompute the rest in backward. This takes
+            about half the memory and a little more time.
     """
 
     backends = (*FeedbackBody.backends, "sequence", "native")
@@ -41,15 +40,17 @@ class SharedKVBody(FeedbackBody):
         backend: str = "auto",
         need_weights: bool = False,
     ) -> tuple[Tensor, State, Tensor | None]:
-        """As `FeedbackBody.forward`, with two faster backends.
+        """Run the steps of x in order, like `FeedbackBody.forward`.
 
-        "sequence" runs all steps and layers in one autograd Function (see
-        `fbt.sequence`), "native" the same with its steps in C++ (see `fbt.native`).
-        Neither has a second derivative. They read the weights of the layers without
-        calling them: if a module has hooks, another class or other settings, they
-        raise a ValueError that names it, and "auto" takes the loop, as it does under
-        `torch.compile` and `torch.jit.trace` and for a single step. Attention weights
-        always come from the loop.
+        There are two faster backends. "sequence" runs all steps and layers in one
+        autograd Function (see `fbt.sequence`); "native" runs its steps in C++ (see
+        `fbt.native`). Neither supports second derivatives. Both read the layers'
+        weights without calling the layers: if a module has hooks, another class or
+        other settings, they raise a ValueError that names it.
+
+        "auto" falls back to the loop in that case, under `torch.compile` and
+        `torch.jit.trace`, and for a single step. Attention weights are always
+        computed by the loop.
         """
         check_choice("backend", backend, ("auto", *self.backends))
         backend = self._traceable(backend)
@@ -68,22 +69,22 @@ class SharedKVBody(FeedbackBody):
         return *run(self, x, state, engine, self.recompute), None
 
     def decoder(self, state: State, backend: str = "auto") -> engines.Decoder:
-        """Go on from a state one step at a time, without gradients.
+        """Return a decoder, which continues from a state without gradients.
 
         Args:
-            state: what a forward pass returned.
-            backend: "native", "sequence" or "auto", the first of these that can be
-                used.
+            state: a state returned by a forward pass.
+            backend: "native", "sequence" or "auto", the first of these that is
+                available.
 
         Returns:
-            A decoder, whose `step` maps embeddings [B, d] to top outputs [B, d].
+            A decoder. Its `step` maps embeddings [B, d] to top outputs [B, d].
 
         Raises:
-            TypeError: if the state is not a `State`, or has another dtype than the
+            TypeError: if `state` is not a `State`, or has another dtype than the
                 weights.
-            ValueError: if the state belongs to another body, there is no such
-                backend, or a module of the body has hooks or was changed; the message
-                names it.
+            ValueError: if `state` belongs to another body, `backend` does not exist,
+                or a module of the body has hooks or was changed; the message names
+                it.
         """
         check_choice("backend of a decoder", backend, self.decoders)
         check_instance("state", state, State)
@@ -93,7 +94,7 @@ class SharedKVBody(FeedbackBody):
         return engines.Decoder(self, state, backend)
 
     def _check_decoded(self, state: State) -> None:
-        """Raise unless a state is one of this body, of whatever batch size."""
+        """Raise unless `state` is a state of this body, for any batch size."""
         weight, first = self.key_values[0].key.weight, next(iter(state.keys), None)
         batch = first.shape[0] if first is not None and first.ndim else 1
         self._check_state(state, weight.new_empty(batch, 1, self.d_model))

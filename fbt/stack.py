@@ -1,18 +1,17 @@
-"""Stacks that grow by one step at a time: the plain one, and the custom function of chapter 4.
+"""Stacks of keys or values, which grow step by step: a plain one and a fast one.
 
-Both hold what steps leave for later steps (keys, or values) and show a query the last
-`span` of them.
+Both store the items of all steps, and show a query the last `span` of them.
 
 - `TorchStack` keeps a list and calls `torch.stack` at every step. Step t copies t
-  items, and backward unbinds t gradients: a sequence of T steps makes $T^2 / 2$
+  items, and backward unbinds t gradients. A sequence of T steps makes $T^2 / 2$
   copies and keeps all of them until backward.
-- `MemoryStack` writes each item once into a preallocated buffer. What a step sees is
-  a window on that buffer, returned by an autograd Function whose backward passes the
+- `MemoryStack` writes each item once into a preallocated buffer. A step sees a window
+  of that buffer, returned by a custom autograd Function. Its backward passes the
   gradient along the chain of windows.
 
-Nothing here outlives the call that made it: a stack belongs to one forward pass, and
-its gradients live in the graph. Two forwards before a backward, a second backward or
-a copy of the model cannot disturb it.
+A stack belongs to one forward pass, and its gradients to the graph. Two forwards
+before a backward, a second backward or a copy of the model therefore do not
+interfere.
 """
 
 from typing import Any
@@ -28,13 +27,13 @@ def check_item(name: str, items: Tensor, like: Tensor | None) -> None:
     """Raise unless items [B, H, n, D] of one or more steps fit on a stack.
 
     Args:
-        name: of the argument.
-        items: what is to be pushed.
-        like: items [B, H, ..., D] that are there already, or None.
+        name: name of the argument, for the message.
+        items: the items to be pushed.
+        like: items [B, H, ..., D] already on the stack, or None.
 
     Raises:
-        TypeError: they are not a floating-point tensor.
-        ValueError: they have another shape.
+        TypeError: if `items` is not a floating-point tensor.
+        ValueError: if `items` has another shape.
     """
     check_float_tensor(name, items)
     if items.ndim != 4 or (
@@ -45,16 +44,17 @@ def check_item(name: str, items: Tensor, like: Tensor | None) -> None:
             ("B", "H", "D") if like is None else (*like.shape[:2], like.shape[-1])
         )
         raise ValueError(
-            f"{name} must have shape [{batch}, {heads}, n, {width}], got {list(items.shape)}"
+            f"{name} must have shape [{batch}, {heads}, n, {width}], "
+            f"got {list(items.shape)}"
         )
 
 
 class TorchStack:
-    """A list of items and `torch.stack`: the definition that `MemoryStack` must agree with.
+    """A list of items, joined by `torch.stack`: the reference for `MemoryStack`.
 
     Args:
-        span: the most items a window shows.
-        initial: items carried in from an earlier block, [B, H, P, D], or None.
+        span: largest number of items in a window.
+        initial: items of an earlier block, [B, H, P, D], or None.
     """
 
     def __init__(self, span: int, initial: Tensor | None = None) -> None:
@@ -65,10 +65,10 @@ class TorchStack:
         self.items = [] if initial is None else list(initial.unbind(dim=2))
 
     def push(self, item: Tensor) -> None:
-        """Append one step's item, [B, H, 1, D].
+        """Append the item of one step, [B, H, 1, D].
 
         Raises:
-            TypeError, ValueError: the item is not a floating-point tensor of this
+            TypeError, ValueError: if `item` is not a floating-point tensor of this
                 shape.
         """
         check_item("item", item, self.items[0] if self.items else None)
@@ -79,17 +79,17 @@ class TorchStack:
         self.items.append(item.squeeze(2))
 
     def window(self) -> Tensor | None:
-        """The last `span` items, oldest first, as [B, H, J, D]; None while there are none."""
+        """Return the last `span` items, oldest first, [B, H, J, D]; None if empty."""
         return torch.stack(self.items[-self.span :], dim=2) if self.items else None
 
 
 class MemoryStack:
-    """A preallocated buffer, written in place, whose windows come from an autograd Function.
+    """A preallocated buffer that is written in place, with differentiable windows.
 
     Args:
-        span: the most items a window shows.
-        capacity: how many items will be pushed, those of `initial` not counted.
-        initial: items carried in from an earlier block, [B, H, P, D], or None.
+        span: largest number of items in a window.
+        capacity: how many items will be pushed, not counting `initial`.
+        initial: items of an earlier block, [B, H, P, D], or None.
     """
 
     def __init__(
@@ -111,11 +111,11 @@ class MemoryStack:
         """Append the items of one or more steps, [B, H, n, D] with n <= span.
 
         Raises:
-            IndexError: the stack is full.
-            TypeError: the items are not floating-point numbers, or of a wider dtype
-                than those before.
-            ValueError: the items have another shape than those before, or are more
-                than the span shows.
+            IndexError: if the stack has not enough capacity left.
+            TypeError: if `items` is not a floating-point tensor, or has a wider dtype
+                than the items on the stack.
+            ValueError: if `items` has another shape than the items on the stack, or
+                more than `span` steps.
         """
         check_item("items", items, self._buffer)
         start, stop = self.length, self.length + items.shape[2]
@@ -134,7 +134,8 @@ class MemoryStack:
             torch.promote_types(items.dtype, self._buffer.dtype) != self._buffer.dtype
         ):
             raise TypeError(
-                f"items must fit in {self._buffer.dtype} like those before, got {items.dtype}"
+                f"items must fit in the stack's dtype {self._buffer.dtype}, "
+                f"got {items.dtype}"
             )
         self._window = _Push.apply(
             self._window, items, self._buffer, start, max(0, stop - self.span)
@@ -142,17 +143,17 @@ class MemoryStack:
         self.length = stop
 
     def window(self) -> Tensor | None:
-        """The last `span` items, oldest first, as [B, H, J, D]; None while there are none."""
+        """Return the last `span` items, oldest first, [B, H, J, D]; None if empty."""
         return self._window
 
 
 class _Push(torch.autograd.Function):
-    """Write items behind a window, and return the window that includes them.
+    """Write items after a window, and return the window that includes them.
 
-    As a function of its inputs this is concatenation: window' = [window; items], less
-    what slid out of the span. So backward only cuts the gradient in two. Both
-    directions are made of differentiable operations on their inputs, and nothing is
-    saved, so a second derivative is exact as well.
+    As a function of its inputs this is a concatenation: window' = [window; items],
+    without the rows that leave the span. Backward therefore only splits the gradient.
+    Both directions consist of differentiable operations and save no tensors, so
+    second derivatives are exact too.
     """
 
     @staticmethod
@@ -168,10 +169,10 @@ class _Push(torch.autograd.Function):
         ctx.kept = start - oldest  # rows of the earlier window that stay in view
         ctx.dropped = 0 if window is None else window.shape[2] - ctx.kept
         buffer[:, :, start:stop] = items
-        # Layers keep their windows for backward, and autograd would refuse them once
-        # the buffer is written again. Rows are written once, before anyone sees them,
-        # so there is nothing to refuse: `.data` gives every window a version counter
-        # of its own.
+        # Layers save their windows for backward, and autograd would reject them after
+        # the next write to the buffer. That write is safe, because a row is written
+        # once, before any window shows it. So `.data` gives each window a version
+        # counter of its own.
         return buffer.data[:, :, oldest:stop]
 
     @staticmethod

@@ -1,31 +1,46 @@
-// What axe, which must be loaded, has against the page: by all of its rules, or only by those that are named.
-// The page is not the same afterwards.
+// Return the violations that axe, already loaded, finds in the page, by all of its
+// rules or only the given ones. This modifies the page.
 async (only) => {
-  // A page has thousands of texts in a few dozen looks. axe measures the contrast of one text of each look.
-  const behind = new Map([[null, ""]]); // what is painted behind an element, as text
+  // A page has thousands of texts but only a few dozen styles, so let axe measure the
+  // contrast of one text per style.
+  const behind = new Map([[null, ""]]); // element -> description of its background
   const seen = new Set();
   for (const element of document.querySelectorAll("*")) {
     const style = getComputedStyle(element);
-    const painted = [style.backgroundColor, style.backgroundImage, style.opacity].join();
-    const below = behind.get(element.parentElement) + (painted === "rgba(0, 0, 0, 0),none,1" ? "" : painted);
-    behind.set(element, below);
-    const written = [...element.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.data.trim());
-    if (!written || !element.checkVisibility({ visibilityProperty: true })) continue;
-    const look = [below, style.color, style.fontSize, style.fontWeight, style.textShadow].join();
+    const own = [style.backgroundColor, style.backgroundImage, style.opacity].join();
+    const isTransparent = own === "rgba(0, 0, 0, 0),none,1";
+    const background = behind.get(element.parentElement) + (isTransparent ? "" : own);
+    behind.set(element, background);
+    const hasText = [...element.childNodes].some((node) =>
+      node.nodeType === Node.TEXT_NODE && node.data.trim());
+    if (!hasText || !element.checkVisibility({ visibilityProperty: true })) continue;
+    const { color, fontSize, fontWeight, textShadow } = style;
+    const look = [background, color, fontSize, fontWeight, textShadow].join();
     element.toggleAttribute("data-alike", seen.has(look));
     seen.add(look);
   }
-  axe.configure({ rules: [{ id: "color-contrast", selector: "*:not([data-alike])" }] });
+  const selector = "*:not([data-alike])";
+  axe.configure({ rules: [{ id: "color-contrast", selector }] });
 
-  // Most of a page is of no concern to axe and costs it seconds: the parts of drawings and formulas, and the words
-  // of code that look like others.
-  document.querySelectorAll("mjx-container > *, svg[role=img]").forEach((drawing) => drawing.replaceChildren());
-  document.querySelectorAll("pre span[data-alike]:not([id])").forEach((word) => word.replaceWith(...word.childNodes));
+  // Remove parts that axe need not check, which would take seconds: the contents of
+  // drawings and formulas, and tokens of code in a style seen before.
+  document.querySelectorAll("mjx-container > *, svg[role=img]")
+    .forEach((drawing) => drawing.replaceChildren());
+  document.querySelectorAll("pre span[data-alike]:not([id])")
+    .forEach((token) => token.replaceWith(...token.childNodes));
 
-  // focus-order-semantics, an experiment, objects to what scrollable-region-focusable demands.
-  const experiments = axe.getRules(["experimental"]).map((rule) => [rule.ruleId, { enabled: true }]);
-  const rules = { ...Object.fromEntries(experiments), "focus-order-semantics": { enabled: false } };
-  const options = { resultTypes: ["violations"], preload: false, ...(only ? { runOnly: only } : { rules }) };
-  const { violations } = await axe.run(document, options);
-  return violations.flatMap(({ id, nodes }) => nodes.map((node) => `${id}: ${node.html.slice(0, 200)}`));
+  // focus-order-semantics, which is experimental, contradicts
+  // scrollable-region-focusable.
+  const experiments = axe.getRules(["experimental"])
+    .map((rule) => [rule.ruleId, { enabled: true }]);
+  const rules = {
+    ...Object.fromEntries(experiments), "focus-order-semantics": { enabled: false },
+  };
+  const { violations } = await axe.run(document, {
+    resultTypes: ["violations"],
+    preload: false,
+    ...(only ? { runOnly: only } : { rules }),
+  });
+  return violations.flatMap(({ id, nodes }) =>
+    nodes.map((node) => `${id}: ${node.html.slice(0, 200)}`));
 }

@@ -1,4 +1,4 @@
-"""Whom a notebook's kernel works for: a person at a front end, or a program."""
+"""Run notebooks as a front end with a user does, and as a program does."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +10,7 @@ from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
-# One cell for each view; together they take a kernel a few seconds.
+# The first cell prepares a model; each of the others displays a view.
 CELLS = """
 import torch, fbt
 from fbt.views.choices import Choices
@@ -32,35 +32,35 @@ Choices(lambda span: f"a span of {span}", span=[1, 2, 4])
 
 
 def attach(monkeypatch: pytest.MonkeyPatch, content: dict[str, Any]) -> None:
-    """Let the code run as in a kernel that has received a message of this content."""
+    """Simulate a kernel that received a message with this content."""
     shell = SimpleNamespace(get_parent=lambda: {"content": content})
     monkeypatch.setattr(IPython, "get_ipython", lambda: shell)
 
 
-def shown_to_a_person() -> list[dict[str, Any]]:
-    """The outputs of CELLS as a kernel sends them to JupyterLab, each format by its name."""
+def outputs_for_user() -> list[dict[str, Any]]:
+    """Return the MIME bundles that a kernel sends to JupyterLab for CELLS."""
     manager, client = start_new_kernel(extra_arguments=["--log-level=ERROR"])
-    found: list[dict[str, Any]] = []
+    outputs: list[dict[str, Any]] = []
 
-    def hear(message: dict[str, Any]) -> None:
+    def collect(message: dict[str, Any]) -> None:
         assert message["msg_type"] != "error", message["content"]["traceback"]
         if message["msg_type"] == "execute_result":
-            found.append(message["content"]["data"])
+            outputs.append(message["content"]["data"])
 
     try:
         for code in CELLS:
-            # As every front end does that lets its user answer input().
+            # allow_stdin=True, like all front ends whose user can answer input().
             client.execute_interactive(
-                code, allow_stdin=True, output_hook=hear, timeout=120
+                code, allow_stdin=True, output_hook=collect, timeout=120
             )
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
-    return found
+    return outputs
 
 
-def run_by_a_program() -> nbformat.NotebookNode:
-    """CELLS as a notebook that nbclient has run, with the state of all widgets, as it does by default."""
+def run_by_program() -> nbformat.NotebookNode:
+    """Return a notebook of CELLS that nbclient has run, with the state of widgets."""
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(code) for code in CELLS]
     )

@@ -1,8 +1,7 @@
-"""The equations of the three models as plain loops: per step, per layer, per head.
+"""The equations of the three models as plain loops over steps, layers and heads.
 
-Nothing here uses the package. Parameters come as a dict of tensors with the names the
-package gives them, so that gradients of both sides refer to the same leaves. Slow and
-obvious on purpose.
+This does not use the package, and is slow and obvious on purpose. Parameters are a
+dict of tensors with the package's names, so that both have the same leaves.
 """
 
 import math
@@ -16,7 +15,7 @@ Cache = list[list[Tensor]]  # [step][head] -> [B, D]
 
 
 def linear(p: Parameters, name: str, x: Tensor) -> Tensor:
-    """W x, plus b where there is one."""
+    """Return W x + b, or W x if there is no bias."""
     y = x @ p[f"{name}.weight"].T
     return y + p[f"{name}.bias"] if f"{name}.bias" in p else y
 
@@ -36,7 +35,7 @@ def activate(name: str, x: Tensor) -> Tensor:
 
 
 def heads(config, x: Tensor) -> list[Tensor]:
-    """Cut [B, d] into H pieces [B, D]."""
+    """Split [B, d] into H heads [B, D]."""
     return [
         x[:, h * config.d_head : (h + 1) * config.d_head]
         for h in range(config.n_heads)
@@ -53,10 +52,10 @@ def attend_one_head(
     bias: Tensor,
     query_bias: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """One query [B, D] over J keys: ((q + u) . K_j + q . E_r + s_r) / sqrt(D), softmax, weighted sum.
+    """Attend from one query [B, D] to J keys; also return the weights [B, J].
 
-    The row of distance r in `embedding` and `bias` is span - r: the tables run from
-    far to near.
+    Scores are ((q + u) . K_j + q . E_r + s_r) / sqrt(D). The row of distance r in
+    `embedding` and `bias` is span - r, so the largest distance comes first.
     """
     rows = [config.span - r for r in distances]
     content = ((query + query_bias)[:, None] * torch.stack(list(keys), dim=1)).sum(-1)
@@ -76,7 +75,7 @@ def attention(
     steps: Sequence[int],
     now: int,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Layer l attends from normalised z [B, d] at step `now` to the given steps; also weights per head."""
+    """Attend in layer l from z [B, d] at step `now` to the given steps."""
     table = f"relative.{l if config.relative == 'per-layer' else 0}"
     queries = heads(config, linear(p, f"layers.{l}.attention.query", z))
     outputs, weights = [], []
@@ -108,7 +107,7 @@ def feed_forward(p: Parameters, config, l: int, x: Tensor) -> Tensor:
 
 
 def layer_weights(p: Parameters, config) -> list[Tensor | float]:
-    """w_0..w_L: a softmax of the logits, or fixed."""
+    """Return w_0 to w_L: a softmax of the logits, or fixed."""
     L = config.n_layers
     if config.memory == "learned":
         exponentials = [torch.exp(logit) for logit in p["memory.layer_logits"]]
@@ -121,7 +120,7 @@ def layer_weights(p: Parameters, config) -> list[Tensor | float]:
 
 
 def history(caches: Sequence[Tensor]) -> list[Cache]:
-    """Carried tensors [B, H, P, D], one per cache, as lists of steps of heads."""
+    """Convert keys or values, [B, H, P, D] per cache, to lists of steps and heads."""
     return [
         [
             [cache[:, h, j] for h in range(cache.shape[1])]
@@ -136,7 +135,7 @@ def empty(n_caches: int) -> tuple[list[Cache], list[Cache]]:
 
 
 def newest(config, caches: Sequence[Cache]) -> tuple[Tensor, ...]:
-    """What is carried on: the last S steps of each cache as [B, H, J, D]."""
+    """Return the last S steps of each cache as [B, H, J, D]."""
     return tuple(
         torch.stack(
             [torch.stack(step, dim=1) for step in cache[-config.span :]], dim=2
@@ -146,15 +145,15 @@ def newest(config, caches: Sequence[Cache]) -> tuple[Tensor, ...]:
 
 
 def feedback(p: Parameters, config, x: Tensor, past=None):
-    """Weighted memory, with keys and values per layer or shared, from x [B, T, d].
+    """Run a feedback model on x [B, T, d], with per-layer or shared keys and values.
 
     Args:
-        past: (keys, values) as carried by an earlier block, each a tuple of [B, H, P,
-            D], or None.
+        past: keys and values of an earlier block, each a tuple of [B, H, P, D], or
+            None.
 
     Returns:
-        Top outputs [B, T, d]; keys and values to carry on; attention weights [L, B,
-        H, T, P + T].
+        Top outputs [B, T, d]; keys and values for the next block; attention weights
+        [L, B, H, T, P + T].
     """
     B, T, _ = x.shape
     L, H = config.n_layers, config.n_heads
@@ -200,11 +199,10 @@ def feedback(p: Parameters, config, x: Tensor, past=None):
 
 
 def parallel(p: Parameters, config, x: Tensor, past=None, strict: bool = False):
-    """The parallel transformer, computed one step and one layer at a time; arguments and results as above.
+    """Run the parallel model on x [B, T, d] step by step; see `feedback`.
 
     Args:
-        strict: hide a query's own step, so that step 0 has nothing to attend to and
-            skips attention.
+        strict: hide each query's own step, so that step 0 skips attention.
     """
     B, T, _ = x.shape
     L, H = config.n_layers, config.n_heads
@@ -240,7 +238,7 @@ def parallel(p: Parameters, config, x: Tensor, past=None, strict: bool = False):
 
 
 def body(p: Parameters, config, x: Tensor, past=None):
-    """`parallel` or `feedback`, as the configuration says."""
+    """Run `parallel` or `feedback`, depending on the variant."""
     return (parallel if config.variant == "parallel" else feedback)(
         p, config, x, past
     )

@@ -1,4 +1,4 @@
-"""The parts every body is made of."""
+"""Tests of attention and the feed-forward block."""
 
 import math
 
@@ -27,7 +27,7 @@ from fbt.attention import (
 
 @pytest.mark.parametrize("length", [1, 2, 5, 11])
 @pytest.mark.parametrize("n", [1, 2, 7])
-def test_skew_turns_distances_into_keys(length, n):
+def test_skew_indexes_scores_by_key(length, n):
     by_distance = normal(3, length, n)
     by_key = skew(by_distance)
     assert by_key.shape == (3, length, n + length - 1)
@@ -40,9 +40,7 @@ def test_skew_turns_distances_into_keys(length, n):
 
 @pytest.mark.parametrize("length", [1, 2, 5, 11])
 @pytest.mark.parametrize("n", [1, 2, 7])
-def test_a_skew_to_fewer_keys_is_the_end_of_the_whole_one_up_to_what_is_masked(
-    length, n
-):
+def test_skew_to_fewer_keys_equals_last_columns_before_the_mask(length, n):
     by_distance = normal(3, length, n)
     whole = skew(by_distance)
     for keys in range(max(1, n - 1, length), n + length):
@@ -70,10 +68,8 @@ def test_distance_scores_equal_einsum(length):
 
 
 @pytest.mark.parametrize("queries, length", [(1, 9), (9, 9), (9, 13)])
-def test_dropout_draws_its_masks_in_the_order_of_batch_head_query_key(
-    queries, length
-):
-    """Whatever the layout of the products behind them, so that a seed means the same everywhere."""
+def test_dropout_mask_is_drawn_in_order_batch_head_query_key(queries, length):
+    """The layout of products does not matter: a seed means the same everywhere."""
     relative = perturbed(RelativeTerms(config("feedback"), range(1, 14)))
     q, k, v = (
         normal(5, 2, n, 7, seed=i) for i, n in enumerate((queries, length, length))
@@ -82,13 +78,14 @@ def test_dropout_draws_its_masks_in_the_order_of_batch_head_query_key(
     dropped, weights = attend(q, k, v, relative, dropout=0.3)
     assert weights.is_contiguous()
     torch.manual_seed(0)
-    noise = F.dropout(torch.ones(5, 2, queries, length, dtype=torch.float64), 0.3)
-    assert_same(dropped, (weights * noise) @ v)
+    ones = torch.ones(5, 2, queries, length, dtype=torch.float64)
+    dropout_mask = F.dropout(ones, 0.3)
+    assert_same(dropped, (weights * dropout_mask) @ v)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("layout", [(0, 1, 2), (2, 0, 1)])
-def test_dropout_from_a_generator_has_the_bits_of_torchs_own(dtype, layout):
+def test_dropout_from_generator_equals_torch_dropout(dtype, layout):
     x = torch.randn(5, 7, 11).to(dtype).permute(layout).requires_grad_()
     dropout = Dropout(0.3)
     torch.manual_seed(4)
@@ -97,20 +94,19 @@ def test_dropout_from_a_generator_has_the_bits_of_torchs_own(dtype, layout):
     generator = torch.Generator().manual_seed(4)
     before = torch.get_rng_state()
     with dropout_from(generator, dropout):
-        found = dropout(x)
+        dropped = dropout(x)
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(found, expected) and torch.equal(
-        torch.rand(1, generator=generator), after
-    )
+    assert torch.equal(dropped, expected)
+    assert torch.equal(torch.rand(1, generator=generator), after)
     assert_same(
-        torch.autograd.grad(found.sum(), x),
+        torch.autograd.grad(dropped.sum(), x),
         torch.autograd.grad(expected.sum(), x),
         rtol=0,
         atol=0,
     )
 
 
-def test_dropout_draws_from_a_generator_no_longer_than_it_is_given():
+def test_dropout_uses_generator_only_inside_context():
     dropout, x, generator = (
         Dropout(0.5),
         torch.ones(99),
@@ -128,7 +124,7 @@ def test_dropout_draws_from_a_generator_no_longer_than_it_is_given():
     assert torch.equal(generator.get_state(), state)
 
 
-def test_dropout_of_attention_weights_is_a_module_with_hooks_and_a_probability():
+def test_attention_dropout_module_respects_hooks_and_probability():
     attention = Attention(config("feedback", dropout=0.5))
     relative, z = (
         RelativeTerms(config("feedback"), range(1, 14)),
@@ -150,8 +146,8 @@ def test_dropout_of_attention_weights_is_a_module_with_hooks_and_a_probability()
 @pytest.mark.parametrize(
     "queries, keys", [(1, 1), (1, 6), (1, 7), (2, 2), (5, 5), (5, 11), (11, 17)]
 )
-def test_attend_equals_a_loop_over_queries_heads_and_keys(queries, keys):
-    """Seven rows of tables: query t sees at most the seven keys that end at its own newest one."""
+def test_attend_equals_loop_over_queries_heads_and_keys(queries, keys):
+    """With seven rows per table, a query sees at most its seven newest keys."""
     c = config("parallel", span=6)
     relative = perturbed(RelativeTerms(c, range(c.span + 1)))
     q, k, v = (
@@ -188,14 +184,14 @@ def test_attend_equals_a_loop_over_queries_heads_and_keys(queries, keys):
 
 @pytest.mark.parametrize("span", [1, 6, BLOCK - 1, BLOCK, 2 * BLOCK + 3])
 @pytest.mark.parametrize("queries", [1, BLOCK, BLOCK + 1, 2 * BLOCK + 5])
-@pytest.mark.parametrize("carried", [0, 1, BLOCK + 2])
-def test_blocks_of_queries_compute_what_all_at_once_do(span, queries, carried):
-    """Values and every gradient, around the borders of blocks, with and without keys carried in."""
+@pytest.mark.parametrize("past", [0, 1, BLOCK + 2])
+def test_attend_in_blocks_equals_attend(span, queries, past):
+    """Values and all gradients, around block borders, with and without past keys."""
     relative = perturbed(
         RelativeTerms(config("parallel", span=span), range(span + 1))
     )
-    carried = min(carried, span)  # no state holds more
-    sizes = (queries, queries + carried, queries + carried)
+    past = min(past, span)  # as in a state
+    sizes = (queries, queries + past, queries + past)
     q, k, v = (normal(2, 2, n, 7, seed=i) for i, n in enumerate(sizes))
     named = dict(relative.named_parameters()) | {"query": q, "keys": k, "values": v}
     expected, _ = attend(q, k, v, relative)
@@ -204,8 +200,8 @@ def test_blocks_of_queries_compute_what_all_at_once_do(span, queries, carried):
     assert_same(gradients([attended], named), gradients([expected], named))
 
 
-def test_blocks_drop_weights_with_the_given_probability():
-    """Of values that are all one, a query gets the sum of the weights that are left, scaled up."""
+def test_attend_in_blocks_applies_dropout():
+    """With values of one, the output is the sum of the kept weights, scaled up."""
     relative = RelativeTerms(config("parallel", span=6), range(7))
     torch.manual_seed(0)
     q, k = torch.randn(2, 4, 2, 300, 7)
@@ -216,7 +212,7 @@ def test_blocks_drop_weights_with_the_given_probability():
     assert abs(dropped.mean().item() - 1) < 0.05
 
 
-def test_dropout_acts_on_the_values_and_leaves_the_returned_weights_whole():
+def test_attend_returns_weights_before_dropout():
     c = config("feedback")
     relative = perturbed(RelativeTerms(c, range(1, c.span + 1)))
     q, k, v = (normal(5, 2, n, 7, seed=i) for i, n in enumerate((1, 9, 9)))
@@ -228,7 +224,7 @@ def test_dropout_acts_on_the_values_and_leaves_the_returned_weights_whole():
     average = torch.stack(
         [attend(q, k, v, relative, dropout=0.5)[0] for _ in range(2000)]
     ).mean(0)
-    # what is kept is scaled up by as much as was dropped
+    # kept weights are scaled up
     assert torch.allclose(average, without, atol=0.15)
 
 
@@ -253,8 +249,8 @@ def test_feed_forward(activation):
 
 
 @pytest.mark.parametrize("n_layers", [1, 8])
-def test_output_projections_start_scaled_by_the_number_of_layers(n_layers):
-    """nn.Linear draws from U(-1/sqrt(fan_in), 1/sqrt(fan_in)); two outputs a layer are summed, 2 L in all."""
+def test_output_projections_are_scaled_by_number_of_layers(n_layers):
+    """nn.Linear draws from U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
     torch.manual_seed(0)
     c = config("feedback", n_layers=n_layers, d_model=96, d_ff=101)
     for linear in (Attention(c).output, FeedForward(c).outer):
@@ -264,7 +260,7 @@ def test_output_projections_start_scaled_by_the_number_of_layers(n_layers):
         assert not linear.bias.any()
 
 
-def test_there_are_no_biases_that_would_cancel():
+def test_keys_values_and_queries_have_no_bias():
     c = config("feedback")
     assert [name for name, _ in KeyValue(c).named_parameters()] == [
         "key.weight",
@@ -274,8 +270,8 @@ def test_there_are_no_biases_that_would_cancel():
 
 
 @pytest.mark.parametrize("distances, nearest", [(range(1, 14), 1), (range(14), 0)])
-def test_scores_start_with_a_penalty_on_distance(distances, nearest):
-    """From 1 a step in the first head to 1/64 in the last, after the division by sqrt(D)."""
+def test_key_bias_starts_as_penalty_on_distance(distances, nearest):
+    """After division by sqrt(D): 1 per step in the first head, 1/64 in the last."""
     relative = RelativeTerms(config("feedback", n_heads=4, d_model=12), distances)
     for head, slope in enumerate((1, 1 / 4, 1 / 16, 1 / 64)):
         expected = torch.tensor(

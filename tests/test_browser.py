@@ -1,4 +1,4 @@
-"""Every page in a browser: light and dark, wide and narrow, served and local."""
+"""Test all pages in a browser: light and dark, wide and narrow, served and local."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -11,49 +11,53 @@ from watching import Watched, built_pages, watched
 
 HTML = build_book.HTML
 ACCESSIBLE = Path(__file__).with_name("accessible.js").read_text(encoding="utf-8")
-# Rules on colours, and rules that depend on the width. Others find nothing new in the
-# dark or on a narrow page.
+# Rules on colours, and rules that depend on the width. Other rules need not be
+# checked again in the dark or on a narrow page.
 COLOURS = ["color-contrast", "link-in-text-block"]
 NARROW = ["scrollable-region-focusable", "target-size"]
-# Light from a server, dark from the disk; axe's rules for each width (None: all).
+# Light pages from a server, dark ones from disk; axe's rules per width, None for all.
 WAYS = {"http": ("light", (None, NARROW)), "file": ("dark", (COLOURS, []))}
 UNTYPESET = """[...document.querySelectorAll(".math")]
-  .filter((math) => !math.querySelector("mjx-container svg") || math.querySelector("[data-mml-node=merror]"))
+  .filter((math) => !math.querySelector("mjx-container svg")
+    || math.querySelector("[data-mml-node=merror]"))
   .map((math) => math.textContent)"""
-# The theme lets the tab key stop at boxes that scroll, with a delay.
+# The theme adds tab stops to boxes that scroll, with a delay.
 SETTLED = """() => [...document.querySelectorAll("[tabindex='-1']")]
-  .every((box) => box.scrollWidth <= box.clientWidth || getComputedStyle(box).overflowX === "visible")"""
+  .every((box) => box.scrollWidth <= box.clientWidth
+    || getComputedStyle(box).overflowX === "visible")"""
 SIDEWAYS = (
     "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 )
 
 
-def looked_at(
+def findings_on(
     window: Watched, address: str, home: str, rules: tuple
 ) -> dict[str, list[str]]:
-    """Open a page and return what is wrong with it, by kind."""
+    """Open a page, and return its faults by kind."""
     window.requests.clear()
     window.complaints.clear()
     window.goto(address)
     window.page.evaluate(AXE_SCRIPT)
-    found = {
+    faults = {
         "untypeset": window.page.evaluate(UNTYPESET),
         "unreadable": [],
         "sideways": [],
     }
     for width in WIDTHS:
         window.page.set_viewport_size({"width": width, "height": 900})
-        found["unreadable"] += [f"{width} px: {text}" for text in window.unreadable()]
+        faults["unreadable"] += [
+            f"{width} px: {text}" for text in window.unreadable()
+        ]
         if pixels := window.page.evaluate(SIDEWAYS):
-            found["sideways"].append(f"{pixels} px at {width} px")
-    found["inaccessible"] = []
-    for width, chosen in reversed([*zip(WIDTHS, rules, strict=True)]):
+            faults["sideways"].append(f"{pixels} px at {width} px")
+    faults["inaccessible"] = []
+    for width, width_rules in reversed([*zip(WIDTHS, rules, strict=True)]):
         window.page.set_viewport_size({"width": width, "height": 900})
-        if chosen != []:
+        if width_rules != []:
             window.page.wait_for_function(SETTLED)
-            violations = window.page.evaluate(ACCESSIBLE, chosen)
-            found["inaccessible"] += [f"{width} px: {text}" for text in violations]
-    return found | {
+            violations = window.page.evaluate(ACCESSIBLE, width_rules)
+            faults["inaccessible"] += [f"{width} px: {text}" for text in violations]
+    return faults | {
         "complaints": list(window.complaints),
         "outside": window.outside(home),
     }
@@ -61,23 +65,23 @@ def looked_at(
 
 @pytest.fixture(scope="module", params=WAYS)
 def wrong(request, chromium, site):
-    """Findings by kind and page. Each page is opened once."""
+    """Return faults by kind and page; each page is opened once."""
     theme, rules = WAYS[request.param]
     home = {"http": site, "file": HTML.as_uri()}[request.param]
-    found: dict[str, dict[str, list[str]]] = defaultdict(dict)
+    faults: dict[str, dict[str, list[str]]] = defaultdict(dict)
     assert built_pages(), "there is no book: run `make book` first"
     with watched(chromium, theme=theme) as window:
         for page in built_pages():
             name = page.relative_to(HTML).as_posix()
-            for kind, findings in looked_at(
+            for kind, findings in findings_on(
                 window, f"{home}/{name}", home, rules
             ).items():
                 if findings:
-                    found[kind][name] = findings
-    return found
+                    faults[kind][name] = findings
+    return faults
 
 
-def test_pages_request_nothing_from_outside(wrong):
+def test_pages_load_nothing_from_other_hosts(wrong):
     assert not wrong["outside"]
 
 
@@ -93,7 +97,7 @@ def test_mathematics_is_typeset(wrong):
     assert not wrong["untypeset"]
 
 
-def test_figures_can_be_read(wrong):
+def test_figures_are_readable(wrong):
     assert not wrong["unreadable"]
 
 

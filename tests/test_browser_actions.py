@@ -1,4 +1,4 @@
-"""What a reader does with a page in a real browser: explore, switch the theme, search, unfold."""
+"""Test what readers do in a browser: explore, switch themes, search, unfold."""
 
 import html
 from pathlib import Path
@@ -25,17 +25,19 @@ TRAINING = HTML / "book" / "05-training.html"
 WITH_VIEWS = [page for page in built_pages() if 'class="fbt-view"' in article(page)]
 WITH_FOLDS = [page for page in built_pages() if "<details" in article(page)]
 MODELS = {"feedback": "tiny-shakespeare", "parallel": "tiny-shakespeare-parallel"}
-# Weights travel as round(255 sqrt(w)), and the page writes their root with three
-# decimals.
-CLOSE = {"atol": 1 / 255 + 0.001, "rtol": 0.0}
-SHARES = "spans => spans.map((span) => Number(span.style.getPropertyValue('--weight')) ** 2)"
+# Weights are stored as round(255 sqrt(w)), and displayed as sqrt(w) with 3 decimals.
+TOLERANCE = {"atol": 1 / 255 + 0.001, "rtol": 0.0}
+SHARES = (
+    "spans => spans.map("
+    "(span) => Number(span.style.getPropertyValue('--weight')) ** 2)"
+)
 by_stem = {"ids": lambda page: page.stem}
 
 
 # The attention explorer
 
 
-def test_the_explorer_shows_what_the_models_compute(window):
+def test_explorer_shows_weights_of_models(window):
     window.goto(TRAINING.as_uri())
     explorer = window.page.locator(".fbt-explorer")
     panels = explorer.locator(".fbt-explorer-panel")
@@ -53,15 +55,15 @@ def test_the_explorer_shows_what_the_models_compute(window):
         explorer.locator(f"select[data-name={name}]") for name in ("layer", "head")
     )
 
-    def expect(query: int, of_layer: int = -1, of_head: int = -1) -> None:
-        for panel, found in zip(panels.all(), weights.values(), strict=True):
-            chosen = found if of_layer < 0 else found[of_layer : of_layer + 1]
-            chosen = chosen if of_head < 0 else chosen[:, of_head : of_head + 1]
+    def expect(query: int, l: int | None = None, h: int | None = None) -> None:
+        for panel, all_maps in zip(panels.all(), weights.values(), strict=True):
+            maps = all_maps if l is None else all_maps[l : l + 1]
+            maps = maps if h is None else maps[:, h : h + 1]
             shown = torch.tensor(
                 panel.locator("[role=option]").evaluate_all(SHARES),
                 dtype=torch.float32,
             )
-            torch.testing.assert_close(shown, chosen.mean((0, 1))[query], **CLOSE)
+            torch.testing.assert_close(shown, maps.mean((0, 1))[query], **TOLERANCE)
             assert (
                 f"step {query + 1} of {len(shown)}"
                 in panel.locator(".fbt-words").text_content()
@@ -100,7 +102,7 @@ def test_the_explorer_shows_what_the_models_compute(window):
     assert not window.complaints
 
 
-def test_the_explorers_focus_is_seen(window):
+def test_explorer_has_visible_focus(window):
     window.goto(TRAINING.as_uri())
     window.page.locator(".fbt-explorer select").last.focus()
     window.page.keyboard.press("Tab")
@@ -112,7 +114,7 @@ def test_the_explorers_focus_is_seen(window):
 
 
 @pytest.mark.parametrize("page", WITH_VIEWS, **by_stem)
-def test_every_view_is_drawn_and_each_of_its_controls_does_something(window, page):
+def test_every_view_and_control_works(window, page):
     window.goto(page.as_uri())
     views = window.page.locator(".fbt-view-root")
     assert views.count() == article(page).count('class="fbt-view"')
@@ -139,11 +141,12 @@ def an_explorer(tokens: list[str]) -> fbt.AttentionExplorer:
     )
 
 
-def test_the_explorer_works_in_a_sandbox(window):
-    """As in Colab, where an output is a page of its own that may run scripts and nothing else."""
+def test_explorer_works_in_sandbox(window):
+    """An output in Colab is a separate page that may run scripts only."""
     source = html.escape(an_explorer(list("ROMEO:\n")).to_html())
     window.page.set_content(
-        f'<iframe sandbox="allow-scripts" width="600" height="400" srcdoc="{source}"></iframe>'
+        '<iframe sandbox="allow-scripts" width="600" height="400" '
+        f'srcdoc="{source}"></iframe>'
     )
     explorer = window.page.frame_locator("iframe").locator(".fbt-explorer")
     options = explorer.locator("[role=option]")
@@ -159,28 +162,28 @@ def test_the_explorer_works_in_a_sandbox(window):
 # The pages
 
 
-def test_the_first_page_leads_into_the_book(window):
+def test_index_redirects_to_book(window):
     window.page.goto((HTML / "index.html").as_uri())
     window.page.wait_for_url("**/book/index.html")
 
 
-def test_the_theme_button_changes_figures_and_views(window):
+def test_theme_button_changes_figures_and_views(window):
     window.goto(TRAINING.as_uri())
-    colour = "all => all.map((part) => getComputedStyle(part).color)"
-    parts = window.page.locator(
+    colour = "all => all.map((element) => getComputedStyle(element).color)"
+    elements = window.page.locator(
         ".fbt-figure > svg, .fbt-view-root, .highlight pre span:first-child"
     )
     seen = {
         window.page.evaluate(
             "document.documentElement.dataset.theme"
-        ): parts.evaluate_all(colour)
+        ): elements.evaluate_all(colour)
     }
     button = window.page.locator(".theme-switch-button:visible")
     for _ in range(2):
         button.click()
         assert not window.unreadable()
         seen[window.page.evaluate("document.documentElement.dataset.theme")] = (
-            parts.evaluate_all(colour)
+            elements.evaluate_all(colour)
         )
     assert seen.keys() == {"light", "dark"}
     assert all(
@@ -190,7 +193,7 @@ def test_the_theme_button_changes_figures_and_views(window):
 
 
 @pytest.mark.parametrize("way", ["http", "file"])
-def test_search_finds(window, site, way):
+def test_search_finds_chapter(window, site, way):
     home = {"http": site, "file": HTML.as_uri()}[way]
     window.goto(f"{home}/search.html?q=gradcheck")
     results = window.page.locator("#search-results li a")
@@ -199,8 +202,7 @@ def test_search_finds(window, site, way):
         "04-the-custom-function" in link.get_attribute("href")
         for link in results.all()
     )
-    # The lines around a word are read from its page, which a browser refuses to pages
-    # from the disk.
+    # Excerpts are read from the pages, which browsers do not allow for local files.
     excerpts = window.page.locator("#search-results p.context")
     if way == "http":
         excerpts.first.wait_for()
@@ -211,7 +213,7 @@ def test_search_finds(window, site, way):
     assert not window.outside(home)
 
 
-def test_the_search_button_leads_to_the_results(window, site):
+def test_search_shortcut_opens_results(window, site):
     window.goto(f"{site}/book/index.html")
     window.page.keyboard.press("Control+k")
     window.page.keyboard.type("gradcheck")
@@ -221,7 +223,7 @@ def test_the_search_button_leads_to_the_results(window, site):
 
 
 @pytest.mark.parametrize("page", WITH_FOLDS, **by_stem)
-def test_everything_folded_unfolds_by_the_keyboard(window, page):
+def test_folds_open_by_keyboard(window, page):
     window.goto(page.as_uri())
     folds = window.page.locator("article details:not([open])")
     assert folds.count()

@@ -1,4 +1,4 @@
-"""The views of memory, recurrence and choices in a real browser, and in a sandbox."""
+"""Tests of the memory, recurrence and choices views in a browser."""
 
 import html
 
@@ -6,7 +6,7 @@ import nbconvert
 import pytest
 import torch
 from exact import model, some_tokens
-from front_ends import CELLS, run_by_a_program
+from front_ends import CELLS, run_by_program
 
 from fbt import AttentionExplorer
 from fbt.views.choices import Choices
@@ -49,48 +49,50 @@ VIEWS = {
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_a_view_works_in_a_sandbox_and_shows_text_as_text(window, name):
-    make, words = VIEWS[name]
+def test_view_works_in_sandbox_and_shows_text_as_text(window, name):
+    make, text = VIEWS[name]
     source = html.escape(make().to_html())
     window.page.set_content(
-        f'<iframe sandbox="allow-scripts" width="700" height="700" srcdoc="{source}"></iframe>'
+        '<iframe sandbox="allow-scripts" width="700" height="700" '
+        f'srcdoc="{source}"></iframe>'
     )
     frame = window.page.frame_locator("iframe")
-    assert words in frame.locator("[aria-live]").text_content()
+    assert text in frame.locator("[aria-live]").text_content()
     assert frame.locator("b, i, u, script").count() == 1  # the view's own script
     assert not window.complaints
     assert not window.outside("about:")
 
 
-def test_views_of_a_notebook_that_a_program_ran_work_offline(window, tmp_path):
-    """By nbclient, and exported by nbconvert, both as they come."""
-    page, _ = nbconvert.HTMLExporter().from_notebook_node(run_by_a_program())
+def test_views_exported_by_nbconvert_work_offline(window, tmp_path):
+    """nbclient runs the notebook and nbconvert exports it, both with defaults."""
+    page, _ = nbconvert.HTMLExporter().from_notebook_node(run_by_program())
     (tmp_path / "page.html").write_text(page, encoding="utf-8")
     window.goto((tmp_path / "page.html").as_uri())
     views = window.page.locator(".fbt-view-root")
     assert views.count() == len(CELLS) - 1
-    said = window.page.locator(".fbt-view-root [aria-live]")
-    assert all(words.is_visible() for words in said.all())
-    assert said.first.text_content().startswith("“c”, step 3 of 3")
+    texts = window.page.locator(".fbt-view-root [aria-live]")
+    assert all(text.is_visible() for text in texts.all())
+    assert texts.first.text_content().startswith("“c”, step 3 of 3")
     views.first.locator("[role=option]").first.click()
     window.page.mouse.move(0, 0)
-    assert said.first.text_content().startswith("“a”, step 1 of 3")
+    assert texts.first.text_content().startswith("“a”, step 1 of 3")
     views.last.locator("input").press("End")
-    assert said.last.text_content() == "a span of 4"
+    assert texts.last.text_content() == "a span of 4"
 
 
-def shown(window, view: View):
+def show(window, view: View):
+    """Show a view in a page, and return locators of its root and its description."""
     window.page.set_content(view.to_html())
     return window.page.locator(".fbt-view-root"), window.page.locator("[aria-live]")
 
 
-def test_attention_to_later_steps_is_seen(window):
+def test_explorer_shows_attention_to_later_steps(window):
     weights = torch.tensor([[0.0, 0.25, 0.75], [0.0, 0.0, 1.0], [0.5, 0.5, 0.0]])[
         None, None
     ]
     panels = {"two-way": weights, "causal": torch.eye(3)[None, None]}
-    view, words = shown(window, AttentionExplorer(list("abc"), panels, query=0))
-    heat = "all => all.map((part) => part.style.getPropertyValue('--weight'))"
+    view, words = show(window, AttentionExplorer(list("abc"), panels, query=0))
+    heat = "all => all.map((option) => option.style.getPropertyValue('--weight'))"
     two_way, causal = view.locator(".fbt-explorer-panel").all()
     assert two_way.locator("[role=option]").evaluate_all(heat) == [
         "0.000",
@@ -117,8 +119,8 @@ def test_attention_to_later_steps_is_seen(window):
     )
 
 
-def test_the_memory_follows_its_slider(window):
-    view, words = shown(window, memory())
+def test_memory_explorer_follows_slider(window):
+    view, words = show(window, memory())
     assert "the embedding 20 %, layer 1 20 %, layer 2 60 %" in words.text_content()
     assert view.locator(".fbt-legend li").all_text_contents() == [
         "embedding: 10 %",
@@ -133,7 +135,8 @@ def test_the_memory_follows_its_slider(window):
     assert "after 0 training steps" in words.text_content()
     assert "the embedding 70 %, layer 1 40 %, layer 2 −10 %" in words.text_content()
     heights = options.first.locator("rect").evaluate_all(
-        "all => all.map((part) => [part.getAttribute('y'), part.getAttribute('height')].map(Number))"
+        "all => all.map((rect) => "
+        "[rect.getAttribute('y'), rect.getAttribute('height')].map(Number))"
     )
     (first, second, below) = heights
     assert first[0] + first[1] == pytest.approx(44)  # upward from the base line
@@ -144,21 +147,22 @@ def test_the_memory_follows_its_slider(window):
     )
 
 
-def test_the_recurrence_goes_moment_by_moment(window):
-    view, words = shown(window, RecurrenceExplorer(TOKENS, READ))
+def test_recurrence_explorer_steps_through_moments(window):
+    view, words = show(window, RecurrenceExplorer(TOKENS, READ))
     layers = READ.outputs.shape[1] - 1
-    said = []
+    descriptions = []
     for _ in range(2 * (layers + 3)):
-        said.append(words.text_content())
+        descriptions.append(words.text_content())
         view.get_by_role("button", name="next").click()
-    assert "its embedding arrives" in said[0]
+    assert "its embedding arrives" in descriptions[0]
     assert all(
-        "There is no memory yet" in said[layer] for layer in range(1, layers + 1)
+        "There is no memory yet" in descriptions[layer]
+        for layer in range(1, layers + 1)
     )
-    assert "the memory vector is mixed" in said[layers + 1]
-    assert "its key and value are made" in said[layers + 2]
-    assert "layer 1 asks" in said[layers + 4]
-    assert "step 1 100 %" in said[layers + 4]  # there is no other to read
+    assert "the memory vector is mixed" in descriptions[layers + 1]
+    assert "its key and value are made" in descriptions[layers + 2]
+    assert "layer 1 attends" in descriptions[layers + 4]
+    assert "step 1 100 %" in descriptions[layers + 4]  # the only earlier step
     shares = READ.weights.mean(1)[1, 2, :2]
     for _ in range(2):
         view.get_by_role("button", name="next").click()
@@ -166,15 +170,15 @@ def test_the_recurrence_goes_moment_by_moment(window):
         f"step {past + 1} {100 * float(share):.0f} %"
         for past, share in enumerate(shares)
     ]
-    assert all(part in words.text_content() for part in reads)
-    # from the layer below, and two memories
+    assert all(read in words.text_content() for read in reads)
+    # one link from the layer below, two from memories
     assert view.locator(".fbt-links path").count() == 1 + 2
     view.get_by_role("button", name="back").click()
-    assert "layer 1 asks" in words.text_content()
+    assert "layer 1 attends" in words.text_content()
 
 
-def test_choices_show_the_result_of_what_is_chosen(window):
-    view, words = shown(window, choices())
+def test_choices_show_selected_result(window):
+    view, words = show(window, choices())
     view.locator("input").press("End")
     view.locator("select").select_option(index=0)
     assert words.text_content() == "2.0 <i><u></i>"

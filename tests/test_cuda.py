@@ -1,4 +1,4 @@
-"""On a CUDA device: the loop of chapter 6 has the numbers of the definition, and chapters that train run."""
+"""Tests on a CUDA device: sequence backend, CUDA graphs and training chapters."""
 
 import gpu
 import pytest
@@ -26,25 +26,28 @@ pytestmark = pytest.mark.skipif(
 
 VARIANT, DEVICE = "shared-kv", "cuda"
 OPTIONS = {"span": 5, "dropout": 0.0}
-LENGTH = 19  # beyond the span, and more than one chunk
+LENGTH = 19  # longer than the span and than a chunk
 
 
-def there(tensor: Tensor) -> Tensor:
-    """The same numbers as a leaf on the device."""
+def on_device(tensor: Tensor) -> Tensor:
+    """Return a copy on the device, as a leaf."""
     return tensor.detach().to(DEVICE).requires_grad_()
 
 
-def state_there(length: int) -> fbt.State:
+def state_on_device(length: int) -> fbt.State:
     state = some_state(config(VARIANT, **OPTIONS), length)
     return fbt.State(
-        *(tuple(map(there, kind)) for kind in (state.keys, state.values))
+        *(tuple(map(on_device, kind)) for kind in (state.keys, state.values))
     )
 
 
-@pytest.mark.parametrize("carried", [0, 1, 4, 5])
-def test_the_sequence_backend_equals_the_reference(carried):
-    module, x = body(VARIANT, **OPTIONS).to(DEVICE), there(normal(BATCH, LENGTH, 14))
-    state = state_there(carried) if carried else None
+@pytest.mark.parametrize("past", [0, 1, 4, 5])
+def test_sequence_backend_equals_reference_on_cuda(past):
+    module, x = (
+        body(VARIANT, **OPTIONS).to(DEVICE),
+        on_device(normal(BATCH, LENGTH, 14)),
+    )
+    state = state_on_device(past) if past else None
     named, results = leaves(module, x, state), []
     for backend in ("reference", "sequence"):
         outputs = everything(*module(x, state, backend=backend)[:2])
@@ -54,16 +57,18 @@ def test_the_sequence_backend_equals_the_reference(carried):
     assert_same(results[1][1], results[0][1])
 
 
-def test_a_cuda_graph_replays_forward_and_backward():
-    """As PyTorch's notes on CUDA graphs describe it for a whole network, then with new numbers in place.
+def test_cuda_graph_replays_forward_and_backward():
+    """Capture a step as in PyTorch's notes on CUDA graphs, then replay it.
 
-    No graph of autograd may outlive its step: its leaves would remember the stream
-    they were first used on.
+    The replay uses new values in the same memory.
+
+    No autograd graph may outlive its step, because its leaves would remember the
+    stream on which they were first used.
     """
     module, x, state = (
         body(VARIANT, **OPTIONS).to(DEVICE),
-        there(normal(BATCH, LENGTH, 14)),
-        state_there(4),
+        on_device(normal(BATCH, LENGTH, 14)),
+        state_on_device(4),
     )
     named = leaves(module, x, state)
     weights = normal(BATCH, LENGTH, 14, seed=8).detach().to(DEVICE)
@@ -73,7 +78,7 @@ def test_a_cuda_graph_replays_forward_and_backward():
         (y * weights).sum().backward()
         return y.detach()
 
-    def forget() -> None:
+    def clear_gradients() -> None:
         for tensor in named.values():
             tensor.grad = None
 
@@ -81,11 +86,11 @@ def test_a_cuda_graph_replays_forward_and_backward():
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
-            forget()
+            clear_gradients()
             step()
     torch.cuda.current_stream().wait_stream(side)
 
-    forget()  # so that the gradients of the capture lie in the graph's own memory
+    clear_gradients()  # so that the capture allocates them in the graph's memory
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         y = step()
@@ -98,13 +103,13 @@ def test_a_cuda_graph_replays_forward_and_backward():
         {name: tensor.grad.clone() for name, tensor in named.items()},
     )
 
-    forget()
+    clear_gradients()
     assert_same(replayed[0], step())
     assert_same(replayed[1], {name: tensor.grad for name, tensor in named.items()})
 
 
 @pytest.mark.parametrize("name", gpu.NAMES)
-def test_the_benchmark_measures_a_step_and_its_graph(name):
+def test_gpu_benchmark_measures_step_and_graph(name):
     small = Size(d=8, H=2, F=12, L=2, T=19, B=3)
     rows = [gpu.row("small", small, name, graph) for graph in (False, True)]
     assert all(0 < row["seconds"] <= max(row["samples"][1:]) for row in rows)
@@ -115,6 +120,6 @@ def test_the_benchmark_measures_a_step_and_its_graph(name):
     [path for path in chapters() if "fbt.train(" in path.read_text(encoding="utf-8")],
     ids=lambda path: path.stem,
 )
-def test_a_chapter_that_trains_runs_where_there_is_a_gpu(path):
+def test_training_chapter_runs_on_gpu(path):
     run = execute(read(path), path.stem)
     assert run.error is None, run.error

@@ -1,4 +1,4 @@
-"""The attention explorer: what it shows is what it was given, text stays text, and it needs no kernel."""
+"""Tests of the attention explorer, and of the code that all views share."""
 
 import base64
 import json
@@ -14,7 +14,7 @@ import fbt
 
 L, H, T = 2, 3, 7
 TOKENS = list("ROMEO:\n")
-# the name of a kind of element, which nothing fetches
+# an XML namespace, which nothing fetches
 SVG_NAME = "http://www.w3.org/2000/svg"
 
 
@@ -32,28 +32,28 @@ def two_way(*, seed: int = 0) -> torch.Tensor:
 
 
 def wrong(value: float) -> torch.Tensor:
-    """Weights with a number at [1, 2, 4, 3] that is not a share."""
+    """Return weights with an invalid share at [1, 2, 4, 3]."""
     weights = shares()
     weights[1, 2, 4, 3] = value
     return weights
 
 
 def state_of(explorer: fbt.AttentionExplorer) -> dict:
-    """What the page's script is given."""
+    """Return the state that the page passes to its script."""
     return json.loads(re.search(r"const state = (.*);\n", explorer.to_html())[1])
 
 
 def weight(panel: dict, layer: int, head: int, query: int, key: int) -> float:
-    """A weight as explorer.js decodes it."""
-    numbers = np.frombuffer(base64.b64decode(panel["weights"]), np.uint8)
+    """Decode a weight as explorer.js does."""
+    levels = np.frombuffer(base64.b64decode(panel["weights"]), np.uint8)
     if panel["causal"]:
-        place = (layer * H + head) * T * (T + 1) // 2 + query * (query + 1) // 2 + key
+        index = (layer * H + head) * T * (T + 1) // 2 + query * (query + 1) // 2 + key
     else:
-        place = np.ravel_multi_index((layer, head, query, key), (L, H, T, T))
-    return (numbers[place] / 255) ** 2
+        index = np.ravel_multi_index((layer, head, query, key), (L, H, T, T))
+    return (levels[index] / 255) ** 2
 
 
-def test_the_page_holds_the_weights():
+def test_page_contains_causal_weights():
     weights = {"one": shares(), "other": shares(seed=1)}
     panels = state_of(fbt.AttentionExplorer(TOKENS, weights))["data"]["panels"]
     assert [panel["name"] for panel in panels] == ["one", "other"]
@@ -63,30 +63,30 @@ def test_the_page_holds_the_weights():
             weights[panel["name"]].numpy()
         ):
             if key <= query:
-                found = weight(panel, layer, head, query, key)
-                assert found == pytest.approx(expected, abs=2 / 255)
+                decoded = weight(panel, layer, head, query, key)
+                assert decoded == pytest.approx(expected, abs=2 / 255)
 
 
-def test_the_page_holds_weights_of_later_steps():
+def test_page_contains_weights_of_later_steps():
     weights = {"causal": shares(), "two-way": two_way()}
     causal, full = state_of(fbt.AttentionExplorer(TOKENS, weights))["data"]["panels"]
     assert (causal["causal"], full["causal"]) == (True, False)
     for (layer, head, query, key), expected in np.ndenumerate(
         weights["two-way"].numpy()
     ):
-        found = weight(full, layer, head, query, key)
-        assert found == pytest.approx(expected, abs=2 / 255)
+        decoded = weight(full, layer, head, query, key)
+        assert decoded == pytest.approx(expected, abs=2 / 255)
     sizes = [len(base64.b64decode(panel["weights"])) for panel in (causal, full)]
     assert sizes == [L * H * T * (T + 1) // 2, L * H * T * T]
 
 
-def test_what_is_too_small_to_be_seen_takes_no_room():
-    weights = shares() + 1e-7  # rounding errors in masked places, say
+def test_tiny_weights_of_later_steps_are_dropped():
+    weights = shares() + 1e-7  # like rounding errors of masked weights
     (panel,) = state_of(fbt.AttentionExplorer(TOKENS, weights))["data"]["panels"]
     assert panel["causal"]
 
 
-def test_what_is_chosen_first():
+def test_initial_selection():
     first = state_of(fbt.AttentionExplorer(TOKENS, shares()))
     assert {name: first[name] for name in ("query", "layer", "head")} == {
         "query": 6,
@@ -110,7 +110,7 @@ def test_text_is_never_markup():
         "e\u0301",
     ]
     page = fbt.AttentionExplorer(tokens, {"</script><b>": shares()}).to_html()
-    assert page.count("</script>") == 1  # the page's own
+    assert page.count("</script>") == 1  # the end of the page's script
     assert "<img" not in page.split("<script>")[0]
     assert (
         json.loads(re.search(r"const state = (.*);\n", page)[1])["data"]["tokens"]
@@ -118,21 +118,21 @@ def test_text_is_never_markup():
     )
 
 
-def test_the_text_can_be_read_without_scripts():
+def test_text_is_readable_without_scripts():
     assert "<pre>ROMEO:\n</pre>" in fbt.AttentionExplorer(TOKENS, shares()).to_html()
 
 
-def test_a_page_fetches_nothing():
+def test_page_loads_nothing():
     page = fbt.AttentionExplorer(TOKENS, shares()).to_html().replace(SVG_NAME, "")
     assert not re.search(r"https?:|//[a-z]|@import|\burl\(", page)
 
 
-def test_a_live_notebook_gets_a_widget_that_python_can_read(monkeypatch):
+def test_live_notebook_gets_widget_readable_from_python(monkeypatch):
     attach(monkeypatch, {"allow_stdin": True})
     explorer = fbt.AttentionExplorer(TOKENS, shares(), query=2)
     bundle = explorer._repr_mimebundle_()
     assert {"text/plain", "text/html", WIDGET} <= bundle.keys()
-    explorer._widget.query = 5  # the reader chooses
+    explorer._widget.query = 5  # as selected by the reader
     assert explorer.query == 5
     assert explorer._repr_mimebundle_().keys() == bundle.keys()
 
@@ -147,7 +147,7 @@ def test_colab_and_plain_python_get_html(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
         ({"tokens": []}, "tokens must not be empty"),
         (
@@ -162,7 +162,8 @@ def test_colab_and_plain_python_get_html(monkeypatch):
         ),
         (
             {"weights": {"a": shares(), "b": shares()[:1]}},
-            r"weights\['b'\] must be \[2, 3, 7, 7\] like weights\['a'\], got \[1, 3, 7, 7\]",
+            r"weights\['b'\] must be \[2, 3, 7, 7\] like weights\['a'\], "
+            r"got \[1, 3, 7, 7\]",
         ),
         (
             {"weights": {"a": shares(), "b": shares()[0]}},
@@ -182,14 +183,14 @@ def test_colab_and_plain_python_get_html(monkeypatch):
         ({"head": 3}, "head must be"),
     ],
 )
-def test_bad_arguments_are_named(change, said):
-    with pytest.raises(ValueError, match=said) as raised:
+def test_explorer_names_wrong_value(change, message):
+    with pytest.raises(ValueError, match=message) as raised:
         fbt.AttentionExplorer(**{"tokens": TOKENS, "weights": shares()} | change)
     assert len(str(raised.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
         ({"tokens": 7}, "tokens must be a sequence of texts, got int"),
         ({"tokens": None}, "tokens must be a sequence of texts, got NoneType"),
@@ -208,13 +209,13 @@ def test_bad_arguments_are_named(change, said):
         ({"query": "1"}, "query must be"),
     ],
 )
-def test_arguments_of_a_wrong_type_are_named(change, said):
-    with pytest.raises(TypeError, match=said) as raised:
+def test_explorer_names_argument_of_wrong_type(change, message):
+    with pytest.raises(TypeError, match=message) as raised:
         fbt.AttentionExplorer(**{"tokens": TOKENS, "weights": shares()} | change)
     assert len(str(raised.value).splitlines()) == 1
 
 
-def test_names_of_weights_are_texts_in_the_page():
+def test_names_of_weights_are_converted_to_texts():
     explorer = fbt.AttentionExplorer(TOKENS, {1: shares(), 2: shares(seed=1)})
     assert repr(explorer) == "AttentionExplorer(7 tokens, 1, 2)"
     assert [panel["name"] for panel in state_of(explorer)["data"]["panels"]] == [
@@ -225,19 +226,19 @@ def test_names_of_weights_are_texts_in_the_page():
         fbt.AttentionExplorer(TOKENS, {"\n" * 10_000: shares()[0]})
 
 
-def test_a_page_does_not_carry_more_than_it_can():
-    length = 10_000  # of a tensor that takes no memory
+def test_too_many_weights_for_a_page_raise():
+    length = 10_000  # of an expanded tensor, which takes no memory
     with pytest.raises(
         ValueError,
-        match=r"at most 20000000 numbers for a page, got 100000000, \[1, 1, 10000",
+        match=r"at most 20000000 numbers for a page, got 100000000 in shape \[1",
     ):
         fbt.AttentionExplorer(
             ["x"] * length, torch.zeros(1).expand(1, 1, length, length)
         )
 
 
-def test_half_a_character_can_be_sent(monkeypatch):
-    """Pages and the messages of a kernel are UTF-8, which has no place for one."""
+def test_lone_surrogates_are_replaced(monkeypatch):
+    """UTF-8, used by pages and kernel messages, cannot encode a lone surrogate."""
     attach(monkeypatch, {"allow_stdin": True})
     explorer = fbt.AttentionExplorer(["\ud800", *TOKENS[1:]], {"\udfff": shares()})
     json.dumps(explorer._repr_mimebundle_(), ensure_ascii=False).encode()

@@ -1,4 +1,4 @@
-"""Weighted memory, with keys and values per layer and shared, against its equations, on every backend."""
+"""Compare both feedback bodies with their equations, on every backend."""
 
 import plain
 import pytest
@@ -45,20 +45,18 @@ def check(variant, length, state=None, **changes):
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_equals_a_loop_over_steps(variant, length):
+def test_equals_loop_over_steps(variant, length):
     check(variant, length)
 
 
 @pytest.mark.parametrize("changes", OPTIONS, ids=str)
-def test_every_option_equals_a_loop_over_steps(variant, changes):
+def test_every_option_equals_loop_over_steps(variant, changes):
     check(variant, 9, **changes)
 
 
-@pytest.mark.parametrize(
-    "length, carried", [(1, 1), (1, 13), (2, 6), (9, 6), (17, 13)]
-)
-def test_a_carried_state_equals_a_loop_over_steps(variant, length, carried):
-    check(variant, length, some_state(config(variant), carried))
+@pytest.mark.parametrize("length, past", [(1, 1), (1, 13), (2, 6), (9, 6), (17, 13)])
+def test_continuing_from_state_equals_loop_over_steps(variant, length, past):
+    check(variant, length, some_state(config(variant), past))
 
 
 @each_backend
@@ -66,28 +64,25 @@ def test_a_carried_state_equals_a_loop_over_steps(variant, length, carried):
     "blocks, span", [((8, 9), 3), ((1, 2, 3, 11), 13), ((1,) * 17, 3)], ids=str
 )
 def test_block_by_block_equals_one_pass(variant, backend, blocks, span):
-    """For every span: a step sees `span` earlier ones whether they were computed in this block or carried."""
+    """A step sees `span` earlier steps, in whichever block they were computed."""
     module, x = body(variant, span=span), normal(BATCH, 17, 14)
     y, after, _ = module(x, backend=backend)
-    state, parts = None, []
+    state, outputs = None, []
     for block in x.split(blocks, dim=1):
-        part, state, _ = module(block, state, backend=backend)
-        parts.append(part)
-    in_blocks = everything(torch.cat(parts, dim=1), state)
+        output, state, _ = module(block, state, backend=backend)
+        outputs.append(output)
+    in_blocks = everything(torch.cat(outputs, dim=1), state)
     assert_same(in_blocks, everything(y, after))
     named = leaves(module, x)
     assert_same(gradients(in_blocks, named), gradients(everything(y, after), named))
 
 
 @pytest.mark.parametrize("span", [1, 5, 9, 31])
-@pytest.mark.parametrize("carried", [0, 5])
-def test_backends_agree(variant, span, carried):
-    """Also where the span is shorter or longer than the block."""
-    state = (
-        some_state(config(variant, span=span), min(carried, span))
-        if carried
-        else None
-    )
+@pytest.mark.parametrize("past", [0, 5])
+def test_backends_agree(variant, span, past):
+    """Also if the span is shorter or longer than the block."""
+    c = config(variant, span=span)
+    state = some_state(c, min(past, span)) if past else None
     module, x = body(variant, span=span), normal(BATCH, 9, 14)
     named = leaves(module, x, state)
     (y, after, weights), (other_y, other_after, other_weights) = (
@@ -102,15 +97,15 @@ def test_backends_agree(variant, span, carried):
 
 
 @each_backend
-def test_every_step_reads_every_layer_of_the_step_before(variant, backend):
-    """The missing arrow of the parallel model: with span 1, step 0 reaches step 9 through one layer."""
+def test_step_reads_all_layers_of_previous_step(variant, backend):
+    """With span 1, step 0 reaches step 9 through a single layer."""
     module, x = body(variant, n_layers=1, span=1), normal(1, 11, 14)
     (reach,) = torch.autograd.grad(module(x, backend=backend)[0][0, 9].sum(), x)
     assert reach[0].abs().sum(-1).nonzero().flatten().tolist() == list(range(10))
 
 
 @each_backend
-def test_memory_of_the_embedding_alone_has_no_such_arrow(variant, backend):
+def test_memory_of_embedding_does_not_carry_information_on(variant, backend):
     module, x = (
         body(variant, n_layers=1, span=1, memory="embedding"),
         normal(1, 11, 14),
@@ -120,7 +115,7 @@ def test_memory_of_the_embedding_alone_has_no_such_arrow(variant, backend):
 
 
 @each_backend
-def test_the_given_state_is_left_as_it_was(variant, backend):
+def test_given_state_is_not_modified(variant, backend):
     state = some_state(config(variant), 6)
     before = [t.detach().clone() for t in state.keys + state.values]
     body(variant)(normal(BATCH, 9, 14), state, backend=backend)
@@ -131,8 +126,8 @@ def test_the_given_state_is_left_as_it_was(variant, backend):
 
 
 @each_backend
-def test_the_returned_state_is_its_own_memory(variant, backend):
-    """It keeps no more than it shows, and writing to it cannot reach what backward still needs."""
+def test_returned_state_shares_no_memory(variant, backend):
+    """It keeps no larger tensor alive, and writing to it does not affect backward."""
     module, x = body(variant, span=3), normal(BATCH, 9, 14)
     y, state, _ = module(x, backend=backend)
     for tensor in state.keys + state.values:
@@ -147,10 +142,8 @@ def test_the_returned_state_is_its_own_memory(variant, backend):
 
 
 @each_backend
-def test_one_layer_on_the_embedding_equals_a_parallel_layer_that_does_not_see_its_own_step(
-    variant, backend
-):
-    """memory="embedding": m_t is x_t^0, so LN(m_t) plays the part of LN1(x_t^0)."""
+def test_memory_of_embedding_equals_strict_parallel_layer(variant, backend):
+    """With memory="embedding", m_t = x_t^0 and LN(m_t) acts as LN1(x_t^0)."""
     changes = {"n_layers": 1, "memory": "embedding"}
     module, x = body(variant, **changes), normal(BATCH, 17, 14)
     p = dict(module.named_parameters())
@@ -161,8 +154,7 @@ def test_one_layer_on_the_embedding_equals_a_parallel_layer_that_does_not_see_it
         name.replace("key_values.0", "layers.0.key_value"): tensor
         for name, tensor in p.items()
     }
-    # The tables of a parallel layer have one more row, for distance 0, which the
-    # strict mask hides.
+    # A parallel layer has one more row, for distance 0, which the strict mask hides.
     for table in ("key_embedding", "key_bias"):
         rows = renamed[f"relative.0.{table}"]
         renamed[f"relative.0.{table}"] = torch.cat(
@@ -175,14 +167,13 @@ def test_one_layer_on_the_embedding_equals_a_parallel_layer_that_does_not_see_it
     assert_same(everything(y, after), [expected, *keys, *values])
     assert_same(weights, plain_weights, "weights")
 
-    found = gradients(everything(y, after), leaves(module, x))
-    wanted = gradients([expected, *keys, *values], leaves(module, x))
-    # There, one norm makes queries as well as keys and values; here, each its own.
-    # The sums agree.
+    grads = gradients(everything(y, after), leaves(module, x))
+    expected_grads = gradients([expected, *keys, *values], leaves(module, x))
+    # The parallel layer has one norm for queries, keys and values, the feedback layer
+    # two. The sums of their gradients agree.
     for kind in ("weight", "bias"):
-        total = found.pop(f"memory.norm.{kind}") + found.pop(f"layers.0.norm1.{kind}")
-        other = wanted.pop(f"memory.norm.{kind}") + wanted.pop(
-            f"layers.0.norm1.{kind}"
-        )
-        assert_same(total, other, f"norm.{kind}")
-    assert_same(found, wanted)
+        memory, layer = f"memory.norm.{kind}", f"layers.0.norm1.{kind}"
+        total = grads.pop(memory) + grads.pop(layer)
+        expected_total = expected_grads.pop(memory) + expected_grads.pop(layer)
+        assert_same(total, expected_total, f"norm.{kind}")
+    assert_same(grads, expected_grads)

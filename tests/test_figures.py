@@ -1,4 +1,4 @@
-"""The book's figures: what they draw, and that they can be read on light and dark pages."""
+"""Tests of the book's figures and of their contrast on light and dark pages."""
 
 from xml.etree import ElementTree
 
@@ -20,14 +20,14 @@ METRICS += [
 
 
 @pytest.fixture(autouse=True)
-def no_figure_left_open():
+def close_figures():
     plt.close("all")
     yield
     plt.close("all")
 
 
 def contrast(one: str, other: str) -> float:
-    """The contrast ratio of WCAG 2."""
+    """Return the contrast ratio of WCAG 2."""
 
     def luminance(colour: str) -> float:
         linear = [
@@ -42,7 +42,7 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.parametrize("colour", (figures.INK, *figures.COLOURS))
-def test_ink_and_lines_stand_out_on_both_pages(colour, page):
+def test_colours_have_enough_contrast(colour, page):
     assert contrast(colour, PAGES[page]) >= 3
 
 
@@ -60,7 +60,7 @@ def some_figures():
 
 
 @pytest.mark.parametrize("name", ["losses", "maps", "mixture", "cost"])
-def test_text_is_never_small_and_the_background_is_the_page(name):
+def test_text_is_readable_and_background_transparent(name):
     figure = some_figures()[name]
     assert figure.get_facecolor()[3] == 0
     for axes in figure.axes:
@@ -75,7 +75,7 @@ def test_text_is_never_small_and_the_background_is_the_page(name):
 
 
 @pytest.mark.parametrize("over", ["step", "seconds"])
-def test_loss_curves_show_every_run_against_what_is_asked(over):
+def test_loss_curves_show_all_runs(over):
     axes = figures.loss_curves({"one": METRICS, "two": METRICS}, over=over).axes[0]
     labelled = {
         line.get_label(): line
@@ -92,7 +92,7 @@ def test_loss_curves_show_every_run_against_what_is_asked(over):
     assert labelled["one"].get_linestyle() != labelled["two"].get_linestyle()
 
 
-def test_attention_maps_hide_what_a_query_cannot_see():
+def test_attention_maps_hide_the_future():
     weights = torch.rand(2, 3, 4, 4).bfloat16()  # which numpy does not know
     figure = figures.attention_maps(weights, list("ab c"))
     assert [axes.get_title() for axes in figure.axes[:2]] == ["head 1", "head 2"]
@@ -108,14 +108,14 @@ def test_attention_maps_hide_what_a_query_cannot_see():
     ]
 
 
-def test_attention_maps_leave_characters_out_where_there_is_no_room():
+def test_attention_maps_omit_characters_without_space():
     figure = figures.attention_maps(torch.rand(1, 4, 64, 64), ["x"] * 64)
     assert not figure.axes[0].get_xticklabels()
 
 
-# the browser has other fonts than matplotlib
+# matplotlib's fonts lack some glyphs that browsers have
 @pytest.mark.filterwarnings("ignore:Glyph")
-def test_a_character_is_text_in_an_svg():
+def test_svg_contains_characters_as_text():
     odd = [
         "<b>",
         "&",
@@ -129,12 +129,8 @@ def test_a_character_is_text_in_an_svg():
         "🎭",
     ]
     svg = figures.svg_of(figures.attention_maps(torch.rand(1, 1, 10, 10), odd))
-    texts = [
-        part.text
-        for part in ElementTree.fromstring(svg).iter(
-            "{http://www.w3.org/2000/svg}text"
-        )
-    ]
+    elements = ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
+    texts = [element.text for element in elements]
     expected = [
         "<b>",
         "&",
@@ -150,7 +146,7 @@ def test_a_character_is_text_in_an_svg():
     assert texts == 2 * expected
 
 
-def test_layer_weights_are_listed_in_the_order_in_which_they_end():
+def test_layer_weights_legend_is_in_order_of_last_values():
     figure = figures.layer_weights_over_time(
         [0, 5], [torch.tensor([0.3, 0.7]), torch.tensor([0.6, 0.4])]
     )
@@ -160,7 +156,7 @@ def test_layer_weights_are_listed_in_the_order_in_which_they_end():
     ]
 
 
-def test_an_svg_is_written_whole_and_twice_the_same(tmp_path):
+def test_svg_is_reproducible_and_leaves_no_temporary_files(tmp_path):
     for name in ("one.svg", "two.svg"):
         figures.save_svg(figures.loss_curves({"run": METRICS}), tmp_path / name)
     one, two = ((tmp_path / name).read_bytes() for name in ("one.svg", "two.svg"))

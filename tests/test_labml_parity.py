@@ -1,8 +1,9 @@
-"""Parity with labml's Feedback Transformer (labml-nn 0.5.1, labml_nn/transformers/feedback/__init__.py).
+"""Parity with labml's Feedback Transformer.
 
-Its two models are written out below from their equations, with the parameter names
-they have there. Our bodies, given those parameters through `translated`, compute the
-same outputs and the same gradients with respect to labml's own parameters.
+The code below follows the equations and parameter names of labml-nn 0.5.1,
+labml_nn/transformers/feedback/__init__.py. With parameters converted by
+`our_parameters`, our bodies compute the same outputs and the same gradients with
+respect to labml's parameters.
 """
 
 import pytest
@@ -19,7 +20,10 @@ KINDS = {"FeedbackTransformer": "feedback", "FeedbackTransformerKV": "shared-kv"
 
 
 def labml_parameters(kind: str) -> dict[str, Tensor]:
-    """Random parameters under labml's names. The last of the 4096 rows of its tables is distance 1."""
+    """Return random parameters with labml's names.
+
+    The last of the 4096 rows of its tables belongs to distance 1.
+    """
     shapes = {
         "weights": (LAYERS + 1,),
         "norm.weight": (D_MODEL,),
@@ -63,7 +67,7 @@ def labml_parameters(kind: str) -> dict[str, Tensor]:
 
 
 def labml(kind: str, p: dict[str, Tensor], x_seq: Tensor) -> Tensor:
-    """labml's forward pass, from x [T, B, d] to the normalised outputs [T, B, d]."""
+    """Run labml's forward pass from x [T, B, d] to normalised outputs [T, B, d]."""
 
     def norm(name: str, x: Tensor) -> Tensor:
         return F.layer_norm(x, (D_MODEL,), p[f"{name}.weight"], p[f"{name}.bias"])
@@ -73,7 +77,7 @@ def labml(kind: str, p: dict[str, Tensor], x_seq: Tensor) -> Tensor:
         return y.view(*y.shape[:-1], HEADS, D)
 
     def attention(name: str, z: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Scores over the J stored steps, a softmax over them, and the output projection."""
+        """Attend to the J stored steps, and project the result."""
         q = prepare(f"{name}.query", z)
         J = key.shape[0]
         a_and_c = torch.einsum("bhd,jbhd->jbh", q + p[f"{name}.query_pos_bias"], key)
@@ -93,12 +97,10 @@ def labml(kind: str, p: dict[str, Tensor], x_seq: Tensor) -> Tensor:
         for l in range(LAYERS):
             name = f"layers.{l}"
             if memories:
-                owner = "" if kind == "FeedbackTransformerKV" else f"{name}.attn."
+                prefix = "" if kind == "FeedbackTransformerKV" else f"{name}.attn."
                 stored = torch.stack(memories)
-                key, value = (
-                    prepare(f"{owner}key", stored),
-                    prepare(f"{owner}value", stored),
-                )
+                key = prepare(f"{prefix}key", stored)
+                value = prepare(f"{prefix}value", stored)
                 x = x + attention(
                     f"{name}.attn", norm(f"{name}.norm_self_attn", x), key, value
                 )
@@ -121,24 +123,21 @@ def labml(kind: str, p: dict[str, Tensor], x_seq: Tensor) -> Tensor:
     return norm("norm", torch.stack(results))
 
 
-def translated(kind: str, p: dict[str, Tensor]) -> dict[str, Tensor]:
-    """labml's parameters as those of our body, every entry a differentiable function of them."""
+def our_parameters(kind: str, p: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Convert labml's parameters to ours, as differentiable functions of them."""
     ours = {"memory.layer_logits": p["weights"]}
     for l in range(LAYERS):
-        theirs, layer = f"layers.{l}", f"layers.{l}"
-        attn = f"{theirs}.attn"
-        for ours_name, theirs_name in {
+        layer = f"layers.{l}"  # the same in both
+        attn = f"{layer}.attn"
+        for our_name, labml_name in {
             "norm1": "norm_self_attn",
             "norm2": "norm_ff",
+            "feed_forward.inner": "feed_forward.layer1",
+            "feed_forward.outer": "feed_forward.layer2",
         }.items():
-            for part in ("weight", "bias"):
-                ours[f"{layer}.{ours_name}.{part}"] = p[
-                    f"{theirs}.{theirs_name}.{part}"
-                ]
-        for ours_name, theirs_name in {"inner": "layer1", "outer": "layer2"}.items():
-            for part in ("weight", "bias"):
-                ours[f"{layer}.feed_forward.{ours_name}.{part}"] = p[
-                    f"{theirs}.feed_forward.{theirs_name}.{part}"
+            for suffix in ("weight", "bias"):
+                ours[f"{layer}.{our_name}.{suffix}"] = p[
+                    f"{layer}.{labml_name}.{suffix}"
                 ]
         output = p[f"{attn}.output.weight"]
         ours[f"{layer}.attention.query.weight"] = p[f"{attn}.query.linear.weight"]
@@ -152,8 +151,7 @@ def translated(kind: str, p: dict[str, Tensor]) -> dict[str, Tensor]:
         if kind == "FeedbackTransformer":
             ours[f"key_values.{l}.key.weight"] = p[f"{attn}.key.linear.weight"]
             ours[f"key_values.{l}.value.weight"] = p[f"{attn}.value.linear.weight"]
-            # Attention weights sum to one, so a bias of all values is a bias of the
-            # output.
+            # Attention weights sum to one, so a bias on values is one on outputs.
             bias = p[f"{attn}.output.bias"] + output @ p[f"{attn}.value.linear.bias"]
             ours[f"{layer}.attention.output.bias"] = bias
     if kind == "FeedbackTransformerKV":
@@ -165,13 +163,13 @@ def translated(kind: str, p: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_same_outputs_and_gradients(kind, length, backend):
-    """With our memory norm off, and a span that covers the text: labml has neither."""
+def test_same_outputs_and_gradients_as_labml(kind, length, backend):
+    """Without the memory norm and with a long span, because labml has neither."""
     p, x = labml_parameters(kind), normal(5, length, D_MODEL)
     body = BODIES[KINDS[kind]](
         config(KINDS[kind], span=SPAN, memory_norm=False)
     ).double()
-    ours = translated(kind, p)
+    ours = our_parameters(kind, p)
     assert {k: v.shape for k, v in ours.items()} == {
         k: v.shape for k, v in body.named_parameters()
     }

@@ -1,4 +1,4 @@
-"""The parallel body against its equations, step by step, and against torch's own attention."""
+"""Compare the parallel body with its equations and with torch's attention."""
 
 import plain
 import pytest
@@ -38,7 +38,7 @@ def check(length, state=None, **changes):
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_equals_a_loop_over_steps(length):
+def test_equals_loop_over_steps(length):
     check(length)
 
 
@@ -47,14 +47,14 @@ def test_equals_a_loop_over_steps(length):
     [o for o in OPTIONS if not {"memory", "memory_norm"} & o.keys()],
     ids=str,
 )
-def test_every_option_equals_a_loop_over_steps(changes):
+def test_every_option_equals_loop_over_steps(changes):
     check(9, **changes)
 
 
-@pytest.mark.parametrize("carried", [1, 6, 13])
+@pytest.mark.parametrize("past", [1, 6, 13])
 @pytest.mark.parametrize("length", LENGTHS)
-def test_a_carried_state_equals_a_loop_over_steps(length, carried):
-    check(length, some_state(config("parallel"), carried))
+def test_continuing_from_state_equals_loop_over_steps(length, past):
+    check(length, some_state(config("parallel"), past))
 
 
 @pytest.mark.parametrize(
@@ -63,23 +63,21 @@ def test_a_carried_state_equals_a_loop_over_steps(length, carried):
 def test_block_by_block_equals_one_pass(blocks, span):
     module, x = body("parallel", span=span), normal(BATCH, 17, 14)
     y, after, _ = module(x)
-    state, parts = None, []
+    state, outputs = None, []
     for block in x.split(blocks, dim=1):
-        part, state, _ = module(block, state)
-        parts.append(part)
-    in_blocks = everything(torch.cat(parts, dim=1), state)
+        output, state, _ = module(block, state)
+        outputs.append(output)
+    in_blocks = everything(torch.cat(outputs, dim=1), state)
     assert_same(in_blocks, everything(y, after))
     named = leaves(module, x)
     assert_same(gradients(in_blocks, named), gradients(everything(y, after), named))
 
 
-@pytest.mark.parametrize("carried", [0, 2])
-def test_a_long_text_is_read_in_blocks(carried, monkeypatch):
-    """The same outputs, state and gradients as all at once; weights, where they are asked for, in full."""
+@pytest.mark.parametrize("past", [0, 2])
+def test_long_text_is_computed_in_blocks(past, monkeypatch):
+    """Outputs, state and gradients do not change; requested weights are complete."""
     module, x = body("parallel", span=5), normal(2, 301, 14)
-    state = (
-        some_state(config("parallel", span=5), carried, batch=2) if carried else None
-    )
+    state = some_state(config("parallel", span=5), past, batch=2) if past else None
     named = leaves(module, x, state)
     y, after, weights = module(x, state, need_weights=True)
     widths = []
@@ -88,19 +86,19 @@ def test_a_long_text_is_read_in_blocks(carried, monkeypatch):
         torch, "softmax", lambda s, dim: widths.append(s.shape[-1]) or softmax(s, dim)
     )
     monkeypatch.setattr(attention, "LONG", 300)
-    found, found_after, none = module(x, state)
-    assert none is None
-    # no query computes scores far outside its span
+    in_blocks, after_blocks, no_weights = module(x, state)
+    assert no_weights is None
+    # a block computes scores for the keys of its span only
     assert max(widths) == attention.BLOCK + 5
-    assert_same(everything(found, found_after), everything(y, after))
-    outputs = everything(found, found_after)
+    outputs = everything(in_blocks, after_blocks)
+    assert_same(outputs, everything(y, after))
     assert_same(gradients(outputs, named), gradients(everything(y, after), named))
-    _, _, whole = module(x, state, need_weights=True)
-    assert torch.equal(whole, weights)
+    _, _, all_weights = module(x, state, need_weights=True)
+    assert torch.equal(all_weights, weights)
 
 
-def test_the_returned_state_is_its_own_memory():
-    """It keeps no more than it shows, and writing to it cannot reach what backward still needs."""
+def test_returned_state_shares_no_memory():
+    """It keeps no larger tensor alive, and writing to it does not affect backward."""
     for span in (3, 13):
         module, x = body("parallel", span=span), normal(BATCH, 9, 14)
         y, state, _ = module(x)
@@ -118,7 +116,7 @@ def test_the_returned_state_is_its_own_memory():
 def with_torch_attention(
     module: fbt.ParallelBody, x: torch.Tensor, span: int
 ) -> torch.Tensor:
-    """The same layers around `scaled_dot_product_attention`, the relative terms gathered into its mask."""
+    """Run the layers with `scaled_dot_product_attention` and a mask."""
     B, T, d = x.shape
     D = d // 2
     distance = torch.arange(T)[:, None] - torch.arange(T)
@@ -147,7 +145,7 @@ def with_torch_attention(
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_equals_scaled_dot_product_attention_with_the_same_bias(length):
+def test_equals_scaled_dot_product_attention_with_same_bias(length):
     module, x = body("parallel"), normal(BATCH, length, 14)
     y, expected = module(x)[0], with_torch_attention(module, x, 13)
     assert_same(y, expected)
@@ -156,8 +154,8 @@ def test_equals_scaled_dot_product_attention_with_the_same_bias(length):
     )
 
 
-def test_a_step_sees_itself_the_span_before_it_and_nothing_else():
-    """Through one layer; each further layer reaches one span further back."""
+def test_step_sees_itself_and_its_span_only():
+    """Each further layer reaches one span further back."""
     for n_layers in (1, 2):
         module, x = body("parallel", n_layers=n_layers, span=3), normal(1, 11, 14)
         (reach,) = torch.autograd.grad(module(x)[0][0, 9].sum(), x)

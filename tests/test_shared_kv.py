@@ -1,4 +1,4 @@
-"""Shared keys and values against keys and values per layer whose layers hold equal weights."""
+"""Compare shared keys and values with per-layer ones of equal weights."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ import fbt
 
 
 def twins() -> tuple[fbt.SharedKVBody, fbt.FeedbackBody]:
-    """A shared-KV body, and a feedback body that holds the same weights, those of K and V once per layer."""
+    """Return a shared-KV body, and a feedback body with the same weights."""
     shared, separate = body("shared-kv"), body("feedback")
     weights = shared.state_dict()
     for l in range(3):
@@ -34,7 +34,7 @@ def twins() -> tuple[fbt.SharedKVBody, fbt.FeedbackBody]:
 
 
 def summed_over_layers(separate: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Gradients of the per-layer body as those of the shared one: what was used three times adds up."""
+    """Sum the per-layer gradients of each weight that the shared body has once."""
     total = dict(separate)
     for l in (1, 2):
         for kind in ("key", "value"):
@@ -49,12 +49,12 @@ def summed_over_layers(separate: dict[str, torch.Tensor]) -> dict[str, torch.Ten
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("carried", [0, 6])
+@pytest.mark.parametrize("past", [0, 6])
 @pytest.mark.parametrize("length", LENGTHS)
-def test_equals_per_layer_keys_and_values_of_equal_weights(length, carried, backend):
+def test_equals_per_layer_keys_and_values_with_equal_weights(length, past, backend):
     shared, separate = twins()
     x = normal(BATCH, length, 14)
-    state = some_state(config("shared-kv"), carried) if carried else None
+    state = some_state(config("shared-kv"), past) if past else None
     copies = (
         fbt.State(
             *(
@@ -71,13 +71,13 @@ def test_equals_per_layer_keys_and_values_of_equal_weights(length, carried, back
     )
     assert_same(y, other_y)
     assert_same(weights, other_weights, "weights")
-    found = gradients([y], leaves(shared, x, state))
+    grads = gradients([y], leaves(shared, x, state))
     assert_same(
-        found, summed_over_layers(gradients([other_y], leaves(separate, x, copies)))
+        grads, summed_over_layers(gradients([other_y], leaves(separate, x, copies)))
     )
 
 
-def test_the_state_is_one_cache_instead_of_one_per_layer():
+def test_state_has_one_cache():
     shared, separate = twins()
     x = normal(BATCH, 9, 14)
     small, large = shared(x)[1], separate(x)[1]
@@ -88,7 +88,7 @@ def test_the_state_is_one_cache_instead_of_one_per_layer():
         assert_same(large.values[l], small.values[0], "values")
 
 
-def test_a_step_projects_its_memory_once():
+def test_step_projects_memory_once():
     shared, calls = body("shared-kv"), []
     shared.key_values[0].register_forward_hook(lambda *_: calls.append(1))
     everything(*shared(normal(BATCH, 9, 14), backend="stack")[:2])
@@ -98,11 +98,11 @@ def test_a_step_projects_its_memory_once():
 
 @pytest.mark.parametrize("backend", ["auto", "reference", "stack", "sequence"])
 @pytest.mark.parametrize(
-    "place", [lambda: torch.device("meta"), FakeTensorMode], ids=["meta", "fake"]
+    "context", [lambda: torch.device("meta"), FakeTensorMode], ids=["meta", "fake"]
 )
-def test_shapes_are_found_out_without_numbers(native, place, backend):
-    """Built or not, the native loop is not for them."""
-    with place():
+def test_forward_works_on_meta_and_fake_tensors(native, context, backend):
+    """Also with the native library built, which cannot run them."""
+    with context():
         body = fbt.SharedKVBody(
             fbt.Config(19, d_model=6, n_heads=2, n_layers=2, span=9)
         )
@@ -113,7 +113,7 @@ def test_shapes_are_found_out_without_numbers(native, place, backend):
     assert {name for name, p in body.named_parameters() if p.grad is None} == set()
 
 
-def test_the_native_loop_refuses_what_has_no_numbers(native):
+def test_native_backend_refuses_fake_tensors(native):
     with FakeTensorMode():
         body = fbt.SharedKVBody(
             fbt.Config(19, d_model=6, n_heads=2, n_layers=2, span=9)

@@ -1,4 +1,4 @@
-"""`fbt.show`: the installed source, and where it stands."""
+"""Tests of `fbt.show`: the source it displays and the link to its lines."""
 
 import ast
 import html
@@ -19,7 +19,7 @@ from fbt.stack import _Push
 ROOT = Path(fbt.__file__).parents[1]
 
 
-def here(x):
+def increment(x):
     return x + 1
 
 
@@ -41,18 +41,18 @@ def here(x):
         value if isinstance(value, str) else getattr(value, "__name__", "a property")
     ),
 )
-def test_the_link_leads_to_the_lines_that_are_shown(obj, file):
+def test_link_points_to_displayed_lines(obj, file):
     source = fbt.show(obj)
     name, _, lines = source.where.partition(", lines ")
     first, last = map(int, lines.split(" to "))
     assert name == file
     assert source.link == f"{URL}/blob/{BRANCH}/{file}#L{first}-L{last}"
-    there = (ROOT / file).read_text().splitlines()[first - 1 : last]
-    assert inspect.cleandoc("\n".join(there)) == inspect.cleandoc(source.code)
+    linked = (ROOT / file).read_text().splitlines()[first - 1 : last]
+    assert inspect.cleandoc("\n".join(linked)) == inspect.cleandoc(source.code)
     ast.parse(source.code)
 
 
-def test_it_displays_as_markdown_and_prints_as_text():
+def test_source_displays_as_markdown_and_prints_as_text():
     source = fbt.show(attend)
     assert (
         source._repr_markdown_()
@@ -65,21 +65,24 @@ def test_it_displays_as_markdown_and_prints_as_text():
     "obj",
     [attend, fbt.MemoryStack, fbt.MemoryStack.push, fbt.LanguageModel.attention],
 )
-def test_without_its_docstring_only_the_docstring_is_missing(obj):
-    whole, short = fbt.show(obj).code, fbt.show(obj, docstring=False).code
-    expected = ast.parse(whole)
+def test_docstring_false_removes_only_the_docstring(obj):
+    full, short = fbt.show(obj).code, fbt.show(obj, docstring=False).code
+    expected = ast.parse(full)
     del expected.body[0].body[0]
     assert ast.unparse(ast.parse(short)) == ast.unparse(expected)
-    assert set(short.splitlines()) <= set(whole.splitlines())
-    assert short.count("#") == whole.count("#")  # comments stay
+    assert set(short.splitlines()) <= set(full.splitlines())
+    assert short.count("#") == full.count("#")  # comments stay
 
 
-def test_a_function_without_docstring_stays_as_it_is():
-    assert fbt.show(here, docstring=False).code == "def here(x):\n    return x + 1"
+def test_function_without_docstring_is_unchanged():
+    assert (
+        fbt.show(increment, docstring=False).code
+        == "def increment(x):\n    return x + 1"
+    )
 
 
 def test_code_outside_the_package_has_no_link():
-    source = fbt.show(here)
+    source = fbt.show(increment)
     assert source.link is None
     assert source.where.startswith("test_source.py, lines ")
     assert source._repr_markdown_().startswith("test_source.py")
@@ -90,14 +93,14 @@ def test_code_outside_the_package_has_no_link():
     [3, "text", None, len, torch.add, fbt.LanguageModel(fbt.Config(3))],
     ids=type,
 )
-def test_what_has_no_source_is_refused(obj):
+def test_objects_without_source_raise(obj):
     with pytest.raises(
         TypeError, match="obj must be a class, function, method or module"
     ):
         fbt.show(obj)
 
 
-def test_a_module_can_do_without_its_docstring_too():
+def test_docstring_false_removes_docstring_of_module():
     module = importlib.import_module("fbt.shared_kv")
     expected = ast.parse(fbt.show(module).code)
     del expected.body[0]
@@ -107,7 +110,7 @@ def test_a_module_can_do_without_its_docstring_too():
 
 
 @pytest.mark.parametrize("fence", ["```", "~~~", "`````"])
-def test_what_ends_a_fence_stays_code(fence, tmp_path, monkeypatch):
+def test_fences_inside_code_do_not_end_it(fence, tmp_path, monkeypatch):
     hostile = f"{fence}\n<img src=x onerror=alert(1)>\n"
     path = tmp_path / "<b>[x](javascript:alert(1))`*.py"
     path.write_text(f'def f():\n    """{hostile}"""\n')

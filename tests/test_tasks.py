@@ -1,4 +1,4 @@
-"""Tasks: what is drawn against an oracle that reads the words, and against sequences worked out by hand."""
+"""Compare drawn sequences with the oracle and with solutions by hand."""
 
 import inspect
 import itertools
@@ -25,13 +25,13 @@ TASKS = {
     "walk": tasks.Walk(),
     "walk of four cells": tasks.Walk(2),
     "turns": tasks.Walk(5, facing=True),
-    "turns and heading": tasks.Walk(5, facing=True, heading=True),
+    "turns with heading": tasks.Walk(5, facing=True, heading=True),
     "copy": tasks.Copy(),
     "reverse": tasks.Copy(3, reverse=True),
     "code": tasks.CodeExecution(),
     "code, one variable": tasks.CodeExecution(1),
     "code, five variables": tasks.CodeExecution(5),
-    "code, asked at statements": tasks.CodeExecution(3, ask="statements"),
+    "code, statements": tasks.CodeExecution(3, ask="statements"),
 }
 each_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 
@@ -43,7 +43,7 @@ def generator(seed: int = 0) -> torch.Generator:
 @each_task
 @settings(max_examples=25, deadline=None)
 @given(batch=st.integers(1, 4), length=st.integers(1, 40), seed=st.integers(0, 2**62))
-def test_the_oracle_agrees_with_what_was_drawn(task, batch, length, seed):
+def test_oracle_agrees_with_drawn_labels(task, batch, length, seed):
     tokens, labels = task.sample(batch, length, generator(seed))
     assert tokens.shape == labels.shape
     assert tokens.dtype == labels.dtype == torch.long
@@ -70,8 +70,10 @@ def test_the_oracle_agrees_with_what_was_drawn(task, batch, length, seed):
         (tasks.Copy(3, reverse=True), "b a c ? ? ?", "_ _ _ c a b"),
         (
             tasks.CodeExecution(3),
-            "x = 9 ; x ++ ; print x ; y = 2 ; if y > x : x -- ; if x > y : y ++ ; print y ; print x ; END",
-            "_ _ _ _ _ _ _ _ _ 10 _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ 3 _ _ 10 _",
+            "x = 9 ; x ++ ; print x ; y = 2 ; if y > x : x -- ; "
+            "if x > y : y ++ ; print y ; print x ; END",
+            "_ _ _ _ _ _ _ _ _ 10 _ _ _ _ _ _ _ _ _ _ _ _ _ "
+            "_ _ _ _ _ _ _ _ _ 3 _ _ 10 _",
         ),
         (
             tasks.CodeExecution(2, ask="statements"),
@@ -85,7 +87,7 @@ def test_the_oracle_agrees_with_what_was_drawn(task, batch, length, seed):
         ),
     ],
 )
-def test_sequences_worked_out_by_hand(task, words, answers):
+def test_sequences_solved_by_hand(task, words, answers):
     labels = task.solve(task.tokenizer.encode(words)[None])[0]
     if answers is None:
         assert task.tokenizer.decode(labels[labels != IGNORE]) == "4"
@@ -93,60 +95,58 @@ def test_sequences_worked_out_by_hand(task, words, answers):
         assert task.tokenizer.decode(labels) == answers
 
 
-def test_products_are_taken_from_left_to_right():
-    """In A5 as in S5 the order matters: a three-cycle, then another."""
+def test_permutations_apply_the_first_first():
+    """The first exchange is applied first, in both orders."""
     task = tasks.Permutations("S5")
-    for one, other in (("21345", "13245"), ("13245", "21345")):
-        places = [other[int(place) - 1] for place in one]
-        labels = task.solve(task.tokenizer.encode(f"{one} {other}")[None])[0]
-        assert task.words[labels[1]] == "".join(places)
+    for first, second in (("21345", "13245"), ("13245", "21345")):
+        images = [second[int(image) - 1] for image in first]
+        labels = task.solve(task.tokenizer.encode(f"{first} {second}")[None])[0]
+        assert task.words[labels[1]] == "".join(images)
 
 
 @each_task
-def test_sparse_asks_the_last_question_only(task):
+def test_sparse_task_labels_only_the_last_answer(task):
     options = {
         name: getattr(task, name) for name in inspect.signature(type(task)).parameters
     }
     sparse = type(task)(**options | {"dense": False})
-    tokens, all_labels = task.sample(50, 30, generator())
-    same, labels = sparse.sample(50, 30, generator())
-    assert torch.equal(tokens, same)
-    for every, one in zip(all_labels, labels, strict=True):
-        last = (every != IGNORE).nonzero().max()
-        assert one[last] == every[last]
-        assert (one != IGNORE).sum() == 1
+    tokens, dense_labels = task.sample(50, 30, generator())
+    same_tokens, labels = sparse.sample(50, 30, generator())
+    assert torch.equal(tokens, same_tokens)
+    for dense_row, row in zip(dense_labels, labels, strict=True):
+        last = (dense_row != IGNORE).nonzero().max()
+        assert row[last] == dense_row[last]
+        assert (row != IGNORE).sum() == 1
     assert torch.equal(sparse.solve(tokens), labels)
 
 
 @each_task
-def test_a_stream_is_endless_and_repeats_only_by_its_seed(task):
+def test_stream_depends_on_its_seed_only(task):
     def three(seed):
         return list(itertools.islice(task.stream(4, 20, seed=seed), 3))
 
-    first, again, other = three(5), three(5), three(6)
+    first, repeated, other = three(5), three(5), three(6)
     assert all(
         torch.equal(a, b)
-        for x, y in zip(first, again, strict=True)
+        for x, y in zip(first, repeated, strict=True)
         for a, b in zip(x, y, strict=True)
     )
     drawn = [tuple(tokens.flatten().tolist()) for tokens, _ in first + other]
-    # two cups have one exchange
+    # with two cups there is only one swap
     assert len(set(drawn)) == (1 if task is TASKS["two cups"] else 6)
 
 
 @each_task
 def test_every_word_is_used(task):
-    """A word that never occurs would be a mistake in the vocabulary."""
-    tokens, labels = task.sample(
-        3000, 30 if isinstance(task, CodeExecution) else 120, generator()
-    )
+    length = 30 if isinstance(task, CodeExecution) else 120
+    tokens, labels = task.sample(3000, length, generator())
     seen = set(tokens.unique().tolist()) | set(
         labels[labels != IGNORE].unique().tolist()
     )
     assert seen == set(range(len(task.words)))
 
 
-def test_a5_is_the_even_half_of_s5():
+def test_a5_contains_the_even_permutations_of_s5():
     small, large = tasks.Permutations("A5"), tasks.Permutations("S5")
     assert (len(small.words), len(large.words)) == (60, 120)
     assert set(small.words) == {
@@ -157,22 +157,23 @@ def test_a5_is_the_even_half_of_s5():
 
 @pytest.mark.parametrize("variables", [1, 3, 5])
 def test_programs_follow_the_rules_of_the_paper(variables):
-    """Counted over many programs: lengths, ranges, one assignment a name, nothing nested but a change."""
+    """Count statements, values, assignments per name and nesting in many programs."""
     task = tasks.CodeExecution(variables)
     tokens, labels = task.sample(300, 40, generator())
     kinds = dict.fromkeys(("=", "++", "--", "if", "print"), 0)
-    for row, asked in zip(tokens, labels, strict=True):
+    for row, row_labels in zip(tokens, labels, strict=True):
         text = task.tokenizer.decode(row).removesuffix(" END")
         while text.endswith(" END"):
             text = text.removesuffix(" END")
-        statements = [part + ";" for part in text.split(";")[:-1]]
+        statements = [statement + ";" for statement in text.split(";")[:-1]]
         assert len(statements) == 40
         assert statements[0].split()[1] == "="
         for statement in map(str.strip, statements):
             name = rf"[{''.join(NAMES[:variables])}]"
             change = rf"({name} = (10|[1-9])|{name} (\+\+|--)) ;"
             assert re.fullmatch(
-                rf"{change}|print {name} ;|if {name} [<>] (10|[1-9]|{name}) : {change}",
+                rf"{change}|print {name} ;|"
+                rf"if {name} [<>] (10|[1-9]|{name}) : {change}",
                 statement,
             )
             kind = statement.split()[0]
@@ -181,41 +182,41 @@ def test_programs_follow_the_rules_of_the_paper(variables):
                 assert statement.split()[1] != statement.split()[3]
         outside = [s for s in statements if " = " in s and " if " not in f" {s}"]
         assert len({s.split()[0] for s in outside}) == len(outside)
-        assert (asked != IGNORE).sum() == sum(
+        assert (row_labels != IGNORE).sum() == sum(
             s.strip().startswith("print") for s in statements
         )
-    counted = sum(kinds.values())
-    assert counted == 300 * 40
+    total = sum(kinds.values())
+    assert total == 300 * 40
     assert kinds["="] <= 300 * variables
-    if variables > 1:  # one variable has no other to be compared with
-        # with all names taken: ++, --, if, print
-        assert abs(kinds["print"] / counted - 0.25) < 0.03
+    if variables > 1:  # with one, half of the comparisons are illegal
+        # four kinds remain once all names are assigned: ++, --, if, print
+        assert abs(kinds["print"] / total - 0.25) < 0.03
     values = labels[labels != IGNORE] + 1
     assert (values.min(), values.max()) == (1, HIGH)
 
 
-def test_programs_are_the_same_whatever_is_asked():
-    (tokens, few), (same, many) = (
+def test_programs_do_not_depend_on_ask():
+    (tokens, few), (same_tokens, many) = (
         tasks.CodeExecution(3, ask=ask).sample(20, 30, generator())
         for ask in ("prints", "statements")
     )
-    assert torch.equal(tokens, same)
+    assert torch.equal(tokens, same_tokens)
     prints = few != IGNORE
     assert torch.equal(few[prints], many[prints])
     assert (many != IGNORE).sum() > 3 * prints.sum()
 
 
-def test_commonest_value_of_a_print():
-    """Guessing it is right about one time in ten."""
+def test_most_frequent_printed_value():
+    """Always guessing it is right about one time in ten."""
     _, labels = tasks.CodeExecution(3).sample(500, 100, generator())
     counts = labels[labels != IGNORE].bincount()
     assert 0.09 < counts.max() / counts.sum() < 0.125
 
 
-def test_accuracy_counts_asked_steps():
+def test_accuracy_counts_labelled_steps():
     logits = torch.eye(3)[torch.tensor([[0, 1, 2, 2]])]
     assert accuracy(logits, torch.tensor([[0, 2, IGNORE, 2]])) == pytest.approx(2 / 3)
-    with pytest.raises(ValueError, match="labels must ask at one step at least"):
+    with pytest.raises(ValueError, match="labels must have at least one label"):
         accuracy(logits, torch.full((1, 4), IGNORE))
     with pytest.raises(
         ValueError,
@@ -260,7 +261,7 @@ def test_accuracy_counts_asked_steps():
         ),
         (
             lambda: tasks.Parity().tokenizer.encode("1 2"),
-            "text must be made of 2 known words, got '2'",
+            "text must be made of the 2 words of the task, got '2'",
         ),
         (
             lambda: tasks.Parity().tokenizer.decode(torch.tensor([0, -1])),
@@ -272,12 +273,12 @@ def test_accuracy_counts_asked_steps():
         ),
     ],
 )
-def test_arguments_out_of_range_are_named(make, message):
+def test_tasks_name_argument_out_of_range(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_options_of_another_type_are_named():
+def test_tasks_name_option_of_another_type():
     for make in (
         lambda: tasks.Parity(dense=1),
         lambda: tasks.Walk(facing="no"),

@@ -1,4 +1,7 @@
-"""The views of memory, recurrence and choices; what all views share is tested with the explorer."""
+"""Tests of the memory, recurrence and choices views.
+
+Code that all views share is tested in test_explorer.py.
+"""
 
 import json
 import re
@@ -7,13 +10,13 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 from exact import SIZES, model, some_tokens
-from front_ends import CELLS, WIDGET, attach, shown_to_a_person
+from front_ends import CELLS, WIDGET, attach, outputs_for_user
 
 import fbt
-from fbt.views.choices import MOST, Choices
+from fbt.views.choices import MAX_RESULTS, Choices
 from fbt.views.figures import STYLE
 from fbt.views.memory import MemoryExplorer, Snapshot, snapshot
-from fbt.views.recurrence import LONGEST, NUMBERS, RecurrenceExplorer
+from fbt.views.recurrence import MAX_STEPS, SHOWN_NUMBERS, RecurrenceExplorer
 from fbt.views.trace import Trace, memory_shares, trace
 from fbt.views.view import View
 
@@ -29,53 +32,53 @@ def text_of(length: int = T) -> torch.Tensor:
 
 
 def state_of(view: View) -> dict:
-    """What the page's script is given."""
+    """Return the state that the page passes to its script."""
     return json.loads(re.search(r"const state = (.*);\n", view.to_html())[1])
 
 
-# What a model computes
+# The trace
 
 
 @pytest.mark.parametrize("variant", ["feedback", "shared-kv"])
 @pytest.mark.parametrize("length", [1, T])
-def test_a_trace_is_what_the_model_computes(variant, length):
-    reader, tokens = model_of(variant), text_of(length)
-    read = trace(reader, tokens)
+def test_trace_equals_model(variant, length):
+    net, tokens = model_of(variant), text_of(length)
+    read = trace(net, tokens)
     assert read.outputs.shape == (length, L + 1, D)
-    torch.testing.assert_close(read.outputs[:, 0], reader.token_embedding(tokens))
-    top = reader.norm(read.outputs[:, -1])
-    torch.testing.assert_close(reader.head(top), reader(tokens[None])[0])
-    memory = reader.body.memory.norm(read.memory)
-    for cache, project in enumerate(reader.body.key_values):
+    torch.testing.assert_close(read.outputs[:, 0], net.token_embedding(tokens))
+    top = net.norm(read.outputs[:, -1])
+    torch.testing.assert_close(net.head(top), net(tokens[None])[0])
+    memory = net.body.memory.norm(read.memory)
+    for cache, project in enumerate(net.body.key_values):
         torch.testing.assert_close(read.keys[cache], project.key(memory))
         torch.testing.assert_close(read.values[cache], project.value(memory))
-    torch.testing.assert_close(read.weights, reader.attention(tokens[None])[:, 0])
-    assert not reader.body.memory._forward_pre_hooks
+    torch.testing.assert_close(read.weights, net.attention(tokens[None])[:, 0])
+    assert not net.body.memory._forward_pre_hooks
 
 
 @pytest.mark.parametrize("backend", ["auto", "sequence", "reference"])
-def test_a_trace_is_the_same_in_training_and_with_any_backend(backend):
-    reader, tokens = model_of("shared-kv", dropout=0.5), text_of(T)
-    expected = trace(reader.eval(), tokens)
-    reader.backend = backend
-    reader.train()
-    for found, value in zip(trace(reader, tokens), expected, strict=True):
-        assert torch.equal(found, value)
-    assert reader.training
+def test_trace_ignores_training_mode_and_backend(backend):
+    net, tokens = model_of("shared-kv", dropout=0.5), text_of(T)
+    expected = trace(net.eval(), tokens)
+    net.backend = backend
+    net.train()
+    for value, expected_value in zip(trace(net, tokens), expected, strict=True):
+        assert torch.equal(value, expected_value)
+    assert net.training
 
 
-def test_the_parts_of_a_memory_vector_sum_to_it():
+def test_memory_shares_sum_to_one():
     read = trace(model_of(), text_of())
     shares = memory_shares(read)
     torch.testing.assert_close(shares.sum(-1), torch.ones(T, dtype=torch.float64))
     t, layer = 4, 2
     added = read.outputs[t, layer] - read.outputs[t, layer - 1]
-    part = read.mixture[layer:].sum() * (added - added.mean())
+    term = read.mixture[layer:].sum() * (added - added.mean())
     memory = read.memory[t] - read.memory[t].mean()
-    torch.testing.assert_close(shares[t, layer], part @ memory / (memory @ memory))
+    torch.testing.assert_close(shares[t, layer], term @ memory / (memory @ memory))
 
 
-def test_what_has_no_memory_or_is_too_long_is_not_traced():
+def test_trace_refuses_parallel_models_and_long_texts():
     with pytest.raises(TypeError, match="variant 'parallel'"):
         trace(model_of("parallel"), text_of())
     with pytest.raises(
@@ -83,20 +86,20 @@ def test_what_has_no_memory_or_is_too_long_is_not_traced():
         match=r"tokens must have shape \[T\] with every size >= 1, got \[0\]",
     ):
         trace(model_of(span=5), text_of(0))
-    with pytest.raises(ValueError, match="1 to 5 like the span, got 6"):
+    with pytest.raises(ValueError, match=r"1 to 5 \(the span\), got 6"):
         trace(model_of(span=5), text_of(6))
 
 
 # The memory
 
 
-def test_the_memory_explorer_shows_the_snapshots():
-    reader, tokens = model_of(), text_of()
-    seen = {
-        0: snapshot(reader, tokens),
+def test_memory_explorer_shows_snapshots():
+    net, tokens = model_of(), text_of()
+    snapshots = {
+        0: snapshot(net, tokens),
         20: Snapshot(torch.eye(L + 1)[0], torch.full((T, L + 1), 1 / (L + 1))),
     }
-    explorer = MemoryExplorer(list("a\nb<&>c"), seen, query=3)
+    explorer = MemoryExplorer(list("a\nb<&>c"), snapshots, query=3)
     state = state_of(explorer)
     assert (state["query"], state["moment"], explorer.query, explorer.moment) == (
         3,
@@ -108,7 +111,7 @@ def test_the_memory_explorer_shows_the_snapshots():
     first = state["data"]["moments"][0]
     expected = [
         [round(1000 * share) for share in row]
-        for row in memory_shares(trace(reader, tokens)).tolist()
+        for row in memory_shares(trace(net, tokens)).tolist()
     ]
     assert first["shares"] == expected
     assert sum(first["mixture"]) == pytest.approx(1000, abs=2)
@@ -126,7 +129,7 @@ def with_nan(*shape: int, at: tuple[int, ...]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "error, change, said",
+    "error, change, message",
     [
         (ValueError, {"tokens": ""}, "tokens must not be empty"),
         (TypeError, {"tokens": 3}, "tokens must be a sequence of texts, got int"),
@@ -170,13 +173,13 @@ def with_nan(*shape: int, at: tuple[int, ...]) -> torch.Tensor:
         (ValueError, {"query": 3}, r"query must be an int in \[0, 2\], got 3"),
     ],
 )
-def test_the_memory_explorer_names_what_is_wrong(error, change, said):
-    with pytest.raises(error, match=said):
+def test_memory_explorer_names_wrong_argument(error, change, message):
+    with pytest.raises(error, match=message):
         MemoryExplorer(**{"tokens": ABC, "snapshots": {5: EVEN}} | change)
 
 
-def test_large_shares_stay_what_they_are():
-    """A memory vector near zero has parts that are large beside it."""
+def test_memory_explorer_keeps_large_shares():
+    """Shares are large if the memory vector is close to zero."""
     large = EVEN._replace(shares=torch.tensor([[3e6, -3e6], [1.0, 0.0], [0.0, 1.0]]))
     (moment,) = state_of(MemoryExplorer(ABC, {0: large}))["data"]["moments"]
     assert moment["shares"][0] == [3_000_000_000, -3_000_000_000]
@@ -185,7 +188,7 @@ def test_large_shares_stay_what_they_are():
 # The recurrence
 
 
-def test_the_recurrence_explorer_shows_the_trace():
+def test_recurrence_explorer_shows_trace():
     read = trace(model_of(), text_of())
     explorer = RecurrenceExplorer(list("abcdefg"), read, moment=11)
     data = state_of(explorer)["data"]
@@ -196,17 +199,20 @@ def test_the_recurrence_explorer_shows_the_trace():
         ("values", read.values[0]),
     ):
         shown = torch.tensor(data[kind], dtype=torch.float64) / 100
-        assert shown.shape == (T, NUMBERS)
-        largest = vectors[:, :NUMBERS].abs().max()
+        assert shown.shape == (T, SHOWN_NUMBERS)
+        largest = vectors[:, :SHOWN_NUMBERS].abs().max()
         torch.testing.assert_close(
-            shown * largest, vectors[:, :NUMBERS], atol=float(largest) / 199, rtol=0
+            shown * largest,
+            vectors[:, :SHOWN_NUMBERS],
+            atol=float(largest) / 199,
+            rtol=0,
         )
     mean = torch.tensor(data["weights"], dtype=torch.float64) / 1000
     torch.testing.assert_close(mean, read.weights.mean(1), atol=1 / 1999, rtol=0)
     assert repr(explorer) == "RecurrenceExplorer(7 tokens, 3 layers)"
 
 
-def test_the_recurrence_explorer_names_what_is_wrong():
+def test_recurrence_explorer_names_wrong_argument():
     read = trace(model_of(), text_of())
     with pytest.raises(
         ValueError, match=r"read.outputs must be \[2, .* for 2 tokens, got \[7"
@@ -218,25 +224,27 @@ def test_the_recurrence_explorer_names_what_is_wrong():
         ValueError, match=rf"in \[0, {T * (L + 3) - 1}\], got {T * (L + 3)}"
     ):
         RecurrenceExplorer(list("abcdefg"), read, moment=T * (L + 3))
-    with pytest.raises(ValueError, match=rf"in \[1, {LONGEST}\], got {LONGEST + 1}"):
-        RecurrenceExplorer(["a"] * (LONGEST + 1), read)
+    with pytest.raises(
+        ValueError, match=rf"in \[1, {MAX_STEPS}\], got {MAX_STEPS + 1}"
+    ):
+        RecurrenceExplorer(["a"] * (MAX_STEPS + 1), read)
     one_cache = rf"read.keys must be \[1, 7, {D}\] \(one cache .*, got \[3, 7, {D}\]"
     with pytest.raises(ValueError, match=one_cache):
         RecurrenceExplorer(list("abcdefg"), trace(model_of("feedback"), text_of()))
 
 
 @pytest.mark.parametrize("field", Trace._fields)
-def test_the_recurrence_explorer_names_the_field_that_is_wrong(field):
+def test_recurrence_explorer_names_wrong_field(field):
     read = trace(model_of(), text_of())
     tensor = getattr(read, field).clone()
     tensor[(-1,) * tensor.ndim] = torch.inf
-    place = [size - 1 for size in tensor.shape]
-    for error, value, said in (
+    index = [size - 1 for size in tensor.shape]
+    for error, value, message in (
         (TypeError, None, "must be a tensor of real numbers, got NoneType"),
         (ValueError, tensor[..., None], "must be "),
         (ValueError, tensor, "must be finite, got inf"),
     ):
-        expected = f"read.{field}{place if 'finite' in said else ''} {said}"
+        expected = f"read.{field}{index if 'finite' in message else ''} {message}"
         with pytest.raises(error, match=re.escape(expected)):
             RecurrenceExplorer(list("abcdefg"), read._replace(**{field: value}))
 
@@ -245,7 +253,7 @@ def test_the_recurrence_explorer_names_the_field_that_is_wrong(field):
 
 
 def test_jupyterlab_gets_widgets():
-    outputs = shown_to_a_person()
+    outputs = outputs_for_user()
     assert len(outputs) == len(CELLS) - 1
     for output in outputs:
         assert {"text/plain", "text/html", WIDGET} <= output.keys()
@@ -259,22 +267,22 @@ def test_jupyterlab_gets_widgets():
         ({"comm_id": "1", "data": {}}, True),  # a view shown by a widget's callback
     ],
 )
-def test_a_widget_is_for_those_who_can_answer(monkeypatch, content, widget):
+def test_widget_requires_front_end_with_stdin(monkeypatch, content, widget):
     attach(monkeypatch, content)
-    view = Choices(told, span=[1, 2], name=["a"])
+    view = Choices(describe, span=[1, 2], name=["a"])
     assert (WIDGET in view._repr_mimebundle_()) == widget
-    assert (view._widget is not None) == widget  # nor was a comm opened
+    assert (view._widget is not None) == widget  # so no comm is opened
 
 
-def test_a_terminal_gets_no_widget(monkeypatch):
+def test_terminal_gets_no_widget(monkeypatch):
     attach(monkeypatch, {})
     for shell in (None, object()):  # plain Python, IPython
         monkeypatch.setattr("IPython.get_ipython", lambda shell=shell: shell)
-        view = Choices(told, span=[1, 2], name=["a"])
+        view = Choices(describe, span=[1, 2], name=["a"])
         assert WIDGET not in view._repr_mimebundle_()
 
 
-def test_each_view_has_a_style_of_its_own(monkeypatch):
+def test_each_view_has_its_own_style_sheet(monkeypatch):
     attach(monkeypatch, {"allow_stdin": True})
     read = trace(model_of(), text_of())
     views = [
@@ -283,22 +291,22 @@ def test_each_view_has_a_style_of_its_own(monkeypatch):
         fbt.AttentionExplorer(list("abcdefg"), read.weights),
     ]
     widgets = [view._repr_mimebundle_() and view._widget for view in views]
-    # by which it is kept
+    # front ends store the style sheet under this id
     assert len({widget._anywidget_id for widget in widgets}) == len(views)
 
 
 # Choices
 
 
-def told(span: int, name: str) -> str:
+def describe(span: int, name: str) -> str:
     return f"<{name}> {span}"
 
 
-def test_choices_hold_every_result():
-    view = Choices(told, span=[1, 2, 4], name=["a", "b"])
+def test_choices_contain_all_results():
+    view = Choices(describe, span=[1, 2, 4], name=["a", "b"])
     state = state_of(view)
     texts = [result["text"] for result in state["data"]["results"]]
-    # the last name varies first
+    # the last argument varies fastest
     assert texts == [f"<{name}> {span}" for span in (1, 2, 4) for name in "ab"]
     assert [control["slider"] for control in state["data"]["controls"]] == [
         True,
@@ -308,7 +316,7 @@ def test_choices_hold_every_result():
     assert "<pre>&lt;b&gt; 2</pre>" in view.to_html()
 
 
-def test_a_figure_of_choices_takes_the_colour_of_the_text():
+def test_figure_of_choices_has_text_colour():
     def drawing(height: int):
         with plt.rc_context(STYLE):
             figure, axes = plt.subplots()
@@ -323,10 +331,10 @@ def test_a_figure_of_choices_takes_the_colour_of_the_text():
     assert not plt.get_fignums()
 
 
-def test_live_choices_call_the_function_anew(monkeypatch):
+def test_live_choices_call_function_again(monkeypatch):
     def half(number: float, name: str) -> str:
         if name == "wrong":
-            raise ValueError("no <such> name")
+            raise ValueError("unknown <name>")
         return f"{name} {number / 2:g}"
 
     attach(monkeypatch, {"allow_stdin": True})
@@ -334,23 +342,27 @@ def test_live_choices_call_the_function_anew(monkeypatch):
     assert WIDGET in view._repr_mimebundle_()
     number, name, output = view._widget.children
     assert "b 0.5" in output.value
-    number.value, name.value = 1.5, "c"  # neither is among the choices
+    number.value, name.value = 1.5, "c"  # not among the choices
     assert "c 0.75" in output.value
     name.value = "wrong"
-    assert "ValueError: no &lt;such&gt; name" in output.value
+    assert "ValueError: unknown &lt;name&gt;" in output.value
 
 
-def test_too_many_choices_are_refused():
-    said = f"at most {MOST} combinations, got {MOST + 1}: Choices(span: {MOST + 1}, name: 1)"
-    with pytest.raises(ValueError, match=re.escape(said)):
-        Choices(told, span=list(range(MOST + 1)), name=["a"])
+def test_too_many_choices_raise():
+    count = MAX_RESULTS + 1
+    message = (
+        f"at most {MAX_RESULTS} combinations, got {count}: "
+        f"Choices(span: {count}, name: 1)"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Choices(describe, span=list(range(count)), name=["a"])
     many = range(10_000)
-    with pytest.raises(ValueError, match="at most"):  # and no list of them is made
-        Choices(told, span=many, name=many, more=many)
+    with pytest.raises(ValueError, match="at most"):  # without computing them
+        Choices(describe, span=many, name=many, more=many)
 
 
 @pytest.mark.parametrize(
-    "error, choices, said",
+    "error, choices, message",
     [
         (ValueError, {}, "choices must not be empty"),
         (ValueError, {"span": [], "name": ["a"]}, "span must not be empty"),
@@ -368,20 +380,21 @@ def test_too_many_choices_are_refused():
         ),
     ],
 )
-def test_a_choice_that_is_wrong_is_named(error, choices, said):
-    with pytest.raises(error, match=said):
-        Choices(told, **choices)
+def test_choices_name_wrong_choice(error, choices, message):
+    with pytest.raises(error, match=message):
+        Choices(describe, **choices)
 
 
 @pytest.mark.parametrize("result", [None, 3, ("a", "b"), ("a", "b", "c"), b"a"])
-def test_what_a_function_must_return_is_said(result):
-    said = f"a text, or a figure and a text, got {type(result).__name__} for span=1, name='a'"
-    with pytest.raises(TypeError, match=said):
+def test_choices_refuse_other_results(result):
+    kind = type(result).__name__
+    message = f"a text, or a figure and a text, got {kind} for span=1, name='a'"
+    with pytest.raises(TypeError, match=message):
         Choices(lambda span, name: result, span=[1, 2], name=["a"])
     with pytest.raises(TypeError, match="function must be callable, got str"):
-        Choices("told", span=[1])
+        Choices("describe", span=[1])
 
 
-def test_a_choice_may_not_have_the_name_of_what_the_page_is_given():
+def test_choice_must_not_be_named_data():
     with pytest.raises(ValueError, match="a name other than 'data'"):
         Choices(lambda data: str(data), data=[1, 2])

@@ -1,15 +1,15 @@
-"""Tasks whose answers need a state carried through time, and two that need none: endless, and with oracles.
+"""Synthetic tasks: most require tracking a state over time; copying does not.
 
-To train on one::
+To train on a task::
 
     task = ShellGame(cups=5)
     for tokens, labels in task.stream(batch=32, length=64, seed=0):
         loss = F.cross_entropy(model(tokens).flatten(0, 1), labels.flatten())
 
-A task draws sequences of tokens, and for each step the token that answers it, or
-IGNORE where nothing is asked; tokens and answers share one vocabulary, so a
-`LanguageModel` of `len(task.words)` tokens can learn it. `Task.solve` answers from
-the words alone, by an algorithm that shares nothing with the one that drew them.
+A task draws sequences of tokens and a label for each step: a token, or IGNORE where
+there is no question. Tokens and labels share one vocabulary, so a `LanguageModel`
+with a vocabulary of `len(task.words)` can learn the task. `Task.solve` computes the
+labels from the words alone, by an algorithm independent of the one that drew them.
 """
 
 from fbt.tasks.code import CodeExecution

@@ -1,4 +1,4 @@
-"""Running a small program in one's head: the code-execution task of Fan et al. 2020."""
+"""The code-execution task of Fan et al. 2020: predict what a program prints."""
 
 import random
 import re
@@ -11,34 +11,38 @@ from fbt._checks import check_choice, check_int, shorten
 from fbt.tasks.task import IGNORE, Task
 
 NAMES = ("x", "y", "z", "p", "r")
-HIGH = 10  # values are 1 to 10
+HIGH = 10  # the largest value; the smallest is 1
 State = dict[str, int]
 
 
 class CodeExecution(Task):
-    """Programs of assignments, increments, conditionals and prints; the answer is what a print shows.
+    """Programs of assignments, increments, conditionals and prints.
 
-    Drawn as by the generator of the paper's authors. A statement is one of assign,
-    ++, --, if and print, each as likely as another, drawn again where it is illegal:
-    "x = 7 ;" of a variable that has no value yet, "x ++ ;" and "x -- ;" of one that
-    has, within 1 to 10, "print x ;", and "if x < 3 : y ++ ;", which compares a
-    variable with another one or with a number and runs the one statement after the
-    colon, no if and no print, where that is so. The answer to a print stands at its
-    semicolon; other steps have none. With ask="statements" every semicolon has one,
-    where its variable has a value by then: what it is after the statement. So much
-    more to learn from makes learning many times faster.
+    Statements are drawn as in the code of the paper's authors. All kinds are equally
+    likely, and illegal ones are drawn again:
 
-    `length` counts statements. A program ends with "END", and so do shorter ones
-    until all have one length.
+    - "x = 7 ;" assigns to a variable without a value.
+    - "x ++ ;" and "x -- ;" change a value, which stays within 1 to 10.
+    - "print x ;" prints a value.
+    - "if x < 3 : y ++ ;" compares a variable with a number or another variable. The
+      statement after the colon is neither an if nor a print.
+
+    The answer at the semicolon of a print is the printed value; other steps have no
+    answer. With ask="statements", each semicolon has an answer if the variable of its
+    statement has a value: the value after the statement. Learning is then many times
+    faster.
+
+    `length` counts statements. A program ends with "END", which is repeated until all
+    programs of a batch have the same length.
 
     Args:
-        variables: how many there are, from 1 to 5.
-        ask: "prints", as the paper does, or "statements".
-        dense: ask at all of these, not only at the last.
+        variables: number of variables, from 1 to 5.
+        ask: "prints", as in the paper, or "statements".
+        dense: label all of these steps, not only the last one.
 
     Raises:
-        TypeError, ValueError: `variables` is no int in this range, or `ask` is
-            something else.
+        TypeError, ValueError: if `variables` is not an int in this range, or `ask` is
+            neither of these.
     """
 
     def __init__(
@@ -55,19 +59,16 @@ class CodeExecution(Task):
     def draw(
         self, batch: int, length: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Draw programs of `length` statements; tokens and answers are [batch, T], T that of the longest."""
+        """Draw programs of `length` statements; tokens and answers are [batch, T]."""
         draws = random.Random(int(torch.randint(2**62, (), generator=generator)))
         programs = [self.program(length, draws) for _ in range(batch)]
         longest = max(len(program) for program in programs)
         end = len(self.words) - 1
-        tokens, answers = (
-            torch.full((batch, longest), end),
-            torch.full((batch, longest), IGNORE),
-        )
+        tokens = torch.full((batch, longest), end)
+        answers = torch.full((batch, longest), IGNORE)
         for i, program in enumerate(programs):
-            tokens[i, : len(program)] = self.tokenizer.encode(
-                " ".join(word for word, _ in program)
-            )
+            text = " ".join(word for word, _ in program)
+            tokens[i, : len(program)] = self.tokenizer.encode(text)
             for t, (_, value) in enumerate(program):
                 if value is not None:
                     answers[i, t] = value - 1
@@ -76,22 +77,26 @@ class CodeExecution(Task):
     def program(
         self, length: int, draws: random.Random
     ) -> list[tuple[str, int | None]]:
-        """Words of a program of `length` statements, each with the value that is to be answered, or None."""
+        """Return the words of a random program, each with its answer or None."""
         state, program = State(), list[tuple[str, int | None]]()
         while length:
             statement = self._statement(state, draws)
             if statement is not None:
                 words, name = statement
-                asked = words[0] == "print" or self.ask == "statements"
+                has_answer = words[0] == "print" or self.ask == "statements"
                 program += [(word, None) for word in words[:-1]]
-                program.append((words[-1], state.get(name) if asked else None))
+                program.append((words[-1], state.get(name) if has_answer else None))
                 length -= 1
         return [*program, ("END", None)]
 
     def _statement(
         self, state: State, draws: random.Random
     ) -> tuple[list[str], str] | None:
-        """Draw a statement and run it on the state; its words and its variable, None if it is illegal."""
+        """Draw a statement and run it on the state.
+
+        Returns:
+            Its words and its variable, or None if it is illegal.
+        """
         kind = draws.choice(("=", "++", "--", "if", "print"))
         if kind in ("=", "++", "--"):
             return self._change(kind, state, draws)
@@ -119,7 +124,11 @@ class CodeExecution(Task):
     def _change(
         self, kind: str, state: State, draws: random.Random
     ) -> tuple[list[str], str] | None:
-        """Draw an assignment or a step by one and run it; its words and its variable, None if illegal."""
+        """Draw an assignment, ++ or --, and run it on the state.
+
+        Returns:
+            Its words and its variable, or None if it is illegal.
+        """
         if kind == "=":
             free = [name for name in self.names if name not in state]
             if not free:
@@ -136,7 +145,7 @@ class CodeExecution(Task):
         return [name, kind, ";"], name
 
     def answer(self, words: Sequence[str]) -> list[str | None]:
-        """Translate the program to Python, statement by statement, and run that."""
+        """Run the program statement by statement, and return its answers."""
         state, answers, statement = State(), list[str | None](), list[str]()
         for word in self._steps(words, self.words):
             answers.append(None)
@@ -144,20 +153,19 @@ class CodeExecution(Task):
                 continue
             statement.append(word)
             if word == ";":
-                shorten = run_statement(" ".join(statement), state)
+                answers[-1] = run_statement(" ".join(statement), state)
                 if self.ask == "statements":
                     name = next(word for word in reversed(statement) if word in NAMES)
-                    shorten = str(state[name]) if name in state else None
-                answers[-1] = shorten
+                    answers[-1] = str(state[name]) if name in state else None
                 statement = []
         return answers
 
 
 def run_statement(text: str, state: State) -> str | None:
-    """Run one statement on a state and return what it prints, by patterns over its text.
+    """Run one statement on a state, and return what it prints or None.
 
     Raises:
-        ValueError: it is no statement, or reads a variable that has no value.
+        ValueError: if `text` is not a statement, or reads a variable without a value.
     """
     rules: dict[str, Callable[[re.Match[str]], str | None]] = {
         r"print (\w) ;": lambda m: str(state[m[1]]),
@@ -165,7 +173,7 @@ def run_statement(text: str, state: State) -> str | None:
         r"(\w) \+\+ ;": lambda m: state.update({m[1]: state[m[1]] + 1}),
         r"(\w) -- ;": lambda m: state.update({m[1]: state[m[1]] - 1}),
         r"if (\w) ([<>]) (\w+) : (.*)": lambda m: (
-            run_statement(m[4], state) if holds(m, state) else None
+            run_statement(m[4], state) if is_true(m, state) else None
         ),
     }
     for pattern, run in rules.items():
@@ -174,16 +182,18 @@ def run_statement(text: str, state: State) -> str | None:
             try:
                 return run(match)
             except KeyError as error:
-                reason = f"{error} must have a value"
                 raise ValueError(
-                    f"words must be a program: in {shorten(text)} {reason}"
+                    "words must be a program: "
+                    f"in {shorten(text)} {error} must have a value"
                 ) from error
-    wanted = "each statement must be an assignment, ++, --, if or print"
-    raise ValueError(f"words must be a program: {wanted}, got {shorten(text)}")
+    raise ValueError(
+        "words must be a program: each statement must be an assignment, ++, --, if "
+        f"or print, got {shorten(text)}"
+    )
 
 
-def holds(condition: re.Match[str], state: State) -> bool:
-    """Whether the comparison of an if is true."""
+def is_true(condition: re.Match[str], state: State) -> bool:
+    """Return whether the comparison of an if is true."""
     left, right = state[condition[1]], state.get(condition[3])
     right = int(condition[3]) if right is None else right
     return left < right if condition[2] == "<" else left > right

@@ -1,4 +1,4 @@
-"""Copying and reversing: what a parallel transformer does as well or better, having all of it in view."""
+"""Copying and reversing, which a parallel transformer does as well or better."""
 
 from collections.abc import Sequence
 
@@ -10,18 +10,18 @@ from fbt.tasks.task import IGNORE, Task
 
 
 class Copy(Task):
-    """Symbols, then as many blanks "?"; the answer at a blank is the symbol whose turn it is.
+    """Symbols followed by as many blanks "?"; the answers are the symbols in order.
 
     `length` counts the symbols, so a sequence has twice as many steps.
 
     Args:
-        symbols: how many different ones, from 2 to 26.
-        reverse: ask for the symbols from the last to the first.
-        dense: ask at every blank.
+        symbols: number of different symbols, from 2 to 26.
+        reverse: whether the answers are in reverse order.
+        dense: label every blank, not only the last one.
 
     Raises:
-        TypeError, ValueError: `symbols` is no int in this range, or `reverse` is no
-            bool.
+        TypeError, ValueError: if `symbols` is not an int in this range, or `reverse`
+            is not a bool.
     """
 
     def __init__(
@@ -39,20 +39,18 @@ class Copy(Task):
         blank = len(self.words) - 1
         symbols = torch.randint(blank, (batch, length), generator=generator)
         tokens = torch.cat([symbols, torch.full_like(symbols, blank)], 1)
-        asked = symbols.flip(1) if self.reverse else symbols
-        return tokens, torch.cat([torch.full_like(symbols, IGNORE), asked], 1)
+        answers = symbols.flip(1) if self.reverse else symbols
+        return tokens, torch.cat([torch.full_like(symbols, IGNORE), answers], 1)
 
     def answer(self, words: Sequence[str]) -> list[str | None]:
-        """Write the symbols down and read them back."""
-        waiting, answers = list[str](), list[str | None]()
+        """Store the symbols, and return one at each blank."""
+        pending, answers = list[str](), list[str | None]()
         for word in self._steps(words, self.words):
             if word == "?":
-                if not waiting:
-                    raise ValueError(
-                        "words must have no more blanks than symbols, got one more"
-                    )
-                answers.append(waiting.pop(-1 if self.reverse else 0))
+                if not pending:
+                    raise ValueError("words must not have more blanks than symbols")
+                answers.append(pending.pop(-1 if self.reverse else 0))
             else:
-                waiting.append(word)
+                pending.append(word)
                 answers.append(None)
         return answers

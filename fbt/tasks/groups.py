@@ -1,9 +1,9 @@
-"""Word problems: what is the product of all elements so far? Parity, permutations, the shell game.
+"""Word problems of groups: the product of all elements so far.
 
-A recurrence that remembers one element of the group solves them. For a group that is
-not solvable, such as A5, the word problem is complete for NC^1 (Barrington 1989). A
+A recurrence that stores one element of the group solves them. For a group that is not
+solvable, such as A5, the word problem is complete for NC^1 (Barrington 1989). A
 transformer of fixed depth, with precision logarithmic in the length, computes only
-what is in TC^0 (Merrill and Sabharwal 2023), believed to be less.
+functions in TC^0 (Merrill and Sabharwal 2023), which is believed to be smaller.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,13 @@ from fbt.tasks.task import Task
 
 
 def running_products(elements: Tensor, table: Tensor, start: Tensor) -> Tensor:
-    """Multiply up elements [B, T]: out[:, t] is the number of start * e_0 * ... * e_t in a table [n, m]."""
+    """Return the running products start * e_0 * ... * e_t, as indices [B, T].
+
+    Args:
+        elements: indices of the elements e_t, [B, T].
+        table: index of the product for each pair of indices, [n, m].
+        start: indices of the first factors, [B].
+    """
     product, out = start, torch.empty_like(elements)
     for t in range(elements.shape[1]):
         product = table[product, elements[:, t]]
@@ -26,7 +32,7 @@ def running_products(elements: Tensor, table: Tensor, start: Tensor) -> Tensor:
 
 
 class Parity(Task):
-    """Bits; the answer is the parity of all bits so far: running XOR."""
+    """Bits; the answer is the parity of all bits so far."""
 
     def __init__(self, dense: bool = True) -> None:
         super().__init__(("0", "1"), dense)
@@ -39,24 +45,24 @@ class Parity(Task):
         return bits, bits.cumsum(1) % 2
 
     def answer(self, words: Sequence[str]) -> list[str | None]:
-        """Count the ones up to each step."""
+        """Return the parity of the number of ones up to each step."""
         words = self._steps(words, self.words)
         return [str(words[: t + 1].count("1") % 2) for t in range(len(words))]
 
 
 class Permutations(Task):
-    """Permutations of n things; the answer is the composition of all so far, the first applied first.
+    """Permutations of n positions; the answer is their composition so far.
 
-    A permutation is written as the places to which it sends what stood at places 1 to
-    n: "213" exchanges the first two.
+    The first permutation is applied first. A permutation is written as the images of
+    positions 1 to n: "213" exchanges the first two.
 
     Args:
         group: "S3" (6 elements), "A5" (60, the even permutations of five) or "S5"
             (120).
-        dense: ask at every step.
+        dense: label every step, not only the last one.
 
     Raises:
-        ValueError: there is no such group.
+        ValueError: if `group` is not one of these.
     """
 
     groups = ("S3", "A5", "S5")
@@ -68,9 +74,9 @@ class Permutations(Task):
             p for p in permutations(range(degree)) if group[0] == "S" or is_even(p)
         ]
         super().__init__(["".join(str(i + 1) for i in p) for p in elements], dense)
-        numbers = {p: i for i, p in enumerate(elements)}
+        index = {p: i for i, p in enumerate(elements)}
         self.table = torch.tensor(
-            [[numbers[tuple(b[i] for i in a)] for b in elements] for a in elements]
+            [[index[tuple(b[i] for i in a)] for b in elements] for a in elements]
         )
 
     def draw(
@@ -80,36 +86,37 @@ class Permutations(Task):
         elements = torch.randint(
             len(self.words), (batch, length), generator=generator
         )
-        # the first in lexicographic order
+        # The identity is first in lexicographic order.
         identity = torch.zeros(batch, dtype=torch.long)
         return elements, running_products(elements, self.table, identity)
 
     def answer(self, words: Sequence[str]) -> list[str | None]:
-        """Carry n marked things along."""
+        """Apply the permutations to n marked items."""
         words = self._steps(words, self.words)
-        # thing -> place
-        things = {name: name for name in sorted(words[0])} if words else {}
+        positions = {item: item for item in sorted(words[0])} if words else {}
         answers: list[str | None] = []
         for word in words:
-            things = {thing: word[int(place) - 1] for thing, place in things.items()}
-            answers.append("".join(things[name] for name in sorted(things)))
+            positions = {item: word[int(p) - 1] for item, p in positions.items()}
+            answers.append("".join(positions[item] for item in sorted(positions)))
         return answers
 
 
 def is_even(permutation: Sequence[int]) -> bool:
-    """Whether a permutation is the product of an even number of exchanges."""
+    """Return whether a permutation is a product of an even number of exchanges."""
     return sum(a > b for a, b in combinations(permutation, 2)) % 2 == 0
 
 
 class ShellGame(Task):
-    """A ball lies under cup A; at each step two cups change places; the answer is where the ball is.
+    """A shell game: two cups are exchanged per step; the answer is the ball's cup.
+
+    The ball starts under cup A. A step is written "AC", an answer "C".
 
     Args:
-        cups: how many, from 2 to 26. A step is written "AC", an answer "C".
-        dense: ask at every step.
+        cups: number of cups, from 2 to 26.
+        dense: label every step, not only the last one.
 
     Raises:
-        TypeError, ValueError: `cups` is no int in this range.
+        TypeError, ValueError: if `cups` is not an int in this range.
     """
 
     def __init__(self, cups: int = 5, dense: bool = True) -> None:
@@ -117,16 +124,15 @@ class ShellGame(Task):
         self.cups, names = cups, [chr(ord("A") + i) for i in range(cups)]
         swaps = list(combinations(range(cups), 2))
         super().__init__([*names, *(names[i] + names[j] for i, j in swaps)], dense)
-        self.table = torch.arange(cups)[:, None].repeat(
-            1, len(swaps)
-        )  # where a swap brings what is under a cup
-        for number, (i, j) in enumerate(swaps):
-            self.table[[i, j], number] = torch.tensor([j, i])
+        # The ball's cup after each swap, by its cup before.
+        self.table = torch.arange(cups)[:, None].repeat(1, len(swaps))
+        for swap, (i, j) in enumerate(swaps):
+            self.table[[i, j], swap] = torch.tensor([j, i])
 
     def draw(
         self, batch: int, length: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Draw exchanges and the cups that hide the ball, both [batch, length]."""
+        """Draw swaps and the cups that hide the ball, both [batch, length]."""
         swaps = torch.randint(
             self.table.shape[1], (batch, length), generator=generator
         )
@@ -134,10 +140,10 @@ class ShellGame(Task):
         return swaps + self.cups, running_products(swaps, self.table, ball)
 
     def answer(self, words: Sequence[str]) -> list[str | None]:
-        """Follow the ball."""
+        """Return the cup that hides the ball after each swap."""
         words = self._steps(words, self.words[self.cups :])
         ball, answers = "A", list[str | None]()
-        for one, other in (tuple(word) for word in words):
-            ball = {one: other, other: one}.get(ball, ball)
+        for first, second in map(tuple, words):
+            ball = {first: second, second: first}.get(ball, ball)
             answers.append(ball)
         return answers

@@ -1,4 +1,4 @@
-"""What every task is: words, a stream of batches, an oracle."""
+"""The base class of tasks: a vocabulary, a stream of batches and an oracle."""
 
 import itertools
 from abc import ABC, abstractmethod
@@ -19,60 +19,58 @@ from fbt._checks import (
     texts_in,
 )
 
-# the label of a step that is not asked; what `cross_entropy` leaves out by default
+# The label of steps without a question; `cross_entropy` ignores it by default.
 IGNORE = -100
 
 
 class WordTokenizer:
-    """Numbers for words that are written with spaces between them.
+    """A tokenizer for words separated by spaces.
 
     Args:
-        words: distinct words without white space, numbered in this order.
+        words: distinct words without white space; the ids follow their order.
 
     Raises:
-        TypeError: `words` is not a sequence of texts.
-        ValueError: a word is empty, holds white space or occurs twice.
+        TypeError: if `words` is not a sequence of texts.
+        ValueError: if a word is empty, contains white space or occurs twice.
     """
 
     def __init__(self, words: Sequence[str]) -> None:
         words = texts_in("words", words)
         for word in words:
             if word.split() != [word]:
-                wrong = f"got {shorten(word)}"
                 raise ValueError(
-                    f"words must be without white space and not empty, {wrong}"
+                    "words must be without white space and not empty, "
+                    f"got {shorten(word)}"
                 )
         if len(set(words)) < len(words):
-            twice = next(word for i, word in enumerate(words) if word in words[:i])
-            raise ValueError(f"words must be distinct, got {shorten(twice)} twice")
+            repeated = next(word for i, word in enumerate(words) if word in words[:i])
+            raise ValueError(f"words must be distinct, got {shorten(repeated)} twice")
         self.words = tuple(words)
-        self._numbers = {word: i for i, word in enumerate(self.words)}
+        self._ids = {word: i for i, word in enumerate(self.words)}
 
     def encode(self, text: str) -> Tensor:
-        """The numbers [n] of the words of a text.
+        """Return the ids [n] of the n words of a text.
 
         Raises:
-            TypeError: `text` is not a str.
-            ValueError: a word of the text has no number; the message quotes it.
+            TypeError: if `text` is not a str.
+            ValueError: if a word is not in the vocabulary; the message quotes it.
         """
         check_instance("text", text, str)
-        unknown = next(
-            (word for word in text.split() if word not in self._numbers), None
-        )
+        unknown = next((word for word in text.split() if word not in self._ids), None)
         if unknown is not None:
             raise ValueError(
-                f"text must be made of {len(self.words)} known words, got {shorten(unknown)}"
+                f"text must be made of the {len(self.words)} words of the task, "
+                f"got {shorten(unknown)}"
             )
-        return torch.tensor(
-            [self._numbers[word] for word in text.split()], dtype=torch.long
-        )
+        ids = [self._ids[word] for word in text.split()]
+        return torch.tensor(ids, dtype=torch.long)
 
     def decode(self, numbers: Tensor) -> str:
-        """The words of numbers [n], with spaces between them; a number that is IGNORE becomes "_".
+        """Return the words of ids [n], separated by spaces, with "_" for IGNORE.
 
         Raises:
-            TypeError: `numbers` is not a tensor of integers.
-            ValueError: `numbers` has another shape, or a number has no word.
+            TypeError: if `numbers` is not a tensor of integers.
+            ValueError: if `numbers` has another shape, or an id is out of range.
         """
         check_integers("numbers", numbers, "[N]")
         last = len(self.words) - 1
@@ -89,15 +87,15 @@ class WordTokenizer:
 
 
 class Task(ABC):
-    """Sequences with answers.
+    """A task: random sequences of tokens, with an answer for each step.
 
     Args:
-        dense: ask at every step that has an answer; otherwise only at the last of
-            them.
+        words: the vocabulary, which sequences and answers share.
+        dense: label every step that has an answer, not only the last one.
 
     Attributes:
-        words: the vocabulary, that of the sequences and that of the answers.
-        tokenizer: numbers for `words`.
+        words: the vocabulary.
+        tokenizer: the tokenizer of `words`.
     """
 
     def __init__(self, words: Sequence[str], dense: bool) -> None:
@@ -110,68 +108,67 @@ class Task(ABC):
     def draw(
         self, batch: int, length: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Draw tokens [batch, T] and the answers [batch, T] of all steps, IGNORE where there is none."""
+        """Draw tokens and answers, both [batch, T]; IGNORE means no answer."""
 
     @abstractmethod
     def answer(self, words: Sequence[str]) -> list[str | None]:
-        """The answer of each step of one sequence, or None, worked out from its words.
+        """Return the answer, or None, at each step of one sequence of words.
 
         Raises:
-            TypeError: `words` is not a sequence of texts.
-            ValueError: `words` is not a sequence of this task.
+            TypeError: if `words` is not a sequence of texts.
+            ValueError: if `words` is not a sequence of this task.
         """
 
     def solve(self, tokens: Tensor) -> Tensor:
-        """The labels [B, T] of tokens [B, T], worked out from the words of each sequence: the oracle.
+        """Compute the labels [B, T] of tokens [B, T] from their words: the oracle.
 
         Raises:
-            TypeError: `tokens` is not an int64 or int32 tensor.
-            ValueError: `tokens` has another shape or another number in it, or a row
-                of it is not a sequence of this task.
+            TypeError: if `tokens` is not an int64 or int32 tensor.
+            ValueError: if `tokens` has another shape or an id that is out of range,
+                or a row is not a sequence of this task.
         """
         check_tokens("tokens", tokens, "[B, T]", len(self.words))
         try:
-            return self._solved(tokens)
+            return self._solve(tokens)
         except ValueError as error:
             raise ValueError(
                 f"tokens must be sequences of this task: {error}"
             ) from error
 
-    def _solved(self, tokens: Tensor) -> Tensor:
+    def _solve(self, tokens: Tensor) -> Tensor:
         rows = []
         for row in tokens:
             answers = self.answer(self.tokenizer.decode(row).split())
-            numbers = [
+            ids = [
                 IGNORE if a is None else int(self.tokenizer.encode(a))
                 for a in answers
             ]
-            rows.append(torch.tensor(numbers, dtype=torch.long))
-        return self._asked(torch.stack(rows))
+            rows.append(torch.tensor(ids, dtype=torch.long))
+        return self._labels(torch.stack(rows))
 
     def sample(
         self, batch: int, length: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Draw tokens [batch, T] and labels [batch, T]; what `length` counts is the task's to say.
+        """Draw tokens and labels, both [batch, T].
 
         Args:
-            batch: how many sequences, at least 1.
-            length: steps of a sequence, at least 1.
-            generator: where the numbers come from.
+            batch: number of sequences, at least 1.
+            length: length of a sequence, at least 1, in units that the task defines.
+            generator: source of randomness.
 
         Raises:
-            TypeError, ValueError: an argument is of the wrong type, or a number too
-                small.
+            TypeError, ValueError: if an argument has another type or is too small.
         """
         check_int("batch", batch, low=1)
         check_int("length", length, low=1)
         check_instance("generator", generator, torch.Generator)
         tokens, answers = self.draw(batch, length, generator)
-        return tokens, self._asked(answers)
+        return tokens, self._labels(answers)
 
     def stream(
         self, batch: int, length: int, seed: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Draw batches without end, the same ones for the same arguments; see `sample`."""
+        """Draw batches endlessly, the same ones for the same seed; see `sample`."""
         check_int("batch", batch, low=1)
         check_int("length", length, low=1)
         check_int("seed", seed, low=0, high=2**62)
@@ -179,11 +176,11 @@ class Task(ABC):
         return (self.sample(batch, length, generator) for _ in itertools.count())
 
     def _steps(self, words: Sequence[str], allowed: Sequence[str]) -> list[str]:
-        """The words of a sequence, which must be among those that a step may be.
+        """Return the words of a sequence as a list.
 
         Raises:
-            TypeError: `words` is not a sequence of texts.
-            ValueError: a word is not allowed.
+            TypeError: if `words` is not a sequence of texts.
+            ValueError: if a word is not allowed.
         """
         steps = texts_in("words", words)
         unknown = next((word for word in steps if word not in allowed), None)
@@ -193,8 +190,8 @@ class Task(ABC):
             )
         return steps
 
-    def _asked(self, answers: Tensor) -> Tensor:
-        """Answers as labels: all of them, or the last one of each sequence."""
+    def _labels(self, answers: Tensor) -> Tensor:
+        """Turn answers into labels: all of them, or the last one of each sequence."""
         if self.dense:
             return answers
         steps = torch.arange(answers.shape[1])
@@ -203,23 +200,27 @@ class Task(ABC):
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """The share of the asked steps whose likeliest token is the label; logits [..., V], labels [...].
+    """Return the share of labelled steps whose most likely token is the label.
+
+    Args:
+        logits: [..., V].
+        labels: [...]; steps with IGNORE do not count.
 
     Raises:
-        TypeError: `logits` or `labels` is not a tensor of such numbers.
-        ValueError: no step is asked, or the shapes do not fit.
+        TypeError: if `logits` is not a floating-point tensor, or `labels` is not a
+            tensor of integers.
+        ValueError: if all labels are IGNORE, or the shapes do not match.
     """
     check_float_tensor("logits", logits)
     check_instance("labels", labels, Tensor)
     check_values("logits", logits)
     if logits.shape[:-1] != labels.shape:
         raise ValueError(
-            f"logits must be {[*labels.shape]} + [V] like labels, got {list(logits.shape)}"
+            f"logits must be {[*labels.shape]} + [V] like labels, "
+            f"got {list(logits.shape)}"
         )
     check_integers("labels", labels)
-    asked = labels != IGNORE
-    if not asked.any():
-        raise ValueError(
-            "labels must ask at one step at least, got IGNORE at all of them"
-        )
-    return (logits.argmax(-1) == labels)[asked].double().mean().item()
+    is_labelled = labels != IGNORE
+    if not is_labelled.any():
+        raise ValueError("labels must have at least one label, got only IGNORE")
+    return (logits.argmax(-1) == labels)[is_labelled].double().mean().item()

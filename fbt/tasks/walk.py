@@ -1,4 +1,4 @@
-"""A walk between walls, in the manner of the random walk of Fan et al. 2020: where am I?"""
+"""A walk on a board, similar to the random walk of Fan et al. 2020: where am I?"""
 
 from collections.abc import Sequence
 
@@ -9,28 +9,27 @@ from fbt._checks import check_bool, check_int
 from fbt.tasks.task import Task
 
 COMPASS = "NESW"
-# x and y of a step north, east, south, west
+# Changes of x and y for a step north, east, south and west.
 STEPS = torch.tensor([[0, -1], [1, 0], [0, 1], [-1, 0]])
 
 
 class Walk(Task):
-    """Steps on a square board with walls around it; the answer is the cell reached.
+    """Moves on a square board with walls around it; the answer is the current cell.
 
-    The walk begins in the north-west corner, cell "0,0", looking north. A step into a
+    The walk starts in the north-west corner, cell "0,0", facing north. A move into a
     wall changes nothing.
 
     Args:
-        size: cells on a side, at least 2.
-        facing: False: a move is a direction, "N", "E", "S" or "W". True: a move is
-            "forward", "left" or "right" (a quarter turn on the spot), so which way is
-            forward has to be remembered too.
-        heading: with `facing`, the answer also names the direction faced, as in
-            "2,0E".
-        dense: ask at every step.
+        size: cells per side, at least 2.
+        facing: if False, a move is a direction, "N", "E", "S" or "W". If True, it is
+            "forward", "left" or "right" (a quarter turn), so that the direction is
+            part of the state.
+        heading: with `facing`, the answer includes the direction, as in "2,0E".
+        dense: label every step, not only the last one.
 
     Raises:
-        TypeError, ValueError: `size` is no int of at least 2, an option is no bool,
-            or `heading` is asked for without `facing`.
+        TypeError, ValueError: if `size` is not an int of at least 2, an option is not
+            a bool, or `heading` is True without `facing`.
     """
 
     def __init__(
@@ -56,12 +55,10 @@ class Walk(Task):
     def draw(
         self, batch: int, length: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Draw moves and the cells they lead to, both [batch, length]."""
+        """Draw moves and the cells reached, both [batch, length]."""
         moves = torch.randint(len(self.moves), (batch, length), generator=generator)
-        place, side = (
-            torch.zeros(batch, 2, dtype=torch.long),
-            torch.zeros(batch, dtype=torch.long),
-        )
+        position = torch.zeros(batch, 2, dtype=torch.long)
+        side = torch.zeros(batch, dtype=torch.long)
         answers = torch.empty_like(moves)
         for t in range(length):
             move = moves[:, t]
@@ -70,15 +67,15 @@ class Walk(Task):
                 step = STEPS[side] * (move == 0).long()[:, None]
             else:
                 step = STEPS[move]
-            place = (place + step).clamp(0, self.size - 1)
-            cell = place[:, 0] * self.size + place[:, 1]
+            position = (position + step).clamp(0, self.size - 1)
+            cell = position[:, 0] * self.size + position[:, 1]
             answers[:, t] = len(self.moves) + (
                 4 * cell + side if self.heading else cell
             )
         return moves, answers
 
     def answer(self, words: Sequence[str]) -> list[str | None]:
-        """Walk, move by move."""
+        """Return the cell after each move."""
         words = self._steps(words, self.moves)
         x, y, side, answers = 0, 0, "N", list[str | None]()
         for word in words:

@@ -1,1 +1,1 @@
-"""What a reader looks at: figures, and the package's own source."""
+"""Figures, interactive views, and the display of source code."""

@@ -1,7 +1,7 @@
-// Results to choose: each was computed for one value of every control.
+// Results of a function, selected with controls. Each combination was computed.
 
-// References inside a figure to its own parts: no two figures of a page may share a name. Nor may the style of one
-// reach the others.
+// Ids of a figure and references to them. They get a prefix, because ids must be
+// unique in a page, and the style of a figure must not affect others.
 const NAMES = /(\bid="|url\(#|href="#)/g;
 
 function render({ model, el }) {
@@ -9,7 +9,9 @@ function render({ model, el }) {
   const root = element("div", { class: "fbt-view-root fbt-choices" });
   const bar = element("div", { class: "fbt-controls" });
   const picture = element("div", { class: "fbt-figure" });
-  const words = element("pre", { class: "fbt-result", "aria-live": "polite", tabindex: 0 });
+  const result = element("pre", {
+    class: "fbt-result", "aria-live": "polite", tabindex: 0,
+  });
   const prefix = `${uniqueId()}-`;
 
   const inputs = controls.map(({ name, values, slider }) => {
@@ -17,7 +19,10 @@ function render({ model, el }) {
     const input = slider
       ? element("input", { type: "range", min: 0, max: values.length - 1, step: 1 })
       : element("select");
-    if (!slider) values.forEach((value, i) => input.append(element("option", { value: i }, shown(String(value)))));
+    if (!slider) {
+      values.forEach((value, i) =>
+        input.append(element("option", { value: i }, shown(String(value)))));
+    }
     const output = element("output");
     input.addEventListener("input", () => {
       model.set(name, Number(input.value));
@@ -28,23 +33,27 @@ function render({ model, el }) {
     bar.append(label);
     return { name, values, input, output };
   });
-  root.append(bar, picture, words);
+  root.append(bar, picture, result);
 
   function draw() {
-    let place = 0;
+    let index = 0; // of the result
     for (const { name, values, input, output } of inputs) {
       const chosen = model.get(name);
-      place = place * values.length + chosen;
+      index = index * values.length + chosen;
       input.value = chosen;
       output.textContent = values[chosen];
-      if (input.type === "range") input.setAttribute("aria-valuetext", values[chosen]);
+      if (input.type === "range") {
+        input.setAttribute("aria-valuetext", values[chosen]);
+      }
     }
-    const { text, figure } = results[place];
-    words.textContent = text;
+    const { text, figure } = results[index];
+    result.textContent = text;
     picture.replaceChildren();
     if (figure) {
-      const own = figure.replace(NAMES, `$1${prefix}`).replace("*{", `#${prefix}figure *{`);
-      const drawing = new DOMParser().parseFromString(own, "image/svg+xml").documentElement;
+      const unique = figure.replace(NAMES, `$1${prefix}`)
+        .replace("*{", `#${prefix}figure *{`);
+      const drawing = new DOMParser()
+        .parseFromString(unique, "image/svg+xml").documentElement;
       drawing.id = `${prefix}figure`;
       drawing.setAttribute("role", "img");
       drawing.setAttribute("aria-label", text);

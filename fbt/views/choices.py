@@ -1,4 +1,7 @@
-"""Results to choose with sliders and lists: computed beforehand for a page, anew where a kernel is live."""
+"""Results of a function, selected with sliders and lists.
+
+Pages contain all results; a live kernel computes them on request.
+"""
 
 import html
 import itertools
@@ -10,25 +13,27 @@ from fbt._text import replace_surrogates
 from fbt.views.view import View, check_count
 
 Value = str | int | float
-MOST = 64  # results that a page carries
+MAX_RESULTS = 64  # in a page
 
 
 class Choices(View):
-    """A function of a few choices and what it returns, with a control for each choice.
+    """The results of a function, with a control for each of its arguments.
 
     Args:
-        function: called by the names of the choices. It returns a text, or a
-            matplotlib figure together with what that shows in words.
-        choices: what can be chosen, by name: numbers make a slider, texts a list. The
-            middle one comes first. All combinations are computed, at most 64.
+        function: called with one value of each choice as keyword arguments. It
+            returns a text, or a matplotlib figure and a text that describes it.
+        choices: the values of each argument. Numbers get a slider, texts a list; the
+            middle value is selected first. The function is called for all
+            combinations, at most 64.
 
-    In a live notebook ipywidgets stand in their place and call the function anew: a
-    number may then be any in the range, a text any at all.
+    In a live notebook, ipywidgets replace the controls and call the function again. A
+    slider then allows all numbers in its range, a list any text.
 
     Raises:
-        TypeError: `function` cannot be called or returns something else, or a choice
-            is not a list of texts and numbers.
-        ValueError: there is nothing to choose or too much, or a number is not finite.
+        TypeError: if `function` is not callable or returns something else, or a
+            choice is not a sequence of texts and numbers.
+        ValueError: if there are no choices, a choice is empty, a number is not
+            finite, or there are more than 64 combinations.
     """
 
     library = "ipywidgets"
@@ -45,12 +50,13 @@ class Choices(View):
         check_count("choices", choices)
         self.function = function
         self.choices = {
-            name: checked(name, values) for name, values in choices.items()
+            name: check_values(name, values) for name, values in choices.items()
         }
         count = math.prod(map(len, self.choices.values()))
-        if count > MOST:
+        if count > MAX_RESULTS:
             raise ValueError(
-                f"choices must have at most {MOST} combinations, got {count}: {self!r}"
+                f"choices must have at most {MAX_RESULTS} combinations, "
+                f"got {count}: {self!r}"
             )
         combinations = list(itertools.product(*self.choices.values()))
         results = [self.result(values) for values in combinations]
@@ -66,27 +72,28 @@ class Choices(View):
         )
 
     def result(self, values: Sequence[Value]) -> dict[str, str]:
-        """The text for one value of each choice, and the figure where there is one.
+        """Call the function, and return its text and, if any, its figure as SVG.
 
         Raises:
-            TypeError: the function returned something else.
+            TypeError: if the function returned something else.
         """
         chosen = dict(zip(self.choices, values, strict=True))
-        found = self.function(**chosen)
+        result = self.function(**chosen)
         try:
-            return shown(found)
+            return to_json(result)
         except TypeError as error:
             where = ", ".join(f"{name}={value!r}" for name, value in chosen.items())
             raise TypeError(f"{error} for {where}") from error
 
     def __repr__(self) -> str:
-        return f"Choices({', '.join(f'{name}: {len(values)}' for name, values in self.choices.items())})"
+        counts = [f"{name}: {len(values)}" for name, values in self.choices.items()]
+        return f"Choices({', '.join(counts)})"
 
     def live(self) -> Any:
-        """The controls as ipywidgets, above what the function returns for them.
+        """Return the controls as ipywidgets, with the function's result below them.
 
         Raises:
-            ImportError: ipywidgets are not installed.
+            ImportError: if ipywidgets is not installed.
         """
         import ipywidgets
 
@@ -98,25 +105,24 @@ class Choices(View):
 
         def compute(change: Any = None) -> None:
             try:
-                found = self.result([part.value for part in controls.values()])
-            except ValueError as error:  # what a reader typed, as a rule
-                found = {"text": f"ValueError: {error}"}
-            output.value = (
-                f"{found.get('figure', '')}<pre>{html.escape(found['text'])}</pre>"
-            )
+                result = self.result([widget.value for widget in controls.values()])
+            except ValueError as error:  # usually about a text the reader typed
+                result = {"text": f"ValueError: {error}"}
+            text = html.escape(result["text"])
+            output.value = f"{result.get('figure', '')}<pre>{text}</pre>"
 
-        for part in controls.values():
-            part.observe(compute, "value")
+        for widget in controls.values():
+            widget.observe(compute, "value")
         compute()
         return ipywidgets.VBox([*controls.values(), output])
 
 
-def checked(name: str, values: Any) -> list[Value]:
-    """The values of a choice.
+def check_values(name: str, values: Any) -> list[Value]:
+    """Return the values of a choice as a list.
 
     Raises:
-        TypeError: `values` is not a sequence, or holds other than texts and numbers.
-        ValueError: there are none, or a number is not finite.
+        TypeError: if `values` is not a sequence of texts and numbers.
+        ValueError: if `values` is empty, or a number is not finite.
     """
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise TypeError(
@@ -124,24 +130,22 @@ def checked(name: str, values: Any) -> list[Value]:
         )
     values = list(values)
     check_count(name, values)
-    for place, value in enumerate(values):
+    for i, value in enumerate(values):
         if not isinstance(value, str | int | float):
-            found = type(value).__name__
-            raise TypeError(
-                f"{name}[{place}] must be a text or a number, got {found}"
-            )
+            kind = type(value).__name__
+            raise TypeError(f"{name}[{i}] must be a text or a number, got {kind}")
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name}[{place}] must be finite, got {value}")
+            raise ValueError(f"{name}[{i}] must be finite, got {value}")
     return values
 
 
 def are_numbers(values: Sequence[Value]) -> bool:
-    """Whether all values are numbers."""
+    """Return whether all values are numbers."""
     return not any(isinstance(value, str) for value in values)
 
 
 def control(name: str, values: list[Any], first: Any) -> Any:
-    """An ipywidget for a choice: a slider over the range of the numbers, a field that proposes the texts."""
+    """Return an ipywidget: a slider for numbers, a field with options for texts."""
     import ipywidgets
 
     name = name.replace("_", " ")
@@ -150,7 +154,7 @@ def control(name: str, values: list[Any], first: Any) -> Any:
             description=name, value=first, options=values, continuous_update=False
         )
     low, high = min(values), max(values)
-    given = {
+    options = {
         "description": name,
         "value": first,
         "min": low,
@@ -158,27 +162,31 @@ def control(name: str, values: list[Any], first: Any) -> Any:
         "continuous_update": False,
     }
     if all(isinstance(value, int) for value in values):
-        return ipywidgets.IntSlider(**given)
-    return ipywidgets.FloatSlider(**given, step=(high - low) / 100)
+        return ipywidgets.IntSlider(**options)
+    return ipywidgets.FloatSlider(**options, step=(high - low) / 100)
 
 
-def shown(found: Any) -> dict[str, str]:
-    """What a page is given of a result: its text, and the figure where there is one.
+def to_json(result: Any) -> dict[str, str]:
+    """Return the text of a result and, if there is one, its figure as SVG.
 
     Raises:
-        TypeError: it is neither a text nor a figure and a text.
+        TypeError: if `result` is neither a text nor a figure and a text.
     """
-    if isinstance(found, str):
-        return {"text": replace_surrogates(found)}
-    pair = isinstance(found, tuple | list) and len(found) == 2
-    if not pair or not hasattr(found[0], "savefig") or not isinstance(found[1], str):
-        kind = type(found).__name__
+    if isinstance(result, str):
+        return {"text": replace_surrogates(result)}
+    is_pair = isinstance(result, tuple | list) and len(result) == 2
+    if (
+        not is_pair
+        or not hasattr(result[0], "savefig")
+        or not isinstance(result[1], str)
+    ):
+        kind = type(result).__name__
         raise TypeError(
             f"function must return a text, or a figure and a text, got {kind}"
         )
     from fbt.views.figures import INK, svg_of
 
-    figure, text = found
+    figure, text = result
     drawing = svg_of(figure).decode().replace(INK, "currentColor")
     return {
         "text": replace_surrogates(text),

@@ -1,22 +1,28 @@
-// What the views share. One script serves static pages, JupyterLab and Colab: `render` is what anywidget calls; a page
-// calls it with a model of plain values. Text goes in as text, never as markup.
+// Functions that the views share. The same script serves static pages, JupyterLab and
+// Colab: anywidget calls `render`, and so does a page, with a model of plain values.
+// Text is inserted as text, never as markup.
 
-// What cannot be seen gets a sign: controls a picture of their name, and what turns lines around its number.
+// Invisible characters are shown as signs: controls as pictures of their names,
+// characters that change the direction of text as code points.
 const SIGNS = new Map([[" ", "␣"], ["\n", "⏎"], ["\t", "⇥"], ["\x7f", "␡"]]);
-const UNSEEN = /[\x80-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/;
+const INVISIBLE = /[\x80-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/;
+
+function withAttributes(node, attributes, text) {
+  Object.entries(attributes).forEach(([key, value]) => node.setAttribute(key, value));
+  node.textContent = text;
+  return node;
+}
 
 function element(name, attributes = {}, text = "") {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.textContent = text;
-  return made;
+  return withAttributes(document.createElement(name), attributes, text);
 }
 
 function sign(character) {
   const code = character.codePointAt(0);
   if (SIGNS.has(character)) return SIGNS.get(character);
   if (code < 32) return String.fromCodePoint(0x2400 + code);
-  return UNSEEN.test(character) ? `U+${code.toString(16).toUpperCase().padStart(4, "0")}` : character;
+  if (!INVISIBLE.test(character)) return character;
+  return `U+${code.toString(16).toUpperCase().padStart(4, "0")}`;
 }
 
 function shown(token) {
@@ -30,24 +36,25 @@ function percent(weight) {
 const SVG = "http://www.w3.org/2000/svg";
 
 function drawn(name, attributes = {}, text = "") {
-  const made = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.textContent = text;
-  return made;
+  return withAttributes(document.createElementNS(SVG, name), attributes, text);
 }
 
-// The beginning of names that nothing else on the page has.
+// A prefix for ids that are unique in the page.
 function uniqueId() {
   return `fbt-${Math.random().toString(36).slice(2, 10)}`;
 }
 
-// A text as a list box: one stop of the tab key, arrow keys inside; a character is chosen, or looked at in passing.
+// A text as a list box: one tab stop, with arrow keys inside. Characters can be
+// chosen, or hovered over.
 function characters(tokens, label, { chosen, choose, hover }) {
   const id = uniqueId();
-  const list = element("div", { role: "listbox", tabindex: 0, class: "fbt-text", "aria-label": label });
+  const list = element("div", {
+    role: "listbox", tabindex: 0, class: "fbt-text", "aria-label": label,
+  });
   let word; // lines break between words
   const spans = tokens.map((token, i) => {
-    const span = element("span", { role: "option", id: `${id}-${i}`, "data-i": i }, shown(token));
+    const attributes = { role: "option", id: `${id}-${i}`, "data-i": i };
+    const span = element("span", attributes, shown(token));
     if (!word) list.append((word = element("span", { role: "presentation" })));
     word.append(span);
     if (SIGNS.has(token)) {
@@ -57,12 +64,14 @@ function characters(tokens, label, { chosen, choose, hover }) {
     if (token.includes("\n")) list.append(element("br"));
     return span;
   });
-  const index = (event) => Number(event.target.closest?.("[data-i]")?.dataset.i ?? -1);
+  const index = ({ target }) => Number(target.closest?.("[data-i]")?.dataset.i ?? -1);
   list.addEventListener("pointerover", (event) => {
     if (index(event) >= 0 && event.pointerType !== "touch") hover(index(event));
   });
   list.addEventListener("pointerleave", () => hover(-1));
-  list.addEventListener("click", (event) => { if (index(event) >= 0) choose(index(event)); });
+  list.addEventListener("click", (event) => {
+    if (index(event) >= 0) choose(index(event));
+  });
   list.addEventListener("keydown", (event) => {
     const next = move(event.key, spans, chosen());
     if (next === undefined) return;
@@ -73,16 +82,19 @@ function characters(tokens, label, { chosen, choose, hover }) {
   return { list, spans };
 }
 
-// Say which character is looked at.
+// Mark a character as selected.
 function select({ list, spans }, chosen) {
   spans.forEach((span, i) => span.setAttribute("aria-selected", i === chosen));
   list.setAttribute("aria-activedescendant", spans[chosen].id);
 }
 
-// Where a key leads: along the text, or to the nearest character of the line above or below.
+// The character a key leads to: the next or previous one, or the nearest one in the
+// line above or below.
 function move(key, spans, query) {
   const steps = { ArrowLeft: -1, ArrowRight: 1 };
-  if (key in steps) return Math.min(spans.length - 1, Math.max(0, query + steps[key]));
+  if (key in steps) {
+    return Math.min(spans.length - 1, Math.max(0, query + steps[key]));
+  }
   if (key === "Home") return 0;
   if (key === "End") return spans.length - 1;
   if (key !== "ArrowUp" && key !== "ArrowDown") return undefined;

@@ -1,9 +1,9 @@
-// Attention over a text: who reads what, by layer and head.
+// Attention over a text: what each character attends to, by layer and head.
 
 const STRONGEST = 4;
 
-// Weights arrive as bytes, round(255 sqrt(w)), row after row of each map; of causal
-// weights only the lower triangle.
+// Decode weights: bytes round(255 sqrt(w)), row by row of each map; only the lower
+// triangle if they are causal.
 function decode({ weights, causal }, length) {
   const bytes = Uint8Array.from(atob(weights), (c) => c.charCodeAt(0));
   const size = causal ? (length * (length + 1)) / 2 : length ** 2;
@@ -13,22 +13,25 @@ function decode({ weights, causal }, length) {
   };
 }
 
-// The weights of one query: of a head, or the mean of those that `layer` and `head` leave open (-1).
+// The weights of one query; -1 as `layer` or `head` means the average over all.
 function row({ at, causal, layers, heads }, length, query, layer, head) {
   const maps = [];
-  for (let l = 0; l < layers; l++)
-    for (let h = 0; h < heads; h++)
-      if ((layer < 0 || layer === l) && (head < 0 || head === h)) maps.push(l * heads + h);
+  for (let l = 0; l < layers; l++) {
+    for (let h = 0; h < heads; h++) {
+      const isShown = (layer < 0 || layer === l) && (head < 0 || head === h);
+      if (isShown) maps.push(l * heads + h);
+    }
+  }
   return Array.from({ length: causal ? query + 1 : length }, (_, key) =>
     maps.reduce((sum, map) => sum + at(map, query, key), 0) / maps.length);
 }
 
-function place(key, query) {
+function position(key, query) {
   if (key === query) return "itself";
   return key < query ? `${query - key} back` : `${key - query} ahead`;
 }
 
-function inWords(tokens, weights, query, causal) {
+function describe(tokens, weights, query, causal) {
   const total = weights.reduce((a, b) => a + b, 0);
   if (total < 0.5) return "no memory to look at yet.";
   const moved = weights.map((weight, key) => weight * Math.abs(query - key));
@@ -38,8 +41,10 @@ function inWords(tokens, weights, query, causal) {
     .sort((a, b) => b[0] - a[0])
     .slice(0, STRONGEST)
     .filter(([weight]) => weight >= 0.005)
-    .map(([weight, key]) => `“${shown(tokens[key])}” ${place(key, query)}, ${percent(weight)}`);
-  return `${distance.toFixed(1)} steps ${causal ? "back" : "away"} on average, most at ${strongest.join("; ")}.`;
+    .map(([weight, key]) =>
+      `“${shown(tokens[key])}” ${position(key, query)}, ${percent(weight)}`);
+  return `${distance.toFixed(1)} steps ${causal ? "back" : "away"} on average, `
+    + `most at ${strongest.join("; ")}.`;
 }
 
 function render({ model, el }) {
@@ -58,46 +63,57 @@ function render({ model, el }) {
 
   // Layer and head: one choice for all panels.
   const controls = element("div", { class: "fbt-controls" });
-  for (const [name, count] of [["layer", panels[0].layers], ["head", panels[0].heads]]) {
+  const counts = [["layer", panels[0].layers], ["head", panels[0].heads]];
+  for (const [name, count] of counts) {
     const label = element("label", {}, `${name} `);
     const list = element("select", { "data-name": name });
     list.append(element("option", { value: -1 }, "mean of all"));
-    for (let i = 0; i < count; i++) list.append(element("option", { value: i }, String(i + 1)));
+    for (let i = 0; i < count; i++) {
+      list.append(element("option", { value: i }, String(i + 1)));
+    }
     list.addEventListener("change", () => choose({ [name]: Number(list.value) }));
     label.append(list);
     controls.append(label);
   }
   root.append(controls);
 
-  // A list box for each panel: one stop of the tab key, arrow keys inside.
+  // A list box per panel.
   views.forEach((view) => {
-    const part = element("section", { class: "fbt-explorer-panel" });
-    if (view.name) part.append(element("p", { class: "fbt-name" }, view.name));
-    const label = `${view.name ? `${view.name}: t` : "T"}he text, a character at a time`;
+    const section = element("section", { class: "fbt-explorer-panel" });
+    if (view.name) section.append(element("p", { class: "fbt-name" }, view.name));
+    const title = view.name ? `${view.name}: the text` : "The text";
+    const label = `${title}, one character per option`;
     Object.assign(view, characters(tokens, label, {
       chosen: () => value("query"),
       choose: (query) => { hovered = -1; choose({ query }); },
       hover: (query) => { hovered = query; draw(); },
     }));
-    view.words = element("p", { class: "fbt-words", "aria-live": "polite" });
-    part.append(view.list, view.words);
-    root.append(part);
+    view.description = element("p", { class: "fbt-words", "aria-live": "polite" });
+    section.append(view.list, view.description);
+    root.append(section);
   });
 
   function draw() {
     const query = hovered >= 0 ? hovered : value("query");
     const [layer, head] = [value("layer"), value("head")];
-    for (const list of controls.querySelectorAll("select")) list.value = value(list.dataset.name);
+    for (const list of controls.querySelectorAll("select")) {
+      list.value = value(list.dataset.name);
+    }
     for (const view of views) {
       const weights = row(view, length, query, layer, head);
       view.spans.forEach((span, key) => {
-        span.style.setProperty("--weight", Math.sqrt(weights[key] ?? 0).toFixed(3));
+        const heat = Math.sqrt(weights[key] ?? 0).toFixed(3);
+        span.style.setProperty("--weight", heat);
         span.classList.toggle("fbt-later", key >= weights.length);
       });
       select(view, query);
-      const which = `${layer < 0 ? "all layers" : `layer ${layer + 1}`}, ${head < 0 ? "all heads" : `head ${head + 1}`}`;
-      view.words.textContent =
-        `“${shown(tokens[query])}”, step ${query + 1} of ${length} (${which}): ${inWords(tokens, weights, query, view.causal)}`;
+      const selection = [
+        layer < 0 ? "all layers" : `layer ${layer + 1}`,
+        head < 0 ? "all heads" : `head ${head + 1}`,
+      ].join(", ");
+      view.description.textContent =
+        `“${shown(tokens[query])}”, step ${query + 1} of ${length} `
+        + `(${selection}): ${describe(tokens, weights, query, view.causal)}`;
     }
   }
 

@@ -1,4 +1,4 @@
-"""Attention over a text, to be explored with a pointer or with the keyboard, with a kernel and without."""
+"""Attention over a text, to be explored with the pointer or the keyboard."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -13,31 +13,32 @@ from fbt.views.view import (
     check_count,
     check_entries,
     check_shape,
-    entry,
+    entry_name,
     texts_of,
 )
 
-MOST = 20_000_000  # weights of a panel, a byte each in the page
+MAX_WEIGHTS = 20_000_000  # per panel, one byte each in the page
 
 
 class AttentionExplorer(View):
-    """Attention weights over a text: choose a character to see what it reads, by layer and head.
+    """Attention weights over a text: select a character to see what it attends to.
 
     Args:
-        tokens: the T texts of the steps, characters as a rule.
-        weights: [L, H, T, T], row = query, as `LanguageModel.attention` returns for
-            one sequence; or several such tensors of equal shape by name, to be shown
-            side by side. Causal weights take about half the room of others.
-        query: the step that is chosen first; None is the last.
-        layer: the layer that is shown first, from 0; None is the mean of all.
-        head: the head that is shown first, from 0; None is the mean of all.
+        tokens: the T texts of the steps, usually characters.
+        weights: attention weights [L, H, T, T], as returned by
+            `LanguageModel.attention` for one sequence. Rows are queries. A mapping of
+            names to such tensors, all of one shape, is shown side by side. Causal
+            weights make pages about half as large as others.
+        query: the step selected first; None means the last.
+        layer: the layer shown first, from 0; None means the mean of all layers.
+        head: the head shown first, from 0; None means the mean of all heads.
 
-    In a live notebook `query`, `layer` and `head` follow what its reader looks at.
+    In a live notebook, `query`, `layer` and `head` follow the reader's selection.
 
     Raises:
-        TypeError: `tokens` or `weights` is of a wrong type.
-        ValueError: tokens and weights do not fit, a weight is not in [0, 1], or a
-            choice is out of range.
+        TypeError: if `tokens` or `weights` has another type.
+        ValueError: if `tokens` and `weights` do not match, a weight is not in [0, 1],
+            or `query`, `layer` or `head` is out of range.
     """
 
     def __init__(
@@ -51,12 +52,12 @@ class AttentionExplorer(View):
     ) -> None:
         self.tokens = texts_of(tokens)
         length = check_count("tokens", self.tokens)
-        named = isinstance(weights, Mapping)
-        panels = dict(weights) if isinstance(weights, Mapping) else {"": weights}
+        if isinstance(weights, Mapping):
+            panels = dict(weights)
+            titles = {name: entry_name("weights", name) for name in panels}
+        else:
+            panels, titles = {"": weights}, {"": "weights"}
         check_count("weights", panels)
-        titles = {
-            name: entry("weights", name) if named else "weights" for name in panels
-        }
         for name, panel in panels.items():
             check_weights(titles[name], panel, length)
         first = next(iter(panels))
@@ -79,62 +80,62 @@ class AttentionExplorer(View):
             "head": -1 if head is None else head,
         }
         size = {"layers": layers, "heads": heads}
-        shown = [
-            {"name": str(name)} | packed(panel) | size
+        data = [
+            {"name": str(name)} | pack_weights(panel) | size
             for name, panel in panels.items()
         ]
         super().__init__(
             "explorer",
-            {"tokens": self.tokens, "panels": shown},
+            {"tokens": self.tokens, "panels": data},
             start,
             "".join(self.tokens),
         )
 
     @property
     def query(self) -> int:
-        """The step that is chosen now."""
+        """The selected step."""
         return self._now("query")
 
     @property
     def layer(self) -> int:
-        """The layer that is shown now, from 0; -1 is the mean of all."""
+        """The selected layer, from 0; -1 means the mean of all layers."""
         return self._now("layer")
 
     @property
     def head(self) -> int:
-        """The head that is shown now, from 0; -1 is the mean of all."""
+        """The selected head, from 0; -1 means the mean of all heads."""
         return self._now("head")
 
     def __repr__(self) -> str:
         names = [panel["name"] for panel in self._data["panels"] if panel["name"]]
-        return (
-            f"AttentionExplorer({', '.join([f'{len(self.tokens)} tokens', *names])})"
-        )
+        items = [f"{len(self.tokens)} tokens", *names]
+        return f"AttentionExplorer({', '.join(items)})"
 
 
 def check_weights(name: str, weights: Any, length: int) -> None:
-    """Raise unless `weights` [L, H, T, T] over `length` tokens are numbers in [0, 1].
+    """Raise unless `weights` [L, H, T, T] over `length` tokens are in [0, 1].
 
     Raises:
-        TypeError: `weights` is not a tensor of real numbers.
-        ValueError: they have another shape, are too many for a page, or out of range.
+        TypeError: if `weights` is not a tensor of real numbers.
+        ValueError: if `weights` has another shape, more numbers than fit in a page,
+            or a number outside [0, 1].
     """
     check_shape(name, weights, ("L", "H", length, length), f" for {length} tokens")
-    if weights.numel() > MOST:
-        found = f"{weights.numel()}, {[*weights.shape]}"
+    if weights.numel() > MAX_WEIGHTS:
         raise ValueError(
-            f"{name} must be at most {MOST} numbers for a page, got {found}"
+            f"{name} must have at most {MAX_WEIGHTS} numbers for a page, "
+            f"got {weights.numel()} in shape {[*weights.shape]}"
         )
-    numbers = weights.detach().float()
-    check_entries(
-        name, numbers, (numbers >= 0) & (numbers <= 1.001), "a share from 0 to 1"
-    )
+    shares = weights.detach().float()
+    valid = (shares >= 0) & (shares <= 1.001)  # allow for rounding
+    check_entries(name, shares, valid, "a share from 0 to 1")
 
 
-def packed(weights: Tensor) -> dict[str, Any]:
-    """Weights [L, H, T, T] in base64, a byte each, round(255 sqrt(w)), row after row.
+def pack_weights(weights: Tensor) -> dict[str, Any]:
+    """Encode weights [L, H, T, T] in base64, row by row.
 
-    Of causal weights only the lower triangle is kept.
+    Each weight is a byte, round(255 sqrt(w)). Only the lower triangle of causal
+    weights is stored.
     """
     shares = weights.detach().float().cpu().clamp(0, 1)
     levels = (255 * shares.sqrt()).round().to(torch.uint8)

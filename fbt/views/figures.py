@@ -1,8 +1,8 @@
-"""The book's figures: one style for all, made for light and dark pages, as SVG.
+"""The book's figures, as SVG, in one style for light and dark pages.
 
-Ink is a grey that reads on white and on black; the built book swaps it for the page's
-own text colour. Line colours keep a contrast of 3:1 on both, and every line also has
-a dash of its own.
+The ink is a grey that is readable on white and on black; the built book replaces it
+with the page's text colour. Line colours have a contrast of at least 3:1 on both, and
+lines also differ in their dashes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,10 +46,10 @@ DASHES = ("-", "--", "-.", ":")
 HEAT = "cividis"
 # One colour and one dash for each kind of model, in every figure of the book.
 MODELS = ("parallel", "feedback", "shared-kv", "LSTM")
-CHARACTER = 0.11  # inches that a character needs on an axis to be read
+CHARACTER = 0.11  # inches per readable character on an axis
 
 STYLE: dict[Any, Any] = {
-    # on a phone it shrinks by a fifth, and can still be read
+    # still readable on a phone, where it shrinks by a fifth
     "figure.figsize": (4.4, 2.9),
     "figure.facecolor": "none",
     "savefig.facecolor": "none",
@@ -79,7 +79,7 @@ STYLE: dict[Any, Any] = {
 
 
 def use_book_style() -> None:
-    """Give every figure made from here on the book's style, and show figures as SVG in a notebook."""
+    """Use the book's style for all new figures, and SVG in notebooks."""
     mpl.rcParams.update(STYLE)
     try:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
@@ -100,7 +100,7 @@ def style_of(model: str) -> dict[str, str]:
 
 
 def svg_of(figure: Figure) -> bytes:
-    """A figure as an SVG document, without a note of who made it and when; closes it."""
+    """Close a figure, and return it as SVG without its date and creator."""
     check_instance("figure", figure, Figure)
     buffer = BytesIO()
     with mpl.rc_context(STYLE):
@@ -114,35 +114,28 @@ def svg_of(figure: Figure) -> bytes:
 
 
 def save_svg(figure: Figure, path: str | Path) -> None:
-    """Write a figure as SVG, whole or not at all, and close it."""
+    """Write a figure as SVG, completely or not at all, and close it."""
     check_path("path", path)
     if not Path(path).name:
-        raise ValueError(f"path must be that of a file, got {shorten(path)}")
+        raise ValueError(f"path must be the path of a file, got {shorten(path)}")
     write_file(path, svg_of(figure))
 
 
 def loss_curves(
     runs: Mapping[str, Sequence[Mapping[str, Any]]], *, over: str = "step"
 ) -> Figure:
-    """Validation losses of runs, with the smoothed training losses behind them.
+    """Plot the validation losses of runs, with smoothed training losses behind them.
 
     Args:
-        runs: the `metrics` of `fbt.train` by the name the legend shows.
-        over: what the horizontal axis counts, "step" or "seconds".
+        runs: maps names for the legend to the `metrics` of runs of `fbt.train`.
+        over: the horizontal axis, "step" or "seconds".
 
     Raises:
-        TypeError: `runs` is something else.
-        ValueError: `over` is something else, or a metric has no such number.
+        TypeError: if `runs` is not such a mapping.
+        ValueError: if `over` is neither of these, or missing from a metric.
     """
     check_choice("over", over, ("step", "seconds"))
-    check_instance("runs", runs, Mapping)
-    for name, metrics in runs.items():
-        check_items(f"runs[{shorten(name)}]", metrics, Mapping)
-        missing = [metric for metric in metrics if over not in metric]
-        if missing:
-            raise ValueError(
-                f"runs[{shorten(name)}] must have {over!r} in each metric, got {shorten(missing[0])}"
-            )
+    _check_metrics(runs, over)
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots()
         looks = cycle(zip(COLOURS, DASHES, strict=True))
@@ -171,32 +164,47 @@ def loss_curves(
                     label=name,
                 )
         axes.set_xlabel({"step": "optimiser step", "seconds": "seconds"}[over])
-        axes.set_ylabel("loss, nats a character")
+        axes.set_ylabel("loss, nats per character")
         _add_legend(axes)
     return figure
 
 
+def _check_metrics(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], over: str
+) -> None:
+    """Raise unless every metric of every run has the number `over`."""
+    check_instance("runs", runs, Mapping)
+    for name, metrics in runs.items():
+        check_items(f"runs[{shorten(name)}]", metrics, Mapping)
+        missing = [metric for metric in metrics if over not in metric]
+        if missing:
+            raise ValueError(
+                f"runs[{shorten(name)}] must have {over!r} in each metric, "
+                f"got {shorten(missing[0])}"
+            )
+
+
 def _add_legend(axes: Axes) -> None:
-    """Name the lines, if there are any; matplotlib warns of an empty legend."""
+    """Add a legend, unless there are no lines, which matplotlib would warn about."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
 
 
 def attention_maps(weights: Tensor, tokens: Sequence[str]) -> Figure:
-    """Attention weights over a text, a row of maps for each layer and a map for each head.
+    """Plot attention weights over a text: a row of maps per layer, a map per head.
 
-    The axes show the characters where there is room for them; the space and the line
-    end get a sign. A single map has no heading.
+    The axes show the characters if they are readable there; spaces and line ends are
+    shown as signs. A single map has no heading.
 
     Args:
-        weights: [L, H, T, T], row = query, as `LanguageModel.attention` returns for
-            one sequence.
+        weights: attention weights [L, H, T, T], as returned by
+            `LanguageModel.attention` for one sequence. Rows are queries.
         tokens: the T characters.
 
     Raises:
-        TypeError: `weights` is not a floating-point tensor, or `tokens` not a
+        TypeError: if `weights` is not a floating-point tensor, or `tokens` is not a
             sequence of texts.
-        ValueError: their shapes do not fit.
+        ValueError: if their shapes do not match.
     """
     check_float_tensor("weights", weights)
     tokens = texts_in("tokens", tokens)
@@ -206,11 +214,11 @@ def attention_maps(weights: Tensor, tokens: Sequence[str]) -> Figure:
         or weights.shape[2:] != (len(tokens),) * 2
         or not weights.numel()
     ):
-        wanted = f"[L, H, {len(tokens)}, {len(tokens)}] for {len(tokens)} tokens"
-        raise ValueError(f"weights must be {wanted}, got {list(weights.shape)}")
+        expected = f"[L, H, {len(tokens)}, {len(tokens)}] for {len(tokens)} tokens"
+        raise ValueError(f"weights must be {expected}, got {list(weights.shape)}")
     layers, heads, length = weights.shape[:3]
-    size, several = min(4.8, 5.2 / heads), layers * heads > 1
-    unseen = np.triu(np.ones((length, length), dtype=bool), 1)
+    size, has_titles = min(4.8, 5.2 / heads), layers * heads > 1
+    future = np.triu(np.ones((length, length), dtype=bool), 1)
     with mpl.rc_context(STYLE):
         figure, grid = plt.subplots(
             layers, heads, figsize=(size * heads, size * layers), squeeze=False
@@ -219,19 +227,19 @@ def attention_maps(weights: Tensor, tokens: Sequence[str]) -> Figure:
             for head in range(heads):
                 axes = grid[layer, head]
                 seen = np.ma.masked_where(
-                    unseen, weights[layer, head].float().cpu().numpy()
+                    future, weights[layer, head].float().cpu().numpy()
                 )
                 axes.imshow(seen, cmap=HEAT, vmin=0, interpolation="nearest")
-                if layer == 0 and several:
+                if layer == 0 and has_titles:
                     axes.set_title(f"head {head + 1}")
-                if head == 0 and several:
+                if head == 0 and has_titles:
                     axes.set_ylabel(f"layer {layer + 1}")
                 _character_ticks(axes, tokens if size / length > CHARACTER else None)
     return figure
 
 
 def _sign(character: str) -> str:
-    """A sign in the place of a blank, a control, or another character that no SVG may hold."""
+    """Return a visible sign for a blank, or a character that SVG does not allow."""
     signs = {
         " ": "␣",
         "\n": "⏎",
@@ -249,14 +257,14 @@ def _sign(character: str) -> str:
 
 
 def _character_ticks(axes: Axes, tokens: Sequence[str] | None) -> None:
-    """Label both axes with the characters, or with nothing where they would not be readable."""
+    """Label both axes with the characters; None removes the ticks."""
     if tokens is None:
         axes.set_xticks([])
         axes.set_yticks([])
         return
     names = ["".join(map(_sign, token)) for token in tokens]
-    for put in (axes.set_xticks, axes.set_yticks):
-        put(
+    for set_ticks in (axes.set_xticks, axes.set_yticks):
+        set_ticks(
             range(len(names)), names, fontsize=9, family="monospace", parse_math=False
         )
     axes.tick_params(length=0)
@@ -265,16 +273,45 @@ def _character_ticks(axes: Axes, tokens: Sequence[str] | None) -> None:
 def layer_weights_over_time(
     steps: Sequence[int], weights: Sequence[Tensor] | Tensor
 ) -> Figure:
-    """How the mixture of layers in the memory vector moved during training.
+    """Plot the mixture of layers in the memory vector during training.
 
     Args:
-        steps: optimiser steps, N of them.
-        weights: N vectors w [L + 1], or [N, L + 1].
+        steps: N optimiser steps.
+        weights: N vectors w [L + 1], or a tensor [N, L + 1].
 
     Raises:
-        TypeError: `steps` or `weights` is of another type.
-        ValueError: their shapes do not fit.
+        TypeError: if `steps` or `weights` has another type.
+        ValueError: if their shapes do not match.
     """
+    values = _weight_rows(steps, weights)
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots()
+        looks = cycle(zip((INK, *COLOURS), ("-", *DASHES), strict=True))
+        for l, (colour, dash) in zip(range(values.shape[1]), looks, strict=False):
+            axes.plot(
+                steps,
+                values[:, l],
+                color=colour,
+                linestyle=dash,
+                marker="" if l <= len(COLOURS) else "o",
+                markersize=3,
+                label="embedding" if l == 0 else f"layer {l}",
+            )
+        axes.axhline(1 / values.shape[1], color=INK, linewidth=0.8, linestyle=":")
+        axes.set_xlabel("optimiser step")
+        axes.set_ylabel("share in the memory, $w_l$")
+        axes.set_ylim(bottom=0)
+        axes.margins(x=0)
+        # List the lines in the order of their right ends, the highest first.
+        lines = np.array(axes.get_lines()[:-1])[np.argsort(-values[-1])]
+        axes.legend(handles=list(lines), loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def _weight_rows(
+    steps: Sequence[int], weights: Sequence[Tensor] | Tensor
+) -> np.ndarray:
+    """Check the mixtures at N steps, and return them as an array [N, L + 1]."""
     check_items("steps", steps, Real)
     if not isinstance(weights, Tensor):
         check_items("weights", weights, Tensor)
@@ -286,37 +323,13 @@ def layer_weights_over_time(
         or len(min(shapes)) != 1
         or not rows[0].numel()
     ):
-        found = shorten([list(row.shape) for row in rows])
         raise ValueError(
-            f"weights must be a vector for each of {len(steps)} steps, got {found}"
+            f"weights must be a vector for each of {len(steps)} steps, "
+            f"got {shorten([list(row.shape) for row in rows])}"
         )
     for row in rows:
         check_values("weights", row)
-    values = torch.stack(rows).float().cpu().numpy()
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots()
-        looks = cycle(zip((INK, *COLOURS), ("-", *DASHES), strict=True))
-        for l, (colour, dash) in zip(range(values.shape[1]), looks, strict=False):
-            marker = "" if l <= len(COLOURS) else "o"
-            name = "embedding" if l == 0 else f"layer {l}"
-            axes.plot(
-                steps,
-                values[:, l],
-                color=colour,
-                linestyle=dash,
-                marker=marker,
-                markersize=3,
-                label=name,
-            )
-        axes.axhline(1 / values.shape[1], color=INK, linewidth=0.8, linestyle=":")
-        axes.set_xlabel("optimiser step")
-        axes.set_ylabel("share in the memory, $w_l$")
-        axes.set_ylim(bottom=0)
-        axes.margins(x=0)
-        # in the order in which they end
-        lines = np.array(axes.get_lines()[:-1])[np.argsort(-values[-1])]
-        axes.legend(handles=list(lines), loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
+    return torch.stack(rows).float().cpu().numpy()
 
 
 def cost_against_length(
@@ -324,31 +337,24 @@ def cost_against_length(
     costs: Mapping[str, Sequence[float]],
     *,
     unit: str = "seconds",
-    ylabel: str = "time a step",
+    ylabel: str = "time per step",
 ) -> Figure:
-    """A measured cost against sequence length, both axes logarithmic, a line each.
+    """Plot measured costs against sequence length, on logarithmic axes.
 
     Args:
         lengths: sequence lengths T.
-        costs: one value a length, by the name the legend shows.
-        unit: of the costs.
-        ylabel: what was measured.
+        costs: maps names for the legend to values, one per length.
+        unit: the unit of the costs.
+        ylabel: the quantity that was measured.
 
     Raises:
-        TypeError: an argument is of another type.
-        ValueError: there is not one cost to each length.
+        TypeError: if an argument has another type.
+        ValueError: if there is not one cost per length.
     """
     check_items("lengths", lengths, Real)
-    check_instance("costs", costs, Mapping)
     check_instance("unit", unit, str)
     check_instance("ylabel", ylabel, str)
-    for name, values in costs.items():
-        check_items(f"costs[{shorten(name)}]", values, Real)
-        if len(values) != len(lengths):
-            found = f"got {len(values)}"
-            raise ValueError(
-                f"costs[{shorten(name)}] must have {len(lengths)} values like lengths, {found}"
-            )
+    _check_costs(lengths, costs)
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots()
         looks = cycle(zip(COLOURS, DASHES, "os^D", strict=True))
@@ -372,3 +378,17 @@ def cost_against_length(
         axes.set_ylabel(f"{ylabel}, {unit}")
         _add_legend(axes)
     return figure
+
+
+def _check_costs(
+    lengths: Sequence[int], costs: Mapping[str, Sequence[float]]
+) -> None:
+    """Raise unless there is one cost per length."""
+    check_instance("costs", costs, Mapping)
+    for name, values in costs.items():
+        check_items(f"costs[{shorten(name)}]", values, Real)
+        if len(values) != len(lengths):
+            raise ValueError(
+                f"costs[{shorten(name)}] must have one value for each of "
+                f"{len(lengths)} lengths, got {len(values)}"
+            )

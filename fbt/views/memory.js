@@ -1,9 +1,10 @@
-// The memory while a model learns: which layers are mixed, and what each memory vector is made of.
+// The memory during training: the mixture of layers, and the composition of each
+// memory vector.
 
 const HEIGHT = 44; // of a bar of 100 %, in CSS pixels
-const BELOW = 8; // for what points away from the memory vector
+const BELOW = 8; // for negative shares
 
-function part(layer) {
+function nameOf(layer) {
   return layer ? `layer ${layer}` : "the embedding";
 }
 
@@ -11,19 +12,23 @@ function tenths(share) {
   return `${(share / 10).toFixed(0).replace("-", "−")} %`;
 }
 
-// A bar in parts: those above zero upward from the base line, the others down from it.
+// A stacked bar: positive shares go up from the base line, negative ones down.
 function bar(layers) {
-  const picture = drawn("svg", { width: 11, height: HEIGHT + BELOW, "aria-hidden": "true" });
-  const parts = layers.map((layer) => drawn("rect", { x: 1, width: 9, class: `fbt-part-${layer % 5}` }));
-  picture.append(...parts);
+  const picture = drawn("svg", {
+    width: 11, height: HEIGHT + BELOW, "aria-hidden": "true",
+  });
+  const rects = layers.map((layer) =>
+    drawn("rect", { x: 1, width: 9, class: `fbt-part-${layer % 5}` }));
+  picture.append(...rects);
   return {
     picture,
     show(shares) {
       let [up, down] = [HEIGHT, HEIGHT];
       shares.forEach((share, layer) => {
         const height = (HEIGHT * Math.abs(share)) / 1000;
-        parts[layer].setAttribute("y", share >= 0 ? (up -= height) : (down += height) - height);
-        parts[layer].setAttribute("height", height);
+        const y = share >= 0 ? (up -= height) : (down += height) - height;
+        rects[layer].setAttribute("y", y);
+        rects[layer].setAttribute("height", height);
       });
     },
   };
@@ -37,45 +42,50 @@ function render({ model, el }) {
   const value = (name) => model.get(name);
   function choose(changes) {
     hovered = -1;
-    for (const [name, chosen] of Object.entries(changes)) model.set(name, chosen);
+    for (const [name, selected] of Object.entries(changes)) model.set(name, selected);
     model.save_changes();
     draw();
   }
 
   const controls = element("div", { class: "fbt-controls" });
   const label = element("label", {}, "training step ");
-  const slider = element("input", { type: "range", min: 0, max: moments.length - 1, step: 1 });
+  const slider = element("input", {
+    type: "range", min: 0, max: moments.length - 1, step: 1,
+  });
   const output = element("output");
   slider.addEventListener("input", () => choose({ moment: Number(slider.value) }));
   label.append(slider, " ", output);
   controls.append(label);
 
-  // The mixture: a bar across, and its numbers.
+  // The mixture: a horizontal bar and a legend.
   const mixture = element("div", { class: "fbt-mixture", "aria-hidden": "true" });
-  const segments = layers.map((layer) => element("span", { class: `fbt-part-${layer % 5}` }));
+  const segments = layers.map((layer) =>
+    element("span", { class: `fbt-part-${layer % 5}` }));
   mixture.append(...segments);
   const legend = element("ul", { class: "fbt-legend" });
   const numbers = layers.map((layer) => {
     const item = element("li");
     const number = element("span");
-    item.append(element("span", { class: `fbt-swatch fbt-part-${layer % 5}`, "aria-hidden": "true" }),
-      layer ? `layer ${layer}: ` : "embedding: ", number);
+    const swatch = element("span", {
+      class: `fbt-swatch fbt-part-${layer % 5}`, "aria-hidden": "true",
+    });
+    item.append(swatch, layer ? `layer ${layer}: ` : "embedding: ", number);
     legend.append(item);
     return number;
   });
 
-  const text = characters(tokens, "The text, a memory vector a character", {
+  const text = characters(tokens, "The text, with a memory vector per character", {
     chosen: () => value("query"),
     choose: (query) => choose({ query }),
     hover: (query) => { hovered = query; draw(); },
   });
   const bars = text.spans.map((span) => {
-    const made = bar(layers);
-    span.prepend(made.picture);
-    return made;
+    const stacked = bar(layers);
+    span.prepend(stacked.picture);
+    return stacked;
   });
-  const words = element("p", { class: "fbt-words", "aria-live": "polite" });
-  root.append(controls, mixture, legend, text.list, words);
+  const description = element("p", { class: "fbt-words", "aria-live": "polite" });
+  root.append(controls, mixture, legend, text.list, description);
 
   function draw() {
     const query = hovered >= 0 ? hovered : value("query");
@@ -87,11 +97,14 @@ function render({ model, el }) {
       segments[layer].style.flexGrow = now.mixture[layer];
       numbers[layer].textContent = tenths(now.mixture[layer]);
     });
-    bars.forEach((made, i) => made.show(now.shares[i]));
+    bars.forEach((stacked, i) => stacked.show(now.shares[i]));
     select(text, query);
-    const parts = now.shares[query].map((share, layer) => `${part(layer)} ${tenths(share)}`);
-    words.textContent = `“${shown(tokens[query])}”, step ${query + 1} of ${tokens.length}, after ${now.step} `
-      + `training steps. The parts of its memory vector: ${parts.join(", ")}.`;
+    const shares = now.shares[query].map((share, layer) =>
+      `${nameOf(layer)} ${tenths(share)}`);
+    description.textContent =
+      `“${shown(tokens[query])}”, step ${query + 1} of ${tokens.length}, `
+      + `after ${now.step} training steps. `
+      + `The parts of its memory vector: ${shares.join(", ")}.`;
   }
 
   for (const name of ["query", "moment"]) model.on?.(`change:${name}`, draw);

@@ -1,4 +1,4 @@
-"""What the memory is made of, and how training settles it."""
+"""The composition of the memory vectors during training."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -13,38 +13,44 @@ from fbt.views.view import (
     check_count,
     check_finite,
     check_shape,
-    entry,
+    entry_name,
     texts_of,
 )
 
 
 class Snapshot(NamedTuple):
-    """A model's memory at a time: its mixture [L + 1], and what its vectors are made of, [T, L + 1]."""
+    """The memory of a model at one training step.
+
+    Attributes:
+        mixture: shares of the layers, [L + 1].
+        shares: composition of the memory vectors, [T, L + 1]; see
+            `fbt.views.trace.memory_shares`.
+    """
 
     mixture: Tensor
     shares: Tensor
 
 
 def snapshot(model: LanguageModel, tokens: Tensor) -> Snapshot:
-    """Look into the memory of a model that reads tokens [T]; see `fbt.views.trace.memory_shares`."""
+    """Return the mixture and the memory shares of a model that reads tokens [T]."""
     read = trace(model, tokens)
     return Snapshot(read.mixture, memory_shares(read))
 
 
 class MemoryExplorer(View):
-    """The memory of a text while a model learns: a slider over its training, and the parts of each vector.
+    """The composition of each memory vector of a text, with a slider over training.
 
     Args:
-        tokens: the T texts of the steps, characters as a rule.
-        snapshots: by the training step at which each was taken, in order.
-        query: the step of the text that is chosen first; None is the last.
+        tokens: the T texts of the steps, usually characters.
+        snapshots: maps training steps, in order, to snapshots.
+        query: the step of the text selected first; None means the last.
 
-    In a live notebook `query` and `moment` follow what its reader looks at.
+    In a live notebook, `query` and `moment` follow the reader's selection.
 
     Raises:
-        TypeError: an argument, or an entry of `snapshots`, is of a wrong type.
-        ValueError: there is nothing to show, the sizes do not fit, a number is not
-            finite, or `query` is out of range.
+        TypeError: if an argument, or an entry of `snapshots`, has another type.
+        ValueError: if `tokens` or `snapshots` is empty, the shapes do not match, a
+            number is not finite, or `query` is out of range.
     """
 
     def __init__(
@@ -60,15 +66,14 @@ class MemoryExplorer(View):
         check_count("snapshots", snapshots)
         query = length - 1 if query is None else query
         check_int("query", query, low=0, high=length - 1)
-        size: int | str = "L + 1"  # that of the first snapshot
-        for step, found in snapshots.items():
+        size: int | str = "L + 1"  # any in the first snapshot, then the same
+        for step, item in snapshots.items():
             check_int("each key of snapshots", step, low=0)
-            name = entry("snapshots", step)
-            if not isinstance(found, tuple) or len(found) != 2:
-                raise TypeError(
-                    f"{name} must be a Snapshot, got {type(found).__name__}"
-                )
-            mixture, shares = found
+            name = entry_name("snapshots", step)
+            if not isinstance(item, tuple) or len(item) != 2:
+                kind = type(item).__name__
+                raise TypeError(f"{name} must be a Snapshot, got {kind}")
+            mixture, shares = item
             check_shape(f"{name}.mixture", mixture, (size,))
             size = len(mixture)
             check_shape(
@@ -76,34 +81,35 @@ class MemoryExplorer(View):
             )
             check_finite(f"{name}.mixture", mixture)
             check_finite(f"{name}.shares", shares)
-        shown = [
+        moments = [
             {"step": step, "mixture": per_mille(mixture), "shares": per_mille(shares)}
             for step, (mixture, shares) in snapshots.items()
         ]
-        start = {"query": query, "moment": len(shown) - 1}
+        start = {"query": query, "moment": len(moments) - 1}
         super().__init__(
             "memory",
-            {"tokens": self.tokens, "moments": shown},
+            {"tokens": self.tokens, "moments": moments},
             start,
             "".join(self.tokens),
         )
 
     @property
     def query(self) -> int:
-        """The step of the text that is chosen now."""
+        """The selected step of the text."""
         return self._now("query")
 
     @property
     def moment(self) -> int:
-        """Which snapshot is shown now, counted from 0."""
+        """The selected snapshot, counted from 0."""
         return self._now("moment")
 
     def __repr__(self) -> str:
-        return f"MemoryExplorer({len(self.tokens)} tokens, {len(self._data['moments'])} snapshots)"
+        snapshots = len(self._data["moments"])
+        return f"MemoryExplorer({len(self.tokens)} tokens, {snapshots} snapshots)"
 
 
 def per_mille(shares: Tensor) -> list[int] | list[list[int]]:
-    """Shares as whole numbers, which are short to write down."""
+    """Return shares in thousandths, as ints, which are short in JSON."""
     rounded = (1000 * shares.double()).round().long()
     numbers: list[int] | list[list[int]] = rounded.tolist()
     return numbers

@@ -1,4 +1,4 @@
-"""Show a definition from the installed package, so that a page never holds a second copy of it."""
+"""Display the source of installed definitions, so that pages need no copies."""
 
 import ast
 import inspect
@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def _without_docstring(code: str, module: bool) -> str:
-    """The code less the docstring of the module or of its outermost definition; comments stay."""
+    """Return the code without the docstring of its module or outermost definition."""
     tree = ast.parse(code)
     body = tree if module else tree.body[0]
     if (
@@ -27,11 +27,11 @@ def _without_docstring(code: str, module: bool) -> str:
 
 
 class Source:
-    """The source of one definition; a notebook displays it as highlighted code with a link to its lines.
+    """The source of a definition; notebooks display it with a link to its lines.
 
     Attributes:
         code: the text of the definition.
-        where: its place in the repository, such as "fbt/stack.py, lines 20 to 41".
+        where: its location in the repository, such as "fbt/stack.py, lines 20 to 41".
     """
 
     def __init__(self, obj: Any, docstring: bool = True) -> None:
@@ -44,42 +44,42 @@ class Source:
             else _without_docstring(code, inspect.ismodule(obj)).strip()
         )
         path = Path(inspect.getsourcefile(obj) or "").resolve()
-        inside = path.is_relative_to(PACKAGE)
+        is_inside = path.is_relative_to(PACKAGE)
         name = (
-            path.relative_to(PACKAGE.parent) if inside else Path(path.name)
+            path.relative_to(PACKAGE.parent) if is_inside else Path(path.name)
         ).as_posix()
         last = first + len(lines) - 1
         self.where = f"{name}, lines {first} to {last}"
-        self.link = f"{URL}/blob/{BRANCH}/{name}#L{first}-L{last}" if inside else None
+        link = f"{URL}/blob/{BRANCH}/{name}#L{first}-L{last}"
+        self.link = link if is_inside else None
 
     def _repr_markdown_(self) -> str:
-        place = (
+        location = (
             f"[{self.where}]({self.link})"
             if self.link
             else re.sub(r"([][<>&()`*\\])", r"\\\1", self.where)
         )
-        # A fence longer than any run of backticks in the code, which else would end
-        # it.
+        # Longer than any run of backticks in the code, which would end it.
         fence = max([*re.findall("`{3,}", self.code), "``"], key=len) + "`"
-        return f"{place}\n\n{fence}python\n{self.code}\n{fence}"
+        return f"{location}\n\n{fence}python\n{self.code}\n{fence}"
 
     def __repr__(self) -> str:
         return f"# {self.where}\n{self.code}"
 
 
 def show(obj: Any, *, docstring: bool = True) -> Source:
-    """Display the source of a class, function, method or module as it is installed.
+    """Display the source of a class, function, method or module.
 
     Args:
-        obj: what to show; a property shows its getter.
-        docstring: False leaves the docstring out, for a page that has just said the
-            same.
+        obj: the object to show; a property shows its getter.
+        docstring: whether to include the docstring.
 
     Returns:
-        A `Source`: put the call last in a cell to display it; `.code` is the text.
+        A `Source`, which is displayed as the last expression of a cell; `.code` is
+        the text.
 
     Raises:
-        TypeError: `obj` has no Python source, such as a number or a built-in.
+        TypeError: if `obj` has no Python source, such as a number or a built-in.
     """
     check_bool("docstring", docstring)
     if isinstance(obj, property):
@@ -88,5 +88,6 @@ def show(obj: Any, *, docstring: bool = True) -> Source:
         return Source(inspect.unwrap(obj) if callable(obj) else obj, docstring)
     except (TypeError, OSError) as error:
         raise TypeError(
-            f"obj must be a class, function, method or module of Python code, got {describe(obj)}"
+            "obj must be a class, function, method or module written in Python, "
+            f"got {describe(obj)}"
         ) from error

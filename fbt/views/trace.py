@@ -1,4 +1,4 @@
-"""What a feedback model computes while it reads a text, step by step, for views to show."""
+"""The values a feedback model computes on a text, for the views."""
 
 from typing import NamedTuple
 
@@ -13,15 +13,15 @@ from fbt.language_model import LanguageModel
 
 
 class Trace(NamedTuple):
-    """A text of T tokens as a model of L layers, H heads and width d has read it.
+    """The values computed on T tokens by a model of L layers, H heads and width d.
 
     Attributes:
-        outputs: [T, L + 1, d], the embedding and the outputs of all layers.
-        memory: [T, d], the memory vectors m_t before they are normalised.
-        mixture: [L + 1], the share of each layer in them.
-        keys: [C, T, d], of each of the C caches: one, or one a layer.
-        values: [C, T, d].
-        weights: [L, H, T, T], row = query.
+        outputs: embeddings and outputs of all layers, [T, L + 1, d].
+        memory: memory vectors m_t before the norm, [T, d].
+        mixture: share of each layer in the memory vectors, [L + 1].
+        keys: keys of the C caches, [C, T, d]; C is 1 or L.
+        values: values of the C caches, [C, T, d].
+        weights: attention weights, [L, H, T, T]; rows are queries.
     """
 
     outputs: Tensor
@@ -33,58 +33,64 @@ class Trace(NamedTuple):
 
 
 def trace(model: LanguageModel, tokens: Tensor) -> Trace:
-    """Read tokens [T] by the plain loop, without dropout, and keep everything.
+    """Run a model on tokens [T], without dropout, and return all its values.
 
     Raises:
-        TypeError: `model` is not a `LanguageModel` with a memory to look at, or
-            `tokens` not a tensor of ids.
-        ValueError: `tokens` has another shape or an id outside the vocabulary, or is
-            longer than the span, so that the state has lost its first steps.
+        TypeError: if `model` is not a `LanguageModel` with a feedback memory, or
+            `tokens` is not a tensor of ids.
+        ValueError: if `tokens` has another shape, an id outside the vocabulary or
+            more steps than the span, whose first keys and values the state no longer
+            has.
     """
     check_instance("model", uncompiled(model), LanguageModel)
     model = evaluation_copy(model)
     body = model.body
     if not isinstance(body, FeedbackBody):
         raise TypeError(
-            f"model must have a memory, got the variant {model.config.variant!r}"
+            f"model must have a feedback memory, "
+            f"got the variant {model.config.variant!r}"
         )
     check_tokens("tokens", tokens, "[T]", model.config.vocab_size)
     if len(tokens) > model.config.span:
         raise ValueError(
-            f"tokens must be 1 to {model.config.span} like the span, got {len(tokens)}"
+            f"tokens must be 1 to {model.config.span} (the span), got {len(tokens)}"
         )
-    kept: list[Tensor] = []
+    outputs_of_steps: list[Tensor] = []
     body.memory.register_forward_pre_hook(
-        lambda _, given: kept.append(torch.cat(given[0], dim=1)[0])
+        lambda _, args: outputs_of_steps.append(torch.cat(args[0], dim=1)[0])
     )
     with without_gradients():
         x = model.token_embedding(tokens[None])
         _, state, weights = body(x, backend="stack", need_weights=True)
-        outputs, mixture = torch.stack(kept), body.layer_weights()
+        outputs, mixture = torch.stack(outputs_of_steps), body.layer_weights()
         keys, values = (
-            torch.stack([part[0].transpose(0, 1).flatten(1) for part in kind])
+            torch.stack([cache[0].transpose(0, 1).flatten(1) for cache in kind])
             for kind in (state.keys, state.values)
         )
-        assert weights is not None  # asked for
+        assert weights is not None  # need_weights=True
         return Trace(outputs, mixture @ outputs, mixture, keys, values, weights[:, 0])
 
 
 def memory_shares(read: Trace) -> Tensor:
-    """What each memory vector is made of: shares [T, L + 1] of the embedding and of what each layer added.
+    """Return the shares of the embedding and of each layer in the memory vectors.
 
-    With x^l = x^(l-1) + delta^l, m = x^0 + sum_k c_k delta^k, where c_k is the sum of
-    the shares of layer k and of those above. The norm that follows drops the mean of
-    a vector, so it is taken off first; a part's share is then its projection on m,
-    relative to m. Shares of a step sum to 1; one that points away from m is negative.
+    Layer l adds delta^l = x^l - x^(l-1). So m = x^0 + sum_l c_l delta^l, where c_l is
+    the sum of the mixture w over layer l and all layers above. The share of a term is
+    the length of its projection on m, relative to m. Means are subtracted first,
+    because the norm that follows removes them. A term that points away from m has a
+    negative share.
+
+    Returns:
+        Shares [T, L + 1]; each row sums to 1.
 
     Raises:
-        TypeError: `read` is not a `Trace`.
+        TypeError: if `read` is not a `Trace`.
     """
     check_instance("read", read, Trace)
     added = torch.diff(
         read.outputs, dim=1, prepend=torch.zeros_like(read.outputs[:, :1])
     )
-    parts = read.mixture.flip(0).cumsum(0).flip(0)[:, None] * added
-    parts = parts - parts.mean(-1, keepdim=True)
-    memory = parts.sum(1, keepdim=True)
-    return (parts * memory).sum(-1) / memory.square().sum(-1)
+    terms = read.mixture.flip(0).cumsum(0).flip(0)[:, None] * added
+    terms = terms - terms.mean(-1, keepdim=True)
+    memory = terms.sum(1, keepdim=True)
+    return (terms * memory).sum(-1) / memory.square().sum(-1)

@@ -1,8 +1,9 @@
-"""What the views share: one script each, as HTML for pages and as a live widget.
+"""The base of the interactive views: one script, for static pages and live widgets.
 
-A view's script is `common.js` and its own file, its style `common.css` and its own. A
-page calls `render` with a model of plain values; in a live notebook with anywidget
-installed, the same script is a widget, and Python can read what was chosen.
+The script of a view is `common.js` plus its own file, its style sheet `common.css`
+plus its own. A page calls `render` with a model of plain values. In a live notebook
+with anywidget installed, the same script runs as a widget, and Python can read the
+reader's selection.
 """
 
 import html
@@ -23,16 +24,19 @@ HERE = files("fbt.views")
 
 
 class View:
-    """Something to look at and to act on, in a page, in JupyterLab and in Colab.
+    """An interactive view for web pages, JupyterLab and Colab.
 
     Args:
-        name: of its script and style, `name.js` and `name.css`.
-        data: what it shows, as JSON.
-        start: what is chosen at first; a live widget follows its reader.
-        text: what is shown where no script runs.
+        name: name of its script and style sheet, `name.js` and `name.css`.
+        data: the content, as JSON values.
+        start: the initial selection; a live widget follows its reader.
+        text: shown instead of the view if no script runs.
+
+    Raises:
+        TypeError: if `text` is not a str, or `data` is not made of JSON values.
     """
 
-    library = "anywidget"  # what `live` needs
+    library = "anywidget"  # imported by `live`
 
     def __init__(
         self, name: str, data: dict[str, Any], start: dict[str, int], text: str
@@ -40,24 +44,23 @@ class View:
         check_instance("text", text, str)
         self._name, self._start, self._text = name, start, replace_surrogates(text)
         try:
-            written = json.dumps(data, ensure_ascii=False)
+            encoded = json.dumps(data, ensure_ascii=False)
         except (TypeError, ValueError) as error:
             raise TypeError(
-                f"data must be made of what JSON holds: {one_line(str(error))}"
+                f"data must be made of JSON values: {one_line(str(error))}"
             ) from error
-        self._data: dict[str, Any] = json.loads(replace_surrogates(written))
+        self._data: dict[str, Any] = json.loads(replace_surrogates(encoded))
         self._widget: Any = None
 
     def _now(self, name: str) -> int:
-        """What a live widget shows, or else what is shown first."""
+        """Return the current selection, which is the initial one without a widget."""
         return int(
             self._start[name] if self._widget is None else getattr(self._widget, name)
         )
 
     def to_html(self) -> str:
-        """The view as HTML that needs nothing else; without scripts it is the text."""
-        # Inside a script no "<" may stand: "</script>" would end it, and "<!--" can
-        # hide its end.
+        """Return the view as self-contained HTML; the text is its fallback."""
+        # Escape "<": "</script>" would end the script, and "<!--" could hide its end.
         state = json.dumps({"data": self._data} | self._start).replace("<", "\\u003c")
         code = script(self._name).replace("export default", "const view =")
         return (
@@ -76,45 +79,45 @@ class View:
     def _repr_mimebundle_(
         self, include: Any = None, exclude: Any = None
     ) -> dict[str, Any]:
-        """HTML for pages and Colab; a live notebook gets a widget as well."""
+        """Return HTML for pages and Colab and, in a live notebook, a widget."""
         bundle: dict[str, Any] = {}
         if is_live() and find_spec(self.library):
             self._widget = self._widget or self.live()
-            bundle = bundle_of(self._widget)
+            bundle = mime_bundle(self._widget)
         return bundle | {"text/plain": repr(self), "text/html": self.to_html()}
 
     def live(self) -> Any:
-        """The widget that stands for the view in a live front end.
+        """Return the view as a widget for a live front end.
 
         Raises:
-            ImportError: its library is not installed.
+            ImportError: if the widget's library is not installed.
         """
         return widget(self._name, self._data, self._start)
 
 
 def script(name: str) -> str:
-    """The JavaScript of a view, a module whose default export has `render({ model, el })`."""
+    """Return a view's JavaScript, a module that exports `render({ model, el })`."""
     return "\n".join(
-        (HERE / part).read_text(encoding="utf-8")
-        for part in ("common.js", f"{name}.js")
+        (HERE / file).read_text(encoding="utf-8")
+        for file in ("common.js", f"{name}.js")
     )
 
 
 def style(name: str) -> str:
-    """The style sheet of a view."""
+    """Return the style sheet of a view."""
     return "\n".join(
-        (HERE / part).read_text(encoding="utf-8")
-        for part in ("common.css", f"{name}.css")
+        (HERE / file).read_text(encoding="utf-8")
+        for file in ("common.css", f"{name}.css")
     )
 
 
 def is_live() -> bool:
-    """Return whether someone is looking, through a front end that shows widgets.
+    """Return whether a person is using a front end that shows widgets.
 
-    A running kernel does not tell: nbclient, and with it nbconvert, papermill and
-    Jupyter Book, runs one to make pages, which would fetch the widget's manager from
-    the network. Such clients say with each request that nobody can answer `input()`;
-    front ends for people let them answer. Colab shows HTML.
+    A running kernel does not prove it: nbclient (and so nbconvert, papermill and
+    Jupyter Book) also runs one, to make pages on which a widget would load its
+    manager from the network. Such clients send `allow_stdin=False` with each request,
+    because nobody can answer `input()`. Colab shows the HTML.
     """
     ipython = sys.modules.get("IPython")
     if ipython is None or "google.colab" in sys.modules:
@@ -122,51 +125,50 @@ def is_live() -> bool:
     shell = ipython.get_ipython()
     if not hasattr(shell, "get_parent"):  # plain Python, or IPython in a terminal
         return False
-    # Other messages than requests to run code, such as a widget's, need a front end.
+    # Other messages, such as those of widgets, come only from a live front end.
     return bool(shell.get_parent().get("content", {}).get("allow_stdin", True))
 
 
-def bundle_of(live: Any) -> dict[str, Any]:
-    """The formats in which a widget shows itself."""
-    found = live._repr_mimebundle_()
-    return dict(found[0] if isinstance(found, tuple) else found)
+def mime_bundle(live: Any) -> dict[str, Any]:
+    """Return the MIME bundle of a widget, without its metadata."""
+    bundle = live._repr_mimebundle_()
+    return dict(bundle[0] if isinstance(bundle, tuple) else bundle)
 
 
 def widget(name: str, data: dict[str, Any], start: dict[str, int]) -> Any:
-    """The view as a widget of a live kernel, with a trait for each thing that is chosen."""
+    """Return a view as an anywidget, with a trait for each part of the selection."""
     import anywidget
     import traitlets
 
     traits: dict[str, Any] = {"data": traitlets.Dict().tag(sync=True)}
     traits |= {chosen: traitlets.Int().tag(sync=True) for chosen in start}
     members = {"_esm": script(name), "_css": style(name)} | traits
-    # A front end keeps one style sheet for all classes of a name.
+    # A front end keeps one style sheet per class name, so each view needs its own.
     return type(f"Live{name.title()}", (anywidget.AnyWidget,), members)(
         data=data, **start
     )
 
 
 def texts_of(tokens: Any) -> list[str]:
-    """The texts of the steps.
+    """Return the texts of the steps.
 
     Raises:
-        TypeError: `tokens` is not a sequence.
+        TypeError: if `tokens` is not a sequence.
     """
-    if not isinstance(tokens, Iterable) or (
-        isinstance(tokens, Tensor) and not tokens.ndim
-    ):
-        found = type(tokens).__name__
-        raise TypeError(f"tokens must be a sequence of texts, got {found}")
+    is_scalar = isinstance(tokens, Tensor) and not tokens.ndim
+    if not isinstance(tokens, Iterable) or is_scalar:
+        kind = type(tokens).__name__
+        raise TypeError(f"tokens must be a sequence of texts, got {kind}")
     return [str(token) for token in tokens]
 
 
-def entry(name: str, key: Any) -> str:
-    """An entry of an argument as a message names it: weights['first']."""
+def entry_name(name: str, key: Any) -> str:
+    """Return the name of an entry for messages, such as weights['first']."""
     return f"{name}[{reprlib.repr(key)}]"
 
 
 def check_count(name: str, values: Sized) -> int:
-    """Return how many values there are; raise a ValueError if there are none."""
+    """Return the number of values; raise a ValueError if there are none."""
     if not values:
         raise ValueError(f"{name} must not be empty")
     return len(values)
@@ -175,34 +177,38 @@ def check_count(name: str, values: Sized) -> int:
 def check_shape(
     name: str, value: Any, sizes: Sequence[int | str], why: str = ""
 ) -> None:
-    """Raise unless `value` is a tensor of real numbers of the given sizes, none 0.
+    """Raise unless `value` is a non-empty tensor of real numbers of the given shape.
 
-    A size given as a text, such as "L", may be any.
+    Args:
+        name: name of the value, for messages.
+        value: the value to check.
+        sizes: the allowed sizes; a text such as "L" allows any size.
+        why: a reason for the shape, appended to it in the message.
 
     Raises:
-        TypeError: `value` is not a tensor of real numbers.
-        ValueError: it has another shape.
+        TypeError: if `value` is not a tensor of real numbers.
+        ValueError: if `value` has another shape.
     """
     if not isinstance(value, Tensor) or value.is_complex():
-        found = type(value).__name__ if not isinstance(value, Tensor) else value.dtype
-        raise TypeError(f"{name} must be a tensor of real numbers, got {found}")
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a tensor of real numbers, got {kind}")
     fits = len(sizes) == value.ndim and all(
-        isinstance(size, str) or size == found
-        for size, found in zip(sizes, value.shape, strict=True)
+        isinstance(size, str) or size == actual
+        for size, actual in zip(sizes, value.shape, strict=True)
     )
     if not fits or 0 in value.shape:
         expected = ", ".join(map(str, sizes))
         raise ValueError(f"{name} must be [{expected}]{why}, got {[*value.shape]}")
 
 
-def check_finite(name: str, numbers: Tensor) -> None:
-    """Raise a ValueError that names the first infinite or NaN entry of `numbers`."""
-    check_entries(name, numbers, numbers.isfinite(), "finite")
+def check_finite(name: str, values: Tensor) -> None:
+    """Raise a ValueError for the first infinite or NaN entry of `values`."""
+    check_entries(name, values, values.isfinite(), "finite")
 
 
-def check_entries(name: str, numbers: Tensor, right: Tensor, what: str) -> None:
-    """Raise a ValueError that names the first of `numbers` where `right` is False."""
-    if not right.all():
-        place = (~right).nonzero()[0].tolist()
-        found = numbers[tuple(place)].item()
-        raise ValueError(f"{name}{place} must be {what}, got {found:g}")
+def check_entries(name: str, values: Tensor, valid: Tensor, allowed: str) -> None:
+    """Raise a ValueError for the first entry of `values` that is not `valid`."""
+    if not valid.all():
+        index = (~valid).nonzero()[0].tolist()
+        value = values[tuple(index)].item()
+        raise ValueError(f"{name}{index} must be {allowed}, got {value:g}")
