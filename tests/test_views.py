@@ -302,6 +302,14 @@ def describe(span: int, name: str) -> str:
     return f"<{name}> {span}"
 
 
+def test_choices_start_at_the_selected_values():
+    view = Choices(describe, start={"span": 1}, span=[1, 2, 4], name=["a", "b"])
+    assert state_of(view)["span"] == 0 and state_of(view)["name"] == 1
+    for start in ({"span": 3}, {"length": 1}):
+        with pytest.raises(ValueError, match="start must select among"):
+            Choices(describe, start=start, span=[1, 2, 4], name=["a", "b"])
+
+
 def test_choices_contain_all_results():
     view = Choices(describe, span=[1, 2, 4], name=["a", "b"])
     state = state_of(view)

@@ -6,9 +6,10 @@ Pages contain all results; a live kernel computes them on request.
 import html
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from fbt._checks import check_instance, shorten
 from fbt._text import replace_surrogates
 from fbt.views.view import View, check_count
 
@@ -22,9 +23,10 @@ class Choices(View):
     Args:
         function: called with one value of each choice as keyword arguments. It
             returns a text, or a matplotlib figure and a text that describes it.
-        choices: the values of each argument. Numbers get a slider, texts a list; the
-            middle value is selected first. The function is called for all
-            combinations, at most 64.
+        start: the value that is selected first, for some of the arguments; the
+            middle one for the others.
+        choices: the values of each argument. Numbers get a slider, texts a list. The
+            function is called for all combinations, at most 64.
 
     In a live notebook, ipywidgets replace the controls and call the function again. A
     slider then allows all numbers in its range, a list any text.
@@ -33,13 +35,18 @@ class Choices(View):
         TypeError: if `function` is not callable or returns something else, or a
             choice is not a sequence of texts and numbers.
         ValueError: if there are no choices, a choice is empty, a number is not
-            finite, or there are more than 64 combinations.
+            finite, there are more than 64 combinations, or `start` has a name or a
+            value that is not among the choices.
     """
 
     library = "ipywidgets"
 
     def __init__(
-        self, function: Callable[..., Any], **choices: Sequence[Value]
+        self,
+        function: Callable[..., Any],
+        *,
+        start: Mapping[str, Value] | None = None,
+        **choices: Sequence[Value],
     ) -> None:
         if not callable(function):
             raise TypeError(
@@ -64,12 +71,25 @@ class Choices(View):
             {"name": name, "values": values, "slider": are_numbers(values)}
             for name, values in self.choices.items()
         ]
-        start = {name: len(values) // 2 for name, values in self.choices.items()}
-        first = tuple(values[start[name]] for name, values in self.choices.items())
+        selected = {name: len(values) // 2 for name, values in self.choices.items()}
+        selected |= self._indices({} if start is None else start)
+        first = tuple(values[selected[name]] for name, values in self.choices.items())
         text = results[combinations.index(first)]["text"]
         super().__init__(
-            "choices", {"controls": controls, "results": results}, start, text
+            "choices", {"controls": controls, "results": results}, selected, text
         )
+
+    def _indices(self, start: Mapping[str, Value]) -> dict[str, int]:
+        """Return the index of each start value among the values of its choice."""
+        check_instance("start", start, Mapping)
+        for name, value in start.items():
+            if value not in self.choices.get(name, ()):
+                raise ValueError(
+                    f"start must select among {self!r}, got {name}={shorten(value)}"
+                )
+        return {
+            name: self.choices[name].index(value) for name, value in start.items()
+        }
 
     def result(self, values: Sequence[Value]) -> dict[str, str]:
         """Call the function, and return its text and, if any, its figure as SVG.
