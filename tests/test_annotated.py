@@ -282,10 +282,13 @@ def test_a_local_name_links_nowhere(small):
     assert leads(small, "fbt.low") == {(8, "run"): "Base.run", (13, "LIMIT"): "LIMIT"}
 
 
-def test_imports_for_type_checking_are_not_listed(small):
-    assert [module.name for module in small.imports(small.modules["fbt.high"])] == [
-        "fbt"
-    ]
+def test_imports_for_type_checking_are_listed(small):
+    imports = small.imports(small.modules["fbt.high"])
+    assert [module.name for module in imports] == ["fbt", "fbt.low"]
+
+
+def test_users_of_a_definition_exclude_reexports(small):
+    assert [module.name for module in small.users("fbt.low.helper")] == ["fbt.high"]
     assert [module.name for module in small.users("fbt.low.helper")] == ["fbt.high"]
 
 
@@ -307,7 +310,7 @@ def test_the_picture_has_an_arc_for_every_import(small):
     assert [text.get_text() for text in picture.select("text")] == [
         module.path.as_posix() for module in modules
     ]
-    assert [len(group.select("path")) for group in picture.select("g")] == [1, 1, 0]
+    assert [len(group.select("path")) for group in picture.select("g")] == [2, 1, 0]
 
 
 # Hostile text
