@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup, Tag
 from build_book import HTML
+from chapters import chapters, read
 from docutils.core import publish_from_doctree
 from docutils.frontend import get_default_settings
 from docutils.parsers.rst import Parser
@@ -17,7 +18,6 @@ from fbt_imports import drawing
 from fbt_modules import Definition, Module, Package
 from fbt_notes import note
 from fbt_rows import code_lines, rows
-from notebooks import chapters, read
 from repo import ROOT
 
 PACKAGE = Package(ROOT)

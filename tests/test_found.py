@@ -11,9 +11,10 @@ import fbt_status
 import pdf
 import yaml
 from bs4 import BeautifulSoup
+from chapters import chapters, read
 from fbt_citation import bibtex
-from notebooks import chapters, executed, read
 from repo import ROOT
+from runs import executed
 
 from fbt._repository import BRANCH, URL
 

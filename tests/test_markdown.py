@@ -2,10 +2,10 @@
 
 import re
 
+from chapters import chapters, read
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from mdit_py_plugins.dollarmath import dollarmath_plugin
-from notebooks import chapters, read
 
 # All three render CommonMark, tables, and mathematics between dollars.
 PARSER = MarkdownIt("commonmark").enable("table")

@@ -24,14 +24,15 @@ import re
 from pathlib import Path
 
 import nbformat
-import notebooks
 import pytest
 import repo
-import yaml
+import runs
+from chapters import chapters, code_cells, pages, read
+from executor import execute
 from fbt_about import minutes
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from notebooks import chapters, execute, executed, exercise_of, read, tags
 from repo import ROOT
+from runs import executed
 
 from fbt._repository import BRANCH, URL
 
@@ -60,8 +61,8 @@ def markdown(path: Path) -> list[str]:
     return [cell.source for cell in read(path).cells if cell.cell_type == "markdown"]
 
 
-def code(path: Path) -> list:
-    return [cell for cell in read(path).cells if cell.cell_type == "code"]
+def tags(cell) -> list[str]:
+    return list(cell.metadata.get("tags", []))
 
 
 def printed(cell) -> str:
@@ -86,16 +87,13 @@ def exercises(path: Path) -> dict[str, list]:
     found: dict[str, list] = {}
     for cell in read(path).cells:
         if {"exercise", "exercise-check", "solution"} & set(tags(cell)):
-            found.setdefault(exercise_of(cell), []).append(cell)
+            number = cell.metadata.get("fbt", {}).get("exercise")
+            found.setdefault(number, []).append(cell)
     return found
 
 
 def test_the_contents_list_every_chapter():
-    contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    listed = [
-        entry["file"] for part in contents["parts"] for entry in part["chapters"]
-    ]
-    assert not [file for file in listed if not list(ROOT.glob(f"{file}.*"))]
+    assert not [name for name in pages() if not list(ROOT.glob(f"{name}.*"))]
     assert sorted(CHAPTERS) == sorted((ROOT / "book").glob("*.ipynb")), (
         "a notebook is not in _toc.yml"
     )
@@ -141,7 +139,11 @@ def test_chapters_begin_with_title_badge_and_install_cell():
 
 
 def test_code_cells_are_short():
-    cells = [(path.stem, cell.source) for path in CHAPTERS for cell in code(path)]
+    cells = [
+        (path.stem, cell.source)
+        for path in CHAPTERS
+        for cell in code_cells(read(path))
+    ]
     assert not [
         (name, source[:60])
         for name, source in cells
@@ -311,5 +313,5 @@ def test_a_run_is_reused_after_changes_of_prose_but_not_of_code(tmp_path):
     for prose, source in (("one", "x = 1"), ("two", "x = 1"), ("two", "x = 2")):
         cells = [new_markdown_cell(prose), new_code_cell(source)]
         repo.write(path, nbformat.writes(new_notebook(cells=cells)))
-        keys.append(notebooks.key(path))
+        keys.append(runs.key(path))
     assert keys[0] == keys[1] != keys[2]

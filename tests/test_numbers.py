@@ -10,7 +10,7 @@ from statistics import mean
 from typing import Any
 
 import fbt_numbers
-from notebooks import read
+from chapters import read
 from repo import ROOT
 
 from fbt.training.recipe import PRESETS

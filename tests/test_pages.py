@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from chapters import chapters, read
 from fbt_about import minutes
 from fbt_modules import Package
-from notebooks import chapters, read
 from repo import ROOT
 
 import fbt

@@ -3,8 +3,8 @@
 import re
 
 import fbt_numbers
+from chapters import chapters, read
 from nightly import targets
-from notebooks import chapters, read
 from repo import ROOT
 
 from fbt._repository import BRANCH, URL

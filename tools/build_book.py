@@ -8,10 +8,11 @@ import sys
 import time
 from pathlib import Path
 
-import notebooks
+from chapters import chapters
 from jupyter_cache import get_cache
-from notebooks import chapters, executed, executed_path
+from notebooks import run_all
 from repo import BUILD, ROOT, digest, files_of, write
+from runs import INPUTS, executed, executed_path
 
 HTML = BUILD / "html"
 STAMP = BUILD / "book.key"
@@ -23,7 +24,7 @@ RECORDS = ("tests/trust.json", "tests/versions.json")
 def book_key() -> str:
     """Return a hash of what the built pages depend on: sources, records and runs."""
     return digest(
-        files_of(*SOURCES, *RECORDS, *notebooks.INPUTS)
+        files_of(*SOURCES, *RECORDS, *INPUTS)
         + [executed_path(path) for path in chapters()]
     )
 
@@ -56,7 +57,7 @@ def build() -> None:
 def main() -> None:
     """Run the notebooks, then build if anything that the pages show has changed."""
     started = time.monotonic()
-    if not notebooks.run_all(chapters()):
+    if not run_all(chapters()):
         sys.exit("The book was not built: a notebook failed, see above.")
     if any(executed(path) is None for path in chapters()):
         sys.exit(

@@ -20,8 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from notebooks import versions
 from repo import BUILD, ROOT, write
+from runs import package_versions
 
 sys.path.append(str(ROOT / "experiments"))
 from record import commit, machine
@@ -112,7 +112,7 @@ def run_steps(commands: dict[str, Sequence[str]], folder: Path, quick: bool) -> 
         "started": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "quick": quick,
     }
-    about |= {"machine": machine(), "versions": versions(), "finished": False}
+    about |= {"machine": machine(), "versions": package_versions(), "finished": False}
     rows: list[Row] = []
     for name, command in commands.items():
         rows.append(run(name, command, folder))

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import yaml
 from browser import WIDTHS, chromium, show, window
 from bs4 import BeautifulSoup, Tag
+from chapters import pages
 from repo import BUILD, ROOT
 
 HTML = BUILD / "html"
@@ -18,15 +19,6 @@ PDF = BUILD / "book.pdf"
 # Attributes that refer to another element by its id.
 REFERENCES = ("for", "aria-labelledby", "aria-describedby")
 MATHJAX = re.compile(r'MathJax|src="[^"]*/vendor/')
-
-
-def pages() -> list[str]:
-    """Return the names of the pages in order, such as "book/index"."""
-    contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    chapters = [
-        entry["file"] for part in contents["parts"] for entry in part["chapters"]
-    ]
-    return [contents["root"], *chapters]
 
 
 def soup(name: str) -> BeautifulSoup:

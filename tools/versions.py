@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from chapters import chapters, code_cells, read
 from distribution import build
 from environment import LISTS, environment, pip_install, uv
+from executor import execute
 from IPython.core.inputtransformer2 import TransformerManager
-from notebooks import chapters, execute, read
 from repo import BUILD, ROOT, table, write
 
 sys.path.append(str(ROOT / "experiments"))
@@ -205,10 +206,8 @@ def copy_code(into: Path) -> None:
             ROOT / name, into / name, ignore=shutil.ignore_patterns("__pycache__")
         )
     for path in chapters():
-        cells = [cell.source for cell in read(path).cells if cell.cell_type == "code"]
-        text = "\n".join(
-            TransformerManager().transform_cell(source) for source in cells
-        )
+        sources = [cell.source for cell in code_cells(read(path))]
+        text = "\n".join(map(TransformerManager().transform_cell, sources))
         (into / f"{path.stem}.py").write_text(text, encoding="utf-8")
 
 
