@@ -108,7 +108,7 @@ def packages() -> str:
     made = distribution.build(BUILD / "release")
     if wrong := distribution.differences(*made):
         raise Missing(
-            f"unexpected or missing: {', '.join(wrong[:5])}: see pyproject.toml and MANIFEST.in"
+            f"unexpected or missing: {', '.join(wrong[:5])}: see pyproject.toml"
         )
     return " and ".join(str(path.relative_to(ROOT)) for path in made)
 
