@@ -1,4 +1,4 @@
-"""Build the book into _build/html, without warnings; run changed chapters first."""
+"""Run changed chapters, then build the book into _build/html without warnings."""
 
 from __future__ import annotations
 
@@ -44,11 +44,8 @@ def build() -> None:
     """Build every page: Sphinx would not notice that an output has changed."""
     for name in ("html", ".doctrees", "jupyter_execute"):
         shutil.rmtree(BUILD / name, ignore_errors=True)
-    command = [
-        str(Path(sys.executable).with_name("jupyter-book")),
-        "build",
-        str(ROOT),
-    ]
+    program = Path(sys.executable).with_name("jupyter-book")
+    command = [str(program), "build", str(ROOT)]
     command += ["--warningiserror", "--keep-going", "--nitpick", "--all"]
     if subprocess.run(command, cwd=ROOT, check=False).returncode != 0:
         sys.exit("The book was not built: see the warnings above.")
@@ -61,20 +58,18 @@ def main() -> None:
         sys.exit("The book was not built: a notebook failed, see above.")
     if any(executed(path) is None for path in chapters()):
         sys.exit(
-            "The book was not built: a file changed while the notebooks ran. Run `make book` again."
+            "The book was not built: a file changed while the notebooks ran. "
+            "Run `make book` again."
         )
-    wanted = book_key()
-    if (
-        STAMP.exists()
-        and STAMP.read_text() == wanted
-        and (HTML / "index.html").exists()
-    ):
+    key = book_key()
+    is_current = STAMP.exists() and STAMP.read_text() == key
+    if is_current and (HTML / "index.html").exists():
         print("The pages are up to date.")
     else:
         STAMP.unlink(missing_ok=True)
         fill_cache()
         build()
-        write(STAMP, wanted)
+        write(STAMP, key)
     print(f"\nThe book ({time.monotonic() - started:.0f} s): {HTML / 'index.html'}")
 
 

@@ -20,12 +20,11 @@ EGG_FILES = "PKG-INFO SOURCES.txt dependency_links.txt requires.txt top_level.tx
 def sources() -> list[str]:
     """Return the repository's files, tracked or new, without ignored ones."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(
+    done = subprocess.run(
         command, cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout
-    return sorted(
-        name for name in set(listed.split("\0")) if name and (ROOT / name).is_file()
     )
+    names = set(done.stdout.split("\0")) - {""}
+    return sorted(name for name in names if (ROOT / name).is_file())
 
 
 def copy(into: Path, names: list[str] | None = None) -> None:

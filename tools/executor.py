@@ -1,4 +1,4 @@
-"""Run a notebook in an empty folder, as someone who has only this file would."""
+"""Run a notebook in an empty folder, as someone with only this file would."""
 
 from __future__ import annotations
 
@@ -39,12 +39,11 @@ class Progress:
         """Show that a cell has started."""
         self.cell_started = time.monotonic()
         if self.terminal:
-            text = f"{self.label}  cell {cell_index + 1}/{self.cells}"
-            print(
-                f"\r\033[K{text}  {self.cell_started - self.started:.0f} s",
-                end="",
-                flush=True,
+            seconds = self.cell_started - self.started
+            text = (
+                f"{self.label}  cell {cell_index + 1}/{self.cells}  {seconds:.0f} s"
             )
+            print(f"\r\033[K{text}", end="", flush=True)
 
     def done(
         self, cell: nbformat.NotebookNode, cell_index: int, execute_reply: Any
@@ -53,10 +52,8 @@ class Progress:
         seconds = time.monotonic() - self.cell_started
         self.cell_seconds.append(round(seconds, 2))
         if not self.terminal and seconds >= 3:
-            print(
-                f"{self.label}  cell {cell_index + 1}/{self.cells} took {seconds:.1f} s",
-                flush=True,
-            )
+            text = f"{self.label}  cell {cell_index + 1}/{self.cells}"
+            print(f"{text} took {seconds:.1f} s", flush=True)
 
 
 def execute(

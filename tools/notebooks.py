@@ -52,9 +52,8 @@ def run_all(paths: list[Path], *, force: bool = False) -> bool:
             about, result = stored.metadata.fbt_run, "cached"
         else:
             about, result = run_chapter(path, f"[{number}/{len(paths)}] {path.stem}")
-        rows.append(
-            (path.stem, str(about["cells"]), f"{about['seconds']:.1f}", result)
-        )
+        cells, seconds = str(about["cells"]), f"{about['seconds']:.1f}"
+        rows.append((path.stem, cells, seconds, result))
     print("\n" + table(rows), flush=True)
     return not any(result == "FAILED" for *_, result in rows)
 
@@ -73,25 +72,18 @@ def run_chapter(path: Path, label: str) -> tuple[dict[str, Any], str]:
         store(path, run, about)
     slow = ", over the budget" if run.seconds > BUDGET_SECONDS else ""
     result = "FAILED" if run.error else f"ok{slow}"
-    print(
-        f"{label}: {result} in {run.seconds:.1f} s {run.error or ''}".rstrip(),
-        flush=True,
-    )
+    line = f"{label}: {result} in {run.seconds:.1f} s {run.error or ''}"
+    print(line.rstrip(), flush=True)
     return about, result
 
 
 def main() -> None:
     """Run the given notebooks, or all chapters."""
     parser = argparse.ArgumentParser(description="Run the chapters' notebooks.")
-    parser.add_argument(
-        "notebook",
-        nargs="*",
-        type=Path,
-        help="notebooks to run (default: all chapters)",
-    )
-    parser.add_argument(
-        "--force", action="store_true", help="run even if the last run is valid"
-    )
+    about = "notebooks to run (default: all chapters)"
+    parser.add_argument("notebook", nargs="*", type=Path, help=about)
+    about = "run even if the last run is valid"
+    parser.add_argument("--force", action="store_true", help=about)
     arguments = parser.parse_args()
     paths = [path.resolve() for path in arguments.notebook] or chapters()
     if not run_all(paths, force=arguments.force):

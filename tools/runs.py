@@ -1,4 +1,4 @@
-"""The chapters' stored runs, valid until their code, the package or the pins change."""
+"""The chapters' stored runs, valid until code, package or pins change."""
 
 from __future__ import annotations
 
