@@ -45,7 +45,7 @@ class Definition:
 
 @dataclass
 class Use:
-    """A name in the code that refers to something, and what it refers to.
+    """A name in the code, and the definition that it refers to.
 
     Attributes:
         line: its line number.
