@@ -24,7 +24,8 @@ help:
 	@echo "make help-all     list all commands"
 
 help-all:
-	@awk -F ':.* ###? ' '/^[a-z-]+:.* ###? / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.* ###? ' '/^[a-z-]+:.* ###? / { printf "make %-15s %s\n", $$1, $$2 }' \
+		Makefile
 
 environment: ### create or update .venv with the pinned packages
 	@$(PYTHON) tools/environment.py
