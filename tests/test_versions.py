@@ -85,7 +85,7 @@ def test_the_record_covers_the_pythons_in_pyproject_and_has_no_failures():
     for row in RECORD["tests"]:
         assert not row["commit"].endswith("+") and row["tests"] > 1000
         assert row["failures"] == row["errors"] == 0
-    # Each Python was tested with some torch, and the oldest accepted torch was tested.
+    # Each Python was tested with some torch, and so was the oldest accepted torch.
     tested = {row["python"].rpartition(".")[0] for row in RECORD["tests"]}
     assert tested == set(pythons)
     oldest = re.search(r"torch>=([\d.]+)", " ".join(project["dependencies"]))[1]
