@@ -1,4 +1,4 @@
-"""The annotated source is complete, and its links lead there and back."""
+"""The annotated source is complete, and its links work in both directions."""
 
 import ast
 import re
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup, Tag
 from build_book import HTML
+from chapters import chapters, read
 from docutils.core import publish_from_doctree
 from docutils.frontend import get_default_settings
 from docutils.parsers.rst import Parser
@@ -17,7 +18,6 @@ from fbt_imports import drawing
 from fbt_modules import Definition, Module, Package
 from fbt_notes import note
 from fbt_rows import code_lines, rows
-from notebooks import chapters, read
 from repo import ROOT
 
 PACKAGE = Package(ROOT)
@@ -35,16 +35,16 @@ def article(module: Module) -> Tag:
     return soup(HTML / f"{module.docname}.html").select_one("article")
 
 
-def followed(link: Tag, page: Path) -> tuple[Path, Tag]:
+def follow(link: Tag, page: Path) -> tuple[Path, Tag]:
     """Return the page and the element that a link leads to."""
     address, _, anchor = link["href"].partition("#")
     to = (page.parent / address).resolve() if address else page
-    found = soup(to).find(id=anchor)
-    assert found is not None, link["href"]
-    return to, found
+    element = soup(to).find(id=anchor)
+    assert element is not None, link["href"]
+    return to, element
 
 
-# Every line, once
+# Completeness
 
 
 def note_lines(page: Tag) -> list[int]:
@@ -55,27 +55,23 @@ def note_lines(page: Tag) -> list[int]:
     ]
 
 
-def test_every_line_is_code_or_a_note_in_its_order():
+def test_every_line_appears_once_and_in_order():
     wrong = []
     for module in MODULES:
         lines = article(module).select(".fbt-line")
         code = [int(line["id"].removeprefix("L")) for line in lines]
         notes = note_lines(article(module))
-        ordered = code == sorted(code) and notes == sorted(notes)
-        complete = sorted(code + notes) == list(range(1, len(module.lines) + 1))
-        if (
-            not ordered
-            or not complete
-            or any(
-                line.get_text() != module.lines[number - 1] + "\n"
-                for number, line in zip(code, lines, strict=True)
-            )
-        ):
+        is_ordered = code == sorted(code) and notes == sorted(notes)
+        is_complete = sorted(code + notes) == list(range(1, len(module.lines) + 1))
+        is_exact = [line.get_text() for line in lines] == [
+            f"{module.lines[number - 1]}\n" for number in code
+        ]
+        if not (is_ordered and is_complete and is_exact):
             wrong.append(module.name)
     assert not wrong
 
 
-def test_notes_have_the_words_of_the_file():
+def test_notes_have_all_words_of_docstrings_and_comments():
     wrong = []
     for module in MODULES:
         page = BeautifulSoup(str(article(module)), "html.parser")
@@ -103,7 +99,7 @@ def test_notes_have_the_words_of_the_file():
     assert not wrong
 
 
-def test_modules_have_title_description_headings_and_a_place_in_the_book():
+def test_modules_have_title_description_headings_and_navigation():
     wrong = []
     for module in MODULES:
         page, path = soup(HTML / f"{module.docname}.html"), module.path.as_posix()
@@ -115,18 +111,20 @@ def test_modules_have_title_description_headings_and_a_place_in_the_book():
             int(heading.name[1])
             for heading in article(module).select("h1, h2, h3, h4")
         ]
-        good = {
+        checks = {
             "title": page.title.get_text().startswith(path) and titles == [path],
             "description": about[:5] == words(module.docstring)[:5],
             "levels": all(below <= above + 1 for above, below in pairwise(levels)),
-            "place": page.select("a.left-prev")
+            "navigation": page.select("a.left-prev")
             and page.select(".bd-sidebar-primary a.current")[-1].get_text() == path,
         }
-        wrong += [(module.name, what) for what, holds in good.items() if not holds]
+        wrong += [
+            (module.name, name) for name, passed in checks.items() if not passed
+        ]
     assert not wrong
 
 
-def test_the_search_knows_every_module():
+def test_search_index_contains_every_module():
     index = (HTML / "searchindex.js").read_text(encoding="utf-8")
     assert not [
         module.docname
@@ -135,20 +133,20 @@ def test_the_search_knows_every_module():
     ]
 
 
-# There and back
+# Links
 
 
-def test_every_entry_of_the_api_leads_to_its_definition_and_back():
+def test_api_entries_and_definitions_link_to_each_other():
     entries = soup(API).select("dl:not(.attribute) > dt.sig[id]")
     assert len(entries) > 60
     for entry in entries:
-        page, place = followed(entry.select_one("a.viewcode-link"), API)
+        page, place = follow(entry.select_one("a.viewcode-link"), API)
         name = entry["id"].rpartition(".")[2]
         assert re.search(
             rf"\b(def|class) {name}\b", place.select_one("pre").get_text()
         ), entry["id"]
         back = [
-            followed(link, page)[1]
+            follow(link, page)[1]
             for link in place.select_one(".fbt-note").select(
                 ".fbt-ways-back a[href*='#']"
             )
@@ -157,18 +155,18 @@ def test_every_entry_of_the_api_leads_to_its_definition_and_back():
 
 
 def shown_in(path: Path) -> list[str]:
-    """Return the last part of the names that a chapter's cells show with fbt.show."""
-    found = []
+    """Return the last part of the names that a chapter shows with fbt.show."""
+    names = []
     for cell in read(path).cells:
         if cell.cell_type == "code" and "fbt.show(" in cell.source:
             last = ast.parse(cell.source).body[-1]
             call = last.value if isinstance(last, ast.Expr) else None
             if isinstance(call, ast.Call) and ast.unparse(call.func) == "fbt.show":
-                found.append(ast.unparse(call.args[0]).rpartition(".")[2])
-    return found
+                names.append(ast.unparse(call.args[0]).rpartition(".")[2])
+    return names
 
 
-def test_definitions_shown_in_chapters_link_to_their_annotated_lines_and_back():
+def test_definitions_shown_in_chapters_and_annotated_lines_link_to_each_other():
     wrong = []
     for path in chapters():
         page = HTML / "book" / f"{path.stem}.html"
@@ -180,25 +178,23 @@ def test_definitions_shown_in_chapters_link_to_their_annotated_lines_and_back():
         if [link["href"].rpartition(".")[2] for link in links] != shown_in(path):
             wrong.append((path.stem, shown_in(path)))
         for link in links:
-            to, place = followed(link, page)
+            to, place = follow(link, page)
             first = re.search(r"lines (\d+) to", link.get_text())[1]
-            ways = place.select_one(".fbt-note").select(".fbt-ways-back a[href*='#']")
-            back = page in [followed(way, to)[0] for way in ways]
-            if place.select_one(".fbt-line")["id"] != f"L{first}" or not back:
+            back = place.select_one(".fbt-note").select(".fbt-ways-back a[href*='#']")
+            is_mutual = page in [follow(link, to)[0] for link in back]
+            if place.select_one(".fbt-line")["id"] != f"L{first}" or not is_mutual:
                 wrong.append((path.stem, link["href"]))
     assert not wrong
 
 
-def test_the_map_of_equations_leads_to_definitions():
+def test_map_of_equations_links_to_definitions():
     page = HTML / "book" / "differences.html"
     table = soup(page).select("#from-equation-to-code-to-test tbody tr")
     assert len(table) >= 15
     for row in table:
         for link in row.select("td")[1].select("a"):
-            assert (
-                followed(link, page)[1].select_one("h2, h3").get_text().rstrip("#")
-                == link.get_text()
-            )
+            heading = follow(link, page)[1].select_one("h2, h3").get_text()
+            assert heading.rstrip("#") == link.get_text()
 
 
 # Names
@@ -252,19 +248,18 @@ def small(tmp_path):
     return Package(tmp_path)
 
 
-def leads(package: Package, name: str) -> dict[tuple[int, str], str]:
+def link_targets(package: Package, name: str) -> dict[tuple[int, str], str]:
     """Return what the names in a module's code link to, by line."""
     module = package.modules[name]
-    return {
-        (use.line, module.lines[use.line - 1][use.start : use.stop]): package.resolve(
-            use.dotted
-        ).name
-        for use in module.uses(package)
-    }
+    targets = {}
+    for use in module.uses(package):
+        text = module.lines[use.line - 1][use.start : use.stop]
+        targets[use.line, text] = package.resolve(use.dotted).name
+    return targets
 
 
-def test_names_link_through_imports_bases_and_quotes_to_definitions(small):
-    assert leads(small, "fbt.high") == {
+def test_names_link_through_imports_bases_and_quoted_types(small):
+    assert link_targets(small, "fbt.high") == {
         (4, "fbt"): "fbt",
         (4, "aid"): "helper",
         (7, "low"): "fbt.low",
@@ -278,43 +273,50 @@ def test_names_link_through_imports_bases_and_quotes_to_definitions(small):
     }
 
 
-def test_a_local_name_links_nowhere(small):
-    assert leads(small, "fbt.low") == {(8, "run"): "Base.run", (13, "LIMIT"): "LIMIT"}
+def test_local_names_are_not_linked(small):
+    assert link_targets(small, "fbt.low") == {
+        (8, "run"): "Base.run",
+        (13, "LIMIT"): "LIMIT",
+    }
 
 
-def test_imports_for_type_checking_are_not_listed(small):
-    assert [module.name for module in small.imports(small.modules["fbt.high"])] == [
-        "fbt"
-    ]
+def test_imports_for_type_checking_are_listed(small):
+    imports = small.imports(small.modules["fbt.high"])
+    assert [module.name for module in imports] == ["fbt", "fbt.low"]
+
+
+def test_users_of_a_definition_exclude_reexports(small):
+    assert [module.name for module in small.users("fbt.low.helper")] == ["fbt.high"]
     assert [module.name for module in small.users("fbt.low.helper")] == ["fbt.high"]
 
 
 def test_rows_begin_at_definitions_and_at_comments_after_code(small):
-    found = rows(small.modules["fbt.low"])
+    low = rows(small.modules["fbt.low"])
     headings = [
         row.heading.name if isinstance(row.heading, Definition) else None
-        for row in found
+        for row in low
     ]
     assert headings == [None, "Base", "Base.run", None, "helper"]
-    assert [row.code[0] for row in found] == [1, 4, 10, 11, 17]
+    assert [row.code[0] for row in low] == [1, 4, 10, 11, 17]
     (*_, last) = rows(small.modules["fbt.high"])
     assert (last.heading.name, last.notes[0].text) == ("Own.run", "What it takes.")
 
 
-def test_the_picture_has_an_arc_for_every_import(small):
+def test_picture_has_an_arc_per_import(small):
     modules = [small.modules[name] for name in ("fbt.high", "fbt", "fbt.low")]
     picture = BeautifulSoup(drawing(small, modules), "html.parser")
     assert [text.get_text() for text in picture.select("text")] == [
         module.path.as_posix() for module in modules
     ]
-    assert [len(group.select("path")) for group in picture.select("g")] == [1, 1, 0]
+    assert [len(group.select("path")) for group in picture.select("g")] == [2, 1, 0]
 
 
 # Hostile text
 
 HOSTILE = r"""<script>alert(1)</script> & <b>bold</b> <!-- hidden
 
-[link](javascript:alert(1)) ![picture](https://example.org/x.png) `<img src=x onerror=alert(1)>` {raw}`<i>`
+[link](javascript:alert(1)) ![picture](https://example.org/x.png)
+`<img src=x onerror=alert(1)>` {raw}`<i>`
 
     <script>alert(2)</script>
 
@@ -331,7 +333,7 @@ Args:
 """
 
 
-def test_text_in_a_note_stays_text():
+def test_markup_in_notes_is_shown_as_text():
     document = new_document("evil.py", get_default_settings(Parser()))
     document += note(HOSTILE, document, lambda name: None)
     settings = {"math_output": "mathjax", "output_encoding": "unicode"}
@@ -350,7 +352,7 @@ def test_text_in_a_note_stays_text():
         assert text in page.get_text()
 
 
-def test_text_in_code_stays_text():
+def test_markup_in_code_is_shown_as_text():
     text = (
         "TITLE = '<script>alert(1)</script>&amp;'\n\n\ndef f():\n    return TITLE\n"
     )

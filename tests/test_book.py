@@ -1,4 +1,4 @@
-"""The built pages (`make book`) are complete and need no network."""
+"""The built pages are complete and need no network."""
 
 import re
 from collections import Counter
@@ -57,7 +57,7 @@ def pages() -> list[Path]:
     )
 
 
-# Names of XML namespaces look like addresses, but are not fetched.
+# Names of XML namespaces, which are not fetched.
 XML_NAMES = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
 
 
@@ -90,37 +90,27 @@ def test_every_source_has_its_page():
     assert {page.stem for page in CHAPTER_PAGES} == sources
 
 
-def test_start_page_leads_into_the_book():
+def test_root_page_links_to_the_start_page():
     assert "book/index.html" in (HTML / "index.html").read_text(encoding="utf-8")
 
 
-def test_pages_fetch_nothing_from_outside():
+def test_pages_fetch_nothing_from_the_network():
     outside = re.compile("(?:https?:|wss?:)?//|https?:|wss?:")
     imported = re.compile(r"(?:url\(|@import)\s*[\"']?((?:https?:)?//[^)\s]+)")
-    found = []
+    remote = []
     for page in pages():
-        found += [
-            (page.name, address)
-            for address in fetched(page)
-            if outside.match(address)
-        ]
+        urls = list(filter(outside.match, fetched(page)))
         for script in soup(page).find_all("script", src=False):
-            addresses = (
-                set(re.findall(r"https?://[^\s\"'\\)]+", script.get_text()))
-                - XML_NAMES
-            )
-            found += [(page.name, url) for url in addresses]
+            in_script = re.findall(r"https?://[^\s\"'\\)]+", script.get_text())
+            urls += set(in_script) - XML_NAMES
         styles = [style.get_text() for style in soup(page).find_all("style")]
         styles += [element["style"] for element in soup(page).find_all(style=True)]
-        found += [
-            (page.name, url) for style in styles for url in imported.findall(style)
-        ]
+        urls += imported.findall("\n".join(styles))
+        remote += [(page.name, url) for url in urls]
     for sheet in HTML.rglob("*.css"):
-        found += [
-            (sheet.name, url)
-            for url in imported.findall(sheet.read_text(encoding="utf-8"))
-        ]
-    assert not found
+        urls = imported.findall(sheet.read_text(encoding="utf-8"))
+        remote += [(sheet.name, url) for url in urls]
+    assert not remote
 
 
 def test_local_files_that_pages_fetch_exist():
@@ -133,22 +123,18 @@ def test_local_files_that_pages_fetch_exist():
     assert not missing
 
 
-def test_links_inside_the_book_lead_somewhere():
+def test_links_inside_the_book_have_targets():
     broken = set()
     for page in pages():
         for link in soup(page).find_all("a", href=True):
             address = urlsplit(link["href"])
             if address.scheme or address.netloc:
                 continue
-            target = (
-                page
-                if not address.path
-                else (page.parent / unquote(address.path)).resolve()
-            )
+            path, anchor = unquote(address.path), unquote(address.fragment)
+            target = (page.parent / path).resolve() if path else page
+            is_page = target.suffix == ".html" and target.exists()
             if not target.exists() or (
-                address.fragment
-                and target.suffix == ".html"
-                and unquote(address.fragment) not in anchors(target)
+                anchor and is_page and anchor not in anchors(target)
             ):
                 broken.add((page.name, link["href"]))
     assert not broken
@@ -158,10 +144,9 @@ def test_ids_of_figures_are_unique():
     # The theme repeats its search field and its theme button for narrow windows.
     for page in CHAPTER_PAGES:
         ids = Counter(element["id"] for element in soup(page).find_all(id=True))
-        twice = [name for name, times in ids.items() if times > 1]
-        assert not [name for name in twice if name.startswith(("svg", "fig-"))], (
-            page.stem
-        )
+        repeated = [name for name, count in ids.items() if count > 1]
+        figures = [name for name in repeated if name.startswith(("svg", "fig-"))]
+        assert not figures, page.stem
 
 
 def test_pictures_have_alt_text():
@@ -183,49 +168,51 @@ def test_pictures_have_alt_text():
 def test_pages_have_a_title_a_language_and_a_description():
     wrong = []
     for page in CHAPTER_PAGES:
-        found = soup(page)
-        one_each = [
-            len(found.select(what))
-            for what in ('meta[name="description"]', "article h1")
-        ] == [1, 1]
-        language = found.html["lang"] == LANGUAGES.get(page.stem, "en")
-        if not (one_each and language and found.title.get_text().strip()):
+        parsed = soup(page)
+        counts = [
+            len(parsed.select(selector))
+            for selector in ('meta[name="description"]', "article h1")
+        ]
+        language, title = parsed.html["lang"], parsed.title.get_text().strip()
+        if (
+            counts != [1, 1]
+            or language != LANGUAGES.get(page.stem, "en")
+            or not title
+        ):
             wrong.append(page.stem)
     assert not wrong
 
 
-def test_no_markup_or_substitution_is_shown_as_text():
+def test_pages_show_no_raw_markup_or_substitutions():
     raw = re.compile(r"```|mystnb|<details>|\{note\}|colab-badge|\{\{ [\w.]+ \}\}")
-    texts = {
-        page.stem: soup(page).select_one("article").get_text()
+    matches = {
+        page.stem: raw.findall(soup(page).select_one("article").get_text())
         for page in CHAPTER_PAGES
     }
-    assert not [
-        (name, found) for name, text in texts.items() for found in raw.findall(text)
-    ]
+    assert not {page: raw for page, raw in matches.items() if raw}
 
 
-def test_mathematics_is_typeset_by_the_file_beside_the_page():
+def test_mathematics_is_typeset_by_the_bundled_mathjax():
     with_mathematics = [page for page in CHAPTER_PAGES if soup(page).select(".math")]
     for page in with_mathematics:
         scripts = [script.get("src", "") for script in soup(page).find_all("script")]
-        assert sum("vendor/tex-svg-full.js" in source for source in scripts) == 1, (
-            page.name
-        )
+        bundled = [source for source in scripts if "vendor/tex-svg-full.js" in source]
+        assert len(bundled) == 1, page.name
 
 
 SVG = """<?xml version="1.0"?>
 <svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"
   width="10pt" viewBox="0 0 10 10" version="1.1">
  <metadata>about</metadata>
- <defs><style type="text/css">*{stroke-linejoin: round}</style><path id="glyph" d="M0 0"/></defs>
+ <defs><style type="text/css">*{stroke-linejoin: round}</style>
+ <path id="glyph" d="M0 0"/></defs>
  <g clip-path="url(#clip)" style="fill: #757575; stroke: #0072b2">
   <use xlink:href="#glyph" fill="#757575"/></g>
  <clipPath id="clip"><rect width="3" height="5"/></clipPath>
 </svg>"""
 
 
-def test_figures_use_the_pages_colour_and_have_ids_of_their_own():
+def test_figures_have_the_text_colour_and_unique_ids():
     figure = BeautifulSoup(
         framed_svg(SVG, "svg7", 'Two "lines" & a <dot>'), "html.parser"
     ).svg

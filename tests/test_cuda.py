@@ -3,6 +3,7 @@
 import gpu
 import pytest
 import torch
+from chapters import chapters, read
 from contenders import Size
 from exact import (
     BATCH,
@@ -15,7 +16,7 @@ from exact import (
     normal,
     some_state,
 )
-from notebooks import chapters, execute, read
+from executor import execute
 from torch import Tensor
 
 import fbt

@@ -1,4 +1,4 @@
-"""Pages can be found, cited, edited and printed: what book/_ext adds to them."""
+"""What book/_ext adds to pages, so that they can be found, cited and printed."""
 
 import json
 import re
@@ -11,13 +11,14 @@ import fbt_status
 import pdf
 import yaml
 from bs4 import BeautifulSoup
+from chapters import chapters, pages, read
 from fbt_citation import bibtex
-from notebooks import chapters, executed, read
 from repo import ROOT
+from runs import executed
 
 from fbt._repository import BRANCH, URL
 
-NAMES = pdf.pages()
+NAMES = pages()
 soup = cache(pdf.soup)
 
 
@@ -36,17 +37,16 @@ def test_pages_state_their_minutes_and_link_to_source_and_notebook():
         links = {link.get_text(): link["href"] for link in line.select("a")}
         edit = f"{URL}/edit/{BRANCH}/{file}"
         # The theme's own button has the same address.
-        if links["Edit this page"] != edit or not page.select(
-            f'a[href="{edit}"].btn'
-        ):
+        button = page.select(f'a[href="{edit}"].btn')
+        if links["Edit this page"] != edit or not button:
             wrong.append((name, links))
         if file.endswith(".ipynb"):
             colab = page.select_one(
                 'a[href^="https://colab.research.google.com/"].btn'
-            )["href"]
-            copied = (pdf.HTML / "book" / links["Notebook"]).resolve()
-            same = read(copied).cells[0].source == read(ROOT / file).cells[0].source
-            if links["Open in Colab"] != colab or not same:
+            )
+            copied = read((pdf.HTML / "book" / links["Notebook"]).resolve())
+            is_same = copied.cells[0].source == read(ROOT / file).cells[0].source
+            if links["Open in Colab"] != colab["href"] or not is_same:
                 wrong.append((name, links))
     assert not wrong
 
@@ -57,16 +57,13 @@ def test_pages_link_to_the_previous_and_the_next_one():
     order = [re.sub(r"\.(py|cpp)$", "", file) for file in files]
     wrong = []
     for name in NAMES:
-        place = order.index(name)
-        for kind, other in (
-            ("left-prev", order[:place][-1:]),
-            ("right-next", order[place + 1 :][:1]),
-        ):
-            links = [
-                Path(link["href"]).stem for link in soup(name).select(f"a.{kind}")
-            ]
-            if links != [Path(one).name for one in other]:
-                wrong.append((name, kind, links))
+        index = order.index(name)
+        previous, following = order[:index][-1:], order[index + 1 :][:1]
+        for kind, other in (("left-prev", previous), ("right-next", following)):
+            links = soup(name).select(f"a.{kind}")
+            stems = [Path(link["href"]).stem for link in links]
+            if stems != [Path(one).name for one in other]:
+                wrong.append((name, kind, stems))
     assert not wrong
 
 
@@ -79,16 +76,15 @@ def test_descriptions_differ():
 
 def test_minutes_do_not_count_the_text_of_figures():
     page = soup("book/index")
-    said = int(
-        re.match(r"\d+", page.select_one(".fbt-about").get_text(" ", strip=True))[0]
-    )
+    line = page.select_one(".fbt-about").get_text(" ", strip=True)
+    stated = int(re.match(r"\d+", line)[0])
     for drawing in page.select("article svg"):
         drawing.decompose()
-    assert abs(said - fbt_about.minutes(page.article.get_text(" "))[0]) <= 1
+    assert abs(stated - fbt_about.minutes(page.article.get_text(" "))[0]) <= 1
 
 
 def test_minutes_are_as_stated_or_counted():
-    stated = "Reading takes about 40 minutes, the exercises about 65; running the page takes"
+    stated = "Reading takes about 40 minutes, the exercises about 65; running it"
     assert fbt_about.minutes(stated) == (40, 65)
     assert fbt_about.minutes("word " * 401) == (3, 0)
     assert fbt_about.minutes("") == (1, 0)
@@ -96,7 +92,7 @@ def test_minutes_are_as_stated_or_counted():
     assert fbt_about.minutes("本书由七章组成，" * 100) == (3, 0)
 
 
-def test_the_search_index_has_every_page_and_is_a_script():
+def test_search_index_contains_every_page_and_is_a_script():
     text = (pdf.HTML / "searchindex.js").read_text(encoding="utf-8")
     index = json.loads(text.removeprefix("Search.setIndex(").removesuffix(")"))
     assert set(NAMES) <= set(index["docnames"])
@@ -109,11 +105,12 @@ def test_the_search_index_has_every_page_and_is_a_script():
 # The status page
 
 
-def test_the_status_page_lists_every_run():
+def test_status_page_lists_every_run():
     text = soup("book/status").select_one("article").get_text(" ")
     for path in chapters():
         run = executed(path).metadata.fbt_run
-        row = f"{run.cells}\\s+{run.seconds:.0f}\\s+{max(run.cell_seconds):.1f}\\s+{run.finished[:10]}"
+        cells = [str(run.cells), f"{run.seconds:.0f}", f"{max(run.cell_seconds):.1f}"]
+        row = r"\s+".join([*cells, run.finished[:10]])
         assert re.search(row, text), path.name
         assert f"torch {run.versions.torch}" in text
 
@@ -136,16 +133,13 @@ def test_runs_on_two_machines_are_listed_separately():
 # How to cite
 
 
-def test_the_citation_is_that_of_the_file():
+def test_citation_is_from_citation_cff():
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     shown = soup("book/references").select_one(".highlight-bibtex").get_text()
     entries = [cited["preferred-citation"], *cited["references"]]
     assert shown.strip() == "\n\n".join(map(bibtex, entries))
     assert [entry["type"] for entry in entries] == ["book", "article"]
-    assert (
-        "  author  = {Fan, Angela and Lavril, Thibaut and Grave, Edouard and Joulin, Armand and "
-        in shown
-    )
+    assert "  author  = {Fan, Angela and Lavril, Thibaut and Grave, Edouard" in shown
     assert "  author = {{The fbt authors}}," in shown
 
 
@@ -161,18 +155,15 @@ def test_joined_pages_keep_their_links_and_have_unique_ids():
     inner = {link[1:] for link in links if link.startswith("#")}
     assert inner <= set(ids)
     assert len(inner) > 100
-    assert not [
-        link
-        for link in links
-        if not re.match(r"#|https?://|mailto:|data:|\.\./_static/", link)
-    ]
+    allowed = re.compile(r"#|https?://|mailto:|data:|\.\./_static/")
+    assert not [link for link in links if not allowed.match(link)]
     assert all("open" in fold.attrs for fold in whole.find_all("details"))
     for script in whole.find_all("script"):  # views name their figures themselves
         script.decompose()
     assert not set(re.findall(r"url\(#([^)\"']+)\)", str(whole))) - set(ids)
 
 
-def test_links_lead_into_the_file_or_to_the_web_or_are_removed():
+def test_links_have_targets_in_the_file_or_the_web_or_are_removed():
     targets = {
         "https://arxiv.org/abs/2002.09402": "https://arxiv.org/abs/2002.09402",
         "#the-loss": "#05-training--the-loss",

@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+from chapters import chapters, read
 from distribution import copy
-from notebooks import chapters, read
 from repo import ROOT
 
 from fbt._repository import BRANCH, URL

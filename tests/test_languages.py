@@ -14,7 +14,11 @@ from repo import ROOT
 
 BOOK, STATIC = ROOT / "book", ROOT / "book" / "_static"
 HTML = build_book.HTML / "book"
-LANGUAGES = {"overview.si": "si", "overview.ja": "ja", "overview.zh": "zh-Hans"}
+LANGUAGES = {
+    path.stem: match[1]
+    for path in BOOK.glob("*.md")
+    if (match := re.search(r"^lang: (\S+)$", path.read_text("utf-8"), re.MULTILINE))
+}
 # The languages' names for themselves.
 NAMES = {"si": "සිංහල", "ja": "日本語", "zh-Hans": "中文"}
 WRITING = re.compile("[\u0d80-\u0dff\u3040-\u30ff\u3400-\u9fff]")
@@ -22,16 +26,15 @@ WRITING = re.compile("[\u0d80-\u0dff\u3040-\u30ff\u3400-\u9fff]")
 
 @cache
 def soup(name: str) -> BeautifulSoup:
-    return BeautifulSoup(
-        (HTML / f"{name}.html").read_text(encoding="utf-8"), "html.parser"
-    )
+    text = (HTML / f"{name}.html").read_text(encoding="utf-8")
+    return BeautifulSoup(text, "html.parser")
 
 
 def source(name: str) -> str:
     return (BOOK / f"{name}.md").read_text(encoding="utf-8")
 
 
-def spoken(text: NavigableString | Tag) -> str:
+def marked_language(text: NavigableString | Tag) -> str:
     """Return the language that a text is marked with."""
     marked = text.find_parent(lang=True)
     assert marked is not None
@@ -49,37 +52,26 @@ def shown(page: BeautifulSoup) -> list[NavigableString]:
     return [text for text in texts if text.find_parent(aside) is None]
 
 
-def test_every_page_with_a_language_is_tested():
-    found = {
-        path.stem: re.search(r"^lang: (\S+)$", source(path.stem), re.MULTILINE)
-        for path in BOOK.glob("*.md")
-    }
-    assert {name: match[1] for name, match in found.items() if match} == LANGUAGES
-
-
 def test_texts_are_marked_with_their_language():
     wrong = []
     for name, language in LANGUAGES.items():
         page = soup(name)
         article = page.select_one("article")
         for text in shown(page):
-            foreign = WRITING.search(text)
-            english = (
-                not foreign
-                and re.search("[A-Za-z]", text)
-                and article not in text.parents
-            )
-            if (foreign and spoken(text) not in NAMES) or (
-                english and spoken(text) != "en"
-            ):
+            is_foreign = WRITING.search(text)
+            is_around = article not in text.parents
+            is_english = is_around and not is_foreign and re.search("[A-Za-z]", text)
+            if is_foreign and marked_language(text) not in NAMES:
                 wrong.append((name, text))
-        used = {spoken(text) for text in shown(page) if article in text.parents}
+            if is_english and marked_language(text) != "en":
+                wrong.append((name, text))
+        inside = [text for text in shown(page) if article in text.parents]
+        used = set(map(marked_language, inside))
         if page.html["lang"] != language or used != {language, "en"}:
             wrong.append((name, used))
     for name in ("index", "references"):
-        marked = {
-            (text, spoken(text)) for text in shown(soup(name)) if WRITING.search(text)
-        }
+        texts = [text for text in shown(soup(name)) if WRITING.search(text)]
+        marked = {(text, marked_language(text)) for text in texts}
         wrong += [(name, text) for text, language in marked if language not in NAMES]
         if not marked >= {(name, language) for language, name in NAMES.items()}:
             wrong.append((name, marked))
@@ -89,25 +81,23 @@ def test_texts_are_marked_with_their_language():
 def test_versions_of_the_start_page_link_to_each_other():
     others = {language: f"{page}.html" for page, language in LANGUAGES.items()}
     for name in ("index", *LANGUAGES):
-        found = soup(name).select('link[rel="alternate"][hreflang]')
-        links = {link["hreflang"]: link["href"] for link in found}
-        assert links == {"en": "index.html", "x-default": "index.html", **others}, (
-            name
-        )
+        alternates = soup(name).select('link[rel="alternate"][hreflang]')
+        links = {link["hreflang"]: link["href"] for link in alternates}
+        english = {"en": "index.html", "x-default": "index.html"}
+        assert links == english | others, name
 
 
 def test_start_page_and_readme_link_to_every_language():
-    readme = BeautifulSoup(
-        (ROOT / "README.md").read_text(encoding="utf-8"), "html.parser"
-    )
-    for page, folder, ending in (
-        (soup("index").select_one("article"), "", "html"),
-        (readme, "book/", "md"),
-    ):
-        found = page.select("a[hreflang]")
-        links = {(a["href"], a.get_text(), a["lang"], a["hreflang"]) for a in found}
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = BeautifulSoup(text, "html.parser")
+    start_page = soup("index").select_one("article")
+    for page, folder, suffix in ((start_page, "", "html"), (readme, "book/", "md")):
+        links = {
+            (link["href"], link.get_text(), link["lang"], link["hreflang"])
+            for link in page.select("a[hreflang]")
+        }
         assert links == {
-            (f"{folder}{name}.{ending}", NAMES[language], language, language)
+            (f"{folder}{name}.{suffix}", NAMES[language], language, language)
             for name, language in LANGUAGES.items()
         }
 
@@ -116,11 +106,8 @@ def test_descriptions_and_figures_are_in_the_pages_language():
     for name in LANGUAGES:
         (description,) = soup(name).select('meta[name="description"]')
         (figure,) = soup(name).select("article figure")
-        for text in (
-            description["content"],
-            figure.svg["aria-label"],
-            figure.figcaption.get_text(),
-        ):
+        caption = figure.figcaption.get_text()
+        for text in (description["content"], figure.svg["aria-label"], caption):
             assert len(WRITING.findall(text)) > 50, (name, text)
         assert "Fig." not in figure.get_text(), name
 
@@ -143,26 +130,19 @@ def test_fonts_have_exactly_the_characters_of_their_page():
         assert shown_there | set(NAMES[page.html["lang"]]) <= has, row["file"]
 
 
-def test_the_style_sheet_offers_every_font():
-    offered = set(
-        re.findall(
-            r'url\("(vendor/[\w-]+\.woff)"\)',
-            (STATIC / "fbt.css").read_text(encoding="utf-8"),
-        )
-    )
-    assert offered == {
-        path.relative_to(STATIC).as_posix() for path in STATIC.glob("vendor/*.woff")
-    }
+def test_style_sheet_offers_every_font():
+    text = (STATIC / "fbt.css").read_text(encoding="utf-8")
+    offered = set(re.findall(r'url\("vendor/([\w-]+\.woff)"\)', text))
+    assert offered == {path.name for path in STATIC.glob("vendor/*.woff")}
     assert len(offered) == 2 * len(LANGUAGES)
 
 
 def test_reduced_fonts_keep_ligatures_and_licence():
-    cut = TTFont(STATIC / "vendor" / "noto-sans-sinhala-400.woff")
-    features = {
-        record.FeatureTag for record in cut["GSUB"].table.FeatureList.FeatureRecord
-    }
+    font = TTFont(STATIC / "vendor" / "noto-sans-sinhala-400.woff")
+    records = font["GSUB"].table.FeatureList.FeatureRecord
+    features = {record.FeatureTag for record in records}
     assert {"akhn", "rphf", "vatu"} <= features
-    assert "OFL" in cut["name"].getDebugName(14)
+    assert "OFL" in font["name"].getDebugName(14)
 
 
 # Writing
@@ -175,23 +155,22 @@ def test_sinhala_letters_are_joined():
     )
 
 
-def test_no_line_ends_inside_a_paragraph():
+def test_paragraphs_have_no_line_breaks():
     # A browser would show a space there.
     texts = [
         text for name in ("overview.ja", "overview.zh") for text in shown(soup(name))
     ]
-    assert not [
-        text for text in texts if WRITING.search(text) and "\n" in text.strip()
-    ]
+    broken = [text for text in texts if "\n" in text.strip()]
+    assert not [text for text in broken if WRITING.search(text)]
 
 
 # The search
 
 
-def test_the_search_splits_words_of_all_languages():
-    words = SearchAll({}).split(
-        "残差连接 (residual connection), ප්‍රතිදාන දෛශිකය, 記憶の和 m_t 2020"
-    )
+def test_search_splits_words_of_all_languages():
+    text = "残差连接 (residual connection), ප්‍රතිදාන දෛශිකය, "
+    text += "記憶の和 m_t 2020"
+    words = SearchAll({}).split(text)
     assert words == [
         *"残差连接",
         "residual",
@@ -204,7 +183,7 @@ def test_the_search_splits_words_of_all_languages():
     ]
 
 
-def test_the_search_finds_the_pages():
+def test_search_index_contains_words_of_all_languages():
     text = (build_book.HTML / "searchindex.js").read_text(encoding="utf-8")
     index = json.loads(text.removeprefix("Search.setIndex(").removesuffix(")"))
     for word, name in (
@@ -212,8 +191,6 @@ def test_the_search_finds_the_pages():
         ("憶", "overview.ja"),
         ("අනුක්‍රමයම", "overview.si"),
     ):
-        found = index["terms"][word]
-        assert f"book/{name}" in [
-            index["docnames"][page]
-            for page in ([found] if isinstance(found, int) else found)
-        ]
+        pages = index["terms"][word]
+        pages = [pages] if isinstance(pages, int) else pages
+        assert f"book/{name}" in [index["docnames"][page] for page in pages]

@@ -1,24 +1,6 @@
 """The chapters: committed without outputs, run without errors, exercises solvable.
 
-First cells. Cell 0 is markdown with the only level-one heading. Cell 1 is the Colab
-badge (markdown) and cell 2 the install cell (code); both are tagged `remove-cell`,
-since the book has a button for the one and needs no other.
-
-Figures. A cell draws at most one figure, as an SVG, and describes it in its metadata:
-{"mystnb": {"image": {"alt": "..."}, "figure": {"caption": "...", "name":
-"fig-..."}}}.
-
-Exercises. At least three per chapter, numbered CHAPTER.NUMBER. Each has three cells
-with {"fbt": {"exercise": "2.1"}} in their metadata, in this order: a code cell tagged
-`exercise`, the stub, which runs as it is; a code cell tagged `exercise-check`, which
-never raises and prints a line that begins "Not yet:" or "Correct:", or nothing while
-the stub is untouched; a markdown cell tagged `solution`, a <details> block with one
-```python fence that replaces the whole stub. What the check or the solution needs is
-in cells tagged `setup`, which are cheap and need no other cell. Tests run the setup
-cells, then each stub, solution, and answer of tests/answers.py with its check.
-
-Repeated cells. A chapter runs alone, so it repeats what the reader built in earlier
-ones, in cells with {"fbt": {"same": "layer"}} in their metadata. They must be equal.
+The section on chapters in tools/README.md describes their cells.
 """
 
 import itertools
@@ -26,15 +8,16 @@ import re
 from pathlib import Path
 
 import nbformat
-import notebooks
 import pytest
 import repo
-import yaml
+import runs
 from answers import ANSWERS
+from chapters import chapters, code_cells, pages, read
+from executor import execute
 from fbt_about import minutes
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from notebooks import chapters, execute, executed, exercise_of, read, tags
 from repo import ROOT
+from runs import executed
 
 from fbt._repository import BRANCH, URL
 
@@ -48,12 +31,16 @@ NOTEBOOK_METADATA = {
     "language_info": {"name": "python"},
 }
 LONGEST_CELL = 30
+# The tags of an exercise's cells, in order.
+KINDS = ["exercise", "exercise-check", "solution"]
 # The time that a first cell states, and the heading of an exercise.
+MINUTES = ["one minute", "two minutes", "three minutes"]
 RUNNING = re.compile(
-    r"; running the page takes at most (one minute|two minutes|three minutes) on two cores\."
+    rf"; running the page takes at most ({'|'.join(MINUTES)}) on two cores\."
 )
 HEADING = re.compile(
-    r"^### Exercise (\d\.\d) · ([A-Z].*) \((?:(\d+) minutes|an evening), (easy|medium|hard)\)$",
+    r"^### Exercise (\d\.\d) · [A-Z].* "
+    r"\((?:(\d+) minutes|an evening), (?:easy|medium|hard)\)$",
     re.M,
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -63,8 +50,8 @@ def markdown(path: Path) -> list[str]:
     return [cell.source for cell in read(path).cells if cell.cell_type == "markdown"]
 
 
-def code(path: Path) -> list:
-    return [cell for cell in read(path).cells if cell.cell_type == "code"]
+def tags(cell) -> list[str]:
+    return list(cell.metadata.get("tags", []))
 
 
 def printed(cell) -> str:
@@ -78,27 +65,22 @@ def printed(cell) -> str:
 def last_run(path: Path):
     notebook = executed(path)
     if notebook is None:
-        pytest.fail(
-            f"{path.name} has no run of its present code: run `make book` first"
-        )
+        pytest.fail(f"{path.name} has no valid run: run `make book` first")
     return notebook
 
 
 def exercises(path: Path) -> dict[str, list]:
     """Return the cells of each exercise, by its number."""
-    found: dict[str, list] = {}
+    cells: dict[str, list] = {}
     for cell in read(path).cells:
-        if {"exercise", "exercise-check", "solution"} & set(tags(cell)):
-            found.setdefault(exercise_of(cell), []).append(cell)
-    return found
+        if set(KINDS) & set(tags(cell)):
+            number = cell.metadata.get("fbt", {}).get("exercise")
+            cells.setdefault(number, []).append(cell)
+    return cells
 
 
-def test_the_contents_list_every_chapter():
-    contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    listed = [
-        entry["file"] for part in contents["parts"] for entry in part["chapters"]
-    ]
-    assert not [file for file in listed if not list(ROOT.glob(f"{file}.*"))]
+def test_contents_list_every_chapter():
+    assert not [name for name in pages() if not list(ROOT.glob(f"{name}.*"))]
     assert sorted(CHAPTERS) == sorted((ROOT / "book").glob("*.ipynb")), (
         "a notebook is not in _toc.yml"
     )
@@ -108,20 +90,15 @@ def test_notebooks_are_committed_without_outputs_or_extra_metadata():
     wrong = []
     for path in CHAPTERS:
         notebook = read(path)
-        if notebook.metadata != NOTEBOOK_METADATA or (
-            notebook.nbformat,
-            notebook.nbformat_minor,
-        ) != (4, 5):
+        version = (notebook.nbformat, notebook.nbformat_minor)
+        if notebook.metadata != NOTEBOOK_METADATA or version != (4, 5):
             wrong.append((path.stem, "metadata"))
         if len({cell.id for cell in notebook.cells}) != len(notebook.cells):
             wrong.append((path.stem, "ids"))
         for cell in notebook.cells:
             extra = set(cell.metadata) - {"tags", "mystnb", "fbt"}
-            if (
-                extra
-                or cell.get("outputs")
-                or cell.get("execution_count") is not None
-            ):
+            was_run = cell.get("outputs") or cell.get("execution_count") is not None
+            if extra or was_run:
                 wrong.append((path.stem, cell.source[:60]))
     assert not wrong
 
@@ -133,18 +110,22 @@ def test_chapters_begin_with_title_badge_and_install_cell():
     pip = f'%pip install -q "fbt-book @ git+{URL}@{BRANCH}"'
     install = f"try:\n    import fbt\nexcept ImportError:\n    {pip}"
     for path in CHAPTERS:
-        title, *two, rest = *read(path).cells[:3], read(path).cells[3:]
-        assert title.cell_type == "markdown" and title.source.startswith("# "), (
-            path.stem
-        )
+        title, *hidden, rest = *read(path).cells[:3], read(path).cells[3:]
+        assert title.cell_type == "markdown", path.stem
+        assert title.source.startswith("# "), path.stem
         badge = f"[![Open in Colab]({image})]({colab}/{path.name})"
-        assert [cell.source for cell in two] == [badge, install], path.stem
-        assert [tags(cell) for cell in two] == [["remove-cell"]] * 2, path.stem
+        assert [cell.source for cell in hidden] == [badge, install], path.stem
+        # The book has a button for the one and does not need the other.
+        assert [tags(cell) for cell in hidden] == [["remove-cell"]] * 2, path.stem
         assert not any("%pip" in cell.source for cell in rest), path.stem
 
 
 def test_code_cells_are_short():
-    cells = [(path.stem, cell.source) for path in CHAPTERS for cell in code(path)]
+    cells = [
+        (path.stem, cell.source)
+        for path in CHAPTERS
+        for cell in code_cells(read(path))
+    ]
     assert not [
         (name, source[:60])
         for name, source in cells
@@ -173,27 +154,24 @@ def test_chapters_ran_without_errors_in_the_time_they_state():
         for cell in notebook.cells:
             outputs = cell.get("outputs", [])
             failed = [
-                o
-                for o in outputs
-                if o.output_type == "error" or o.get("name") == "stderr"
+                output
+                for output in outputs
+                if output.output_type == "error" or output.get("name") == "stderr"
             ]
-            skipped = (
-                cell.cell_type == "code"
-                and cell.source.strip()
-                and cell.execution_count is None
-            )
-            if failed or skipped:
+            was_run = cell.get("execution_count") is not None
+            is_code = cell.cell_type == "code" and cell.source.strip()
+            if failed or (is_code and not was_run):
                 wrong.append((path.stem, cell.source[:60], failed))
-        stated = ["one minute", "two minutes", "three minutes"].index(
-            RUNNING.search(notebook.cells[0].source)[1]
-        )
+        stated = RUNNING.search(notebook.cells[0].source)[1]
+        limit = 60 * (MINUTES.index(stated) + 1)
+        seconds = notebook.metadata.fbt_run.seconds
         # Twice the time, because the machine may be busy.
-        if notebook.metadata.fbt_run.seconds > 2 * 60 * (stated + 1):
-            wrong.append((path.stem, f"{notebook.metadata.fbt_run.seconds} s"))
+        if seconds > 2 * limit:
+            wrong.append((path.stem, f"{seconds} s"))
     assert not wrong
 
 
-def test_figures_have_alt_text_a_caption_and_a_name_of_their_own():
+def test_figures_have_alt_text_a_caption_and_a_unique_name():
     wrong, names = [], []
     for path in CHAPTERS:
         for cell in last_run(path).cells:
@@ -202,21 +180,16 @@ def test_figures_have_alt_text_a_caption_and_a_name_of_their_own():
                 for output in cell.get("outputs", [])
                 for kind in output.get("data", {})
             ]
-            if any(kind.startswith("image/") for kind in kinds):
+            images = [kind for kind in kinds if kind.startswith("image/")]
+            if images:
                 about = cell.metadata.get("mystnb", {})
-                alt, figure = (
-                    about.get("image", {}).get("alt", ""),
-                    about.get("figure", {}),
-                )
-                names.append(figure.get("name", ""))
-                if (
-                    len(alt) < 20
-                    or not figure.get("caption")
-                    or not names[-1].startswith("fig-")
-                ):
+                alt = about.get("image", {}).get("alt", "")
+                figure = about.get("figure", {})
+                name = figure.get("name", "")
+                names.append(name)
+                is_named = figure.get("caption") and name.startswith("fig-")
+                if len(alt) < 20 or not is_named or len(images) > 1:
                     wrong.append((path.stem, cell.source[:60]))
-                if sum(kind.startswith("image/") for kind in kinds) > 1:
-                    wrong.append((path.stem, "two figures", cell.source[:60]))
     assert not wrong
     assert not [name for name in names if names.count(name) > 1]
 
@@ -224,24 +197,23 @@ def test_figures_have_alt_text_a_caption_and_a_name_of_their_own():
 def test_exercises_are_complete():
     wrong = []
     for path in CHAPTERS:
-        chapter, found = path.stem.split("-")[0].lstrip("0"), exercises(path)
-        if len(found) < 3 or list(found) != [
-            f"{chapter}.{n}" for n in range(1, len(found) + 1)
-        ]:
-            wrong.append((path.stem, list(found)))
-        for number, cells in found.items():
+        chapter, cells_by_number = (
+            path.stem.split("-")[0].lstrip("0"),
+            exercises(path),
+        )
+        count = len(cells_by_number)
+        numbers = [f"{chapter}.{n}" for n in range(1, count + 1)]
+        if count < 3 or list(cells_by_number) != numbers:
+            wrong.append((path.stem, list(cells_by_number)))
+        for number, cells in cells_by_number.items():
             kinds = [
-                next(
-                    tag
-                    for tag in tags(cell)
-                    if tag.startswith(("exercise", "solution"))
-                )
-                for cell in cells
+                next(tag for tag in tags(cell) if tag in KINDS) for cell in cells
             ]
             solution = cells[-1].source
-            framed = solution.startswith("<details>\n<summary>Solution</summary>\n\n")
-            framed &= solution.endswith("\n\n</details>")
-            if kinds != ["exercise", "exercise-check", "solution"] or not framed:
+            is_folded = solution.startswith(
+                "<details>\n<summary>Solution</summary>\n\n"
+            ) and solution.endswith("\n\n</details>")
+            if kinds != KINDS or not is_folded:
                 wrong.append((number, kinds))
             elif [language for language, _ in FENCE.findall(solution)] != ["python"]:
                 wrong.append((number, "needs one python fence"))
@@ -250,30 +222,21 @@ def test_exercises_are_complete():
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_checks_reject_the_stubs_and_accept_the_solutions(path):
-    found = exercises(path)
+    cells_by_number = exercises(path)
     setup = [cell for cell in read(path).cells if "setup" in tags(cell)]
-    cells = [new_code_cell(cell.source) for cell in setup]
-    for stub, check, solution in found.values():
-        sources = (
-            stub.source,
-            check.source,
-            FENCE.findall(solution.source)[0][1],
-            check.source,
-        )
-        cells += [new_code_cell(source) for source in sources]
+    sources = [cell.source for cell in setup]
+    for stub, check, solution in cells_by_number.values():
+        solved = FENCE.findall(solution.source)[0][1]
+        sources += [stub.source, check.source, solved, check.source]
+    cells = [new_code_cell(source) for source in sources]
     run = execute(new_notebook(cells=cells, metadata=NOTEBOOK_METADATA), path.stem)
     assert run.error is None, run.error
-    answers = [printed(cell) for cell in run.notebook.cells[len(setup) :]]
-    wrong = {
-        number: (before, after)
-        for number, before, after in zip(
-            found, answers[1::4], answers[3::4], strict=True
-        )
-        if (before and not before.startswith("Not yet:"))
-        or "Correct:" in before
-        or not after.startswith("Correct:")
-    }
-    assert not wrong
+    outputs = [printed(cell) for cell in run.notebook.cells[len(setup) :]]
+    results = zip(cells_by_number, outputs[1::4], outputs[3::4], strict=True)
+    for number, of_stub, of_solution in results:
+        assert not of_stub or of_stub.startswith("Not yet:"), number
+        assert "Correct:" not in of_stub, number
+        assert of_solution.startswith("Correct:"), (number, of_solution)
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
@@ -303,7 +266,7 @@ def test_checks_judge_other_answers(path):
 def test_repeated_cells_are_equal():
     versions: dict[str, set[str]] = {}
     for path in CHAPTERS:
-        for cell in code(path):
+        for cell in code_cells(read(path)):
             if name := cell.metadata.get("fbt", {}).get("same"):
                 versions.setdefault(name, set()).add(cell.source)
     assert versions
@@ -311,22 +274,15 @@ def test_repeated_cells_are_equal():
 
 
 def test_exercises_state_minutes_and_difficulty():
-    stated = []
     for path in CHAPTERS:
         text = "\n".join(markdown(path))
-        headings, found = (
-            re.findall(r"^###? Exercise .*", text, re.M),
-            HEADING.findall(text),
-        )
-        assert len(headings) == len(found), (path.stem, headings)
-        assert [number for number, *_ in found] == list(exercises(path)), path.stem
-        stated += (times := [int(time or 0) for *_, time, _ in found])
-        # The first cell states their sum, without those of an evening.
-        assert abs(sum(times) - minutes(markdown(path)[0])[1]) <= 4, path.stem
-    assert min(filter(None, stated)) == 2 and 0 in stated
-    index = " ".join((ROOT / "book" / "index.md").read_text(encoding="utf-8").split())
-    sentence = "They range from two minutes to an evening, and each is marked with its length."
-    assert sentence in index
+        headings = re.findall(r"^###? Exercise .*", text, re.M)
+        stated = HEADING.findall(text)
+        assert len(headings) == len(stated), (path.stem, headings)
+        assert [number for number, _ in stated] == list(exercises(path)), path.stem
+        # The first cell states the sum, without exercises that take an evening.
+        total = sum(int(time or 0) for _, time in stated)
+        assert abs(total - minutes(markdown(path)[0])[1]) <= 4, path.stem
 
 
 def test_a_failing_cell_ends_the_run_with_its_traceback():
@@ -334,19 +290,16 @@ def test_a_failing_cell_ends_the_run_with_its_traceback():
     cells = [new_code_cell(source) for source in sources]
     run = execute(new_notebook(cells=cells, metadata=NOTEBOOK_METADATA), "failing")
     assert printed(run.notebook.cells[0]) == "[]\n"  # an empty folder
-    assert (
-        run.error is not None
-        and "1 / 0" in run.error
-        and "ZeroDivisionError" in run.error
-    )
+    assert run.error is not None
+    assert "1 / 0" in run.error and "ZeroDivisionError" in run.error
     assert run.notebook.cells[2].execution_count is None
 
 
-def test_a_run_is_reused_after_changes_of_prose_but_not_of_code(tmp_path):
+def test_a_run_is_reused_if_prose_changes_but_not_if_code_does(tmp_path):
     path = tmp_path / "chapter.ipynb"
     keys = []
     for prose, source in (("one", "x = 1"), ("two", "x = 1"), ("two", "x = 2")):
         cells = [new_markdown_cell(prose), new_code_cell(source)]
         repo.write(path, nbformat.writes(new_notebook(cells=cells)))
-        keys.append(notebooks.key(path))
+        keys.append(runs.key(path))
     assert keys[0] == keys[1] != keys[2]

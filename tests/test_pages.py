@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from chapters import chapters, read
 from fbt_about import minutes
 from fbt_modules import Package
-from notebooks import chapters, read
 from repo import ROOT
 
 import fbt
@@ -42,44 +42,33 @@ def text(path: Path) -> str:
 
 def table(path: Path, first_heading: str) -> list[list[str]]:
     """Return the cells of the table whose first column has the given heading."""
-    found = re.search(
-        rf"^\| {re.escape(first_heading)} \|.*\n.*\n((?:\|.*\n)+)",
-        text(path),
-        re.MULTILINE,
-    )
-    assert found, f"{path.name} has no table that begins with {first_heading!r}"
-    return [
-        [cell.strip() for cell in row.strip("|").split("|")]
-        for row in found[1].splitlines()
-    ]
+    pattern = rf"^\| {re.escape(first_heading)} \|.*\n.*\n((?:\|.*\n)+)"
+    match = re.search(pattern, text(path), re.MULTILINE)
+    assert match, f"{path.name} has no table that begins with {first_heading!r}"
+    rows = match[1].splitlines()
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
 
 
 # The map from equations to code and tests
 
 
-def test_every_equation_has_code_and_a_test_and_every_silent_fault_a_test():
+def test_equations_have_code_and_a_test_and_silent_faults_a_test():
     rows = table(DIFFERENCES, "equation")
     assert len(rows) >= 15
-    assert not [
-        row
-        for row in rows
-        if not DEFINITION.search(row[1]) or not TEST.search(row[2])
-    ]
-    assert not [
-        row for row in table(DIFFERENCES, "what one does") if not TEST.search(row[-1])
-    ]
+    for row in rows:
+        assert DEFINITION.search(row[1]) and TEST.search(row[2]), row
+    for row in table(DIFFERENCES, "what one does"):
+        assert TEST.search(row[-1]), row
 
 
 def test_named_definitions_and_tests_exist():
     missing = []
     for name, path in DEFINITION.findall(text(DIFFERENCES)):
-        found = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+        defined = importlib.import_module(path.removesuffix(".py").replace("/", "."))
         for part in name.split("."):
-            found = getattr(found, part, None)
-        if (
-            found is None
-            or Path(inspect.getsourcefile(inspect.unwrap(found))) != ROOT / path
-        ):
+            defined = getattr(defined, part, None)
+        file = defined and inspect.getsourcefile(inspect.unwrap(defined))
+        if not file or Path(file) != ROOT / path:
             missing.append((name, path))
     for name, path in TEST.findall(text(DIFFERENCES)):
         nodes = ast.walk(ast.parse(text(ROOT / path)))
@@ -92,7 +81,7 @@ def test_named_definitions_and_tests_exist():
 # The API page
 
 
-def test_every_public_name_is_on_the_api_page_and_every_name_there_exists():
+def test_api_page_lists_all_public_names_and_only_existing_ones():
     listed = re.findall(
         r"^\.\. auto(\w+):: (?:fbt\.)?([\w.]+)$", text(API), re.MULTILINE
     )
@@ -117,10 +106,10 @@ def test_tables_of_backends_and_presets_are_complete():
     assert presets == {name: preset.about for name, preset in PRESETS.items()}
 
 
-# The start page and the page for people in a hurry
+# The start page and "In a hurry"
 
 
-def test_the_start_page_lists_every_chapter_with_title_and_minutes():
+def test_start_page_lists_chapters_with_title_and_minutes():
     first = {path: read(path).cells[0].source for path in chapters()}
     expected = [
         (
@@ -136,7 +125,7 @@ def fences(path: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", text(path), re.MULTILINE | re.DOTALL)
 
 
-def test_every_row_for_people_in_a_hurry_has_a_section_with_code():
+def test_each_use_in_a_hurry_has_a_section_with_code():
     links = re.findall(
         r"\(#([a-z-]+)\)", " ".join(row[0] for row in table(HURRY, "you want to"))
     )
@@ -148,7 +137,7 @@ def test_every_row_for_people_in_a_hurry_has_a_section_with_code():
 @pytest.mark.parametrize(
     "code", fences(HURRY), ids=lambda code: code.splitlines()[-1]
 )
-def test_code_for_people_in_a_hurry_runs(code, tmp_path, monkeypatch, capsys):
+def test_code_in_a_hurry_runs(code, tmp_path, monkeypatch, capsys):
     assert len([line for line in code.splitlines() if line]) <= 5
     # Two steps instead of two thousand.
     shorter = partial(fbt.train, steps=2, warmup=1, sample=0, progress=False)
@@ -171,27 +160,24 @@ def test_links_into_the_repository_exist():
         )
         beside = re.findall(r"\]\((?!https?:|#|mailto:)([^)\s#]+)", content)
         beside += re.findall(r'(?:src|href)="(?!https?:|#)([^"]+)"', content)
-        missing += [
-            (path.name, link) for link in inside if not (ROOT / link).exists()
-        ]
-        missing += [
-            (path.name, link) for link in beside if not (path.parent / link).exists()
-        ]
+        targets = [ROOT / link for link in inside]
+        targets += [path.parent / link for link in beside]
+        missing += [(path.name, file) for file in targets if not file.exists()]
     assert not missing
 
 
 def test_documents_have_no_local_paths_or_unfinished_parts():
     wrong = r"(?<!\w)(?:/work/|/tmp/|/home/|\.\./shared)|\b(?:TODO|FIXME|XXX)\b"
     assert not [
-        (path.name, found)
+        (path.name, match)
         for path in DOCUMENTS
-        for found in re.findall(wrong, text(path))
+        for match in re.findall(wrong, text(path))
     ]
 
 
 # The map of modules in CONTRIBUTING.md
 
-# It is empty, so its modules may be on several lines of the map.
+# An empty file, so the folder's modules may be on several lines of the map.
 VIEWS = ROOT / "fbt" / "views" / "__init__.py"
 PACKAGE = Package(ROOT)
 
@@ -208,13 +194,13 @@ def lines_of_map() -> list[str]:
 def line_of(module: Path) -> int:
     """Return the line of the map that a module is on."""
     name = module.as_posix()
-    found = [
+    numbers = [
         number
         for number, entry in enumerate(lines_of_map())
         if name == entry or (entry.endswith("/") and name.startswith(entry))
     ]
-    assert len(found) == 1, f"the map in CONTRIBUTING.md must have {name} once"
-    return found[0]
+    assert len(numbers) == 1, f"the map in CONTRIBUTING.md must have {name} once"
+    return numbers[0]
 
 
 def test_modules_import_only_modules_below_them_on_the_map():
@@ -236,7 +222,7 @@ def test_modules_import_only_modules_below_them_on_the_map():
     assert not wrong
 
 
-def test_the_contents_list_every_module_in_the_order_of_the_map():
+def test_contents_list_modules_in_the_order_of_the_map():
     parts = yaml.safe_load(text(ROOT / "_toc.yml"))["parts"]
     (source,) = (
         chapter

@@ -3,18 +3,19 @@
 import re
 
 import fbt_numbers
+from chapters import chapters, read
 from nightly import targets
-from notebooks import chapters, read
 from repo import ROOT
 
 from fbt._repository import BRANCH, URL
 from fbt.training.recipe import PRESETS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COLAB = f"https://colab.research.google.com/github/{URL.removeprefix('https://github.com/')}/blob/{BRANCH}/"
+SLUG = URL.removeprefix("https://github.com/")
+COLAB = f"https://colab.research.google.com/github/{SLUG}/blob/{BRANCH}/"
 
 
-def test_the_first_screen_shows_commands_picture_and_code():
+def test_first_screen_shows_commands_picture_and_code():
     lines = README.splitlines()
     assert len(lines) <= 80
     for part in ("make book", "make test", "<img src=", "import fbt"):
@@ -24,33 +25,30 @@ def test_the_first_screen_shows_commands_picture_and_code():
 def test_commands_are_targets_of_the_makefile():
     for document in ("README.md", "CONTRIBUTING.md", "tools/README.md"):
         text = (ROOT / document).read_text(encoding="utf-8")
-        commands = set(
-            re.findall(r"(?:`|^)make (?:\w+=\S+ )*([a-z-]+)", text, re.MULTILINE)
-        )
+        command = r"(?:`|^)make (?:\w+=\S+ )*([a-z-]+)"
+        commands = set(re.findall(command, text, re.MULTILINE))
         assert commands and commands <= {*targets(), "help-all"}, document
 
 
-def test_every_chapter_has_its_title_and_opens_in_colab():
+def test_chapters_are_listed_with_title_and_colab_link():
     for number, path in enumerate(chapters(), start=1):
         title = read(path).cells[0].source.splitlines()[0].removeprefix("# ")
-        place = f"book/{path.name}"
-        assert f"| {number} · [{title}]({place}) | [open]({COLAB}{place}) |" in README
+        file = f"book/{path.name}"
+        assert f"| {number} · [{title}]({file}) | [open]({COLAB}{file}) |" in README
 
 
-def test_the_code_runs_and_is_also_on_the_start_page(capsys):
+def test_code_runs_and_is_also_on_the_start_page(capsys):
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert f"```python\n{code}```" in (ROOT / "book" / "index.md").read_text(
-        encoding="utf-8"
-    )
+    start_page = (ROOT / "book" / "index.md").read_text(encoding="utf-8")
+    assert f"```python\n{code}```" in start_page
     exec(code, {})
-    assert len(capsys.readouterr().out) == int(
-        re.search(r", (\d+), temperature", code)[1]
-    )
+    length = int(re.search(r", (\d+), temperature", code)[1])
+    assert len(capsys.readouterr().out) == length
 
 
 def test_numbers_agree_with_the_records():
-    found = fbt_numbers.numbers(ROOT)
-    small, shipped = found["small"], found["shipped"]
+    numbers = fbt_numbers.numbers(ROOT)
+    small, shipped = numbers["small"], numbers["shipped"]
     models = {
         "parallel": small["parallel"],
         "shared-kv, with feedback": small["shared_kv"],
@@ -62,14 +60,15 @@ def test_numbers_agree_with_the_records():
     ]
     sentences = [
         "\n".join(f"| {' | '.join(row)} |" for row in cells),
-        f"On this text feedback gains about {found['gain']} nats",
-        f"takes {found['cpu']['least']} to {found['cpu']['most']} times as long as a parallel",
-        f"{found['gpu']['least']} to {found['gpu']['most']} times",
+        f"On this text feedback gains about {numbers['gain']} nats",
+        "takes {least} to {most} times as long as a parallel".format(
+            **numbers["cpu"]
+        ),
+        "{least} to {most} times".format(**numbers["gpu"]),
     ]
     text = " ".join(README.split())
-    assert not [
-        sentence for sentence in sentences if " ".join(sentence.split()) not in text
-    ]
+    for sentence in sentences:
+        assert " ".join(sentence.split()) in text
     preset = PRESETS["small"].model  # "the sizes of nanoGPT's CPU setting"
     assert (preset["n_layers"], preset["d_model"]) == (4, 128)
     records = fbt_numbers.Records(ROOT / "fbt" / "measurements")

@@ -31,11 +31,8 @@ def test_settings_agree():
     assert re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+(?<!\.git)", URL)
     assert re.fullmatch(r"[\w./-]+", BRANCH)
     assert CONFIG["repository"] == {"url": URL, "branch": BRANCH}
-    assert (
-        PYPROJECT["project"]["urls"]["Repository"]
-        == CITATION["repository-code"]
-        == URL
-    )
+    assert PYPROJECT["project"]["urls"]["Repository"] == URL
+    assert CITATION["repository-code"] == URL
     versions = {CITATION["version"], version("fbt-book"), fbt.__version__}
     assert versions == {PYPROJECT["project"]["version"]}
     # An exact pin of torch would make Colab download a second one.
@@ -47,20 +44,12 @@ def test_documents_have_the_address_and_install_this_package():
     wrong = []
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
-        colab = (
-            r"colab\.research\.google\.com/github/([\w.-]+/[\w.-]+)/blob/([\w.-]+)/"
-        )
-        wrong += [
-            found
-            for found in re.findall(colab, text)
-            if found != (f"{owner}/{name}", BRANCH)
-        ]
+        colab = r"colab\.research\.google\.com/github/(\S+?/\S+?)/blob/([\w.-]+)/"
+        wrong += set(re.findall(colab, text)) - {(f"{owner}/{name}", BRANCH)}
         installed = re.findall(r"git\+(https://[^@\s\"\\]+)@([\w./-]+)", text)
-        wrong += [found for found in installed if found != (URL, BRANCH)]
-        owners = re.findall(
-            rf"https://github\.com/([\w.-]+)/{re.escape(name)}\b", text
-        )
-        wrong += [found for found in owners if found != owner]
+        wrong += set(installed) - {(URL, BRANCH)}
+        link = rf"https://github\.com/([\w.-]+)/{re.escape(name)}\b"
+        wrong += set(re.findall(link, text)) - {owner}
         # On PyPI "fbt" is another project.
         wrong += re.findall(r"pip3? install (?:-\S+ )*[\"']?fbt(?!-book)\b.*", text)
     assert not wrong
@@ -71,32 +60,25 @@ def test_a_font_that_has_changed_on_npm_is_refused(tmp_path):
     before = vendor.LIST.read_text(encoding="utf-8")
     with pytest.raises(SystemExit, match="npm now serves"):
         vendor.check_font(row, tmp_path / "font.woff", b"another font")
-    assert (
-        not [*tmp_path.iterdir()]
-        and vendor.LIST.read_text(encoding="utf-8") == before
-    )
+    assert not [*tmp_path.iterdir()]
+    assert vendor.LIST.read_text(encoding="utf-8") == before
 
 
 def test_a_missing_or_changed_file_is_restored(tmp_path):
     content, path = b"as recorded", tmp_path / "file"
-    row = {
-        "file": "file",
-        "package": "p",
-        "version": "1",
-        "hash": hashlib.sha256(content).hexdigest(),
-    }
-    for before, same in ((None, False), (b"changed", False), (content, True)):
+    row = {"file": "file", "package": "p", "version": "1"}
+    row["hash"] = hashlib.sha256(content).hexdigest()
+    for before, is_same in ((None, False), (b"changed", False), (content, True)):
         if before is not None:
             path.write_bytes(before)
-        assert vendor.check(row, path, content) == same
+        assert vendor.check(row, path, content) == is_same
         assert path.read_bytes() == content
 
 
 def test_bundled_files_are_listed_with_their_hashes():
     listed = {row["file"]: row["hash"] for row in vendor.listed()}
-    bundled = list((ROOT / "book" / "_static" / "vendor").iterdir())
     hashes = {
-        str(p.relative_to(ROOT)): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in bundled
+        str(path.relative_to(ROOT)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (ROOT / "book" / "_static" / "vendor").iterdir()
     }
     assert hashes == listed

@@ -1,7 +1,6 @@
-"""Standard tools of torch: vmap, export, compile and TensorBoard's graph, with the numbers of a plain call.
+"""vmap, export, compile and TensorBoard's graph give the numbers of a plain call.
 
-Also where token ids are checked: on every device, but not in a graph, nor where there
-are no values.
+Token ids are checked on every device, but not in a graph or without values.
 """
 
 import pytest
@@ -14,11 +13,13 @@ import fbt
 from fbt import _checks
 
 TOKENS = some_tokens(3, 4)
-# what takes long grows with steps and layers
+# Tracing takes long with many steps and layers.
 SMALL = {"n_layers": 1, "d_model": 6, "d_ff": 5}
 
 
-def reader(variant: str, backend: str = "reference", **changes) -> fbt.LanguageModel:
+def evaluation_model(
+    variant: str, backend: str = "reference", **changes
+) -> fbt.LanguageModel:
     lm = model(variant, **changes).eval()
     lm.backend = backend
     return lm
@@ -29,40 +30,42 @@ each_variant = pytest.mark.parametrize("variant", VARIANTS)
 
 @each_variant
 def test_vmap_over_tokens(variant):
-    lm = reader(variant)
+    lm = evaluation_model(variant)
     assert_same(torch.vmap(lambda row: lm(row[None])[0])(TOKENS), lm(TOKENS))
 
 
 @each_variant
 def test_vmap_over_weights(variant):
-    lm, other = reader(variant), reader(variant)
+    lm, other = evaluation_model(variant), evaluation_model(variant)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter *= 1.1
     both = torch.func.stack_module_state([lm, other])
-    found = torch.vmap(
-        lambda *given: torch.func.functional_call(lm, given, (TOKENS,))
-    )(*both)
-    assert_same(found, torch.stack([lm(TOKENS), other(TOKENS)]))
+
+    def logits(*weights):
+        return torch.func.functional_call(lm, weights, (TOKENS,))
+
+    expected = torch.stack([lm(TOKENS), other(TOKENS)])
+    assert_same(torch.vmap(logits)(*both), expected)
 
 
 @each_variant
 def test_gradients_of_each_sequence(variant):
-    lm = reader(variant)
+    lm = evaluation_model(variant)
     weights = dict(lm.named_parameters())
 
-    def loss(given, row):
-        return torch.func.functional_call(lm, given, (row[None],)).square().sum()
+    def loss(weights, row):
+        return torch.func.functional_call(lm, weights, (row[None],)).square().sum()
 
-    found = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, TOKENS)
+    gradients = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, TOKENS)
     for i, row in enumerate(TOKENS):
         expected = torch.autograd.grad(loss(weights, row), list(weights.values()))
-        assert_same([g[i] for g in found.values()], expected)
+        assert_same([g[i] for g in gradients.values()], expected)
 
 
 @each_variant
 def test_make_fx(variant):
-    lm = reader(variant, **SMALL)
+    lm = evaluation_model(variant, **SMALL)
     other = some_tokens(3, 4, seed=8)
     assert_same(make_fx(lm)(TOKENS)(other), lm(other))
 
@@ -70,7 +73,7 @@ def test_make_fx(variant):
 @pytest.mark.parametrize("strict", [False, True])
 @each_variant
 def test_export(variant, strict):
-    lm = reader(variant, **SMALL)
+    lm = evaluation_model(variant, **SMALL)
     exported = torch.export.export(lm, (TOKENS[:, :3],), strict=strict).module()
     other = some_tokens(3, 3, seed=8)
     assert_same(exported(other), lm(other))
@@ -80,18 +83,17 @@ def test_export(variant, strict):
     "variant, backend", [("parallel", "auto"), ("shared-kv", "reference")]
 )
 def test_compile_without_a_graph_break(variant, backend):
-    """By the tracers alone: what inductor makes of their graph is its own affair, and takes minutes."""
-    lm = reader(variant, backend, **SMALL)
+    """Compile without inductor, which would take minutes."""
+    lm = evaluation_model(variant, backend, **SMALL)
     torch._dynamo.reset()
     compiled = torch.compile(lm, fullgraph=True, backend="aot_eager")
     tokens = TOKENS[:, :3]
     assert_same(compiled(tokens), lm(tokens))
-    assert_same(
-        torch.autograd.grad(
-            compiled(tokens).square().sum(), lm.token_embedding.weight
-        ),
-        torch.autograd.grad(lm(tokens).square().sum(), lm.token_embedding.weight),
-    )
+    gradients = [
+        torch.autograd.grad(call(tokens).square().sum(), lm.token_embedding.weight)
+        for call in (compiled, lm)
+    ]
+    assert_same(*gradients)
 
 
 @pytest.mark.filterwarnings(
@@ -99,13 +101,13 @@ def test_compile_without_a_graph_break(variant, backend):
 )
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @each_variant
-def test_the_graph_of_tensorboard(variant, backend):
-    """What add_graph calls; a feedback model is traced as its plain loop.
+def test_tensorboard_graph(variant, backend):
+    """Trace as add_graph does; a feedback model is traced as its plain loop.
 
-    torch.jit computes 1 / sqrt(D) in float32, being of a size.
+    torch.jit computes 1 / sqrt(D) in float32, because D is a size.
     """
     graph = pytest.importorskip("torch.utils.tensorboard._pytorch_graph")
-    lm = reader(variant, backend, **SMALL)
+    lm = evaluation_model(variant, backend, **SMALL)
     nodes = graph.graph(lm, (TOKENS,))[0].node
     assert any("key_value" in node.name for node in nodes)
     traced = torch.jit.trace(lm, (TOKENS,), check_trace=False)
@@ -117,8 +119,8 @@ def test_the_graph_of_tensorboard(variant, backend):
     "ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning"
 )
 @pytest.mark.parametrize("variant", FEEDBACK)
-def test_the_stack_cannot_be_traced_by_jit(variant):
-    lm = reader(variant, "stack", **SMALL)
+def test_stack_cannot_be_traced_by_jit(variant):
+    lm = evaluation_model(variant, "stack", **SMALL)
     with pytest.raises(
         ValueError, match=r"backend under torch\.jit\.trace must be one of 'auto'"
     ):
@@ -126,8 +128,8 @@ def test_the_stack_cannot_be_traced_by_jit(variant):
 
 
 def test_tokens_without_values_are_checked_for_shape_and_type():
-    for where in ("meta", "fake"):
-        with FakeTensorMode() if where == "fake" else torch.device("meta"):
+    for mode in (FakeTensorMode(), torch.device("meta")):
+        with mode:
             lm = fbt.LanguageModel(
                 fbt.Config(19, variant="parallel", d_model=6, n_heads=2, n_layers=1)
             )
@@ -137,7 +139,7 @@ def test_tokens_without_values_are_checked_for_shape_and_type():
 
 
 class OnGPU(torch.Tensor):
-    """Ids that say they are on a GPU, as far as a check can tell."""
+    """Token ids that seem to be on a GPU."""
 
     is_cuda = property(lambda _: True)
 
@@ -146,7 +148,7 @@ class OnGPU(torch.Tensor):
 def test_ids_on_a_gpu_are_checked_except_while_a_graph_is_captured(
     capturing, monkeypatch
 ):
-    """Reading values would end the capture; an id out of range would end the process."""
+    """Reading values would fail the capture; a bad id would crash the process."""
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
     ids = torch.tensor([[3, 19]]).as_subclass(OnGPU)
     if capturing:
@@ -156,19 +158,19 @@ def test_ids_on_a_gpu_are_checked_except_while_a_graph_is_captured(
         _checks.check_tokens("tokens", ids, "[B, T]", 19)
 
 
-def test_a_size_that_is_a_symbol_passes_for_an_int():
-    """As the capacity of a stack does, where a graph is made for texts of several lengths."""
-    found = []
+def test_symbolic_sizes_count_as_ints():
+    """A stack's capacity is symbolic in a graph for texts of several lengths."""
+    types = []
 
     class Sized(torch.nn.Module):
         def forward(self, x):
             _checks.check_int("length", x.shape[0], low=1)
-            found.append(type(x.shape[0]))
+            types.append(type(x.shape[0]))
             return x + 1
 
     dynamic = {"x": {0: torch.export.Dim("length", min=2, max=64)}}
     exported = torch.export.export(
         Sized(), (torch.ones(5),), dynamic_shapes=dynamic, strict=False
     )
-    assert found == [torch.SymInt]
+    assert types == [torch.SymInt]
     assert torch.equal(exported.module()(torch.ones(9)), torch.full((9,), 2.0))

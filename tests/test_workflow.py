@@ -18,7 +18,7 @@ JOBS = WORKFLOW["jobs"]
 STEPS = [step for job in JOBS.values() for step in job["steps"]]
 
 
-def test_it_tests_every_change_and_publishes_only_the_main_branch():
+def test_every_change_is_tested_and_only_the_main_branch_published():
     assert WORKFLOW["on"] == {
         "push": {"branches": [BRANCH]},
         "pull_request": None,
@@ -30,15 +30,12 @@ def test_it_tests_every_change_and_publishes_only_the_main_branch():
 
 def test_commands_are_targets_or_prepare_the_machine():
     commands = [step["run"] for step in STEPS if "run" in step]
-    made = [
-        command.removeprefix("make ")
-        for command in commands
-        if command.startswith("make ")
-    ]
-    assert made == ["lint", "book", "test", "pdf"] and set(made) <= set(targets())
-    rest = [command for command in commands if not command.startswith("make ")]
-    assert all(command.startswith(("git config ", "apt-get ")) for command in rest)
-    assert any("chromium" in command for command in rest)
+    made = [name for name in commands if name.startswith("make ")]
+    names = {name.removeprefix("make ") for name in made}
+    assert {"lint", "test"} <= names <= set(targets())
+    rest = [name for name in commands if name not in made]
+    assert all(name.startswith(("git config ", "apt-get ")) for name in rest)
+    assert any("chromium" in name for name in rest)
 
 
 def test_permissions_are_the_least_necessary():
@@ -56,16 +53,11 @@ def test_actions_are_githubs_own_and_pinned_to_commits():
 
 
 def test_published_and_cached_files_are_what_the_build_makes():
-    steps = [
-        (step["uses"].split("@")[0], step["with"])
-        for step in STEPS
-        if "path" in step.get("with", {})
-    ]
-    paths = {action: about["path"] for action, about in steps}
+    steps = [step for step in STEPS if "path" in step.get("with", {})]
+    paths = {step["uses"].split("@")[0]: step["with"]["path"] for step in steps}
     assert paths["actions/upload-pages-artifact"] == "_build/html"
     assert paths["actions/upload-artifact"] == "_build/book.pdf"
     assert paths["actions/cache"] == "_build/notebooks"  # the last of two
-    for name in re.findall(
-        r"'([\w./-]+)'", " ".join(about.get("key", "") for _, about in steps)
-    ):
+    keys = " ".join(step["with"].get("key", "") for step in steps)
+    for name in re.findall(r"'([\w./-]+)'", keys):
         assert (ROOT / name).exists(), name

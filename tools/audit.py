@@ -1,8 +1,8 @@
-"""Look up known vulnerabilities of all listed packages, and fail if one is not known.
+"""Fail if a listed package has a known vulnerability or cannot be looked up.
 
-pip-audit also succeeds if it could look up nothing. Here a package that it skipped or
-does not mention is an error too. Vulnerabilities that do not concern the project are
-accepted in audit.toml, each with a reason and an expiry date.
+pip-audit succeeds even if it could look up nothing, so packages that it skips or does
+not mention count as failures here. Vulnerabilities that do not concern the project
+are accepted in audit.toml, each with a reason and an expiry date.
 """
 
 from __future__ import annotations
@@ -39,23 +39,18 @@ def accepted(path: Path = ACCEPTED) -> list[Accepted]:
     Raises:
         TypeError: if an entry lacks its id, reason or date, or has other fields.
     """
-    return [
-        Accepted(**entry)
-        for entry in tomllib.loads(path.read_text(encoding="utf-8")).get(
-            "ignored", []
-        )
-    ]
+    entries = tomllib.loads(path.read_text(encoding="utf-8"))
+    return [Accepted(**entry) for entry in entries.get("ignored", [])]
 
 
 def packages() -> dict[str, set[str]]:
     """Return the pins of each lock file, and torch, which they omit."""
-    found = {}
+    pins_by_list = {}
     for name, lock in LISTS.items():
-        pins = requirements(lock) + [
-            pin for pin in requirements(ROOT / name) if pin.name == "torch"
-        ]
-        found[name] = {f"{pin.name}{pin.specifier}" for pin in pins}
-    return found
+        torch = [pin for pin in requirements(ROOT / name) if pin.name == "torch"]
+        pins = requirements(lock) + torch
+        pins_by_list[name] = {f"{pin.name}{pin.specifier}" for pin in pins}
+    return pins_by_list
 
 
 def look_up(pins: set[str]) -> list[Result]:
@@ -76,16 +71,10 @@ def pip_audit(pins: list[str]) -> list[Result]:
         SystemExit: if it printed no result.
     """
     with tempfile.TemporaryDirectory(prefix="fbt-") as folder:
-        listed = Path(folder) / "pins.txt"
-        listed.write_text("\n".join(pins) + "\n", encoding="utf-8")
-        command = [
-            str(tools()),
-            "-m",
-            "pip_audit",
-            f"--requirement={listed}",
-            "--no-deps",
-            "--disable-pip",
-        ]
+        requirements_file = Path(folder) / "pins.txt"
+        requirements_file.write_text("\n".join(pins) + "\n", encoding="utf-8")
+        command = [str(tools()), "-m", "pip_audit", "--no-deps", "--disable-pip"]
+        command += [f"--requirement={requirements_file}"]
         command += ["--format=json", "--progress-spinner=off"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
@@ -98,17 +87,15 @@ def problems(
     pins: set[str], results: list[Result], known: list[Accepted], today: date
 ) -> list[str]:
     """Describe the packages of a list that were not looked up or are vulnerable."""
-    found = {
-        f"{canonicalize_name(r['name'])}=={r['version']}"
-        for r in results
-        if "vulns" in r
+    looked_up = {
+        f"{canonicalize_name(result['name'])}=={result['version']}"
+        for result in results
+        if "vulns" in result
     }
-    missing = sorted(pins - found)
-    lines = (
-        [f"not looked up, {len(missing)} of {len(pins)}: {', '.join(missing)}"]
-        if missing
-        else []
-    )
+    lines = []
+    if missing := sorted(pins - looked_up):
+        share = f"{len(missing)} of {len(pins)}"
+        lines.append(f"not looked up, {share}: {', '.join(missing)}")
     valid = {entry.id for entry in known if today <= entry.until}
     for result in results:
         for vulnerability in result.get("vulns", []):
@@ -121,21 +108,14 @@ def problems(
 
 def stale(results: list[Result], known: list[Accepted]) -> list[str]:
     """Describe the accepted vulnerabilities that no package has any more."""
-    all_found = [
-        vulnerability
-        for result in results
-        for vulnerability in result.get("vulns", [])
-    ]
     ids = {
         name
-        for vulnerability in all_found
+        for result in results
+        for vulnerability in result.get("vulns", [])
         for name in (vulnerability["id"], *vulnerability["aliases"])
     }
-    return [
-        f"{entry.id}: no package has it any more"
-        for entry in known
-        if entry.id not in ids
-    ]
+    gone = [entry.id for entry in known if entry.id not in ids]
+    return [f"{name}: no package has it any more" for name in gone]
 
 
 def main() -> None:
@@ -152,7 +132,7 @@ def main() -> None:
     if lines:
         print("\n".join(lines))
         sys.exit(
-            "Not clean: see above. A package that could not be looked up counts as a failure."
+            "Not clean: see above. Packages that were not looked up are failures."
         )
     print("Clean: every package was looked up, and none has a known vulnerability.")
 

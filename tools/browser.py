@@ -20,7 +20,10 @@ from repo import BUILD
 
 Theme = Literal["light", "dark"]
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-MISSING = f"No browser found: install Chromium (Debian: apt-get install chromium), one of {', '.join(NAMES)}"
+MISSING = (
+    f"No browser found, looked for {', '.join(NAMES)}: install Chromium "
+    "(on Debian: apt-get install chromium)"
+)
 ARGUMENTS = (
     "--no-sandbox",  # not available in containers; the pages are our own
     "--disable-background-networking",

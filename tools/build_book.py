@@ -1,4 +1,4 @@
-"""Build the book into _build/html, without warnings; run changed chapters first."""
+"""Run changed chapters, then build the book into _build/html without warnings."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import sys
 import time
 from pathlib import Path
 
-import notebooks
+from chapters import chapters
 from jupyter_cache import get_cache
-from notebooks import chapters, executed, executed_path
+from notebooks import run_all
 from repo import BUILD, ROOT, digest, files_of, write
+from runs import INPUTS, executed, executed_path
 
 HTML = BUILD / "html"
 STAMP = BUILD / "book.key"
@@ -23,7 +24,7 @@ RECORDS = ("tests/trust.json", "tests/versions.json")
 def book_key() -> str:
     """Return a hash of what the built pages depend on: sources, records and runs."""
     return digest(
-        files_of(*SOURCES, *RECORDS, *notebooks.INPUTS)
+        files_of(*SOURCES, *RECORDS, *INPUTS)
         + [executed_path(path) for path in chapters()]
     )
 
@@ -43,11 +44,8 @@ def build() -> None:
     """Build every page: Sphinx would not notice that an output has changed."""
     for name in ("html", ".doctrees", "jupyter_execute"):
         shutil.rmtree(BUILD / name, ignore_errors=True)
-    command = [
-        str(Path(sys.executable).with_name("jupyter-book")),
-        "build",
-        str(ROOT),
-    ]
+    program = Path(sys.executable).with_name("jupyter-book")
+    command = [str(program), "build", str(ROOT)]
     command += ["--warningiserror", "--keep-going", "--nitpick", "--all"]
     if subprocess.run(command, cwd=ROOT, check=False).returncode != 0:
         sys.exit("The book was not built: see the warnings above.")
@@ -56,24 +54,22 @@ def build() -> None:
 def main() -> None:
     """Run the notebooks, then build if anything that the pages show has changed."""
     started = time.monotonic()
-    if not notebooks.run_all(chapters()):
+    if not run_all(chapters()):
         sys.exit("The book was not built: a notebook failed, see above.")
     if any(executed(path) is None for path in chapters()):
         sys.exit(
-            "The book was not built: a file changed while the notebooks ran. Run `make book` again."
+            "The book was not built: a file changed while the notebooks ran. "
+            "Run `make book` again."
         )
-    wanted = book_key()
-    if (
-        STAMP.exists()
-        and STAMP.read_text() == wanted
-        and (HTML / "index.html").exists()
-    ):
+    key = book_key()
+    is_current = STAMP.exists() and STAMP.read_text() == key
+    if is_current and (HTML / "index.html").exists():
         print("The pages are up to date.")
     else:
         STAMP.unlink(missing_ok=True)
         fill_cache()
         build()
-        write(STAMP, wanted)
+        write(STAMP, key)
     print(f"\nThe book ({time.monotonic() - started:.0f} s): {HTML / 'index.html'}")
 
 

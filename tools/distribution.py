@@ -13,37 +13,23 @@ from pathlib import Path
 from repo import ROOT
 
 ABOUT = {"METADATA", "WHEEL", "RECORD", "top_level.txt", "licenses/LICENSE"}
-AROUND = {
-    "LICENSE",
-    "MANIFEST.in",
-    "PKG-INFO",
-    "README.md",
-    "pyproject.toml",
-    "setup.cfg",
-}
-EGG = {
-    "PKG-INFO",
-    "SOURCES.txt",
-    "dependency_links.txt",
-    "requires.txt",
-    "top_level.txt",
-}
+AROUND = {"LICENSE", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
+EGG_FILES = "PKG-INFO SOURCES.txt dependency_links.txt requires.txt top_level.txt"
 
 
 def sources() -> list[str]:
     """Return the repository's files, tracked or new, without ignored ones."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(
+    done = subprocess.run(
         command, cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout
-    return sorted(
-        name for name in set(listed.split("\0")) if name and (ROOT / name).is_file()
     )
+    names = set(done.stdout.split("\0")) - {""}
+    return sorted(name for name in names if (ROOT / name).is_file())
 
 
-def copy(into: Path) -> None:
-    """Copy the repository's files."""
-    for name in sources():
+def copy(into: Path, names: list[str] | None = None) -> None:
+    """Copy the repository's files, or the given ones."""
+    for name in names or sources():
         (into / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, into / name)
 
@@ -62,16 +48,11 @@ def build(into: Path) -> tuple[Path, Path]:
     """
     shutil.rmtree(into, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="fbt-") as folder:
-        copy(Path(folder))
-        command = [
-            sys.executable,
-            "-m",
-            "build",
-            "--no-isolation",
-            "--outdir",
-            str(into),
-            folder,
-        ]
+        # setuptools would add tests/test_*.py, which need the whole repository.
+        names = [name for name in sources() if not name.startswith("tests/")]
+        copy(Path(folder), names)
+        command = [sys.executable, "-m", "build", "--no-isolation", folder]
+        command += ["--outdir", str(into)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         sys.exit(f"Could not build the package:\n{result.stdout}{result.stderr}")
@@ -87,12 +68,14 @@ def differences(wheel: Path, sdist: Path) -> list[str]:
         in_wheel = set(archive.namelist())
     with tarfile.open(sdist) as files:
         in_sdist = {
-            m.name.removeprefix(f"{name}/") for m in files.getmembers() if m.isfile()
+            file.name.removeprefix(f"{name}/")
+            for file in files.getmembers()
+            if file.isfile()
         }
-    wanted = package | {f"{name}.dist-info/{part}" for part in ABOUT}
-    wanted_source = (
-        package | AROUND | {f"{name.split('-')[0]}.egg-info/{part}" for part in EGG}
-    )
-    return [f"{wheel.name}: {path}" for path in sorted(in_wheel ^ wanted)] + [
-        f"{sdist.name}: {path}" for path in sorted(in_sdist ^ wanted_source)
-    ]
+    about = {f"{name}.dist-info/{file}" for file in ABOUT}
+    egg = {f"{name.split('-')[0]}.egg-info/{file}" for file in EGG_FILES.split()}
+    wrong = {
+        wheel.name: in_wheel ^ (package | about),
+        sdist.name: in_sdist ^ (package | AROUND | egg),
+    }
+    return [f"{file}: {path}" for file in wrong for path in sorted(wrong[file])]

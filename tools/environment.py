@@ -1,4 +1,4 @@
-"""The project's Python environments, and the lists of packages that they hold.
+"""The project's Python environments, and the lists of their packages.
 
     python3 tools/environment.py                      create or update .venv
     .venv/bin/python tools/environment.py lock [--upgrade]   resolve the lists again
@@ -44,7 +44,7 @@ PIP = ("-m", "pip", "--disable-pip-version-check", "--no-input")
 
 
 def location() -> str:
-    """Return what .venv is bound to: this Python, and its own folder."""
+    """Return what .venv depends on besides packages: this Python, and its folder."""
     return repr((sys.version_info[:3], str(VENV)))
 
 
@@ -64,34 +64,26 @@ def run(command: list[str], failure: str) -> None:
 
 def main() -> None:
     """Create or update .venv unless its stamp says that it is up to date."""
+    version = sys.version.split()[0]
     # The user's Python may be older than the one this file is checked for.
     if sys.version_info < (3, 11):  # noqa: UP036
-        found = sys.version.split()[0]
         sys.exit(
-            f"fbt needs Python 3.11 or newer, got {found}: try make PYTHON=python3.12 book"
+            f"fbt needs Python 3.11 or newer, got {version}: "
+            "try make PYTHON=python3.12 book"
         )
-    done = (
-        STAMP.read_text(encoding="utf-8").splitlines()
-        if PYTHON.exists() and STAMP.exists()
-        else []
-    )
-    if done == [location(), contents()]:
+    stamp: list[str] = []
+    if PYTHON.exists() and STAMP.exists():
+        stamp = STAMP.read_text(encoding="utf-8").splitlines()
+    if stamp == [location(), contents()]:
         return
     if VENV.is_symlink():  # the folder that it points to would be emptied
-        sys.exit(
-            f"{VENV} must be a folder of its own, got a link to {VENV.resolve()}"
-        )
+        sys.exit(f"{VENV} must be a folder, got a link to {VENV.resolve()}")
     started = time.monotonic()
     # Without a stamp an environment is incomplete: it may not even have pip.
-    if done[:1] != [location()]:
-        print(
-            f"Creating {VENV.relative_to(ROOT)} with Python {sys.version.split()[0]}",
-            flush=True,
-        )
-        run(
-            [sys.executable, "-m", "venv", "--clear", str(VENV)],
-            f"Could not create {VENV}",
-        )
+    if stamp[:1] != [location()]:
+        print(f"Creating {VENV.name} with Python {version}", flush=True)
+        command = [sys.executable, "-m", "venv", "--clear", str(VENV)]
+        run(command, f"Could not create {VENV}")
         write(STAMP, location())
     print("Installing the pinned packages (some minutes the first time)", flush=True)
     install = [str(PYTHON), *PIP, "install"]
@@ -121,11 +113,8 @@ def environment(folder: Path, key: str, *installs: Sequence[str]) -> Path:
         installs: arguments of `pip install`, one call after another.
     """
     python, stamp = folder / "bin" / "python", folder / "stamp"
-    if not (
-        python.exists()
-        and stamp.exists()
-        and stamp.read_text(encoding="utf-8") == key
-    ):
+    is_complete = python.exists() and stamp.exists()
+    if not is_complete or stamp.read_text(encoding="utf-8") != key:
         print(f"Creating the environment {folder.relative_to(ROOT)}", flush=True)
         venv.create(folder, clear=True, with_pip=True)
         for arguments in installs:
@@ -139,11 +128,8 @@ def requirements(path: Path) -> list[Requirement]:
     from packaging.requirements import Requirement
 
     lines = path.read_text(encoding="utf-8").splitlines()
-    return [
-        Requirement(line.removesuffix("\\"))
-        for line in lines
-        if line and line[0] not in " #"
-    ]
+    entries = [line for line in lines if line and line[0] not in " #"]
+    return [Requirement(line.removesuffix("\\")) for line in entries]
 
 
 def tools() -> Path:
@@ -164,34 +150,19 @@ def uv(*arguments: str) -> subprocess.CompletedProcess[str]:
 def lock(*options: str) -> None:
     """Write the lock file of every list; --upgrade replaces old versions."""
     for name, path in LISTS.items():
-        command = [
-            "pip",
-            "compile",
-            name,
-            "--output-file",
-            str(path),
-            *options,
-            "--generate-hashes",
-        ]
-        command += [
-            "--universal",
-            "--python-version",
-            OLDEST_PYTHON,
-            "--no-header",
-            "--no-annotate",
-        ]
-        # The benchmarks' packages ask for some that would bring a second torch.
-        done = uv(*command, *(["--no-deps"] if name.startswith("benchmarks") else []))
+        command = ["pip", "compile", name, "--output-file", str(path), *options]
+        command += ["--universal", "--python-version", OLDEST_PYTHON]
+        command += ["--generate-hashes", "--no-header", "--no-annotate"]
+        if name.startswith("benchmarks"):  # dependencies would bring a second torch
+            command.append("--no-deps")
+        done = uv(*command)
         if done.returncode != 0:
             sys.exit(f"Could not resolve {name}:\n{done.stderr}")
         entries = re.split(r"\n(?=\S)", path.read_text(encoding="utf-8").strip())
-        kept = [
-            entry
-            for entry in entries
-            if not BY_BUILD.match(entry) and not entry.startswith("#")
-        ]
-        write(path, "\n".join([f"# Made by `make lock` from {name}.", *kept]) + "\n")
-        print(f"{path.relative_to(ROOT)}: {len(kept)} packages")
+        entries = [e for e in entries if not (BY_BUILD.match(e) or e[0] == "#")]
+        header = f"# Made by `make lock` from {name}."
+        write(path, "\n".join([header, *entries]) + "\n")
+        print(f"{path.relative_to(ROOT)}: {len(entries)} packages")
 
 
 if __name__ == "__main__":

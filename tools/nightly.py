@@ -20,8 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from notebooks import versions
 from repo import BUILD, ROOT, write
+from runs import package_versions
 
 sys.path.append(str(ROOT / "experiments"))
 from record import commit, machine
@@ -50,10 +50,8 @@ def steps() -> list[str]:
 
 def last_line(log: str) -> str:
     """Return the last informative line of a log, without colours and not too long."""
-    lines = [
-        re.sub(r"\x1b\[[\d;]*m", "", line).split("\r")[-1].strip()
-        for line in log.splitlines()
-    ]
+    log = re.sub(r"\x1b\[[\d;]*m", "", log)
+    lines = [line.split("\r")[-1].strip() for line in log.splitlines()]
     return next((line for line in reversed(lines) if not EMPTY.match(line)), "")[:160]
 
 
@@ -76,32 +74,19 @@ def run(name: str, command: Sequence[str], folder: Path) -> Row:
 
 def report(about: Row, rows: list[Row]) -> str:
     """Format the report as Markdown."""
-    lines = [
-        f"# Checks of {about['commit']}",
-        "",
-        f"{about['started']}{', quick' * about['quick']}",
-        "",
-    ]
+    when = f"{about['started']}{', quick' * about['quick']}"
+    lines = [f"# Checks of {about['commit']}", "", when, ""]
     for what in ("machine", "versions"):
-        lines += [
-            ", ".join(f"{key} {value}" for key, value in about[what].items()),
-            "",
-        ]
+        values = ", ".join(f"{key} {value}" for key, value in about[what].items())
+        lines += [values, ""]
     lines += ["| step | result | seconds | last line |", "|---|---|---|---|"]
     for row in rows:
+        link = f"[{row['step']}]({row['step']}.log)"
         text = row["last_line"].replace("|", "\\|")
-        lines.append(
-            f"| [{row['step']}]({row['step']}.log) | {row['result']} | {row['seconds']} | {text} |"
-        )
+        lines.append(f"| {link} | {row['result']} | {row['seconds']} | {text} |")
     failed = [row["step"] for row in rows if row["result"] != "ok"]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Failed: {', '.join(failed)}." if failed else "All checks passed.",
-            "",
-        ]
-    )
+    result = f"Failed: {', '.join(failed)}." if failed else "All checks passed."
+    return "\n".join([*lines, "", result, ""])
 
 
 def run_steps(commands: dict[str, Sequence[str]], folder: Path, quick: bool) -> bool:
@@ -112,15 +97,13 @@ def run_steps(commands: dict[str, Sequence[str]], folder: Path, quick: bool) -> 
         "started": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "quick": quick,
     }
-    about |= {"machine": machine(), "versions": versions(), "finished": False}
+    about |= {"machine": machine(), "versions": package_versions(), "finished": False}
     rows: list[Row] = []
     for name, command in commands.items():
         rows.append(run(name, command, folder))
         about["finished"] = len(rows) == len(commands)
-        write(
-            folder / "report.json",
-            json.dumps(about | {"rows": rows}, indent=1) + "\n",
-        )
+        record = json.dumps(about | {"rows": rows}, indent=1)
+        write(folder / "report.json", f"{record}\n")
         write(folder / "report.md", report(about, rows))
     return all(row["result"] == "ok" for row in rows)
 

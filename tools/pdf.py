@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import yaml
 from browser import WIDTHS, chromium, show, window
 from bs4 import BeautifulSoup, Tag
+from chapters import pages
 from repo import BUILD, ROOT
 
 HTML = BUILD / "html"
@@ -20,20 +21,10 @@ REFERENCES = ("for", "aria-labelledby", "aria-describedby")
 MATHJAX = re.compile(r'MathJax|src="[^"]*/vendor/')
 
 
-def pages() -> list[str]:
-    """Return the names of the pages in order, such as "book/index"."""
-    contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    chapters = [
-        entry["file"] for part in contents["parts"] for entry in part["chapters"]
-    ]
-    return [contents["root"], *chapters]
-
-
 def soup(name: str) -> BeautifulSoup:
     """Parse a built page."""
-    return BeautifulSoup(
-        (HTML / f"{name}.html").read_text(encoding="utf-8"), "html.parser"
-    )
+    text = (HTML / f"{name}.html").read_text(encoding="utf-8")
+    return BeautifulSoup(text, "html.parser")
 
 
 def key(name: str, anchor: str = "") -> str:
@@ -41,27 +32,27 @@ def key(name: str, anchor: str = "") -> str:
     return f"{Path(name).name}--{anchor}" if anchor else Path(name).name
 
 
-def article(name: str, inside: set[str]) -> Tag:
+def article_of(name: str, inside: set[str]) -> Tag:
     """Return a page's unfolded article, with ids and links for the whole book."""
     page = soup(name)
-    (whole,), (found,) = page.select("html"), page.select("article")
-    found["lang"] = whole["lang"]
-    for useless in found.select("details.hide > summary, a.headerlink, .fbt-about a"):
-        useless.decompose()
-    for code in found.select("details.hide"):
+    (html,), (article,) = page.select("html"), page.select("article")
+    article["lang"] = html["lang"]
+    unwanted = "details.hide > summary, a.headerlink, .fbt-about a"
+    for element in article.select(unwanted):
+        element.decompose()
+    for code in article.select("details.hide"):
         code.name = "div"
-    for fold in found.select("details"):
+    for fold in article.select("details"):
         fold["open"] = ""
-    for drawing in found.select("svg[id]"):
+    for drawing in article.select("svg[id]"):
         for style in drawing.select("style"):
             own = str(drawing["id"])
             style.string = style.get_text().replace(f"#{own}", f"#{key(name, own)}")
-    for element in found.find_all(True):
+    for element in article.find_all(True):
         for attribute, value in list(element.attrs.items()):
             if attribute == "id" or attribute in REFERENCES:
-                element[attribute] = " ".join(
-                    key(name, one) for one in str(value).split()
-                )
+                ids = (key(name, one) for one in str(value).split())
+                element[attribute] = " ".join(ids)
             elif isinstance(value, str):
                 element[attribute] = value.replace("url(#", f"url(#{key(name)}--")
         if "href" in element.attrs:
@@ -70,8 +61,8 @@ def article(name: str, inside: set[str]) -> Tag:
                 element.unwrap()
             else:
                 element["href"] = target
-    found["id"] = key(name)
-    return found
+    article["id"] = key(name)
+    return article
 
 
 def address(name: str, href: str, inside: set[str]) -> str | None:
@@ -79,11 +70,9 @@ def address(name: str, href: str, inside: set[str]) -> str | None:
     parts = urlsplit(href)
     if parts.scheme:
         return href
-    path = (
-        posixpath.normpath(posixpath.join(posixpath.dirname(name), parts.path))
-        if parts.path
-        else name
-    )
+    path = name
+    if parts.path:
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(name), parts.path))
     target = path.removesuffix(".html")
     return f"#{key(target, parts.fragment)}" if target in inside else None
 
@@ -91,17 +80,17 @@ def address(name: str, href: str, inside: set[str]) -> str | None:
 def book() -> str:
     """Join all pages behind a title page; their links stay relative."""
     names = pages()
-    articles = {name: article(name, set(names)) for name in names}
+    articles = {name: article_of(name, set(names)) for name in names}
     settings = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     title, author, year = (
         escape(settings[name]) for name in ("title", "author", "copyright")
     )
     titles = {
-        name: escape(text.select("h1")[0].get_text())
-        for name, text in articles.items()
+        name: text.select("h1")[0].get_text() for name, text in articles.items()
     }
     contents = "".join(
-        f'<li><a href="#{key(name)}">{text}</a></li>' for name, text in titles.items()
+        f'<li><a href="#{key(name)}">{escape(text)}</a></li>'
+        for name, text in titles.items()
     )
     front = (
         f'<article class="bd-article"><h1>{title}</h1><p>{author}, {year}</p>'
@@ -113,10 +102,12 @@ def book() -> str:
         script for script in page.select("script") if MATHJAX.search(str(script))
     ]
     return (
-        '<!DOCTYPE html><html lang="en" data-theme="light" data-mode="light"><head><meta charset="utf-8">'
-        f"<title>{title}</title>{''.join(map(str, loaded))}</head><body><main class='bd-main'>"
+        '<!DOCTYPE html><html lang="en" data-theme="light" data-mode="light">'
+        f'<head><meta charset="utf-8"><title>{title}</title>'
+        f"{''.join(map(str, loaded))}</head><body><main class='bd-main'>"
         '<div class="bd-content"><div class="bd-article-container">'
-        f"{front}{''.join(map(str, articles.values()))}</div></div></main></body></html>"
+        f"{front}{''.join(map(str, articles.values()))}"
+        "</div></div></main></body></html>"
     )
 
 

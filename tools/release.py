@@ -50,27 +50,28 @@ def version() -> str:
 def changelog() -> str:
     """The changelog begins with this version and today's date."""
     heading = f"## {version()} - {datetime.now(UTC):%Y-%m-%d}"
-    found = re.search(r"^## .*$", text("CHANGELOG.md"), re.MULTILINE)
-    if found is None or found[0] != heading:
+    first = re.search(r"^## .*$", text("CHANGELOG.md"), re.MULTILINE)
+    if first is None or first[0] != heading:
+        present = repr(first[0]) if first else "missing"
         raise Missing(
-            f"the first heading of CHANGELOG.md is {found and found[0]!r}: make it {heading!r}"
+            f"the first heading of CHANGELOG.md is {present}: make it {heading!r}"
         )
     return heading
 
 
 def clean() -> str:
     """There are no uncommitted changes."""
-    if changed := git("status", "--porcelain"):
+    if changed := git("status", "--porcelain").splitlines():
         raise Missing(
-            f"commit or remove {', '.join(line[3:] for line in changed.splitlines()[:5])}"
+            f"commit or remove {', '.join(line[3:] for line in changed[:5])}"
         )
     return commit()
 
 
 def main_branch() -> str:
     """The branch is the one that users install from."""
-    if (found := git("branch", "--show-current")) != BRANCH:
-        raise Missing(f"the branch is {found!r}: switch to {BRANCH}")
+    if (branch := git("branch", "--show-current")) != BRANCH:
+        raise Missing(f"the branch is {branch!r}: switch to {BRANCH}")
     return BRANCH
 
 
@@ -86,12 +87,14 @@ def address() -> str:
     """The repository's address is set, and the same everywhere."""
     if f"/{OWNER}/" in URL:
         raise Missing(
-            f"the address is still {URL}: set it in fbt/_repository.py, then `make repository`"
+            f"the address is still {URL}: set it in fbt/_repository.py, "
+            "then run `make repository`"
         )
     there = tomllib.loads(text("pyproject.toml"))["project"]["urls"]["Repository"]
     if there != URL:
         raise Missing(
-            f"pyproject.toml says {there}, fbt/_repository.py {URL}: `make repository`"
+            f"the address in pyproject.toml is {there}, in fbt/_repository.py {URL}: "
+            "run `make repository`"
         )
     old = f"{OWNER}/" + URL.rsplit("/", 1)[1]
     command = ["git", "grep", "--files-with-matches", "--fixed-strings", old]
@@ -99,29 +102,30 @@ def address() -> str:
     if done.returncode > 1:
         raise Missing(f"git grep: {done.stderr.strip()}")
     if left := done.stdout.split():
-        raise Missing(f"{old} is still in {', '.join(left)}: write the address there")
+        raise Missing(f"{old} is still in {', '.join(left)}: write the new address")
     return URL
 
 
 def packages() -> str:
     """Wheel and sdist can be built, and contain the right files."""
-    made = distribution.build(BUILD / "release")
-    if wrong := distribution.differences(*made):
+    files = distribution.build(BUILD / "release")
+    if wrong := distribution.differences(*files):
         raise Missing(
-            f"unexpected or missing: {', '.join(wrong[:5])}: see pyproject.toml and MANIFEST.in"
+            f"unexpected or missing: {', '.join(wrong[:5])}: see pyproject.toml"
         )
-    return " and ".join(str(path.relative_to(ROOT)) for path in made)
+    return " and ".join(str(path.relative_to(ROOT)) for path in files)
 
 
 def promises() -> str:
     """The figures on the page of promises are from runs of this code."""
-    found = json.loads(text("tests/trust.json"))
-    runs = [*found["kills"]["runs"], found["fuzz"], found["properties"]]
+    trust = json.loads(text("tests/trust.json"))
+    runs = [*trust["kills"]["runs"], trust["fuzz"], trust["properties"]]
     for commit_of_run in sorted({run["commit"] for run in runs}):
         if changed := git("diff", "--name-only", commit_of_run, "--", *CODE).split():
             raise Missing(
-                f"since {commit_of_run} {changed[0]} has changed: run `make test-kills`, `make fuzz` "
-                f"and `make test-properties`, and put the figures into tests/trust.json"
+                f"since {commit_of_run} {changed[0]} has changed: run "
+                "`make test-kills`, `make fuzz` and `make test-properties`, "
+                "and put the figures into tests/trust.json"
             )
     return "tests/trust.json"
 
@@ -130,31 +134,24 @@ def everything() -> str:
     """`make nightly` passed on this commit."""
     path = nightly.FOLDER / "report.json"
     if not path.exists():
-        raise Missing("there is no report: `make nightly QUICK=1`")
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if found["commit"] != commit():
+        raise Missing("there is no report: run `make nightly QUICK=1`")
+    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if report["commit"] != commit():
         raise Missing(
-            f"the report is of {found['commit']}, not of {commit()}: `make nightly QUICK=1`"
+            f"the report is of {report['commit']}, not of {commit()}: "
+            "run `make nightly QUICK=1`"
         )
-    missing = set(nightly.steps()) - {row["step"] for row in found["rows"]}
-    failed = [row["step"] for row in found["rows"] if row["result"] != "ok"]
+    missing = sorted(set(nightly.steps()) - {row["step"] for row in report["rows"]})
+    failed = [row["step"] for row in report["rows"] if row["result"] != "ok"]
     if missing or failed:
-        raise Missing(
-            f"failed: {', '.join(failed) or 'none'}; not run: {', '.join(sorted(missing)) or 'none'}"
-        )
+        names = (", ".join(steps) or "none" for steps in (failed, missing))
+        raise Missing("failed: {}; not run: {}".format(*names))
     return str(nightly.FOLDER.relative_to(ROOT))
 
 
-CHECKS: tuple[Callable[[], str], ...] = (
-    changelog,
-    clean,
-    main_branch,
-    no_tag,
-    address,
-    packages,
-    promises,
-    everything,
-)
+Checks = tuple[Callable[[], str], ...]
+CHECKS: Checks = (changelog, clean, main_branch, no_tag, address)
+CHECKS += (packages, promises, everything)
 
 
 def main() -> None:
@@ -164,9 +161,9 @@ def main() -> None:
         about = (check.__doc__ or "").strip()
         try:
             print(f"✓ {about} {check()}", flush=True)
-        except Missing as todo:
+        except Missing as reason:
             missing += 1
-            print(f"✗ {about} Now: {todo}", flush=True)
+            print(f"✗ {about} Now: {reason}", flush=True)
     if missing:
         sys.exit(f"Not ready: {missing} of {len(CHECKS)} checks failed.")
     print(f"Ready: git tag v{version()} && git push origin v{version()}")

@@ -15,34 +15,25 @@ HOST = "https://github.com/"
 
 def main() -> None:
     """Replace the address in all tracked text files."""
-    new = runpy.run_path(str(ROOT / "fbt" / "_repository.py"))["URL"].removeprefix(
-        HOST
-    )
+    url = runpy.run_path(str(ROOT / "fbt" / "_repository.py"))["URL"]
+    new = url.removeprefix(HOST)
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    found = re.search(rf'^Repository = "{HOST}(.+)"$', project, re.MULTILINE)
-    if found is None:
-        sys.exit(
-            'pyproject.toml has no line: Repository = "https://github.com/OWNER/NAME"'
-        )
-    old = re.compile(rf"{re.escape(found[1])}(?![\w-])")
-    command = [
-        "git",
-        "grep",
-        "-z",
-        "-I",
-        "--files-with-matches",
-        "--fixed-strings",
-        found[1],
-    ]
+    match = re.search(rf'^Repository = "{HOST}(.+)"$', project, re.MULTILINE)
+    if match is None:
+        sys.exit(f'pyproject.toml must have a line: Repository = "{HOST}OWNER/NAME"')
+    old = match[1]
+    if old == new:
+        return
+    pattern = re.compile(rf"{re.escape(old)}(?![\w-])")
+    command = ["git", "grep", "-z", "-I", "--files-with-matches", "--fixed-strings"]
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False
+        [*command, old], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    for name in filter(None, done.stdout.split("\0") if new != found[1] else []):
+    for name in filter(None, done.stdout.split("\0")):
         path = ROOT / name
-        path.write_text(
-            old.sub(new, path.read_text(encoding="utf-8")), encoding="utf-8"
-        )
-        print(f"{name}: {found[1]} is now {new}")
+        text = pattern.sub(new, path.read_text(encoding="utf-8"))
+        path.write_text(text, encoding="utf-8")
+        print(f"{name}: {old} is now {new}")
 
 
 if __name__ == "__main__":

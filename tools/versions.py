@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from chapters import chapters, code_cells, read
 from distribution import build
 from environment import LISTS, environment, pip_install, uv
+from executor import execute
 from IPython.core.inputtransformer2 import TransformerManager
-from notebooks import chapters, execute, read
 from repo import BUILD, ROOT, table, write
 
 sys.path.append(str(ROOT / "experiments"))
@@ -45,8 +46,8 @@ SYSTEMS = {
 CODE = ("fbt", "tools", "book/_ext", "benchmarks", "experiments", "tests")
 # Skipped with another torch: tests of built pages, of other tools in .venv, of pinned
 # versions, and of records.
-SKIPPED = "annotated book browser browser_actions browser_texts browser_views found languages markdown "
-SKIPPED += "notebooks habits lock numbers versions"
+SKIPPED = "annotated book browser browser_actions browser_texts browser_views found "
+SKIPPED += "languages markdown notebooks habits lock numbers versions"
 
 
 def install(
@@ -76,11 +77,7 @@ def register_kernel(python: Path) -> str:
     """Register a kernel for this process alone, and return its name."""
     name = "fbt-colab"
     command = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    spec = {
-        "argv": command,
-        "language": "python",
-        "display_name": "Google Colab's versions",
-    }
+    spec = {"argv": command, "language": "python", "display_name": "Google Colab"}
     write(COLAB / "share" / "kernels" / name / "kernel.json", json.dumps(spec))
     os.environ["JUPYTER_PATH"] = str(COLAB / "share")
     # Colab's older ipykernel would warn about frozen modules in every kernel.
@@ -93,26 +90,18 @@ def colab() -> bool:
     # Colab's torch changes often; its next one is at most the one of the book.
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     torch = next(line for line in lines if line.startswith("torch=="))
-    key = "\0".join(
-        [
-            torch,
-            PINS.read_text(),
-            (ROOT / "pyproject.toml").read_text(encoding="utf-8"),
-        ]
-    )
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    key = "\0".join([torch, PINS.read_text(), project])
     python, wheel = install(COLAB, key, [torch], ["-r", str(PINS)], constraint=PINS)
     kernel = register_kernel(python)
     rows: list[tuple[str, ...]] = [("notebook", "seconds", "result")]
     for path in chapters():
         run = execute(read(path), f"{path.stem} (Colab)", kernel=kernel)
-        rows.append(
-            (path.stem, f"{run.seconds:.1f}", "FAILED" if run.error else "ok")
-        )
-        print(
-            f"{path.stem}: {rows[-1][2]} in {run.seconds:.1f} s {run.error or ''}",
-            flush=True,
-        )
-    code = f"from importlib.metadata import version; print([(n, version(n)) for n in {SHOWN}])"
+        seconds, result = f"{run.seconds:.1f}", "FAILED" if run.error else "ok"
+        rows.append((path.stem, seconds, result))
+        print(f"{path.stem}: {result} in {seconds} s {run.error or ''}", flush=True)
+    code = "from importlib.metadata import version; "
+    code += f"print([(name, version(name)) for name in {SHOWN}])"
     print(f"\n{wheel} with {output(python, code)}\n{table(rows)}", flush=True)
     return all(row[2] == "ok" for row in rows[1:])
 
@@ -122,32 +111,23 @@ def colab() -> bool:
 
 def state() -> str:
     """Return the commit, with a + if any file but the record differs from it."""
-    command = [
-        "git",
-        "diff",
-        "--quiet",
-        "HEAD",
-        "--",
-        ".",
-        f":!{RECORD.relative_to(ROOT)}",
-    ]
-    return commit().rstrip("+") + "+" * (
-        subprocess.run(command, cwd=ROOT, check=False).returncode != 0
-    )
+    command = ["git", "diff", "--quiet", "HEAD", "--", "."]
+    command += [f":!{RECORD.relative_to(ROOT)}"]
+    differs = subprocess.run(command, cwd=ROOT, check=False).returncode != 0
+    return commit().rstrip("+") + "+" * differs
 
 
 def record_row(kind: str, row: dict[str, Any], *keys: str) -> None:
     """Add a row to the record, or update the row with the same values of `keys`."""
     record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
     rows = record.get(kind, [])
-    others = [old for old in rows if any(old[key] != row[key] for key in keys)]
-    kept: dict[str, Any] = next((old for old in rows if old not in others), {})
-    if row.items() <= kept.items():
-        return  # nothing new, so date and commit stay too
+    others = [other for other in rows if any(other[key] != row[key] for key in keys)]
+    old: dict[str, Any] = next((other for other in rows if other not in others), {})
+    if row.items() <= old.items():
+        return  # the result is the same, so date and commit stay too
     when = {"date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": state()}
-    record[kind] = sorted(
-        [*others, kept | row | when], key=lambda row: [row[key] for key in keys]
-    )
+    rows = [*others, old | row | when]
+    record[kind] = sorted(rows, key=lambda row: [row[key] for key in keys])
     write(RECORD, json.dumps(record, indent=1) + "\n")
     print(f"Recorded in {RECORD.relative_to(ROOT)}")
 
@@ -158,16 +138,16 @@ def record_row(kind: str, row: dict[str, Any], *keys: str) -> None:
 def resolve(python: str) -> list[str]:
     """Return the systems on which every pinned package has a wheel for a Python."""
     os.environ["MACOSX_DEPLOYMENT_TARGET"] = "14.0"
-    found = []
+    systems = []
     for system, name in SYSTEMS.items():
         lists = ["requirements.txt", str(LISTS["requirements.txt"])]
         options = ["--no-deps", "--only-binary=:all:", "--python-version", python]
         done = uv("pip", "compile", *lists, *options, "--python-platform", name)
         if done.returncode == 0:
-            found.append(system)
+            systems.append(system)
         else:
             print(f"Python {python}, {system}: {done.stderr.strip()}", flush=True)
-    return found
+    return systems
 
 
 def interpreter(python: str) -> str | None:
@@ -182,17 +162,8 @@ def interpreter(python: str) -> str | None:
 def compiled(command: str, code: Path) -> str | None:
     """Return a Python's version if it compiles a folder without warnings."""
     with tempfile.TemporaryDirectory(prefix="fbt-") as cache:
-        options = [
-            "-W",
-            "error",
-            "-X",
-            f"pycache_prefix={cache}",
-            "-m",
-            "compileall",
-            "-q",
-            "-f",
-            str(code),
-        ]
+        options = ["-W", "error", "-X", f"pycache_prefix={cache}"]
+        options += ["-m", "compileall", "-q", "-f", str(code)]
         if subprocess.run([command, *options], check=False).returncode != 0:
             return None
     return output(command, "import platform; print(platform.python_version())")
@@ -205,10 +176,8 @@ def copy_code(into: Path) -> None:
             ROOT / name, into / name, ignore=shutil.ignore_patterns("__pycache__")
         )
     for path in chapters():
-        cells = [cell.source for cell in read(path).cells if cell.cell_type == "code"]
-        text = "\n".join(
-            TransformerManager().transform_cell(source) for source in cells
-        )
+        sources = [cell.source for cell in code_cells(read(path))]
+        text = "\n".join(map(TransformerManager().transform_cell, sources))
         (into / f"{path.stem}.py").write_text(text, encoding="utf-8")
 
 
@@ -220,22 +189,16 @@ def pythons() -> bool:
         for python in PYTHONS:
             systems, command = resolve(python), interpreter(python)
             version = compiled(command, Path(folder)) if command else None
-            result = (
-                "not installed here"
-                if command is None
-                else version or "the code does not compile"
-            )
             wheels = ", ".join(systems) or "no system"
-            print(
-                f"Python {python}: wheels for {wheels}; compiled by: {result}",
-                flush=True,
-            )
-            good &= len(systems) == len(SYSTEMS) and (
-                command is None or version is not None
-            )
-            row = {"python": python, "wheels": systems} | (
-                {"compiled": version} if command else {}
-            )
+            row: dict[str, Any] = {"python": python, "wheels": systems}
+            result = "not installed here"
+            if command:
+                row["compiled"] = version
+                result = version or "the code does not compile"
+                good &= version is not None
+            line = f"Python {python}: wheels for {wheels}; compiled by: {result}"
+            print(line, flush=True)
+            good &= len(systems) == len(SYSTEMS)
             record_row("pythons", row, "python")
     return good
 
@@ -250,37 +213,23 @@ def tests(torch: str) -> bool:
     installs = [["--require-hashes", "-r", str(lock)], [f"torch=={torch}"]]
     python, _ = install(home, lock.read_text(encoding="utf-8"), *installs)
     report = home / "report.xml"
-    command = [
-        str(python),
-        "-m",
-        "pytest",
-        "-n",
-        "2",
-        "--dist",
-        "loadfile",
-        f"--junitxml={report}",
-    ]
+    command = [str(python), "-m", "pytest", "-n", "2", "--dist", "loadfile"]
+    command += [f"--junitxml={report}"]
     command += [f"--ignore=tests/test_{name}.py" for name in SKIPPED.split()]
     report.unlink(missing_ok=True)
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
-    )
+    variables = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=variables, check=False)
     suite = ElementTree.parse(report).getroot()[0]
-    counts = {
-        name: int(suite.attrib[name])
-        for name in ("tests", "failures", "errors", "skipped")
-    }
+    names = ("tests", "failures", "errors", "skipped")
+    counts = {name: int(suite.attrib[name]) for name in names}
     row = {
         "torch": output(python, "import torch; print(torch.__version__)"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
     }
     record_row("tests", row | counts, *row)
-    return (
-        done.returncode == 0
-        and counts["tests"] > 0
-        and counts["failures"] == counts["errors"] == 0
-    )
+    failed = done.returncode or counts["failures"] or counts["errors"]
+    return not failed and counts["tests"] > 0
 
 
 def main() -> None:

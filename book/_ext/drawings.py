@@ -30,15 +30,15 @@ from sphinx.util.docutils import SphinxDirective
 LOGGER = logging.getLogger(__name__)
 # The grey of a figure's text and axes. On a page it becomes the text colour.
 INK = re.compile("#757575", re.IGNORECASE)
-# References inside a figure to its own parts: url(#clip), href="#glyph".
+# A reference inside a figure to one of its elements, such as url(#clip).
 URL_REFERENCE = re.compile(r"url\(#([^)]+)\)")
 FONT_SIZE = re.compile(r"\bfont(?:-size)?:[^;]*?([\d.]+)px")
-# Figures are drawn for the width of a phone. Wider pages show them this much larger.
-LARGER = 1.2
-# Figures shrink until their smallest text is this many CSS pixels, then they scroll.
-SMALLEST = 9
+# Figures are drawn for the width of a phone; wider pages enlarge them by this factor.
+ENLARGEMENT = 1.2
+# Figures shrink until their smallest text has this size in CSS pixels, then scroll.
+SMALLEST_TEXT = 9
 # Width available on a phone, in CSS pixels.
-PHONE = 360
+PHONE_WIDTH = 360
 
 
 class InlineFigures(SphinxPostTransform):
@@ -105,9 +105,9 @@ def framed_svg(text: str, prefix: str, alt: str) -> str:
         alt: the alt text.
 
     Returns:
-        A <div> that holds an <svg> element with the ink as currentColor, prefixed
-        ids, role="img" and the alt text as its label. The <div> can be focused with
-        the keyboard if it scrolls on a phone.
+        A <div> with an <svg> element: the ink is currentColor, ids are prefixed,
+        role="img", and the alt text is its label. The <div> can be focused with the
+        keyboard if it scrolls on a phone.
     """
     root = ET.fromstring(text)
     for parent in list(root.iter()):
@@ -133,7 +133,7 @@ def framed_svg(text: str, prefix: str, alt: str) -> str:
     root.set("role", "img")
     root.set("aria-label", alt)
     scrolls = ""
-    if least > PHONE:
+    if least > PHONE_WIDTH:
         scrolls = ' tabindex="0" role="group" aria-label="scrolls sideways"'
     svg = ET.tostring(root, encoding="unicode")
     return f'<div class="fbt-figure"{scrolls}>{svg}</div>'
@@ -146,11 +146,14 @@ def _widths(root: ET.Element) -> tuple[float, float]:
     width = float(declared.removesuffix("pt")) * scale
     units = float(root.attrib["viewBox"].split()[2])
     smallest = min(_text_sizes(root, 16), default=units)
-    return LARGER * width, SMALLEST * units / smallest
+    return ENLARGEMENT * width, SMALLEST_TEXT * units / smallest
 
 
 def _text_sizes(element: ET.Element, inherited: float) -> Iterator[float]:
-    """Yield a drawing's text sizes in its own units; an index counts as its base."""
+    """Yield a drawing's text sizes in its own units.
+
+    Subscripts and superscripts count with the size of the text around them.
+    """
     style = FONT_SIZE.search(element.get("style", ""))
     size = float(style[1] if style else element.get("font-size", inherited))
     if element.tag == "text":

@@ -1,4 +1,4 @@
-"""Changes to Jupyter Book: figures follow the theme, pages load nothing external."""
+"""Changes to Jupyter Book: figures in the theme's colours, no external files."""
 
 from __future__ import annotations
 
@@ -64,10 +64,7 @@ def finish_page(
     context: dict[str, Any],
     doctree: Any,
 ) -> None:
-    """Add a description to the page, and remove what the theme adds needlessly.
-
-    That is the live-code files and a label that is the same for all buttons.
-    """
+    """Add a description to the page; remove live-code files and repeated labels."""
     for kind in ("script_files", "css_files"):
         files = context.get(kind, [])
         files[:] = [
@@ -90,9 +87,9 @@ def finish_page(
 
 
 def _description(doctree: nodes.document, book: str) -> str:
-    """Return a meta description, taken from the first long paragraph.
+    """Return a meta description from the first long paragraph.
 
-    It is empty for a page that has its own.
+    Returns "" if the page has a description of its own.
     """
     if any(node.get("name") == "description" for node in doctree.findall(nodes.meta)):
         return ""

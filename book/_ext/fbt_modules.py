@@ -45,7 +45,7 @@ class Definition:
 
 @dataclass
 class Use:
-    """A name in the code that refers to something, and what it refers to.
+    """A name in the code, and the definition that it refers to.
 
     Attributes:
         line: its line number.
@@ -226,15 +226,9 @@ class Package:
         return []
 
     def imports(self, module: Module) -> list[Module]:
-        """Return the modules that a module imports at run time."""
-        for_types = {
-            inner
-            for node in ast.walk(module.tree)
-            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-            for inner in ast.walk(node)
-        }
+        """Return the modules that a module imports, also for type checkers only."""
         names = set()
-        for node in set(ast.walk(module.tree)) - for_types:
+        for node in ast.walk(module.tree):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 for dotted in imported(node).values():
                     candidates = [dotted, dotted.rpartition(".")[0]]

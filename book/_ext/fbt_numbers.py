@@ -17,7 +17,7 @@ from typing import Any
 from sphinx.application import Sphinx
 
 Numbers = dict[str, Any]
-# Per cent on programs with three variables, from the authors' repository.
+# Accuracy in per cent on programs with three variables, by the authors' repository.
 OFFICIAL = {"parallel": "33.7", "feedback": "99.1"}
 
 
@@ -38,7 +38,7 @@ class Records:
     """The JSON files of a folder, by name."""
 
     def __init__(self, folder: Path) -> None:
-        """Remember the folder."""
+        """Set the folder."""
         self.folder = folder
 
     def __getitem__(self, name: str) -> Any:
@@ -49,32 +49,32 @@ class Records:
 def losses(measured: Records) -> Numbers:
     """Return sizes, losses and times of the small preset and the shipped models."""
     small: dict[str, dict[str, str]] = {}
-    exact = {}
-    runs = measured["tiny_shakespeare"]["runs"]
-    for variant in dict.fromkeys(run["job"]["variant"] for run in runs):
-        own = [run for run in runs if run["job"]["variant"] == variant]
-        found = [run["summary"]["val_loss"] for run in own]
-        exact[variant] = mean(found)
+    mean_losses = {}
+    all_runs = measured["tiny_shakespeare"]["runs"]
+    for variant in dict.fromkeys(run["job"]["variant"] for run in all_runs):
+        runs = [run for run in all_runs if run["job"]["variant"] == variant]
+        losses = [run["summary"]["val_loss"] for run in runs]
+        seconds = mean(run["seconds"] for run in runs)
+        mean_losses[variant] = mean(losses)
         small[variant.replace("-", "_")] = {
-            "parameters": millions(own[0]["parameters"]),
-            "loss": f"{mean(found):.2f}",
-            "least": f"{min(found):.3f}",
-            "most": f"{max(found):.3f}",
-            "seconds": f"{mean(run['seconds'] for run in own):.0f}",
-            "minutes": f"{mean(run['seconds'] for run in own) / 60:.1f}",
+            "parameters": millions(runs[0]["parameters"]),
+            "loss": f"{mean(losses):.2f}",
+            "least": f"{min(losses):.3f}",
+            "most": f"{max(losses):.3f}",
+            "seconds": f"{seconds:.0f}",
+            "minutes": f"{seconds / 60:.1f}",
         }
     record = measured["shipped"]
+    models = zip(record["losses"].items(), record["runs"], strict=True)
     shipped = {
         name.removeprefix("tiny-shakespeare").lstrip("-") or "feedback": {
             "parameters": millions(run["parameters"]),
-            "loss": f"{found['float16']:.3f}",
+            "loss": f"{loss['float16']:.3f}",
             "minutes": f"{run['seconds'] / 60:.0f}",
         }
-        for (name, found), run in zip(
-            record["losses"].items(), record["runs"], strict=True
-        )
+        for (name, loss), run in models
     }
-    gain = f"{exact['parallel'] - exact['shared-kv']:.2f}"
+    gain = f"{mean_losses['parallel'] - mean_losses['shared-kv']:.2f}"
     return {"small": small, "shipped": shipped, "gain": gain}
 
 
@@ -86,15 +86,13 @@ def millions(parameters: int) -> str:
 def speeds(measured: Records) -> Numbers:
     """Return the time of a training step as a multiple of the parallel model's."""
     rows = measured["speed"]["rows"]
-    cpu = [
-        r["ratio"] for r in rows if r["name"] == "native" and r["label"] in ("M", "L")
-    ]
-    rows = measured["gpu"]["rows"]
-    seconds = {(r["label"], r["name"]): r["seconds"] for r in rows if r["graph"]}
-    labels = {label for label, _ in seconds}
+    native = [row for row in rows if row["name"] == "native"]
+    cpu = [row["ratio"] for row in native if row["label"] in ("M", "L")]
+    rows = [row for row in measured["gpu"]["rows"] if row["graph"]]
+    seconds = {(row["label"], row["name"]): row["seconds"] for row in rows}
     gpu = [
         seconds[label, "sequence"] / seconds[label, "parallel body"]
-        for label in labels
+        for label in {label for label, _ in seconds}
     ]
     return {
         "cpu": {"least": f"{min(cpu):.1f}", "most": f"{max(cpu):.1f}"},
@@ -104,14 +102,11 @@ def speeds(measured: Records) -> Numbers:
 
 def tracking(measured: Records) -> Numbers:
     """Return results of state tracking with and without feedback."""
-    rows = {
-        (r["task"], r["model"], r["layers"]): r for r in measured["tracking"]["table"]
-    }
-    feedback, parallel = (
-        rows["parity", "feedback", 1],
-        rows["parity", "relative parallel", 8],
-    )
-    # None where a seed did not get there in time, which max refuses.
+    table = measured["tracking"]["table"]
+    rows = {(row["task"], row["model"], row["layers"]): row for row in table}
+    feedback = rows["parity", "feedback", 1]
+    parallel = rows["parity", "relative parallel", 8]
+    # A seed that ran out of time has None, and max raises.
     seconds = [
         max(rows[task, "feedback", 1]["seconds_to_95"])
         for task in ("parity", "S3", "cups")
@@ -127,30 +122,26 @@ def tracking(measured: Records) -> Numbers:
 
 
 def percent(share: float) -> str:
-    """Format a share in per cent."""
+    """Format a fraction in per cent."""
     return f"{100 * share:.0f}"
 
 
 def memory_in_blocks(measured: Records) -> Numbers:
     """Return the megabytes for training on a long text in blocks, by its length."""
-    rows = [
-        r
-        for r in measured["long"]["rows"]
-        if r["name"] == "native, recompute, blocks"
-    ]
-    return {f"at_{row['T']}": f"{row['memory_mb']:.0f}" for row in rows}
+    rows = measured["long"]["rows"]
+    blocks = [row for row in rows if row["name"] == "native, recompute, blocks"]
+    return {f"at_{row['T']}": f"{row['memory_mb']:.0f}" for row in blocks}
 
 
 def reliability(root: Path) -> Numbers:
     """Return figures for the page of promises."""
-    trust = json.loads((root / "tests" / "trust.json").read_text(encoding="utf-8"))
-    versions = json.loads(
-        (root / "tests" / "versions.json").read_text(encoding="utf-8")
-    )
+    tests = Records(root / "tests")
+    trust, versions = tests["trust"], tests["versions"]
     runs, inputs = trust["kills"]["runs"], trust["fuzz"]["inputs"]
     lock = (root / "tools" / "book.lock").read_text(encoding="utf-8")
-    notebooks = [
-        path.read_text(encoding="utf-8") for path in (root / "book").glob("*.ipynb")
+    notebooks = (root / "book").glob("*.ipynb")
+    exercises = [
+        path.read_text(encoding="utf-8").count('"### Exercise') for path in notebooks
     ]
     compiled = [row["python"] for row in versions["pythons"] if row["compiled"]]
     torches = {row["torch"].partition("+")[0] for row in versions["tests"]}
@@ -169,17 +160,18 @@ def reliability(root: Path) -> Numbers:
             for name in ("properties", "examples", "failures")
         },
         "packages": len(re.findall(r"^[\w.-]+==", lock, re.MULTILINE)),
-        "exercises": sum(
-            len(re.findall(r'"### Exercise', text)) for text in notebooks
-        ),
-        "pythons": listed(compiled),
-        "torches": listed(
-            sorted(torches, key=lambda version: [*map(int, version.split("."))])
-        ),
+        "exercises": sum(exercises),
+        "pythons": sentence_list(compiled),
+        "torches": sentence_list(sorted(torches, key=as_numbers)),
     }
 
 
-def listed(names: Iterable[str]) -> str:
+def as_numbers(version: str) -> list[int]:
+    """Return a version as numbers, by which versions can be sorted."""
+    return [int(part) for part in version.split(".")]
+
+
+def sentence_list(names: Iterable[str]) -> str:
     """Join names as in a sentence."""
     *first, last = names
     return f"{', '.join(first)} and {last}" if first else last

@@ -1,4 +1,4 @@
-"""A module split into rows: docstrings and comments, and the code beside them."""
+"""A module as rows: docstrings and comments, and the code beside them."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-# The metadata that tools/notebooks.py records for each chapter's run.
+# The metadata that tools/runs.py stores for each chapter's run.
 Runs = dict[str, dict[str, Any]]
 
 
