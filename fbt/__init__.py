@@ -11,7 +11,7 @@ here.
 
 from fbt import tasks
 from fbt.config import Config
-from fbt.data import CharTokenizer, load_tiny_shakespeare
+from fbt.corpus import load_tiny_shakespeare
 from fbt.feedback import FeedbackBody
 from fbt.language_model import LanguageModel
 from fbt.native import build_native
@@ -19,6 +19,7 @@ from fbt.parallel import ParallelBody
 from fbt.shared_kv import SharedKVBody
 from fbt.stack import MemoryStack, TorchStack
 from fbt.state import State
+from fbt.tokenizer import CharTokenizer
 from fbt.training import Run, train
 from fbt.views.explorer import AttentionExplorer
 from fbt.views.source import show

@@ -38,7 +38,6 @@ from fbt._text import dataclass_from, parse_json
 from fbt._weights import Shape, TensorFile, check_weights, reading_tensors, serialise
 from fbt.attention import Dropout
 from fbt.config import Config
-from fbt.data import CharTokenizer
 from fbt.engines import Decoder, hook_of, why_not_folded
 from fbt.evaluation_copy import evaluation_copy
 from fbt.feedback import FeedbackBody
@@ -47,6 +46,7 @@ from fbt.initialisation import initialising
 from fbt.parallel import ParallelBody
 from fbt.shared_kv import SharedKVBody
 from fbt.state import State
+from fbt.tokenizer import CharTokenizer
 from fbt.warm_start import copy_parallel_body
 
 Body = ParallelBody | FeedbackBody | SharedKVBody

@@ -26,7 +26,7 @@ from rewriting import rewritten_while_loaded
 from small_runs import fingerprint, save_checkpoint
 
 from fbt import CharTokenizer, Config, LanguageModel
-from fbt._corpus import PLAYS, REPLACEMENTS, rebuild
+from fbt._plays import PLAYS, REPLACEMENTS, rebuild
 from fbt.language_model import WEIGHTS_FILE
 from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint, Settings
 from fbt.training.loop import adamw

@@ -393,7 +393,7 @@ SAMPLING = [
     (
         ValueError,
         {"prompt": "abz"},
-        r"text must hold only the 19 characters .* got 'z' \(U\+007A\) at position 2",
+        r"text must contain only the 19 characters .* got 'z' \(U\+007A\) at position 2",
     ),
     (
         ValueError,

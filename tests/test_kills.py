@@ -31,7 +31,7 @@ import fbt
 from fbt import LanguageModel
 from fbt._files import sha256
 from fbt.config import VARIANTS
-from fbt.data import FILE_NAME
+from fbt.corpus import FILE_NAME
 from fbt.native import DIGEST
 from fbt.training import Run, resume
 from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint

@@ -1290,7 +1290,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_first_step(
             {},
             "more than seq_len=7 characters, got 1 of 1; to train on a file, pass its Path",
         ),
-        ("", {}, "text must hold at least one character"),
+        ("", {}, "text must have at least one character"),
     ],
 )
 def test_a_text_too_short_is_refused_before_anything_is_written(

@@ -207,7 +207,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = 
     ),
     "no vocabulary": (
         lambda h, m: m.update(vocabulary='""'),
-        "vocabulary must hold at least one character",
+        "vocabulary must have at least one character",
     ),
     "a short vocabulary": (
         lambda h, m: m.update(vocabulary='"abc"'),
@@ -215,7 +215,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = 
     ),
     "a character twice": (
         lambda h, m: m.update(vocabulary='"aa"'),
-        "vocabulary must hold each character once",
+        "vocabulary must have distinct characters",
     ),
     "a vocabulary of numbers": (
         lambda h, m: m.update(vocabulary="3"),

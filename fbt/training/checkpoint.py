@@ -30,7 +30,6 @@ from fbt._weights import (
     without_prefix,
 )
 from fbt.config import Config
-from fbt.data import CharTokenizer
 from fbt.language_model import CHECKPOINT_FILE as CHECKPOINT_FILE
 from fbt.language_model import (
     CHECKPOINT_PART,
@@ -39,6 +38,7 @@ from fbt.language_model import (
     weight_shapes,
 )
 from fbt.state import State
+from fbt.tokenizer import CharTokenizer
 from fbt.training.recipe import Recipe
 
 PARTS = (CHECKPOINT_PART, "state.", "optimizer.", "best.")

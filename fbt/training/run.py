@@ -21,7 +21,7 @@ from fbt._checks import (
 from fbt._files import quoted_path, read_file, sha256
 from fbt._text import one_line
 from fbt.config import Config
-from fbt.data import CharTokenizer, load_tiny_shakespeare
+from fbt.corpus import load_tiny_shakespeare
 from fbt.initialisation import initialising
 from fbt.language_model import (
     WEIGHTS_FILE,
@@ -29,6 +29,7 @@ from fbt.language_model import (
     config_from_parallel,
     model_bytes,
 )
+from fbt.tokenizer import CharTokenizer
 from fbt.training.checkpoint import CHECKPOINT_FILE, Best, Checkpoint, Settings
 from fbt.training.events import event_writer
 from fbt.training.folder import RunFolder
