@@ -376,5 +376,5 @@ def errors_about(path: Path, kind: str) -> Iterator[None]:
     except (TypeError, ValueError) as error:
         reason = one_line(str(error))
         raise ValueError(
-            f"{quoted_path(path)} is not a whole {kind} of this version of fbt: {reason}"
+            f"{quoted_path(path)} is not a valid {kind} of this version of fbt: {reason}"
         ) from error

@@ -35,7 +35,7 @@ def parse_json(name: str, text: str | bytes) -> Any:
             text if isinstance(text, str) else text.decode(), object_pairs_hook=_once
         )
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is no JSON that can be read: {error}") from error
+        raise ValueError(f"{name} is not valid JSON: {error}") from error
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -37,6 +37,22 @@ class _Drawing(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
+class _Skipping(TorchFunctionMode):
+    """Skip the functions that draw weights, in this thread."""
+
+    def __torch_function__(
+        self,
+        function: Any,
+        types: Any,
+        args: Any = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function in RANDOM:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
 @contextmanager
 def initialising(seed: int = 0) -> Iterator[None]:
     """A context for building a model on the CPU, with the weights that follow `torch.manual_seed(seed)`.
@@ -49,4 +65,15 @@ def initialising(seed: int = 0) -> Iterator[None]:
     """
     generator = torch.Generator("cpu").manual_seed(seed)
     with torch.inference_mode(False), torch.device("cpu"), _Drawing(generator):
+        yield
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """A context for building a model of which only names and shapes are needed.
+
+    Its tensors are on the meta device and take no memory. No weights are drawn: on
+    that device, torch would import a compiler for it, which takes seconds.
+    """
+    with torch.inference_mode(False), torch.device("meta"), _Skipping():
         yield

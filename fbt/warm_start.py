@@ -1,10 +1,33 @@
 """The weights of a trained parallel body as the starting point of a feedback body."""
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 
+from fbt._checks import check_choice
 from fbt._modes import without_autocast
+from fbt.config import Config
 from fbt.feedback import FeedbackBody
 from fbt.parallel import ParallelBody
+
+
+def config_from_parallel(config: Config, variant: str, **changes: Any) -> Config:
+    """Return the config of `LanguageModel.from_parallel`'s result.
+
+    Args:
+        config: of the parallel model.
+        variant: as in `LanguageModel.from_parallel`.
+        **changes: as in `LanguageModel.from_parallel`.
+
+    Raises:
+        ValueError: as in `LanguageModel.from_parallel`.
+    """
+    check_choice("variant of the model to start from", config.variant, ("parallel",))
+    check_choice("variant", variant, ("shared-kv", "feedback"))
+    for name in changes:
+        check_choice("a changed field", name, ("dropout", "memory", "memory_norm"))
+    return replace(config, variant=variant, **changes)
 
 
 def copy_parallel_body(source: ParallelBody, target: FeedbackBody) -> None:

@@ -27,8 +27,8 @@ from small_runs import fingerprint, save_checkpoint
 
 from fbt import CharTokenizer, Config, LanguageModel
 from fbt._plays import PLAYS, REPLACEMENTS, rebuild
-from fbt.language_model import WEIGHTS_FILE
-from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint, Settings
+from fbt.pretrained import CHECKPOINT_FILE, WEIGHTS_FILE
+from fbt.training.checkpoint import Checkpoint, Settings
 from fbt.training.loop import adamw
 from fbt.training.metrics import METRICS_FILE, read_metrics
 from fbt.training.recipe import Recipe

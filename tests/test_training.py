@@ -19,9 +19,10 @@ from torch import Tensor, nn
 import fbt
 from fbt import CharTokenizer, Config, LanguageModel
 from fbt.data import random_windows
+from fbt.pretrained import CHECKPOINT_FILE
 from fbt.training import evaluate, resume, train
 from fbt.training import loop as training_loop
-from fbt.training.checkpoint import CHECKPOINT_FILE, Best, Checkpoint
+from fbt.training.checkpoint import Best, Checkpoint
 from fbt.training.evaluation import total_loss
 from fbt.training.loop import Interrupt, Trainer, adamw, step_seed
 from fbt.training.metrics import METRICS_FILE
