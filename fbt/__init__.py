@@ -1,12 +1,12 @@
-"""The Feedback Transformer (Fan et al. 2020, arXiv 2002.09402): exact, readable, and fast enough to use.
+"""The Feedback Transformer (Fan et al. 2020, arXiv 2002.09402), exact and readable.
 
     import fbt
 
     model = fbt.LanguageModel.from_pretrained("tiny-shakespeare")
     print(model.generate("ROMEO:", 300, temperature=0.8, seed=1))
 
-Start at `LanguageModel` and `Config`; `fbt.show(obj)` displays the source of anything
-here.
+Start with `LanguageModel` and `Config`. `fbt.show(obj)` displays the source of any
+object of the package.
 """
 
 from fbt import tasks

@@ -227,9 +227,9 @@ def check_tensors(
 
     Args:
         tensors: by name. Only names that begin with `prefix` are checked.
-        expected: names without the prefix, and shapes. May be endless, since a file
-            may claim any number of layers: the check stops once more names are missing
-            than present.
+        expected: names without the prefix, and shapes. There may be any number of
+            them, since a file may claim any number of layers: the check stops once
+            more names are missing than present.
         prefix: of the names.
     """
     actual = without_prefix(tensors, prefix)

@@ -206,7 +206,8 @@ class LanguageModel(nn.Module):
         """
         if isinstance(self.body, ParallelBody):
             raise ValueError(
-                "layer_weights needs variant 'feedback' or 'shared-kv', got 'parallel'"
+                "layer_weights needs variant 'feedback' or 'shared-kv', "
+                "got 'parallel'"
             )
         return self.body.layer_weights().detach()
 

@@ -1,8 +1,8 @@
 """Files of a trained model: their names, their metadata, and loading from them.
 
-`LanguageModel.save_pretrained` writes the weights into `WEIGHTS_FILE`, with the config
-and the vocabulary in the metadata. The checkpoint of a training run contains the same
-weights under names that begin with `CHECKPOINT_PART`.
+`LanguageModel.save_pretrained` writes the weights into `WEIGHTS_FILE`, with the
+config and the vocabulary in the metadata. The checkpoint of a training run contains
+the same weights under names that begin with `CHECKPOINT_PART`.
 """
 
 import json

@@ -135,7 +135,7 @@ def test_no_checkpoint(tmp_path: Path) -> None:
         ({"size": 1}, "must have the field 'sha256', got size"),
         (
             {"size": 1, "sha256": "0" * 64, "md5": ""},
-            "must have no fields but size, sha256, got 'md5'",
+            "must only have the fields size, sha256, got 'md5'",
         ),
         ({"size": -1, "sha256": "0" * 64}, "size must be an int >= 0, got -1"),
         ({"size": 1.5, "sha256": "0" * 64}, "size must be an int >= 0, got 1.5"),

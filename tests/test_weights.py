@@ -197,7 +197,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = 
     ),
     "an unknown field": (
         lambda h, m: set_field(m, colour="red"),
-        "config must have no fields but vocab_size,",
+        "config must only have the fields vocab_size,",
     ),
     "a field renamed": (
         lambda h, m: m.update(config=m["config"].replace("vocab_size", "vocabulary")),
@@ -767,7 +767,7 @@ def test_a_file_that_is_cut_while_it_is_read_is_named(saved: Path) -> None:
         dict(stored.read())
     assert (
         reason(saved, caught.value)
-        == "was changed while it was read: read it again once it is whole"
+        == "changed while it was read: try again once it is complete"
     )
 
 
@@ -781,7 +781,7 @@ def test_a_file_that_is_written_to_while_it_is_read_is_named(saved: Path) -> Non
         saved.write_bytes(whole + b"\0")
     assert (
         reason(saved, caught.value)
-        == "was changed while it was read: read it again once it is whole"
+        == "changed while it was read: try again once it is complete"
     )
 
 
@@ -856,7 +856,7 @@ WRONG_CHECKPOINTS: dict[
     ),
     "an unknown setting": (
         lambda h, m: set_setting(m, colour=3),
-        "settings must have no fields but config, recipe, data, data_sha256, init_from, got 'colour'",
+        "settings must only have the fields config, recipe, data, data_sha256, init_from, got 'colour'",
     ),
     "no recipe": (
         lambda h, m: set_setting(m, recipe=None),
