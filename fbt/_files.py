@@ -75,7 +75,7 @@ def check_owned(path: Path) -> None:
         raise PermissionError(f"cannot tell who may write to {path} on this system")
     if not path.is_absolute():
         raise PermissionError(
-            f"{path} depends on the current folder: set {CACHE_VARIABLE} to an "
+            f"{path} depends on the current folder: {CACHE_VARIABLE} must be an "
             "absolute path"
         )
     for info in (path.lstat(), path.stat()):
