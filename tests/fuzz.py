@@ -19,7 +19,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from hostile_files import held_short, put_together, reason, retyped, taken_apart
+from hostile_files import (
+    build_file,
+    limited_resources,
+    parse_file,
+    reason,
+    with_dtype,
+)
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from rewriting import rewritten_while_loaded
@@ -147,13 +153,13 @@ def changed(draw: Any, value: Any) -> Any:
             case _:
                 return {**value, key: draw(JSON)}
     if isinstance(value, list) and value and draw(st.integers(0, 9)):
-        place = draw(st.integers(0, len(value) - 1))
+        position = draw(st.integers(0, len(value) - 1))
         replaced = (
             [draw(st.integers(0, 9) | edges() | SCALARS)]
             if draw(st.integers(0, 4))
             else []
         )
-        return [*value[:place], *replaced, *value[place + 1 :]]
+        return [*value[:position], *replaced, *value[position + 1 :]]
     return draw(JSON)
 
 
@@ -195,19 +201,19 @@ def edited(draw: Any, data: bytes) -> bytes:
     Some tensors may have another type and numbers to go with it: alone, or all of a
         part.
     """
-    header, numbers = taken_apart(data)
+    header, numbers = parse_file(data)
     for part in draw(
         st.sampled_from([(), (), ("model.", "state.")])
         | st.lists(st.sampled_from(PARTS), max_size=3)
     ):
-        numbers = retyped(
+        numbers = with_dtype(
             header,
             numbers,
             part,
             draw(st.sampled_from(["F16", "BF16", "F32", "F64"])),
         )
     if not draw(st.integers(0, 3)):
-        return put_together(header, numbers)
+        return build_file(header, numbers)
     metadata = header["__metadata__"]
     for _ in range(draw(st.integers(1, 3))):
         name = draw(st.sampled_from(sorted(header)))
@@ -236,7 +242,7 @@ def edited(draw: Any, data: bytes) -> bytes:
             case 6:
                 header[draw(ANY_TEXT)] = draw(JSON)
                 header.pop(name)
-    return put_together(header if draw(st.integers(0, 19)) else draw(JSON), numbers)
+    return build_file(header if draw(st.integers(0, 19)) else draw(JSON), numbers)
 
 
 def saved_models() -> list[bytes]:
@@ -248,17 +254,17 @@ def saved_models() -> list[bytes]:
 
 def saved_checkpoints() -> list[bytes]:
     torch.manual_seed(0)
-    found = []
+    actual = []
     for config in CONFIGS:
         lm = LanguageModel(config, CharTokenizer("abcde"))
         optimizer, state = adamw(lm, RECIPE), None
         for _ in range(2):
             state = a_step(lm, optimizer, state)
         settings = Settings(config, RECIPE, "text.txt", "abc", None)
-        found.append(
+        actual.append(
             save_checkpoint(FOLDER, 2, settings, lm, optimizer, state).read_bytes()
         )
-    return found
+    return actual
 
 
 def a_step(lm: LanguageModel, optimizer: torch.optim.Optimizer, state: Any) -> Any:
@@ -323,10 +329,10 @@ def check_metrics(text: str) -> bool:
 
 def check_settings(text: str) -> bool:
     try:
-        found = Settings.from_json(text)
+        actual = Settings.from_json(text)
     except (TypeError, ValueError):
         return False
-    assert Settings.from_json(found.to_json()) == found
+    assert Settings.from_json(actual.to_json()) == actual
     return True
 
 
@@ -480,7 +486,7 @@ def fuzz(loader: Loader, examples: int) -> tuple[int, int]:
     def one(value: Any) -> None:
         nonlocal tried, taken
         tried += 1
-        with held_short(seconds=1.0):
+        with limited_resources(seconds=1.0):
             taken += loader.check(value)
 
     assert loader.check(loader.valid)

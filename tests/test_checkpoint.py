@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from hostile_files import put_together, taken_apart
+from hostile_files import build_file, parse_file
 from safetensors.torch import save_file
 from small_runs import fingerprint, save_checkpoint
 
@@ -159,13 +159,13 @@ def test_a_bad_fingerprint_is_named(
     tmp_path: Path, metrics: object, message: str
 ) -> None:
     path = save_checkpoint(tmp_path, 2, SETTINGS, *stepped())
-    header, numbers = taken_apart(path.read_bytes())
+    header, numbers = parse_file(path.read_bytes())
     if metrics is None:
         del header["__metadata__"]["metrics"]
     else:
         text = metrics if isinstance(metrics, str) else json.dumps(metrics)
         header["__metadata__"]["metrics"] = text
-    path.write_bytes(put_together(header, numbers))
+    path.write_bytes(build_file(header, numbers))
     with pytest.raises(
         ValueError, match=f"{CHECKPOINT_FILE} is not a valid checkpoint .*{message}"
     ):

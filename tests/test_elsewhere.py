@@ -93,12 +93,12 @@ def use(
     site: Path, cwd: Path, *arguments: str, code: str = USE, **environment: str
 ) -> dict:
     """What a process says that has the package from `site`, and an environment with little else."""
-    kept = {
+    inherited = {
         name: os.environ[name]
         for name in ("PATH", "HOME", "LD_LIBRARY_PATH")
         if name in os.environ
     }
-    kept |= {
+    inherited |= {
         "PYTHONPATH": str(site),
         "FBT_CACHE": str(cwd / "cache"),
         "OMP_NUM_THREADS": "1",
@@ -115,22 +115,24 @@ def use(
         *arguments,
     ]
     done = subprocess.run(
-        command, cwd=cwd, env=kept | environment, capture_output=True, text=True
+        command, cwd=cwd, env=inherited | environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert Path(found["place"]).is_relative_to(site)
-    assert found["steps"] == 2 and found["text"].startswith("ROMEO:")
-    assert found["view"] > 1000 and found["source"].startswith("fbt/stack.py, lines ")
-    assert found["missing"].endswith(
+    actual = json.loads(done.stdout)
+    assert Path(actual["place"]).is_relative_to(site)
+    assert actual["steps"] == 2 and actual["text"].startswith("ROMEO:")
+    assert actual["view"] > 1000 and actual["source"].startswith(
+        "fbt/stack.py, lines "
+    )
+    assert actual["missing"].endswith(
         "names that ship with fbt: ['tiny-shakespeare', 'tiny-shakespeare-parallel']"
     )
-    assert not found["built"]
+    assert not actual["built"]
     # Without a folder for its settings Matplotlib says that it makes one, and torch
     # that it finds no GPU.
-    said = [line for line in done.stderr.splitlines() if "atplotlib" not in line]
-    assert not [line for line in said if "No CUDA runtime is found" not in line]
-    return found
+    lines = [line for line in done.stderr.splitlines() if "atplotlib" not in line]
+    assert not [line for line in lines if "No CUDA runtime is found" not in line]
+    return actual
 
 
 def test_the_wheel_and_the_sdist_hold_the_package_and_nothing_else(made):
@@ -167,9 +169,9 @@ def test_the_wheel_says_what_it_is(made):
 
 
 def test_from_a_path_with_spaces_and_letters_of_other_scripts(site, tmp_path):
-    found = use(site, tmp_path)
+    actual = use(site, tmp_path)
     assert Path(
-        found["kept"] == "None" and tmp_path / "cache" / "native" / "kept"
+        actual["kept"] == "None" and tmp_path / "cache" / "native" / "kept"
     ).is_file()
 
 
@@ -181,7 +183,7 @@ def test_without_compiler_home_settings_and_screen(site, tmp_path):
         name: str(taken / "x")
         for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
     }
-    found = use(
+    actual = use(
         site,
         tmp_path,
         "figure.svg",
@@ -192,10 +194,10 @@ def test_without_compiler_home_settings_and_screen(site, tmp_path):
         CXX="",
     )
     assert (
-        "needs a C++ compiler" in found["native"]
-        and "Nothing depends on it" in found["native"]
+        "needs a C++ compiler" in actual["native"]
+        and "Nothing depends on it" in actual["native"]
     )
-    assert found["kept"].startswith("NotADirectoryError")
+    assert actual["kept"].startswith("NotADirectoryError")
     assert "<svg" in (tmp_path / "figure.svg").read_text(encoding="utf-8")
 
 
@@ -205,15 +207,15 @@ def test_where_nothing_may_be_written_and_the_cache_is_somebody_elses(site, tmp_
     for path in (site, *site.rglob("*")):
         path.chmod(0o555)
     try:
-        found = use(site, tmp_path, FBT_CACHE=str(other / "cache"))
+        actual = use(site, tmp_path, FBT_CACHE=str(other / "cache"))
     finally:
         for path in (site, *site.rglob("*"), other):
             path.chmod(0o755)
-    assert found["written"].startswith("PermissionError") and found[
+    assert actual["written"].startswith("PermissionError") and actual[
         "kept"
     ].startswith("PermissionError")
 
 
 def test_from_inside_the_wheel_as_a_zip_file(made, tmp_path):
-    found = use(made[0], tmp_path)
-    assert found["written"].startswith("NotADirectoryError")
+    actual = use(made[0], tmp_path)
+    assert actual["written"].startswith("NotADirectoryError")

@@ -34,17 +34,17 @@ def evaluated(lm: fbt.LanguageModel) -> torch.Tensor:
 
 def test_tensors_are_shared_and_nothing_else(lm: fbt.LanguageModel) -> None:
     lm.register_buffer("kept", torch.ones(2))
-    twin = evaluation_copy(lm)
-    assert type(twin) is type(lm)
-    for mine, theirs in zip(twin.modules(), lm.modules(), strict=True):
+    copied = evaluation_copy(lm)
+    assert type(copied) is type(lm)
+    for mine, theirs in zip(copied.modules(), lm.modules(), strict=True):
         assert mine is not theirs
         assert (mine.training, theirs.training) == (False, True)
     names = dict(lm.named_parameters()) | dict(lm.named_buffers())
-    for name, tensor in [*twin.named_parameters(), *twin.named_buffers()]:
+    for name, tensor in [*copied.named_parameters(), *copied.named_buffers()]:
         assert tensor is names[name]
-    twin.extra = twin.head
-    twin.register_buffer("more", torch.ones(2))
-    twin.body.layers.append(nn.Linear(2, 3))
+    copied.extra = copied.head
+    copied.register_buffer("more", torch.ones(2))
+    copied.body.layers.append(nn.Linear(2, 3))
     assert (
         not hasattr(lm, "extra")
         and not hasattr(lm, "more")
@@ -55,22 +55,22 @@ def test_tensors_are_shared_and_nothing_else(lm: fbt.LanguageModel) -> None:
 def test_it_computes_what_the_model_does_in_evaluation_mode(
     lm: fbt.LanguageModel,
 ) -> None:
-    found = evaluation_copy(lm)(TOKENS)
-    assert not torch.equal(found, lm(TOKENS))
-    assert torch.equal(found, evaluated(lm))
+    actual = evaluation_copy(lm)(TOKENS)
+    assert not torch.equal(actual, lm(TOKENS))
+    assert torch.equal(actual, evaluated(lm))
 
 
 def test_a_module_in_two_places_stays_one(lm: fbt.LanguageModel) -> None:
     lm.body.layers[1] = lm.body.layers[0]
-    twin = evaluation_copy(lm)
-    assert twin.body.layers[1] is twin.body.layers[0]
+    copied = evaluation_copy(lm)
+    assert copied.body.layers[1] is copied.body.layers[0]
 
 
 def test_a_later_update_in_place_is_seen(lm: fbt.LanguageModel) -> None:
-    twin = evaluation_copy(lm)
+    copied = evaluation_copy(lm)
     with torch.no_grad():
         lm.head.weight.mul_(2)
-    assert torch.equal(twin(TOKENS), evaluated(lm))
+    assert torch.equal(copied(TOKENS), evaluated(lm))
 
 
 def test_hooks_fire_and_those_of_the_copy_stay_there(lm: fbt.LanguageModel) -> None:
@@ -80,10 +80,12 @@ def test_hooks_fire_and_those_of_the_copy_stay_there(lm: fbt.LanguageModel) -> N
     lm.body.register_forward_hook(
         lambda *_, **__: fired.append("body"), with_kwargs=True
     )
-    twin = evaluation_copy(lm)
-    twin(TOKENS)
+    copied = evaluation_copy(lm)
+    copied(TOKENS)
     assert fired == ["body", "pre", "hook"]
-    twin.head.register_forward_hook(lambda *_: fired.append("copy"), always_call=True)
+    copied.head.register_forward_hook(
+        lambda *_: fired.append("copy"), always_call=True
+    )
     lm(TOKENS)
     assert fired == ["body", "pre", "hook"] * 2
 
@@ -145,13 +147,13 @@ CHANGES: dict[str, Callable[[fbt.LanguageModel], object]] = {
 def test_what_is_not_as_it_was_made_is_noticed(change: str) -> None:
     lm = model("shared-kv", TOKENIZER)
     CHANGES[change](lm)
-    twin = evaluation_copy(lm)
-    assert why_not_folded(twin.body) == why_not_folded(lm.body)
+    copied = evaluation_copy(lm)
+    assert why_not_folded(copied.body) == why_not_folded(lm.body)
     lm.eval()
     state = lm.body(lm.token_embedding(TOKENS))[1]
     decoded = lm._decoder(state) is not None
-    assert decoded == (twin._decoder(state) is not None) == (change == "nothing")
-    assert torch.equal(twin(TOKENS), evaluated(lm))
+    assert decoded == (copied._decoder(state) is not None) == (change == "nothing")
+    assert torch.equal(copied(TOKENS), evaluated(lm))
 
 
 @pytest.mark.parametrize("kind", ["bound", "partial", "compiled"])

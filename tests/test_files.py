@@ -105,15 +105,15 @@ def test_two_writers_at_once_do_not_mix(tmp_path: Path) -> None:
 
 def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> None:
     path = tmp_path / "a [file]"
-    kept = [
+    unrelated = [
         ".a [file].0123456789abcdef",
         ".a [file].mine.part",
         ".other.0123456789abcdef.part",
     ]
-    for name in [".a [file].0123456789abcdef.part", *kept]:
+    for name in [".a [file].0123456789abcdef.part", *unrelated]:
         (tmp_path / name).write_bytes(b"half")
     write_file(path, b"new")
-    assert names(tmp_path) == sorted([*kept, "a [file]"])
+    assert names(tmp_path) == sorted([*unrelated, "a [file]"])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
@@ -264,18 +264,18 @@ def test_a_file_is_whole_on_disk_before_it_has_its_name(
     """Small ones too, which a buffer could still hold; and another writer waits until the name is given."""
     import fcntl  # not on Windows
 
-    found: list[int] = []
+    actual: list[int] = []
     replace = os.replace
 
     def noted(source: str, target: str, **folders: int | None) -> None:
-        found.append(Path(source).stat().st_size)
+        actual.append(Path(source).stat().st_size)
         with Path(source).open("rb+") as file, pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         replace(source, target, **folders)
 
     monkeypatch.setattr(os, "replace", noted)
     write_file(tmp_path / "file", b"x" * size)
-    assert found == [size]
+    assert actual == [size]
 
 
 # Reading.
@@ -336,10 +336,10 @@ def test_nothing_but_a_regular_file_is_opened(
 def test_a_pipe_that_comes_between_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, kept = tmp_path / "file", tmp_path / "kept"
-    kept.write_bytes(b"abc")
+    path, other = tmp_path / "file", tmp_path / "other"
+    other.write_bytes(b"abc")
     os.mkfifo(path)
-    seen = kept.stat()
+    seen = other.stat()
     monkeypatch.setattr(Path, "stat", lambda self: seen)
     with (
         pytest.raises(OSError, match=r"Not a regular file: '.*/file'"),

@@ -57,10 +57,10 @@ def test_pages_link_to_the_previous_and_the_next_one():
     order = [re.sub(r"\.(py|cpp)$", "", file) for file in files]
     wrong = []
     for name in NAMES:
-        place = order.index(name)
+        position = order.index(name)
         for kind, other in (
-            ("left-prev", order[:place][-1:]),
-            ("right-next", order[place + 1 :][:1]),
+            ("left-prev", order[:position][-1:]),
+            ("right-next", order[position + 1 :][:1]),
         ):
             links = [
                 Path(link["href"]).stem for link in soup(name).select(f"a.{kind}")
@@ -79,12 +79,12 @@ def test_descriptions_differ():
 
 def test_minutes_do_not_count_the_text_of_figures():
     page = soup("book/index")
-    said = int(
+    minutes = int(
         re.match(r"\d+", page.select_one(".fbt-about").get_text(" ", strip=True))[0]
     )
     for drawing in page.select("article svg"):
         drawing.decompose()
-    assert abs(said - fbt_about.minutes(page.article.get_text(" "))[0]) <= 1
+    assert abs(minutes - fbt_about.minutes(page.article.get_text(" "))[0]) <= 1
 
 
 def test_minutes_are_as_stated_or_counted():
@@ -180,7 +180,7 @@ def test_links_lead_into_the_file_or_to_the_web_or_are_removed():
         "api.html#fbt.Config": "#api--fbt.Config",
         "../fbt/stack.html#fbt.stack.MemoryStack": None,
     }
-    found = {
+    actual = {
         href: pdf.address("book/05-training", href, set(NAMES)) for href in targets
     }
-    assert found == targets
+    assert actual == targets

@@ -155,8 +155,8 @@ def test_probabilities_by_hand():
 
 
 def test_top_k_keeps_exactly_k_where_logits_tie():
-    kept = probabilities(torch.zeros(2, 7), 1.0, 3)
-    assert [(row > 0).sum().item() for row in kept] == [3, 3]
+    result = probabilities(torch.zeros(2, 7), 1.0, 3)
+    assert [(row > 0).sum().item() for row in result] == [3, 3]
 
 
 def test_characters_come_with_the_frequencies_of_the_model():
@@ -239,6 +239,6 @@ def test_autocast_changes_nothing_in_a_decoder(backend):
     expected = [plain.step(x[:, t]) for t in range(9)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         decoder = body.decoder(state, backend)
-        found = [decoder.step(x[:, t]) for t in range(9)]
-    for mine, theirs in zip(found, expected, strict=True):
+        actual = [decoder.step(x[:, t]) for t in range(9)]
+    for mine, theirs in zip(actual, expected, strict=True):
         assert mine.dtype == torch.float32 and torch.equal(mine, theirs)

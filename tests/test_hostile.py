@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hostile_files import put_together, reason, taken_apart
+from hostile_files import build_file, parse_file, reason
 from safetensors.torch import load_file
 from small_runs import TEXT, fingerprint, small_command, small_run
 
@@ -302,23 +302,25 @@ def test_metrics_that_are_none_are_named(
     path = run / METRICS_FILE
     data = (line if isinstance(line, bytes) else line.encode()) + b"\n"
     path.write_bytes(data)
-    header, numbers = taken_apart((run / CHECKPOINT_FILE).read_bytes())
+    header, numbers = parse_file((run / CHECKPOINT_FILE).read_bytes())
     header["__metadata__"]["metrics"] = fingerprint(data).to_json()
-    (run / CHECKPOINT_FILE).write_bytes(put_together(header, numbers))
+    (run / CHECKPOINT_FILE).write_bytes(build_file(header, numbers))
     with pytest.raises(ValueError) as caught:
         resume(run, TEXT, progress=False)
-    said = reason(path, caught.value)
-    assert said.startswith("is not a valid file of metrics of this version of fbt: ")
-    assert message in said
+    error_message = reason(path, caught.value)
+    assert error_message.startswith(
+        "is not a valid file of metrics of this version of fbt: "
+    )
+    assert message in error_message
 
 
 def set_data(run: Path, place: str) -> None:
     """Let the checkpoint of a run say that its text was there."""
     path = run / CHECKPOINT_FILE
-    header, numbers = taken_apart(path.read_bytes())
+    header, numbers = parse_file(path.read_bytes())
     settings = json.loads(header["__metadata__"]["settings"]) | {"data": place}
     header["__metadata__"]["settings"] = json.dumps(settings)
-    path.write_bytes(put_together(header, numbers))
+    path.write_bytes(build_file(header, numbers))
 
 
 @pytest.mark.parametrize(

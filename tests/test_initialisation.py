@@ -16,10 +16,10 @@ def test_the_weights_are_those_of_manual_seed(variant: str, seed: int) -> None:
     expected = fbt.LanguageModel(config(variant)).state_dict()
     before = torch.get_rng_state()
     with initialising(seed):
-        found = fbt.LanguageModel(config(variant)).state_dict()
+        actual = fbt.LanguageModel(config(variant)).state_dict()
     assert torch.equal(torch.get_rng_state(), before)
     for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), name
+        assert torch.equal(actual[name], tensor), name
 
 
 def test_nothing_is_left_of_the_context() -> None:
@@ -34,8 +34,8 @@ def test_contexts_of_the_caller_play_no_part() -> None:
     with initialising():
         expected = fbt.LanguageModel(config("shared-kv")).head.weight
     with torch.inference_mode(), torch.device("meta"), initialising():
-        found = fbt.LanguageModel(config("shared-kv")).head.weight
-    assert torch.equal(found, expected) and not found.is_inference()
+        actual = fbt.LanguageModel(config("shared-kv")).head.weight
+    assert torch.equal(actual, expected) and not actual.is_inference()
 
 
 def test_loading_saving_and_warm_starts_leave_the_global_generator_alone(
@@ -73,6 +73,6 @@ def test_a_warm_start_under_autocast_is_exact() -> None:
             layer.norm1.bias.normal_()
     expected = fbt.LanguageModel.from_parallel(parallel).state_dict()
     with torch.autocast("cpu", torch.bfloat16):
-        found = fbt.LanguageModel.from_parallel(parallel).state_dict()
+        actual = fbt.LanguageModel.from_parallel(parallel).state_dict()
     for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), name
+        assert torch.equal(actual[name], tensor), name

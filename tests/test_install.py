@@ -115,16 +115,16 @@ def test_the_install_cell_installs_the_package_with_all_its_files(
     assert (site / "fbt").is_dir(), installed.stdout + installed.stderr
     used = python(USE_WHAT_SHIPS, cwd=tmp_path, PYTHONPATH=str(site))
     assert used.returncode == 0, used.stderr
-    found = json.loads(used.stdout)
-    assert Path(found["place"]).is_relative_to(site)
-    assert found["text"].startswith("ROMEO:")
-    assert found["records"] == sorted(
+    actual = json.loads(used.stdout)
+    assert Path(actual["place"]).is_relative_to(site)
+    assert actual["text"].startswith("ROMEO:")
+    assert actual["records"] == sorted(
         p.name for p in (ROOT / "fbt" / "measurements").glob("*.json")
     )
-    assert found["native"] == sorted(
+    assert actual["native"] == sorted(
         p.name for p in (ROOT / "fbt" / "native").glob("*.cpp")
     )
-    assert found["source"].startswith("fbt/stack.py, lines ")
+    assert actual["source"].startswith("fbt/stack.py, lines ")
 
 
 def test_only_plots_need_matplotlib_and_the_error_names_it(tmp_path):

@@ -133,9 +133,9 @@ def test_each_layer_reads_a_memory_as_its_parallel_layer_would():
             z, *theirs.key_value(theirs.norm1(memories)), relative
         )
         keys, values = started.body.key_values[l](started.body.memory.norm(memories))
-        found, found_weights = ours.attention(ours.norm1(x), keys, values, relative)
+        actual, found_weights = ours.attention(ours.norm1(x), keys, values, relative)
         assert_same(found_weights, weights, f"weights of layer {l}")
-        assert_same(found, expected, f"output of layer {l}")
+        assert_same(actual, expected, f"output of layer {l}")
 
 
 @each_variant
