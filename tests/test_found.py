@@ -1,4 +1,4 @@
-"""Pages can be found, cited, edited and printed: what book/_ext adds to them."""
+"""Search, links, citation and printing of pages: the extensions in book/_ext."""
 
 import json
 import re
@@ -88,8 +88,8 @@ def test_minutes_do_not_count_the_text_of_figures():
 
 
 def test_minutes_are_as_stated_or_counted():
-    stated = "Reading takes about 40 minutes, the exercises about 65; running the page takes"
-    assert fbt_about.minutes(stated) == (40, 65)
+    text = "Reading takes about 40 minutes, the exercises about 65; running it takes"
+    assert fbt_about.minutes(text) == (40, 65)
     assert fbt_about.minutes("word " * 401) == (3, 0)
     assert fbt_about.minutes("") == (1, 0)
     # Two characters count as a word, and so does the comma.
@@ -113,8 +113,13 @@ def test_the_status_page_lists_every_run():
     text = soup("book/status").select_one("article").get_text(" ")
     for path in chapters():
         run = executed(path).metadata.fbt_run
-        row = f"{run.cells}\\s+{run.seconds:.0f}\\s+{max(run.cell_seconds):.1f}\\s+{run.finished[:10]}"
-        assert re.search(row, text), path.name
+        cells = (
+            f"{run.cells}",
+            f"{run.seconds:.0f}",
+            f"{max(run.cell_seconds):.1f}",
+            run.finished[:10],
+        )
+        assert re.search(r"\s+".join(cells), text), path.name
         assert f"torch {run.versions.torch}" in text
 
 
@@ -136,15 +141,15 @@ def test_runs_on_two_machines_are_listed_separately():
 # How to cite
 
 
-def test_the_citation_is_that_of_the_file():
+def test_the_citation_equals_the_file():
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     shown = soup("book/references").select_one(".highlight-bibtex").get_text()
     entries = [cited["preferred-citation"], *cited["references"]]
     assert shown.strip() == "\n\n".join(map(bibtex, entries))
     assert [entry["type"] for entry in entries] == ["book", "article"]
     assert (
-        "  author  = {Fan, Angela and Lavril, Thibaut and Grave, Edouard and Joulin, Armand and "
-        in shown
+        "  author  = {Fan, Angela and Lavril, Thibaut and Grave, Edouard and "
+        "Joulin, Armand and " in shown
     )
     assert "  author = {{The fbt authors}}," in shown
 
@@ -152,7 +157,7 @@ def test_the_citation_is_that_of_the_file():
 # The book as one file
 
 
-def test_joined_pages_keep_their_links_and_have_unique_ids():
+def test_the_single_page_book_keeps_links_and_has_unique_ids():
     whole = BeautifulSoup(pdf.book(), "html.parser")
     ids = Counter(element["id"] for element in whole.find_all(id=True))
     assert set(map(pdf.key, NAMES)) <= set(ids)
@@ -167,7 +172,7 @@ def test_joined_pages_keep_their_links_and_have_unique_ids():
         if not re.match(r"#|https?://|mailto:|data:|\.\./_static/", link)
     ]
     assert all("open" in fold.attrs for fold in whole.find_all("details"))
-    for script in whole.find_all("script"):  # views name their figures themselves
+    for script in whole.find_all("script"):  # views name their own figures
         script.decompose()
     assert not set(re.findall(r"url\(#([^)\"']+)\)", str(whole))) - set(ids)
 
