@@ -1,7 +1,7 @@
 """Read and write files, and find the cache folder.
 
 A file is written completely or not at all. A path may come from an untrusted file: a
-checkpoint contains the path of its run's text. So every file that is read is opened by
+checkpoint contains the path of its run's text. So every file is opened for reading by
 `reading_file`, which accepts only a regular file that does not change meanwhile.
 """
 
@@ -63,8 +63,8 @@ def check_owned(path: Path) -> None:
     """Raise unless this user or root owns a path and nobody else may write to it.
 
     A file that is executed must pass this check, and so must its folder. A symbolic
-    link is checked as well as its target. Others may write to a folder with the sticky
-    bit, like /tmp, where users can rename and remove only their own files.
+    link is checked as well as its target. Others may write to a folder with the
+    sticky bit, like /tmp, where users can rename and remove only their own files.
 
     Raises:
         PermissionError: if the path is relative, someone else owns it, or others may
@@ -130,10 +130,10 @@ def writing_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 def replacing_file(target: Path, dir_fd: int | None = None) -> Iterator[IO[bytes]]:
     """Replace a file atomically.
 
-    The data is written to a temporary file in the same folder, which replaces `target`
-    once it is safely on disk. Readers and other writers see the old file or the new
-    one, never a part. A process killed while writing leaves its temporary file behind;
-    the next writer of `target` removes it.
+    The data is written to a temporary file in the same folder, which replaces
+    `target` once it is safely on disk. Readers and other writers see the old file or
+    the new one, never a part. A process killed while writing leaves its temporary
+    file behind; the next writer of `target` removes it.
 
     Args:
         target: the file to write. An existing file keeps its permission bits; a new
@@ -307,8 +307,8 @@ def reading_file(path: Path) -> Iterator[IO[bytes]]:
                 before.st_mtime_ns,
             ):
                 raise ValueError(
-                    f"{quoted_path(path)} changed while it was read: try again once it "
-                    "is complete"
+                    f"{quoted_path(path)} changed while it was read: try again once "
+                    "it is complete"
                 )
 
         try:

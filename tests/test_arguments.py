@@ -104,7 +104,7 @@ def test_replace_keeps_the_default_factor_of_d_ff():
         small.replace(span=-3)
 
 
-SHOWN = {
+QUOTED_VALUES = {
     "a tensor": (torch.zeros(3, 4), "Tensor [3, 4] of torch.float32"),
     "a parameter": (
         torch.nn.Parameter(torch.zeros(2)),
@@ -122,9 +122,9 @@ SHOWN = {
 }
 
 
-@pytest.mark.parametrize("case", SHOWN)
+@pytest.mark.parametrize("case", QUOTED_VALUES)
 def test_values_in_messages(case):
-    value, expected = SHOWN[case]
+    value, expected = QUOTED_VALUES[case]
     assert shorten(value) == expected
 
 

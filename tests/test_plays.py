@@ -140,7 +140,8 @@ def test_rebuild_refuses_a_passage_that_does_not_occur_once(count: int) -> None:
     plays["roman/coriolanus"] = "**A**  \n" + "was with in my\n" * count
     with pytest.raises(
         ValueError,
-        match=f"'was with in my' must occur exactly once in the plays, got {count} times",
+        match="'was with in my' must occur exactly once in the plays, "
+        f"got {count} times",
     ):
         rebuild(plays)
 
