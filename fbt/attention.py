@@ -54,13 +54,17 @@ class RelativeTerms(nn.Module):
     def __init__(self, config: Config, distances: range) -> None:
         super().__init__()
         heads, rows, width = config.n_heads, len(distances), config.d_head
+        self.key_embedding = nn.Parameter(torch.zeros(heads, rows, width))  # E
+        self.key_bias = nn.Parameter(torch.empty(heads, rows))  # s
+        self.query_bias = nn.Parameter(torch.zeros(heads, width))  # u
+        if self.key_bias.is_meta:  # there are no values to compute
+            return
         slopes = 64 ** -torch.linspace(0, 1, heads)
         steps_back = torch.arange(rows - 1, -1, -1)
         # e^-32 is negligible; weights below e^-87 are subnormal, and slow on a CPU.
         penalty = (slopes[:, None] * steps_back).clamp(max=32)
-        self.key_embedding = nn.Parameter(torch.zeros(heads, rows, width))  # E
-        self.key_bias = nn.Parameter(-penalty * width**0.5)  # s
-        self.query_bias = nn.Parameter(torch.zeros(heads, width))  # u
+        with torch.no_grad():
+            self.key_bias.copy_(-penalty * width**0.5)
 
 
 def distance_scores(query: Tensor, table: Tensor) -> Tensor:

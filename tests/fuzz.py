@@ -1,6 +1,6 @@
-"""What nobody would write, fed to everything that reads: it gives an object, or one clear error, soon.
+"""Feed random input to all loaders: each returns an object or raises one clear error.
 
-`make fuzz` runs this file for ten minutes, and test_fuzz.py for a moment.
+`make fuzz` runs this file for ten minutes, test_fuzz.py for a few seconds.
 """
 
 import argparse
@@ -19,16 +19,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from hostile_files import held_short, put_together, reason, retyped, taken_apart
+from hostile_files import (
+    build_file,
+    limited_resources,
+    parse_file,
+    reason,
+    with_dtype,
+)
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from rewriting import rewritten_while_loaded
 from small_runs import fingerprint, save_checkpoint
 
 from fbt import CharTokenizer, Config, LanguageModel
-from fbt._corpus import PLAYS, REPLACEMENTS, rebuild
-from fbt.language_model import WEIGHTS_FILE
-from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint, Settings
+from fbt._plays import PLAYS, REPLACEMENTS, rebuild
+from fbt.pretrained import CHECKPOINT_FILE, WEIGHTS_FILE
+from fbt.training.checkpoint import Checkpoint, Settings
 from fbt.training.loop import adamw
 from fbt.training.metrics import METRICS_FILE, read_metrics
 from fbt.training.recipe import Recipe
@@ -55,7 +61,7 @@ CONFIGS = [
 RECIPE = Recipe(steps=7, batch_size=2, carry=True)
 TOKENS = torch.arange(8).view(2, 4) % 5
 
-# What the names of tensors begin with that are given another type together.
+# Prefixes of tensors whose dtype is changed together.
 PARTS = [
     "",
     "model.",
@@ -86,7 +92,7 @@ TYPES = [
 
 
 def edges(*more: Any) -> st.SearchStrategy[Any]:
-    """Numbers where something ends."""
+    """Integers at the limits of types."""
     powers = [
         s * (2**n + d)
         for n in (0, 7, 31, 32, 53, 62, 63, 64)
@@ -98,9 +104,15 @@ def edges(*more: Any) -> st.SearchStrategy[Any]:
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=20)
 SCALARS = (
-    st.none() | st.booleans() | st.integers(-3, 20) | edges() | st.floats() | ANY_TEXT
-    | st.sampled_from(["parallel", "feedback", "shared-kv", "gelu", "uniform", "top", "shared", "float32"])
-)  # fmt: skip
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 20)
+    | edges()
+    | st.floats()
+    | ANY_TEXT
+    | st.sampled_from(["parallel", "feedback", "shared-kv", "gelu"])
+    | st.sampled_from(["uniform", "top", "shared", "float32"])
+)
 JSON = st.recursive(
     SCALARS,
     lambda inner: (
@@ -112,7 +124,7 @@ JSON = st.recursive(
 
 @st.composite
 def json_texts(draw: Any, valid: Any) -> str:
-    """JSON and nearly JSON: `valid` with fields changed, gone or new, or something else."""
+    """JSON or almost JSON, often `valid` with fields changed, removed or added."""
     kind = draw(st.integers(0, 9))
     if kind == 0:
         return draw(ANY_TEXT)
@@ -130,7 +142,7 @@ def json_texts(draw: Any, valid: Any) -> str:
 
 
 def changed(draw: Any, value: Any) -> Any:
-    """The value with something in it put in the place of another, left out or added."""
+    """Return a value with one item replaced, removed or added."""
     if isinstance(value, dict) and value and draw(st.integers(0, 9)):
         key = draw(st.sampled_from(sorted(value)))
         if isinstance(value[key], dict | list) and draw(st.integers(0, 3)):
@@ -147,13 +159,13 @@ def changed(draw: Any, value: Any) -> Any:
             case _:
                 return {**value, key: draw(JSON)}
     if isinstance(value, list) and value and draw(st.integers(0, 9)):
-        place = draw(st.integers(0, len(value) - 1))
+        position = draw(st.integers(0, len(value) - 1))
         replaced = (
             [draw(st.integers(0, 9) | edges() | SCALARS)]
             if draw(st.integers(0, 4))
             else []
         )
-        return [*value[:place], *replaced, *value[place + 1 :]]
+        return [*value[:position], *replaced, *value[position + 1 :]]
     return draw(JSON)
 
 
@@ -162,7 +174,7 @@ def changed(draw: Any, value: Any) -> Any:
 
 @st.composite
 def files(draw: Any, kind: str) -> bytes:
-    """A file that was valid: its header edited, its bytes turned, cut, left out or doubled."""
+    """A valid file whose header is edited and whose bytes are damaged."""
     data = draw(st.sampled_from(range(len(VALID[kind]))).map(VALID[kind].__getitem__))
     if draw(st.integers(0, 3)):
         data = edited(draw, data)
@@ -184,30 +196,26 @@ def files(draw: Any, kind: str) -> bytes:
                     ]
                 )
             case 4 if data[first : first + 1]:
-                turned = data[first] ^ 1 << draw(st.integers(0, 7))
-                data = data[:first] + bytes([turned]) + data[first + 1 :]
+                flipped = data[first] ^ 1 << draw(st.integers(0, 7))
+                data = data[:first] + bytes([flipped]) + data[first + 1 :]
     return data
 
 
 def edited(draw: Any, data: bytes) -> bytes:
-    """A file whose header says something else, in its metadata or of its tensors.
-
-    Some tensors may have another type and numbers to go with it: alone, or all of a
-        part.
-    """
-    header, numbers = taken_apart(data)
-    for part in draw(
+    """Return a file with changes in metadata, entries or dtypes of tensors."""
+    header, numbers = parse_file(data)
+    for prefix in draw(
         st.sampled_from([(), (), ("model.", "state.")])
         | st.lists(st.sampled_from(PARTS), max_size=3)
     ):
-        numbers = retyped(
+        numbers = with_dtype(
             header,
             numbers,
-            part,
+            prefix,
             draw(st.sampled_from(["F16", "BF16", "F32", "F64"])),
         )
     if not draw(st.integers(0, 3)):
-        return put_together(header, numbers)
+        return build_file(header, numbers)
     metadata = header["__metadata__"]
     for _ in range(draw(st.integers(1, 3))):
         name = draw(st.sampled_from(sorted(header)))
@@ -216,7 +224,7 @@ def edited(draw: Any, data: bytes) -> bytes:
                 key = draw(st.sampled_from(sorted(metadata)))
                 try:
                     metadata[key] = draw(json_texts(json.loads(metadata[key])))
-                except (ValueError, RecursionError):  # no JSON, or none any more
+                except (ValueError, RecursionError):  # not valid JSON, or no longer
                     metadata[key] = draw(ANY_TEXT)
             case 3 | 4 if isinstance(header[name], dict) and "shape" in header[name]:
                 entry = header[name]
@@ -236,7 +244,7 @@ def edited(draw: Any, data: bytes) -> bytes:
             case 6:
                 header[draw(ANY_TEXT)] = draw(JSON)
                 header.pop(name)
-    return put_together(header if draw(st.integers(0, 19)) else draw(JSON), numbers)
+    return build_file(header if draw(st.integers(0, 19)) else draw(JSON), numbers)
 
 
 def saved_models() -> list[bytes]:
@@ -248,20 +256,22 @@ def saved_models() -> list[bytes]:
 
 def saved_checkpoints() -> list[bytes]:
     torch.manual_seed(0)
-    found = []
+    actual = []
     for config in CONFIGS:
         lm = LanguageModel(config, CharTokenizer("abcde"))
         optimizer, state = adamw(lm, RECIPE), None
         for _ in range(2):
-            state = a_step(lm, optimizer, state)
+            state = train_step(lm, optimizer, state)
         settings = Settings(config, RECIPE, "text.txt", "abc", None)
-        found.append(
+        actual.append(
             save_checkpoint(FOLDER, 2, settings, lm, optimizer, state).read_bytes()
         )
-    return found
+    return actual
 
 
-def a_step(lm: LanguageModel, optimizer: torch.optim.Optimizer, state: Any) -> Any:
+def train_step(
+    lm: LanguageModel, optimizer: torch.optim.Optimizer, state: Any
+) -> Any:
     tokens = TOKENS.repeat(1 if state is None else state.batch_size, 1)[
         : state and state.batch_size
     ]
@@ -272,7 +282,7 @@ def a_step(lm: LanguageModel, optimizer: torch.optim.Optimizer, state: Any) -> A
     return state.detach()
 
 
-# Loaders: each is given an input, and asserts
+# Loaders
 
 
 def check_model(data: bytes) -> bool:
@@ -303,7 +313,7 @@ def check_checkpoint(data: bytes) -> bool:
         return False
     assert 0 <= checkpoint.step <= checkpoint.settings.recipe.steps
     assert checkpoint.metrics.size >= 0 and len(checkpoint.metrics.sha256) == 64
-    a_step(lm, optimizer, state)
+    train_step(lm, optimizer, state)
     return True
 
 
@@ -323,10 +333,10 @@ def check_metrics(text: str) -> bool:
 
 def check_settings(text: str) -> bool:
     try:
-        found = Settings.from_json(text)
+        actual = Settings.from_json(text)
     except (TypeError, ValueError):
         return False
-    assert Settings.from_json(found.to_json()) == found
+    assert Settings.from_json(actual.to_json()) == actual
     return True
 
 
@@ -400,7 +410,13 @@ SETTINGS = json.loads(Settings(CONFIGS[2], RECIPE, "text.txt", "abc", None).to_j
 
 @dataclass
 class Loader:
-    """What is tried, one input that is valid, and what asserts what must hold; True if it was taken."""
+    """A loader to test.
+
+    Attributes:
+        inputs: random inputs.
+        valid: an input that must be accepted.
+        check: loads an input, and returns whether it was accepted.
+    """
 
     inputs: st.SearchStrategy[Any]
     valid: Any
@@ -408,14 +424,14 @@ class Loader:
 
 
 def config_fields() -> st.SearchStrategy[dict[str, Any]]:
-    """The fields of a config, some of them others."""
+    """The fields of a config, some of them changed."""
     names = [*asdict(CONFIGS[0])]
     changes = st.dictionaries(st.sampled_from(names) | ANY_TEXT, JSON, max_size=3)
-    return changes.map(lambda found: asdict(CONFIGS[0]) | found)
+    return changes.map(lambda fields: asdict(CONFIGS[0]) | fields)
 
 
-def all_replaced() -> list[str]:
-    """The lines of a play in which all that is to be replaced stands once."""
+def lines_with_replacements() -> list[str]:
+    """Return the lines of a play that contains each passage to be replaced once."""
     lines = [line for old, _ in REPLACEMENTS for line in old.strip("\n").split("\n")]
     return [
         "**A**",
@@ -425,24 +441,24 @@ def all_replaced() -> list[str]:
 
 
 def with_play(lines: list[str]) -> dict[str, str]:
-    """The plays that are needed, all empty but the first."""
+    """Return all plays, empty except the first."""
     return dict.fromkeys(PLAYS, "") | {PLAYS[0]: "\n".join(lines)}
 
 
 def plays() -> st.SearchStrategy[dict[str, str]]:
-    """A play that can be rebuilt, with some lines put in."""
-    lines = all_replaced()
+    """A play that can be rebuilt, with some lines inserted."""
+    lines = lines_with_replacements()
     changes = st.lists(
         st.tuples(st.integers(0, len(lines)), MARKDOWN_PARTS), max_size=4
     )
 
-    def changed(found: list[tuple[int, str]]) -> dict[str, str]:
+    def with_lines(inserted: list[tuple[int, str]]) -> dict[str, str]:
         result = [*lines]
-        for at, text in found:
-            result.insert(at, text)
+        for position, text in inserted:
+            result.insert(position, text)
         return with_play(result)
 
-    return changes.map(changed)
+    return changes.map(with_lines)
 
 
 VALID = {"model": saved_models(), "checkpoint": saved_checkpoints()}
@@ -461,13 +477,13 @@ LOADERS = {
     "tokenizer": Loader(
         st.tuples(ANY_TEXT, ANY_TEXT), ("abc", "ab"), check_tokenizer
     ),
-    "plays": Loader(plays(), with_play(all_replaced()), check_plays),
+    "plays": Loader(plays(), with_play(lines_with_replacements()), check_plays),
 }
 
 
 def fuzz(loader: Loader, examples: int) -> tuple[int, int]:
-    """Try so many inputs: how many were tried, and how many of them taken. Raises what goes wrong."""
-    tried = taken = 0
+    """Try inputs, and return how many were tried and how many accepted."""
+    tried = accepted = 0
 
     @settings(
         max_examples=examples,
@@ -477,15 +493,15 @@ def fuzz(loader: Loader, examples: int) -> tuple[int, int]:
         suppress_health_check=[*HealthCheck],
     )
     @given(loader.inputs)
-    def one(value: Any) -> None:
-        nonlocal tried, taken
+    def try_input(value: Any) -> None:
+        nonlocal tried, accepted
         tried += 1
-        with held_short(seconds=1.0):
-            taken += loader.check(value)
+        with limited_resources(seconds=1.0):
+            accepted += loader.check(value)
 
     assert loader.check(loader.valid)
-    one()
-    return tried, taken
+    try_input()
+    return tried, accepted
 
 
 def main() -> int:
@@ -498,7 +514,7 @@ def main() -> int:
     failed = False
     for name, loader in LOADERS.items():
         end = time.monotonic() + seconds / len(LOADERS)
-        tried = taken = 0
+        tried = accepted = 0
         while time.monotonic() < end:
             try:
                 more = fuzz(loader, examples=200)
@@ -506,13 +522,14 @@ def main() -> int:
                 traceback.print_exc()
                 failed = True
                 break
-            tried, taken = tried + more[0], taken + more[1]
-        print(f"{name:<12}{tried:>8} inputs, {taken} of them taken", flush=True)
+            tried, accepted = tried + more[0], accepted + more[1]
+        print(f"{name:<12}{tried:>8} inputs, {accepted} accepted", flush=True)
     counts = rewritten_while_loaded(
         FOLDER, seconds / len(LOADERS), seed=time.time_ns()
     )
     print(
-        f"rewritten meanwhile: {counts['loaded']} loaded, {counts['refused']} refused",
+        f"rewritten while loaded: {counts['loaded']} loaded, "
+        f"{counts['refused']} refused",
         flush=True,
     )
     return int(failed)

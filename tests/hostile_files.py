@@ -1,4 +1,4 @@
-"""Files that lie, made by hand, and what may be expected of who reads them: soon one clear error."""
+"""Make malicious files, and expect one clear error, within limited resources."""
 
 import hashlib
 import json
@@ -13,36 +13,37 @@ from typing import Any
 import pytest
 
 
-def taken_apart(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """The header and the numbers of a safetensors file."""
+def parse_file(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """Return the header and the data of a safetensors file."""
     end = 8 + int.from_bytes(data[:8], "little")
     return json.loads(data[8:end]), data[end:]
 
 
-def put_together(header: Any, numbers: bytes) -> bytes:
-    """A file with this header, JSON or the bytes that stand in its place.
+def build_file(header: Any, numbers: bytes) -> bytes:
+    """Return a file with a header, JSON or bytes, and data.
 
-    A checksum in the metadata is taken anew: whoever wants to mislead can do that sum
-        too.
+    A checksum in the metadata is computed anew, as an attacker could.
     """
     metadata = header.get("__metadata__") if isinstance(header, dict) else None
     if isinstance(metadata, dict) and "sha256" in metadata:
         metadata["sha256"] = "0" * 64
-        data = _joined(json.dumps(header).encode(), numbers)
+        data = _file_bytes(json.dumps(header).encode(), numbers)
         metadata["sha256"] = hashlib.sha256(data).hexdigest()
-    return _joined(
+    return _file_bytes(
         header if isinstance(header, bytes) else json.dumps(header).encode(), numbers
     )
 
 
-def _joined(text: bytes, numbers: bytes) -> bytes:
+def _file_bytes(text: bytes, numbers: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + numbers
 
 
-def retyped(header: dict[str, Any], numbers: bytes, prefix: str, dtype: str) -> bytes:
-    """Give tensors whose names begin so another type and ones for numbers.
+def with_dtype(
+    header: dict[str, Any], numbers: bytes, prefix: str, dtype: str
+) -> bytes:
+    """Replace tensors whose names begin with `prefix` by ones of another dtype.
 
-    Returns what is then to follow the header.
+    Returns the data of the file.
     """
     one = {
         "F16": "003c",
@@ -70,16 +71,18 @@ def retyped(header: dict[str, Any], numbers: bytes, prefix: str, dtype: str) -> 
 
 
 @contextmanager
-def held_short(seconds: float = 2.0, memory: int = 256 * 2**20) -> Iterator[None]:
-    """Allow no more than this time of the processor and, where that can be had, memory."""
+def limited_resources(
+    seconds: float = 2.0, memory: int = 256 * 2**20
+) -> Iterator[None]:
+    """Limit CPU seconds and, on Linux, memory in bytes."""
     began = time.process_time()
-    with little_memory(memory):
+    with limited_memory(memory):
         yield
     assert time.process_time() - began < seconds
 
 
 @contextmanager
-def little_memory(more: int) -> Iterator[None]:
+def limited_memory(more: int) -> Iterator[None]:
     if sys.platform != "linux":
         yield
         return
@@ -97,14 +100,14 @@ def little_memory(more: int) -> Iterator[None]:
 
 
 def refusal(path: Path, load: Callable[[], Any]) -> str:
-    """What a loader says of a file after its name, soon and without taking memory."""
-    with held_short(), pytest.raises(ValueError) as caught:
+    """Return the error of a loader, without the path, within limited resources."""
+    with limited_resources(), pytest.raises(ValueError) as caught:
         load()
     return reason(path, caught.value)
 
 
 def reason(path: Path, error: ValueError) -> str:
-    """What is said after the name of the file, in a line that a reader takes in."""
+    """Return the message of an error, one short line, without the path."""
     message = str(error)
     assert message.startswith(f"{path} "), message
     assert len(message.splitlines()) == 1, message

@@ -1,4 +1,4 @@
-"""Texts that a view may be given, and how it shows them."""
+"""Unusual texts for views, and how they are shown."""
 
 MARKUP = [
     "<img src=x onerror=window.hacked=1>",

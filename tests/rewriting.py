@@ -16,8 +16,8 @@ from hostile_files import reason
 from small_runs import WARNINGS, save_checkpoint
 
 import fbt
-from fbt.language_model import WEIGHTS_FILE
-from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint, Settings
+from fbt.pretrained import CHECKPOINT_FILE, WEIGHTS_FILE
+from fbt.training.checkpoint import Checkpoint, Settings
 from fbt.training.recipe import Recipe
 
 VOCABULARIES = {1.0: "abcdefg", 2.0: "gfedcba"}

@@ -1,4 +1,4 @@
-"""Every bad argument, each with an error that quotes its name, its value and what is allowed."""
+"""Each invalid argument raises an error with its name, value and allowed range."""
 
 import json
 import re
@@ -70,7 +70,7 @@ def test_config(error, bad, allowed):
     assert shorten(value) in str(raised.value)
 
 
-def test_config_takes_its_options_by_name_and_stays_as_it_is():
+def test_config_has_keyword_arguments_and_is_immutable():
     with pytest.raises(TypeError):
         fbt.Config(19, "feedback")
     with pytest.raises(TypeError, match="width"):
@@ -85,13 +85,13 @@ def test_config_takes_its_options_by_name_and_stays_as_it_is():
     assert (config.d_ff, config.d_head) == (512, 32)
 
 
-def test_a_config_with_other_sizes_keeps_the_factor_of_d_ff_where_it_was_left():
+def test_replace_keeps_the_default_factor_of_d_ff():
     small = fbt.Config(19, d_model=64)
     assert small.replace(d_model=512).d_ff == 2048
     assert small.replace(d_model=512, d_ff=100).d_ff == 100
     assert small.replace(span=3) == fbt.Config(19, d_model=64, span=3)
     assert fbt.Config(19, d_model=64, d_ff=100).replace(d_model=512).d_ff == 100
-    # as in a file of weights
+    # as in a file
     stored = fbt.Config(**json.loads(json.dumps(asdict(small))))
     assert stored == small
     assert stored.replace(d_model=512).d_ff == 2048
@@ -104,7 +104,7 @@ def test_a_config_with_other_sizes_keeps_the_factor_of_d_ff_where_it_was_left():
         small.replace(span=-3)
 
 
-SHOWN = {
+QUOTED_VALUES = {
     "a tensor": (torch.zeros(3, 4), "Tensor [3, 4] of torch.float32"),
     "a parameter": (
         torch.nn.Parameter(torch.zeros(2)),
@@ -122,9 +122,9 @@ SHOWN = {
 }
 
 
-@pytest.mark.parametrize("case", SHOWN)
-def test_how_values_appear_in_messages(case):
-    value, expected = SHOWN[case]
+@pytest.mark.parametrize("case", QUOTED_VALUES)
+def test_values_in_messages(case):
+    value, expected = QUOTED_VALUES[case]
     assert shorten(value) == expected
 
 
@@ -139,14 +139,14 @@ def test_how_values_appear_in_messages(case):
         range(10**9),
     ],
 )
-def test_long_values_are_cut_to_a_line(value):
+def test_long_values_are_shortened_to_a_line(value):
     text = shorten(value)
     assert len(text) <= 80
     assert "\n" not in text
     assert text[:3] == repr(value)[:3]
 
 
-def test_a_type_is_named_once():
+def test_a_type_is_given_once():
     assert describe(3) == "3 of type int"
     assert describe(torch.zeros(2)) == "Tensor [2] of torch.float32"
     assert describe(torch.nn.Linear(3, 4)) == "Linear module"
@@ -173,7 +173,8 @@ BAD_TOKENS = [
     (
         TypeError,
         None,
-        r"tokens must be an int64 or int32 tensor \[B, T\], got None of type NoneType",
+        r"tokens must be an int64 or int32 tensor \[B, T\], "
+        "got None of type NoneType",
     ),
     (
         TypeError,
@@ -214,7 +215,7 @@ def test_tokens(error, tokens, message):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_one_wrong_token_among_many(variant):
+def test_one_invalid_token_among_many(variant):
     tokens = TOKENS.clone()
     tokens[3, 7] = 19
     with pytest.raises(ValueError, match=r"tokens must be in \[0, 18\], got 19"):
@@ -257,22 +258,25 @@ def each(change):
     return lambda tensors: tuple(change(t) for t in tensors)
 
 
-WANTED = r"state must hold 3 keys and values \[5, 2, 1\.\.13, 7\] for these .*, got keys .* and values "
+STATE_MESSAGE = (
+    r"state must have 3 keys and values \[5, 2, 1\.\.13, 7\] for these .*, "
+    "got keys .* and values "
+)
 BAD_STATES = {
     "another batch size": (
         ValueError,
         lambda s: changed(s, each(lambda t: t[:4]), each(lambda t: t[:4])),
-        WANTED,
+        STATE_MESSAGE,
     ),
     "another width": (
         ValueError,
         lambda s: changed(s, each(lambda t: t[..., :6]), each(lambda t: t[..., :6])),
-        WANTED,
+        STATE_MESSAGE,
     ),
     "other heads": (
         ValueError,
         lambda s: changed(s, each(lambda t: t[:, :1]), each(lambda t: t[:, :1])),
-        WANTED,
+        STATE_MESSAGE,
     ),
     "beyond the span": (
         ValueError,
@@ -281,41 +285,41 @@ BAD_STATES = {
             each(lambda t: t.repeat(1, 1, 3, 1)),
             each(lambda t: t.repeat(1, 1, 3, 1)),
         ),
-        WANTED,
+        STATE_MESSAGE,
     ),
     "no steps": (
         ValueError,
         lambda s: changed(
             s, each(lambda t: t[:, :, :0]), each(lambda t: t[:, :, :0])
         ),
-        WANTED,
+        STATE_MESSAGE,
     ),
     "no batch axis": (
         ValueError,
         lambda s: changed(s, each(lambda t: t[0]), each(lambda t: t[0])),
-        WANTED,
+        STATE_MESSAGE,
     ),
     "another variant": (
         ValueError,
         lambda s: changed(s, lambda k: k[:1], lambda v: v[:1]),
-        WANTED,
+        STATE_MESSAGE,
     ),
     "a value missing": (
         ValueError,
         lambda s: changed(s, values=lambda v: v[:2]),
-        WANTED,
+        STATE_MESSAGE,
     ),
     "uneven lengths": (
         ValueError,
         lambda s: changed(s, values=each(lambda t: t[:, :, :2])),
-        WANTED,
+        STATE_MESSAGE,
     ),
     "one uneven length": (
         ValueError,
         lambda s: changed(s, lambda k: (k[0][:, :, :2], *k[1:])),
-        WANTED,
+        STATE_MESSAGE,
     ),
-    "nothing": (ValueError, lambda s: fbt.State((), ()), WANTED),
+    "nothing": (ValueError, lambda s: fbt.State((), ()), STATE_MESSAGE),
     "a tuple": (
         TypeError,
         lambda s: (s.keys, s.values),
@@ -349,23 +353,23 @@ def test_states(variant, case):
             lm.body(lm.token_embedding(TOKENS), state, backend=backend)
 
 
-def test_the_state_of_a_model_with_a_cache_per_layer_is_not_that_of_a_shared_one():
+def test_a_state_of_another_variant_is_refused():
     lm, other = model("shared-kv"), model("feedback")
     state = some_state(other.config, 6)
-    with pytest.raises(ValueError, match=r"state must hold 1 keys and values"):
+    with pytest.raises(ValueError, match=r"state must have 1 keys and values"):
         lm(TOKENS, state)
     for backend in lm.body.backends:
-        with pytest.raises(ValueError, match=r"state must hold 1 keys and values"):
+        with pytest.raises(ValueError, match=r"state must have 1 keys and values"):
             lm.body(lm.token_embedding(TOKENS), state, backend=backend)
 
 
 @pytest.mark.parametrize("backend", ["reference", "stack", "sequence"])
-def test_a_state_of_one_sequence_is_not_that_of_several(backend):
-    """With one head it could pass for it, and be read by all."""
+def test_a_state_of_another_batch_size_is_refused(backend):
+    """With one head its shape could be broadcast."""
     body = fbt.SharedKVBody(fbt.Config(19, d_model=6, n_heads=1, n_layers=2, span=9))
     _, state, _ = body(torch.randn(1, 4, 6))
     with pytest.raises(
-        ValueError, match=r"state must hold 1 keys and values \[3, 1, 1..9, 6\]"
+        ValueError, match=r"state must have 1 keys and values \[3, 1, 1..9, 6\]"
     ):
         body(torch.randn(3, 4, 6), state, backend=backend)
 
@@ -393,7 +397,8 @@ SAMPLING = [
     (
         ValueError,
         {"prompt": "abz"},
-        r"text must hold only the 19 characters .* got 'z' \(U\+007A\) at position 2",
+        r"text must contain only the 19 characters .* "
+        r"got 'z' \(U\+007A\) at position 2",
     ),
     (
         ValueError,
@@ -493,8 +498,8 @@ MODELS = {
     "unknown backend": (
         ValueError,
         lambda: setattr(SHARED, "backend", "fast"),
-        "backend of a 'shared-kv' model must be one of 'auto', 'reference', 'stack', 'sequence', "
-        "'native', got 'fast'",
+        "backend of a 'shared-kv' model must be one of 'auto', 'reference', 'stack', "
+        "'sequence', 'native', got 'fast'",
     ),
     "embeddings of no steps": (
         ValueError,
@@ -509,7 +514,8 @@ MODELS = {
     "a backend of another variant": (
         ValueError,
         lambda: setattr(PARALLEL, "backend", "stack"),
-        "backend of a 'parallel' model must be one of 'auto', 'reference', got 'stack'",
+        "backend of a 'parallel' model must be one of 'auto', 'reference', "
+        "got 'stack'",
     ),
     "layer weights of a parallel model": (
         ValueError,
@@ -524,7 +530,8 @@ MODELS = {
     "from a feedback model": (
         ValueError,
         lambda: fbt.LanguageModel.from_parallel(SHARED),
-        "variant of the model to start from must be one of 'parallel', got 'shared-kv'",
+        "variant of the model to start from must be one of 'parallel', "
+        "got 'shared-kv'",
     ),
     "to a parallel model": (
         ValueError,
@@ -534,7 +541,8 @@ MODELS = {
     "with other sizes": (
         ValueError,
         lambda: fbt.LanguageModel.from_parallel(PARALLEL, d_model=3),
-        "a changed field must be one of 'dropout', 'memory', 'memory_norm', got 'd_model'",
+        "a changed field must be one of 'dropout', 'memory', 'memory_norm', "
+        "got 'd_model'",
     ),
     "with a wrong option": (
         ValueError,

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from hostile_files import put_together, taken_apart
+from hostile_files import build_file, parse_file
 from safetensors.torch import save_file
 from small_runs import fingerprint, save_checkpoint
 
 from fbt import CharTokenizer, Config, LanguageModel, State
-from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint, Fingerprint, Settings
+from fbt.pretrained import CHECKPOINT_FILE
+from fbt.training.checkpoint import Checkpoint, Fingerprint, Settings
 from fbt.training.loop import adamw
 from fbt.training.recipe import Recipe
 
@@ -127,14 +128,14 @@ def test_no_checkpoint(tmp_path: Path) -> None:
     ("metrics", "message"),
     [
         # as before there was a fingerprint
-        (None, "there is no metrics in its metadata"),
-        ("{", "metrics is no JSON that can be read"),
+        (None, "metrics is missing from the metadata"),
+        ("{", "metrics is not valid JSON"),
         ("[]", "metrics must be a JSON object, got list"),
         ({}, "must have the field 'size', got none"),
         ({"size": 1}, "must have the field 'sha256', got size"),
         (
             {"size": 1, "sha256": "0" * 64, "md5": ""},
-            "must have no fields but size, sha256, got 'md5'",
+            "must only have the fields size, sha256, got 'md5'",
         ),
         ({"size": -1, "sha256": "0" * 64}, "size must be an int >= 0, got -1"),
         ({"size": 1.5, "sha256": "0" * 64}, "size must be an int >= 0, got 1.5"),
@@ -158,15 +159,15 @@ def test_a_bad_fingerprint_is_named(
     tmp_path: Path, metrics: object, message: str
 ) -> None:
     path = save_checkpoint(tmp_path, 2, SETTINGS, *stepped())
-    header, numbers = taken_apart(path.read_bytes())
+    header, numbers = parse_file(path.read_bytes())
     if metrics is None:
         del header["__metadata__"]["metrics"]
     else:
         text = metrics if isinstance(metrics, str) else json.dumps(metrics)
         header["__metadata__"]["metrics"] = text
-    path.write_bytes(put_together(header, numbers))
+    path.write_bytes(build_file(header, numbers))
     with pytest.raises(
-        ValueError, match=f"{CHECKPOINT_FILE} is not a whole checkpoint .*{message}"
+        ValueError, match=f"{CHECKPOINT_FILE} is not a valid checkpoint .*{message}"
     ):
         Checkpoint.load(tmp_path)
 
@@ -182,7 +183,7 @@ def test_a_cut_file_is_named(tmp_path: Path, kept: int) -> None:
     path = tmp_path / CHECKPOINT_FILE
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(
-        ValueError, match=f"{CHECKPOINT_FILE} is not a whole checkpoint"
+        ValueError, match=f"{CHECKPOINT_FILE} is not a valid checkpoint"
     ):
         Checkpoint.load(tmp_path)
 
@@ -206,6 +207,6 @@ def test_another_file_under_that_name_is_named(
     save_file({"x": torch.zeros(1)}, tmp_path / CHECKPOINT_FILE, metadata)
     with pytest.raises(
         ValueError,
-        match=f"{CHECKPOINT_FILE} is not a whole checkpoint of this version",
+        match=f"{CHECKPOINT_FILE} is not a valid checkpoint of this version",
     ):
         Checkpoint.load(tmp_path)

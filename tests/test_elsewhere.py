@@ -1,4 +1,4 @@
-"""The wheel on computers less kind than the one it was built on: what it holds, and that it works there."""
+"""The wheel in unusual environments."""
 
 import json
 import os
@@ -15,8 +15,7 @@ from small_runs import WARNINGS
 
 from fbt._repository import URL
 
-# What a user does first, and what the conditions below ask about. A warning is an
-# error.
+# First steps of a user, and what the tests below check. A warning is an error.
 USE = """
 import json, sys
 from pathlib import Path
@@ -24,7 +23,7 @@ import fbt
 from fbt._files import write_file
 from fbt.native import is_built, library_path
 
-def said(act):
+def result_of(act):
     try:
         return str(act())
     except Exception as error:
@@ -34,26 +33,26 @@ run = fbt.train("to be or not to be, " * 60, preset="tiny", steps=2, progress=Fa
 model = fbt.LanguageModel.from_pretrained("tiny-shakespeare")
 text = model.generate("ROMEO:", 8, seed=1)
 weights = model.attention(model.tokenizer.encode(text)[None])[:, 0]
+here = Path(fbt.__file__)
 print(json.dumps({
-    "place": fbt.__file__,
+    "path": fbt.__file__,
     "steps": run.step,
     "text": text,
     "view": len(fbt.AttentionExplorer(list(text), weights).to_html()),
     "source": fbt.show(fbt.MemoryStack).where,
     "built": is_built(),
-    "native": said(fbt.build_native),
-    "kept": said(lambda: write_file(library_path().with_name("kept"), b"")),
-    "written": said(lambda: Path(fbt.__file__).with_name("written").write_text("")),
-    "missing": said(lambda: fbt.LanguageModel.from_pretrained("nobody")),
+    "native": result_of(fbt.build_native),
+    "cached": result_of(lambda: write_file(library_path().with_name("cached"), b"")),
+    "written": result_of(lambda: here.with_name("written").write_text("")),
+    "missing": result_of(lambda: fbt.LanguageModel.from_pretrained("nobody")),
 }))
 """
-# The same without a place for settings, and without a screen to draw on.
+# For an environment without a settings folder and a screen.
 PLOT = """
 from fbt.views.figures import attention_maps, save_svg
 save_svg(attention_maps(weights, list(text)), sys.argv[1])
 """
-# Root may read and write where nobody may. This gives that up, and goes on with what
-# it is given.
+# Drops root's privileges to read and write all files, then runs its arguments.
 UNPRIVILEGED = """
 import ctypes, os, sys
 if os.geteuid() == 0:
@@ -65,14 +64,14 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> tuple[Path, Path]:
-    """The wheel and the sdist."""
+def built(tmp_path_factory) -> tuple[Path, Path]:
+    """Return the wheel and the sdist."""
     return build(tmp_path_factory.mktemp("dist"))
 
 
 @pytest.fixture(scope="module")
-def site(made, tmp_path_factory) -> Path:
-    """Where the wheel is installed, below a path with spaces and letters of other scripts."""
+def site(built, tmp_path_factory) -> Path:
+    """Install the wheel in a path with spaces and non-Latin letters."""
     folder = tmp_path_factory.mktemp("home") / "où est la 記憶"
     command = [
         sys.executable,
@@ -84,7 +83,7 @@ def site(made, tmp_path_factory) -> Path:
         "--no-index",
         "--no-compile",
     ]
-    command += ["--disable-pip-version-check", "--target", str(folder), str(made[0])]
+    command += ["--disable-pip-version-check", "--target", str(folder), str(built[0])]
     subprocess.run(command, check=True)
     return folder
 
@@ -92,13 +91,13 @@ def site(made, tmp_path_factory) -> Path:
 def use(
     site: Path, cwd: Path, *arguments: str, code: str = USE, **environment: str
 ) -> dict:
-    """What a process says that has the package from `site`, and an environment with little else."""
-    kept = {
+    """Return the output of `code` with the wheel, in a small environment."""
+    inherited = {
         name: os.environ[name]
         for name in ("PATH", "HOME", "LD_LIBRARY_PATH")
         if name in os.environ
     }
-    kept |= {
+    inherited |= {
         "PYTHONPATH": str(site),
         "FBT_CACHE": str(cwd / "cache"),
         "OMP_NUM_THREADS": "1",
@@ -115,30 +114,32 @@ def use(
         *arguments,
     ]
     done = subprocess.run(
-        command, cwd=cwd, env=kept | environment, capture_output=True, text=True
+        command, cwd=cwd, env=inherited | environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert Path(found["place"]).is_relative_to(site)
-    assert found["steps"] == 2 and found["text"].startswith("ROMEO:")
-    assert found["view"] > 1000 and found["source"].startswith("fbt/stack.py, lines ")
-    assert found["missing"].endswith(
+    output = json.loads(done.stdout)
+    assert Path(output["path"]).is_relative_to(site)
+    assert output["steps"] == 2 and output["text"].startswith("ROMEO:")
+    assert output["view"] > 1000 and output["source"].startswith(
+        "fbt/stack.py, lines "
+    )
+    assert output["missing"].endswith(
         "names that ship with fbt: ['tiny-shakespeare', 'tiny-shakespeare-parallel']"
     )
-    assert not found["built"]
-    # Without a folder for its settings Matplotlib says that it makes one, and torch
-    # that it finds no GPU.
-    said = [line for line in done.stderr.splitlines() if "atplotlib" not in line]
-    assert not [line for line in said if "No CUDA runtime is found" not in line]
-    return found
+    assert not output["built"]
+    # Matplotlib reports that it creates a settings folder, and torch that there is no
+    # GPU.
+    lines = [line for line in done.stderr.splitlines() if "atplotlib" not in line]
+    assert not [line for line in lines if "No CUDA runtime is found" not in line]
+    return output
 
 
-def test_the_wheel_and_the_sdist_hold_the_package_and_nothing_else(made):
-    assert not differences(*made)
+def test_wheel_and_sdist_contain_exactly_the_package(built):
+    assert not differences(*built)
 
 
-def test_a_file_too_many_or_too_few_is_seen(made, tmp_path):
-    wheel, sdist = made
+def test_a_superfluous_or_missing_file_is_noticed(built, tmp_path):
+    wheel, sdist = built
     more, fewer = tmp_path / wheel.name, tmp_path / sdist.name
     more.write_bytes(wheel.read_bytes())
     with zipfile.ZipFile(more, "a") as archive:
@@ -153,8 +154,8 @@ def test_a_file_too_many_or_too_few_is_seen(made, tmp_path):
     ]
 
 
-def test_the_wheel_says_what_it_is(made):
-    wheel, _ = made
+def test_metadata_of_the_wheel(built):
+    wheel, _ = built
     assert wheel.name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
@@ -166,10 +167,10 @@ def test_the_wheel_says_what_it_is(made):
     assert all(f", {URL}" in address for address in about.get_all("Project-URL"))
 
 
-def test_from_a_path_with_spaces_and_letters_of_other_scripts(site, tmp_path):
-    found = use(site, tmp_path)
+def test_a_path_with_spaces_and_non_latin_letters(site, tmp_path):
+    output = use(site, tmp_path)
     assert Path(
-        found["kept"] == "None" and tmp_path / "cache" / "native" / "kept"
+        output["cached"] == "None" and tmp_path / "cache" / "native" / "cached"
     ).is_file()
 
 
@@ -181,7 +182,7 @@ def test_without_compiler_home_settings_and_screen(site, tmp_path):
         name: str(taken / "x")
         for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
     }
-    found = use(
+    output = use(
         site,
         tmp_path,
         "figure.svg",
@@ -192,28 +193,28 @@ def test_without_compiler_home_settings_and_screen(site, tmp_path):
         CXX="",
     )
     assert (
-        "needs a C++ compiler" in found["native"]
-        and "Nothing depends on it" in found["native"]
+        "needs a C++ compiler" in output["native"]
+        and "Nothing depends on it" in output["native"]
     )
-    assert found["kept"].startswith("NotADirectoryError")
+    assert output["cached"].startswith("NotADirectoryError")
     assert "<svg" in (tmp_path / "figure.svg").read_text(encoding="utf-8")
 
 
-def test_where_nothing_may_be_written_and_the_cache_is_somebody_elses(site, tmp_path):
+def test_without_write_permission(site, tmp_path):
     other = tmp_path / "other"
     other.mkdir(mode=0)
     for path in (site, *site.rglob("*")):
         path.chmod(0o555)
     try:
-        found = use(site, tmp_path, FBT_CACHE=str(other / "cache"))
+        output = use(site, tmp_path, FBT_CACHE=str(other / "cache"))
     finally:
         for path in (site, *site.rglob("*"), other):
             path.chmod(0o755)
-    assert found["written"].startswith("PermissionError") and found[
-        "kept"
+    assert output["written"].startswith("PermissionError") and output[
+        "cached"
     ].startswith("PermissionError")
 
 
-def test_from_inside_the_wheel_as_a_zip_file(made, tmp_path):
-    found = use(made[0], tmp_path)
-    assert found["written"].startswith("NotADirectoryError")
+def test_from_the_wheel_as_a_zip_file(built, tmp_path):
+    output = use(built[0], tmp_path)
+    assert output["written"].startswith("NotADirectoryError")

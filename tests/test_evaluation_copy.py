@@ -1,4 +1,4 @@
-"""A copy in evaluation mode: it computes what the model would, and changes nothing for anybody else."""
+"""A copy in evaluation mode: the same results, without effects on the model."""
 
 import functools
 import threading
@@ -14,7 +14,6 @@ import fbt
 from fbt._modes import without_gradients
 from fbt.engines import why_not_folded
 from fbt.evaluation_copy import evaluation_copy
-from fbt.language_model import decoder_of
 from fbt.training import evaluate
 from fbt.views.trace import trace
 
@@ -24,28 +23,28 @@ TOKENS = some_tokens(BATCH, 9)
 
 @pytest.fixture(params=VARIANTS)
 def lm(request: pytest.FixtureRequest) -> fbt.LanguageModel:
-    """In training mode, with dropout that would be seen."""
+    """In training mode, with dropout."""
     return model(request.param, TOKENIZER, dropout=0.5).train()
 
 
 def evaluated(lm: fbt.LanguageModel) -> torch.Tensor:
-    """What the model computes once it has been switched to evaluation mode."""
+    """Return the logits of the model in evaluation mode."""
     return lm.eval()(TOKENS)
 
 
-def test_tensors_are_shared_and_nothing_else(lm: fbt.LanguageModel) -> None:
+def test_only_tensors_are_shared(lm: fbt.LanguageModel) -> None:
     lm.register_buffer("kept", torch.ones(2))
-    twin = evaluation_copy(lm)
-    assert type(twin) is type(lm)
-    for mine, theirs in zip(twin.modules(), lm.modules(), strict=True):
+    copied = evaluation_copy(lm)
+    assert type(copied) is type(lm)
+    for mine, theirs in zip(copied.modules(), lm.modules(), strict=True):
         assert mine is not theirs
         assert (mine.training, theirs.training) == (False, True)
     names = dict(lm.named_parameters()) | dict(lm.named_buffers())
-    for name, tensor in [*twin.named_parameters(), *twin.named_buffers()]:
+    for name, tensor in [*copied.named_parameters(), *copied.named_buffers()]:
         assert tensor is names[name]
-    twin.extra = twin.head
-    twin.register_buffer("more", torch.ones(2))
-    twin.body.layers.append(nn.Linear(2, 3))
+    copied.extra = copied.head
+    copied.register_buffer("more", torch.ones(2))
+    copied.body.layers.append(nn.Linear(2, 3))
     assert (
         not hasattr(lm, "extra")
         and not hasattr(lm, "more")
@@ -53,45 +52,49 @@ def test_tensors_are_shared_and_nothing_else(lm: fbt.LanguageModel) -> None:
     )
 
 
-def test_it_computes_what_the_model_does_in_evaluation_mode(
+def test_the_copy_equals_the_model_in_evaluation_mode(
     lm: fbt.LanguageModel,
 ) -> None:
-    found = evaluation_copy(lm)(TOKENS)
-    assert not torch.equal(found, lm(TOKENS))
-    assert torch.equal(found, evaluated(lm))
+    actual = evaluation_copy(lm)(TOKENS)
+    assert not torch.equal(actual, lm(TOKENS))
+    assert torch.equal(actual, evaluated(lm))
 
 
-def test_a_module_in_two_places_stays_one(lm: fbt.LanguageModel) -> None:
+def test_a_shared_module_stays_shared(lm: fbt.LanguageModel) -> None:
     lm.body.layers[1] = lm.body.layers[0]
-    twin = evaluation_copy(lm)
-    assert twin.body.layers[1] is twin.body.layers[0]
+    copied = evaluation_copy(lm)
+    assert copied.body.layers[1] is copied.body.layers[0]
 
 
-def test_a_later_update_in_place_is_seen(lm: fbt.LanguageModel) -> None:
-    twin = evaluation_copy(lm)
+def test_the_copy_sees_in_place_updates(lm: fbt.LanguageModel) -> None:
+    copied = evaluation_copy(lm)
     with torch.no_grad():
         lm.head.weight.mul_(2)
-    assert torch.equal(twin(TOKENS), evaluated(lm))
+    assert torch.equal(copied(TOKENS), evaluated(lm))
 
 
-def test_hooks_fire_and_those_of_the_copy_stay_there(lm: fbt.LanguageModel) -> None:
+def test_hooks_fire_and_hooks_of_the_copy_do_not_affect_the_model(
+    lm: fbt.LanguageModel,
+) -> None:
     fired = []
     lm.head.register_forward_hook(lambda *_: fired.append("hook"))
     lm.head.register_forward_pre_hook(lambda *_: fired.append("pre"))
     lm.body.register_forward_hook(
         lambda *_, **__: fired.append("body"), with_kwargs=True
     )
-    twin = evaluation_copy(lm)
-    twin(TOKENS)
+    copied = evaluation_copy(lm)
+    copied(TOKENS)
     assert fired == ["body", "pre", "hook"]
-    twin.head.register_forward_hook(lambda *_: fired.append("copy"), always_call=True)
+    copied.head.register_forward_hook(
+        lambda *_: fired.append("copy"), always_call=True
+    )
     lm(TOKENS)
     assert fired == ["body", "pre", "hook"] * 2
 
 
 @pytest.mark.parametrize("read", ["generate", "attention", "evaluate", "trace"])
-def test_whoever_reads_a_model_meets_its_hooks_and_leaves_its_mode(read: str) -> None:
-    """Dropout of the model itself is on at every moment, as another thread that trains it needs."""
+def test_all_readers_of_a_model_call_its_hooks_and_keep_its_mode(read: str) -> None:
+    """Dropout of the model itself stays on, for a thread that trains it."""
     lm, modes = model("shared-kv", TOKENIZER, dropout=0.5).train(), []
 
     def look(part: nn.Module, *_: object) -> None:
@@ -143,20 +146,20 @@ CHANGES: dict[str, Callable[[fbt.LanguageModel], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_is_not_as_it_was_made_is_noticed(change: str) -> None:
+def test_changes_of_a_model_are_noticed_in_its_copy(change: str) -> None:
     lm = model("shared-kv", TOKENIZER)
     CHANGES[change](lm)
-    twin = evaluation_copy(lm)
-    assert why_not_folded(twin.body) == why_not_folded(lm.body)
+    copied = evaluation_copy(lm)
+    assert why_not_folded(copied.body) == why_not_folded(lm.body)
     lm.eval()
     state = lm.body(lm.token_embedding(TOKENS))[1]
-    decoded = decoder_of(lm, state) is not None
-    assert decoded == (decoder_of(twin, state) is not None) == (change == "nothing")
-    assert torch.equal(twin(TOKENS), evaluated(lm))
+    decoded = lm._decoder(state) is not None
+    assert decoded == (copied._decoder(state) is not None) == (change == "nothing")
+    assert torch.equal(copied(TOKENS), evaluated(lm))
 
 
 @pytest.mark.parametrize("kind", ["bound", "partial", "compiled"])
-def test_a_method_in_place_of_forward_becomes_that_of_the_copy(
+def test_a_method_that_replaces_forward_is_bound_to_the_copy(
     lm: fbt.LanguageModel, kind: str
 ) -> None:
     wrappers = {
@@ -169,11 +172,11 @@ def test_a_method_in_place_of_forward_becomes_that_of_the_copy(
     expected = evaluation_copy(model(lm.config.variant, TOKENIZER, dropout=0.5))(
         TOKENS
     )
-    # by another backend
+    # with another backend
     torch.testing.assert_close(evaluation_copy(lm)(TOKENS), expected)
 
 
-def test_a_function_that_refers_to_the_model_is_refused_where_dropout_is_on(
+def test_a_function_that_refers_to_the_model_is_refused_with_dropout(
     lm: fbt.LanguageModel,
 ) -> None:
     lm.forward = lambda *args, **kwargs: (
@@ -189,7 +192,7 @@ def test_a_function_that_refers_to_the_model_is_refused_where_dropout_is_on(
     assert torch.equal(evaluation_copy(lm)(TOKENS), lm(TOKENS))
 
 
-def test_compiled_models_are_read_in_evaluation_mode(lm: fbt.LanguageModel) -> None:
+def test_compiled_models_are_copied_in_evaluation_mode(lm: fbt.LanguageModel) -> None:
     windows = some_tokens(BATCH, 8)
     expected = evaluate(lm, windows)
     assert evaluate(torch.compile(lm, backend="eager"), windows) == expected
@@ -200,7 +203,7 @@ def test_compiled_models_are_read_in_evaluation_mode(lm: fbt.LanguageModel) -> N
 
 
 def test_threads_sample_while_another_trains() -> None:
-    """Texts without dropout, and a training step with dropout, whoever does what at the same moment."""
+    """Texts without dropout, and training steps with dropout, at the same time."""
     lm, threads = model("shared-kv", TOKENIZER, dropout=0.5).train(), 4
     expected = [lm.generate("ab", 12, seed=seed) for seed in range(threads)]
     quiet = evaluated(lm)
@@ -238,7 +241,7 @@ def test_threads_sample_while_another_trains() -> None:
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_the_autocast_cache_is_off_while_reading_and_then_as_it_was(
+def test_the_autocast_cache_is_off_while_reading_and_then_restored(
     enabled: bool,
 ) -> None:
     with (
@@ -255,12 +258,10 @@ def test_the_autocast_cache_is_off_while_reading_and_then_as_it_was(
         )
 
 
-def test_reading_under_autocast_sees_the_last_weights_and_leaves_gradients_alone() -> (
-    None
-):
+def test_reading_under_autocast_uses_current_weights() -> None:
     lm, windows = model("parallel", TOKENIZER).float(), some_tokens(BATCH, 8)
     with torch.autocast("cpu", torch.bfloat16):
-        lm(windows)  # its casts are cached until the context ends
+        lm(windows)  # caches its casts until the context ends
         with torch.no_grad():
             for parameter in lm.parameters():
                 parameter.mul_(1.5)

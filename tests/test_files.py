@@ -27,12 +27,12 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_cache_folder_is_the_variable_s(
+def test_cache_folder_of_the_variable(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("FBT_CACHE", str(tmp_path / "mine"))
     assert cache_folder() == tmp_path / "mine"
-    assert names(tmp_path) == []  # asking does not create it
+    assert names(tmp_path) == []  # not created
 
 
 def test_cache_folder_expands_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +41,7 @@ def test_cache_folder_expands_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("value", [None, ""])
-def test_cache_folder_is_the_user_s_otherwise(
+def test_cache_folder_of_the_user(
     monkeypatch: pytest.MonkeyPatch, value: str | None
 ) -> None:
     if value is None:
@@ -60,7 +60,7 @@ def test_sha256_of_a_known_text() -> None:
     )
 
 
-def test_write_whole_creates_folders_and_replaces(tmp_path: Path) -> None:
+def test_write_file_creates_folders_and_replaces_files(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "file"
     write_file(path, b"old")
     write_file(str(path), b"new")
@@ -68,7 +68,7 @@ def test_write_whole_creates_folders_and_replaces(tmp_path: Path) -> None:
     assert names(path.parent) == ["file"]
 
 
-def test_nothing_has_the_name_until_everything_is_written(tmp_path: Path) -> None:
+def test_a_file_gets_its_name_once_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_file(path, b"old")
     with writing_file(path) as file:
@@ -79,7 +79,7 @@ def test_nothing_has_the_name_until_everything_is_written(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_failure_leaves_things_as_they_were(
+def test_a_failure_changes_nothing(
     tmp_path: Path, error: type[BaseException]
 ) -> None:
     path = tmp_path / "file"
@@ -103,40 +103,40 @@ def test_two_writers_at_once_do_not_mix(tmp_path: Path) -> None:
     assert names(tmp_path) == ["file"]
 
 
-def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path: Path) -> None:
+def test_the_next_write_removes_files_of_killed_writers(tmp_path: Path) -> None:
     path = tmp_path / "a [file]"
-    kept = [
+    unrelated = [
         ".a [file].0123456789abcdef",
         ".a [file].mine.part",
         ".other.0123456789abcdef.part",
     ]
-    for name in [".a [file].0123456789abcdef.part", *kept]:
+    for name in [".a [file].0123456789abcdef.part", *unrelated]:
         (tmp_path / name).write_bytes(b"half")
     write_file(path, b"new")
-    assert names(tmp_path) == sorted([*kept, "a [file]"])
+    assert names(tmp_path) == sorted([*unrelated, "a [file]"])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locks")
-def test_a_file_taken_for_a_leftover_is_begun_again(
+def test_a_temporary_file_that_was_removed_is_created_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock, seen = _files.fcntl.flock, []
 
-    def late(file: IO[bytes], kind: int) -> None:
+    def remove_then_lock(file: IO[bytes], kind: int) -> None:
         seen.append(file.name)
         if len(seen) == 1:
-            # another writer came between opening and locking
+            # another writer removes it between opening and locking
             Path(file.name).unlink()
         lock(file, kind)
 
-    monkeypatch.setattr(_files.fcntl, "flock", late)
+    monkeypatch.setattr(_files.fcntl, "flock", remove_then_lock)
     write_file(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"new"
     assert len(set(seen)) == 2
     assert names(tmp_path) == ["file"]
 
 
-def test_an_error_names_the_file_that_was_wanted(tmp_path: Path) -> None:
+def test_an_error_names_the_target(tmp_path: Path) -> None:
     path = tmp_path / "file"
     with (
         pytest.raises(OSError, match=r"No space left on device: '.*/file'") as caught,
@@ -153,7 +153,7 @@ def test_an_error_names_the_file_that_was_wanted(tmp_path: Path) -> None:
     assert names(tmp_path) == ["file"]
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"in the way")
     with pytest.raises(OSError):
         write_file(tmp_path / "file" / "below", b"new")
@@ -161,7 +161,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no permission bits")
-def test_the_file_has_a_new_file_s_permissions(tmp_path: Path) -> None:
+def test_permissions_of_a_new_file(tmp_path: Path) -> None:
     previous = os.umask(0o027)
     try:
         write_file(tmp_path / "file", b"")
@@ -180,11 +180,11 @@ def test_a_file_keeps_its_permissions(
     path.chmod(mode)
     created, fchmod = [], os.fchmod
 
-    def noted(descriptor: int, wanted: int) -> None:
+    def record(descriptor: int, wanted: int) -> None:
         created.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
         fchmod(descriptor, wanted)
 
-    monkeypatch.setattr(os, "fchmod", noted)
+    monkeypatch.setattr(os, "fchmod", record)
     previous = os.umask(0o022)
     try:
         write_file(path, b"new")
@@ -192,12 +192,12 @@ def test_a_file_keeps_its_permissions(
         os.umask(previous)
     assert path.read_bytes() == b"new"
     assert stat.S_IMODE(path.stat().st_mode) == mode
-    # nobody else could open it before it had its bits
+    # nobody else could open it before its permissions were set
     assert created == [mode & ~0o022]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such pipes")
-def test_a_pipe_or_a_link_among_the_leftovers_is_not_waited_for_nor_followed(
+def test_pipes_and_links_among_temporary_files_are_not_opened(
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "folder"
@@ -214,7 +214,7 @@ def test_a_pipe_or_a_link_among_the_leftovers_is_not_waited_for_nor_followed(
 @pytest.mark.skipif(
     sys.platform == "win32", reason="Windows has no descriptors of folders"
 )
-def test_a_descriptor_leads_to_its_folder_wherever_that_is(tmp_path: Path) -> None:
+def test_a_descriptor_refers_to_a_folder_that_was_moved(tmp_path: Path) -> None:
     first, moved = tmp_path / "first", tmp_path / "moved"
     first.mkdir()
     (first / "file").write_bytes(b"old")
@@ -248,7 +248,7 @@ def test_a_descriptor_leads_to_its_folder_wherever_that_is(tmp_path: Path) -> No
     assert not moved.exists()
 
 
-def test_the_home_of_nobody_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_that_does_not_exist_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FBT_CACHE", "~nobody-of-this-name/cache")
     with pytest.raises(
         ValueError,
@@ -258,30 +258,30 @@ def test_the_home_of_nobody_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 100_000])
-def test_a_file_is_whole_on_disk_before_it_has_its_name(
+def test_a_file_is_on_disk_before_it_gets_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    """Small ones too, which a buffer could still hold; and another writer waits until the name is given."""
-    import fcntl  # not on Windows
+    """Also small files, which could still be in a buffer."""
+    import fcntl  # except on Windows
 
-    found: list[int] = []
+    actual: list[int] = []
     replace = os.replace
 
-    def noted(source: str, target: str, **folders: int | None) -> None:
-        found.append(Path(source).stat().st_size)
+    def record(source: str, target: str, **folders: int | None) -> None:
+        actual.append(Path(source).stat().st_size)
         with Path(source).open("rb+") as file, pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         replace(source, target, **folders)
 
-    monkeypatch.setattr(os, "replace", noted)
+    monkeypatch.setattr(os, "replace", record)
     write_file(tmp_path / "file", b"x" * size)
-    assert found == [size]
+    assert actual == [size]
 
 
 # Reading.
 
 
-def test_a_file_is_read_whole(tmp_path: Path) -> None:
+def test_read_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     for data in (b"", b"abc", b"x" * 10**6):
         path.write_bytes(data)
@@ -296,7 +296,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as caught:
         read_file(path, 2)
     assert str(caught.value) == f"{path} must have at most 2 bytes, got 3"
-    os.truncate(path, 2**40)  # a hole, which takes no room on the disk
+    os.truncate(path, 2**40)  # a sparse file
     with pytest.raises(
         ValueError, match=rf"must have at most {2**32} bytes, got {2**40}"
     ):
@@ -307,10 +307,10 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "place", ["pipe", "link", "socket", ".", "/dev/zero", "/dev/full", "/dev/stdin"]
 )
-def test_nothing_but_a_regular_file_is_opened(
+def test_only_regular_files_are_opened(
     tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Opening a pipe would wait for its writer; opening a device may make it act."""
+    """Opening a pipe would wait for a writer; opening a device may have effects."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")
     path = tmp_path / place
@@ -333,13 +333,13 @@ def test_nothing_but_a_regular_file_is_opened(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pipes with names")
-def test_a_pipe_that_comes_between_is_not_waited_for(
+def test_a_file_that_becomes_a_pipe_does_not_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, kept = tmp_path / "file", tmp_path / "kept"
-    kept.write_bytes(b"abc")
+    path, other = tmp_path / "file", tmp_path / "other"
+    other.write_bytes(b"abc")
     os.mkfifo(path)
-    seen = kept.stat()
+    seen = other.stat()
     monkeypatch.setattr(Path, "stat", lambda self: seen)
     with (
         pytest.raises(OSError, match=r"Not a regular file: '.*/file'"),
@@ -350,21 +350,21 @@ def test_a_pipe_that_comes_between_is_not_waited_for(
 
 @pytest.mark.skipif(not Path("/proc/kmsg").exists(), reason="Linux has it")
 def test_a_file_without_a_size_is_read_as_empty() -> None:
-    """Such as /proc/kmsg, which is called regular and would be waited for."""
+    """/proc/kmsg, for example, seems to be a regular file but would block."""
     assert read_file(Path("/proc/self/status")) == b""
     if os.geteuid() == 0:
-        with contextlib.suppress(PermissionError):  # of a container
+        with contextlib.suppress(PermissionError):  # in a container
             assert read_file(Path("/proc/kmsg")) == b""
 
 
 @pytest.mark.parametrize("change", ["longer", "shorter", "rewritten"])
-def test_a_file_that_changes_while_it_is_read_is_named(
+def test_a_file_that_changes_while_it_is_read_is_refused(
     tmp_path: Path, change: str
 ) -> None:
-    """Also in place of an error about what was read."""
+    """Also if its content was refused."""
     path = tmp_path / "a\nfile"
     message = (
-        f"{str(path)!r} was changed while it was read: read it again once it is whole"
+        f"{str(path)!r} changed while it was read: try again once it is complete"
     )
     for raised in (None, ValueError("nonsense"), KeyError("nonsense")):
         path.write_bytes(b"abc")
@@ -373,7 +373,7 @@ def test_a_file_that_changes_while_it_is_read_is_named(
             path.write_bytes(
                 {"longer": b"abcd", "shorter": b"ab", "rewritten": b"abd"}[change]
             )
-            os.utime(path, ns=(0, 10**9))  # as if a moment had passed
+            os.utime(path, ns=(0, 10**9))  # as if some time had passed
             if raised is not None:
                 raise raised
         assert str(caught.value) == message
@@ -382,7 +382,7 @@ def test_a_file_that_changes_while_it_is_read_is_named(
         raise KeyboardInterrupt
 
 
-def test_an_error_of_the_reader_is_left_alone(tmp_path: Path) -> None:
+def test_an_error_in_the_block_is_raised(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"abc")
     with pytest.raises(KeyError, match="mine"), reading_file(path):
@@ -399,5 +399,5 @@ def test_an_error_of_the_reader_is_left_alone(tmp_path: Path) -> None:
         ("\udcff", r"'\udcff'"),
     ],
 )
-def test_a_path_is_named_in_one_line(path: str, name: str) -> None:
+def test_quoted_path(path: str, name: str) -> None:
     assert quoted_path(path) == quoted_path(Path(path)) == name

@@ -1,4 +1,4 @@
-"""A moment of `make fuzz`."""
+"""A short run of `make fuzz`."""
 
 from pathlib import Path
 
@@ -10,12 +10,12 @@ EXAMPLES = {"model": 150}
 
 
 @pytest.mark.parametrize("name", fuzz.LOADERS)
-def test_whatever_is_read_gives_an_object_or_one_clear_error(name: str) -> None:
+def test_loaders_return_an_object_or_raise_one_clear_error(name: str) -> None:
     tried, _ = fuzz.fuzz(fuzz.LOADERS[name], EXAMPLES.get(name, 100))
     assert tried
 
 
-def test_what_is_loaded_while_it_is_rewritten_is_one_of_the_models(
+def test_a_model_loaded_while_it_is_rewritten_is_intact(
     tmp_path: Path,
 ) -> None:
     counts = rewritten_while_loaded(tmp_path, seconds=3)

@@ -1,4 +1,4 @@
-"""Sampling: `generate`, `stream` and what may not depend on how they are called."""
+"""`generate` and `stream`."""
 
 import pytest
 import torch
@@ -14,12 +14,12 @@ PROMPTS = ["a", "abcdefghijklmno", "\n", "be a cog", "qq"]
 
 @pytest.fixture(params=VARIANTS)
 def lm(request) -> fbt.LanguageModel:
-    """In float64, where a batch and its sequences alone agree to the last character."""
+    """In float64, where a batch and its single sequences give the same texts."""
     return model(request.param, TOKENIZER)
 
 
 def greedy_without_cache(lm, prompt, count):
-    """The definition: read the whole text again for every character."""
+    """The definition: read the whole text for every character."""
     text = prompt
     with torch.no_grad():
         for _ in range(count):
@@ -29,7 +29,7 @@ def greedy_without_cache(lm, prompt, count):
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_temperature_zero_takes_the_likeliest_character(lm, prompt):
+def test_temperature_zero_takes_the_most_likely_character(lm, prompt):
     text = lm.generate(prompt, 20, temperature=0)
     assert text == greedy_without_cache(lm, prompt, 20)
     assert text == lm.generate(prompt, 20, temperature=0, seed=5)
@@ -47,7 +47,7 @@ def test_the_continuation_follows_the_prompt(lm):
     assert len(lm.generate(seed=1)) == 1 + 200
 
 
-def test_a_seed_repeats_the_text_and_no_seed_does_not(lm):
+def test_only_a_seed_makes_the_text_reproducible(lm):
     assert lm.generate("a", 40, seed=3) == lm.generate("a", 40, seed=3)
     assert lm.generate("a", 40, seed=3) != lm.generate("a", 40, seed=4)
     torch.manual_seed(0)
@@ -56,7 +56,7 @@ def test_a_seed_repeats_the_text_and_no_seed_does_not(lm):
     assert lm.generate("a", 40) != one
 
 
-def test_sampling_leaves_the_global_generator_alone(lm):
+def test_sampling_does_not_use_the_global_generator(lm):
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
@@ -68,7 +68,7 @@ def test_sampling_leaves_the_global_generator_alone(lm):
 @pytest.mark.parametrize(
     "options", [{"temperature": 0}, {}, {"temperature": 0.7, "top_k": 5}], ids=str
 )
-def test_each_text_of_a_list_is_as_it_would_be_alone(lm, options):
+def test_texts_of_a_list_are_independent(lm, options):
     texts = lm.generate(PROMPTS, 20, seed=11, **options)
     alone = [
         lm.generate(prompt, 20, seed=11 + i, **options)
@@ -96,7 +96,7 @@ def test_a_streamed_list_starts_with_the_shortest_prompt(lm):
         assert joined == lm.generate(PROMPTS, 4, seed=2)[i]
 
 
-def test_a_stream_can_be_left_early_and_mixed_with_other_work(lm):
+def test_a_stream_can_be_stopped_and_interleaved(lm):
     expected = lm.generate("abc", 10, seed=2)
     stream = lm.stream("abc", 10, seed=2)
     pieces = [next(stream) for _ in range(4)]
@@ -104,13 +104,13 @@ def test_a_stream_can_be_left_early_and_mixed_with_other_work(lm):
     lm(TOKENIZER.encode("abc")[None]).sum().backward()
     pieces += stream
     assert "abc" + "".join(pieces) == expected
-    next(lm.stream("abc", 10))  # and dropped
+    next(lm.stream("abc", 10))  # never finished
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_mode_and_gradients_are_left_alone(lm, training):
+def test_mode_and_gradients_are_unchanged(lm, training):
     lm.train(training)
-    lm.head.eval()  # a part that someone froze
+    lm.head.eval()  # frozen
     modes = [part.training for part in lm.modules()]
     for _ in lm.stream(["a", "bc"], 3):
         assert [part.training for part in lm.modules()] == modes
@@ -154,13 +154,13 @@ def test_probabilities_by_hand():
     close(probabilities(logits, 1e300, None), 0.25, 0.25, 0.25, 0.25)
 
 
-def test_top_k_keeps_exactly_k_where_logits_tie():
-    kept = probabilities(torch.zeros(2, 7), 1.0, 3)
-    assert [(row > 0).sum().item() for row in kept] == [3, 3]
+def test_top_k_keeps_exactly_k_of_equal_logits():
+    result = probabilities(torch.zeros(2, 7), 1.0, 3)
+    assert [(row > 0).sum().item() for row in result] == [3, 3]
 
 
-def test_characters_come_with_the_frequencies_of_the_model():
-    """2000 first characters from one distribution; a chi-squared statistic far below its 99.99 % point."""
+def test_characters_are_drawn_with_the_probabilities_of_the_model():
+    """A chi-squared test of 2000 first characters, at 99.99 %."""
     lm = model("shared-kv", TOKENIZER)
     with torch.no_grad():
         expected = (
@@ -171,7 +171,7 @@ def test_characters_come_with_the_frequencies_of_the_model():
     assert ((counts - expected) ** 2 / expected).sum() < 50.0  # 18 degrees of freedom
 
 
-def test_a_hook_on_a_part_of_the_body_reaches_the_text():
+def test_a_hook_on_a_module_of_the_body_affects_the_text():
     lm = model("shared-kv", TOKENIZER)
     before = lm.generate("abc", 20, temperature=0)
     lm.body.layers[0].feed_forward.outer.register_forward_hook(
@@ -181,8 +181,8 @@ def test_a_hook_on_a_part_of_the_body_reaches_the_text():
     assert before != after == greedy_without_cache(lm, "abc", 20)
 
 
-def banned(part, given, out):
-    """A forward hook that takes the likeliest character away."""
+def remove_best(module, inputs, out):
+    """A forward hook that removes the most likely character."""
     logits, *rest = out if isinstance(out, tuple) else (out,)
     logits = logits.scatter(-1, logits.argmax(-1, keepdim=True), -torch.inf)
     return (logits, *rest) if rest else logits
@@ -190,13 +190,13 @@ def banned(part, given, out):
 
 class Louder(fbt.LanguageModel):
     def forward(self, tokens, state=None, return_state=False):
-        return banned(self, None, super().forward(tokens, state, return_state))
+        return remove_best(self, None, super().forward(tokens, state, return_state))
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda lm: lm.register_forward_hook(banned),
+        lambda lm: lm.register_forward_hook(remove_best),
         lambda lm: lm.body.register_forward_hook(
             lambda _, __, out: (-out[0], *out[1:])
         ),
@@ -205,14 +205,14 @@ class Louder(fbt.LanguageModel):
         lambda lm: setattr(
             lm,
             "forward",
-            lambda *args, **kwargs: banned(
+            lambda *args, **kwargs: remove_best(
                 lm, None, Louder.__base__.forward(lm, *args, **kwargs)
             ),
         ),
     ],
     ids=["model", "body", "dropout", "a subclass", "a function in place of forward"],
 )
-def test_what_hangs_on_the_model_reaches_every_character(change):
+def test_hooks_and_changed_methods_affect_every_character(change):
     lm = model("shared-kv", TOKENIZER)
     before = lm.generate("abc", 20, temperature=0)
     change(lm)
@@ -230,7 +230,7 @@ def test_text_is_generated_under_autocast(backend):
 
 
 @pytest.mark.parametrize("backend", ["auto", "sequence"])
-def test_autocast_changes_nothing_in_a_decoder(backend):
+def test_a_decoder_ignores_autocast(backend):
     """Its buffers have one dtype."""
     body, x = model("shared-kv").float().body, torch.randn(2, 9, 14)
     with torch.no_grad():
@@ -239,6 +239,6 @@ def test_autocast_changes_nothing_in_a_decoder(backend):
     expected = [plain.step(x[:, t]) for t in range(9)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         decoder = body.decoder(state, backend)
-        found = [decoder.step(x[:, t]) for t in range(9)]
-    for mine, theirs in zip(found, expected, strict=True):
+        actual = [decoder.step(x[:, t]) for t in range(9)]
+    for mine, theirs in zip(actual, expected, strict=True):
         assert mine.dtype == torch.float32 and torch.equal(mine, theirs)

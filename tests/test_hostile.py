@@ -1,4 +1,4 @@
-"""Input that nobody would choose: odd folders and prompts, and what a stranger's run may hold."""
+"""Unusual folders and prompts, and malicious runs."""
 
 import json
 import os
@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from hostile_files import put_together, reason, taken_apart
+from hostile_files import build_file, parse_file, reason
 from safetensors.torch import load_file
 from small_runs import TEXT, fingerprint, small_command, small_run
 
 import fbt
+from fbt.pretrained import CHECKPOINT_FILE
 from fbt.training import resume
 from fbt.training.__main__ import main
-from fbt.training.checkpoint import CHECKPOINT_FILE
 from fbt.training.loop import Interrupt
 from fbt.training.metrics import METRICS_FILE
 
@@ -44,7 +44,7 @@ FOLDERS = [
 ]
 
 
-def a_model() -> fbt.LanguageModel:
+def small_model() -> fbt.LanguageModel:
     return fbt.LanguageModel(
         fbt.Config(3, d_model=4, n_heads=1, n_layers=1, span=2),
         fbt.CharTokenizer("abc"),
@@ -62,17 +62,17 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("name", FOLDERS, ids=ascii)
 @pytest.mark.parametrize("kind", [str, Path])
-def test_a_folder_may_have_any_name(name: str, kind: Any, here: Path) -> None:
-    lm = a_model()
+def test_folders_with_unusual_names(name: str, kind: Any, here: Path) -> None:
+    lm = small_model()
     path = lm.save_pretrained(kind(name))
-    # what a shell would make of it is left to the shell
+    # not expanded: that is the shell's task
     assert path.resolve().parent == here / name
     assert fbt.LanguageModel.from_pretrained(kind(name)).tokenizer == lm.tokenizer
     assert [entry.name for entry in here.iterdir()] == [name]
 
 
 @pytest.mark.parametrize("name", ["", "/dev", "../..", "no\nsuch"], ids=ascii)
-def test_a_name_that_leads_nowhere_is_named(name: str) -> None:
+def test_a_missing_folder_is_named(name: str) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         fbt.LanguageModel.from_pretrained(name)
     assert str(caught.value).startswith(
@@ -81,14 +81,14 @@ def test_a_name_that_leads_nowhere_is_named(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a\0b", "\ud800"], ids=ascii)
-def test_a_name_that_no_path_can_have_is_named(name: str) -> None:
+def test_an_invalid_path_is_named(name: str) -> None:
     with pytest.raises(ValueError, match="name must be a path") as caught:
         fbt.LanguageModel.from_pretrained(name)
     assert str(caught.value).endswith(f"got {name!r}")
 
 
-def test_what_is_no_regular_file_is_not_opened(here: Path) -> None:
-    """A pipe that nobody writes to would be waited for without end."""
+def test_only_regular_files_are_opened(here: Path) -> None:
+    """Opening a pipe without a writer would wait forever."""
     for name in ("model.safetensors", CHECKPOINT_FILE):
         os.mkfifo(here / name)
     with pytest.raises(OSError, match=r"Not a regular file: '.*model\.safetensors'"):
@@ -99,10 +99,10 @@ def test_what_is_no_regular_file_is_not_opened(here: Path) -> None:
         resume(here)
 
 
-def test_a_folder_whose_name_is_no_text_is_refused_before_the_first_step(
+def test_a_folder_whose_name_is_not_utf8_is_refused_before_training(
     here: Path,
 ) -> None:
-    """The library cannot open files there, so nothing could be read again."""
+    """Safetensors cannot open files there."""
     name = os.fsdecode(b"\xff")
     with pytest.raises(ValueError, match=r"must be valid UTF-8, got '.*\\udcff"):
         small_run(folder=name)
@@ -112,7 +112,7 @@ def test_a_folder_whose_name_is_no_text_is_refused_before_the_first_step(
 @pytest.mark.parametrize(
     "name", ["-x 'a' \"b\" $(touch hacked)\n~\\ \u202e🎭", "~", "--help"], ids=ascii
 )
-def test_the_command_to_go_on_with_can_be_pasted(
+def test_the_command_to_continue_can_be_pasted(
     name: str,
     here: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -136,20 +136,20 @@ def test_the_command_to_go_on_with_can_be_pasted(
     assert sorted(path.name for path in here.iterdir()) == sorted([data.name, name])
 
 
-# A run that was stopped
+# An unfinished run
 
 
-def test_the_weights_of_a_stopped_run_are_loaded(run: Path, here: Path) -> None:
-    """Its folder has no model yet: that is said, and how to go on."""
+def test_the_weights_of_an_unfinished_run_are_loaded(run: Path, here: Path) -> None:
+    """A warning says that its folder has no model yet, and how to continue."""
     with pytest.warns(UserWarning) as caught:
         lm = fbt.LanguageModel.from_pretrained(run)
     (warning,) = caught
     assert str(warning.message) == (
-        f"no model.safetensors in {run}, of a run that has not ended: its last checkpoint is "
-        f"loaded. To go on with the run, call fbt.training.resume({str(run)!r})"
+        f"no model.safetensors in {run}, whose run is not finished: loading its last "
+        f"checkpoint. To continue the run, call fbt.training.resume({str(run)!r})"
     )
     assert warning.filename == __file__
-    # which was asked for
+    # explicitly
     named = fbt.LanguageModel.from_pretrained(run / CHECKPOINT_FILE)
     weights = {
         name.removeprefix("model."): tensor
@@ -169,13 +169,13 @@ def test_the_weights_of_a_stopped_run_are_loaded(run: Path, here: Path) -> None:
         assert torch.equal(loaded.state_dict()[name], tensor), name
 
 
-def test_a_stopped_run_whose_checkpoint_is_damaged_is_named(run: Path) -> None:
+def test_a_damaged_checkpoint_of_an_unfinished_run_is_named(run: Path) -> None:
     path = run / CHECKPOINT_FILE
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError) as caught:
         fbt.LanguageModel.from_pretrained(path)
     assert reason(path, caught.value).startswith(
-        "is not a whole checkpoint of this version of fbt: "
+        "is not a valid checkpoint of this version of fbt: "
     )
 
 
@@ -197,15 +197,13 @@ def test_a_stopped_run_whose_checkpoint_is_damaged_is_named(run: Path) -> None:
     ],
     ids=lambda value: ascii(value)[:20],
 )
-def test_a_prompt_that_the_model_does_not_know_is_named(
-    prompt: str, message: str
-) -> None:
+def test_an_unknown_character_in_a_prompt_is_named(prompt: str, message: str) -> None:
     with pytest.raises(ValueError) as caught:
-        a_model().generate(prompt, 1)
+        small_model().generate(prompt, 1)
     assert str(caught.value).endswith(message)
 
 
-def test_any_character_can_be_learnt_and_written(here: Path) -> None:
+def test_any_character_can_be_trained_on_and_generated(here: Path) -> None:
     odd = "\0\x1b\r\n\u2028\u202eא\u0301e\ud83c🎭￾\U0010ffff"
     lm = fbt.LanguageModel(
         fbt.Config(len(set(odd)), d_model=4, n_heads=1, n_layers=1, span=2),
@@ -216,7 +214,7 @@ def test_any_character_can_be_learnt_and_written(here: Path) -> None:
     assert text.startswith(odd) and len(text) == len(odd) + 50
 
 
-def test_a_text_that_is_no_unicode_is_refused_before_anything_is_written(
+def test_lone_surrogates_in_a_text_are_refused_before_writing(
     here: Path,
 ) -> None:
     with pytest.raises(ValueError, match="text must have no halves of characters"):
@@ -224,11 +222,11 @@ def test_a_text_that_is_no_unicode_is_refused_before_anything_is_written(
     assert not (here / "run").exists()
 
 
-# A stranger's run
+# A malicious run
 
 
 @pytest.fixture(scope="module")
-def files_of_a_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def run_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("strangers")
     small_run(folder=folder, steps=3)
     return {
@@ -237,10 +235,10 @@ def files_of_a_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]
 
 
 @pytest.fixture
-def run(files_of_a_run: dict[str, bytes], here: Path) -> Path:
+def run(run_files: dict[str, bytes], here: Path) -> Path:
     folder = here / "run"
     folder.mkdir()
-    for name, data in files_of_a_run.items():
+    for name, data in run_files.items():
         (folder / name).write_bytes(data)
     return folder
 
@@ -248,8 +246,8 @@ def run(files_of_a_run: dict[str, bytes], here: Path) -> Path:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("nonsense", "line 1 is no JSON that can be read: Expecting value"),
-        ("[" * 10**5, "line 1 is no JSON that can be read: maximum recursion"),
+        ("nonsense", "line 1 is not valid JSON: Expecting value"),
+        ("[" * 10**5, "line 1 is not valid JSON: maximum recursion"),
         ("[]", "line 1 must be of type dict, got []"),
         ("{}", "step in line 1 must be an int >= 0, got None"),
         ('{"step": -1}', "step in line 1 must be an int >= 0, got -1"),
@@ -287,47 +285,49 @@ def run(files_of_a_run: dict[str, bytes], here: Path) -> Path:
         ),
         (
             b"\xff",
-            "line 1 is no JSON that can be read: 'utf-8' codec can't decode byte 0xff",
+            "line 1 is not valid JSON: 'utf-8' codec can't decode byte 0xff",
         ),
         (
             '{"step": 1, "step": 2}',
-            "line 1 is no JSON that can be read: 'step' occurs twice",
+            "line 1 is not valid JSON: 'step' occurs twice",
         ),
     ],
     ids=lambda value: ascii(value)[:40],
 )
-def test_metrics_that_are_none_are_named(
+def test_invalid_metrics_are_named(
     run: Path, line: str | bytes, message: str
 ) -> None:
     path = run / METRICS_FILE
     data = (line if isinstance(line, bytes) else line.encode()) + b"\n"
     path.write_bytes(data)
-    header, numbers = taken_apart((run / CHECKPOINT_FILE).read_bytes())
+    header, numbers = parse_file((run / CHECKPOINT_FILE).read_bytes())
     header["__metadata__"]["metrics"] = fingerprint(data).to_json()
-    (run / CHECKPOINT_FILE).write_bytes(put_together(header, numbers))
+    (run / CHECKPOINT_FILE).write_bytes(build_file(header, numbers))
     with pytest.raises(ValueError) as caught:
         resume(run, TEXT, progress=False)
-    said = reason(path, caught.value)
-    assert said.startswith("is not a whole file of metrics of this version of fbt: ")
-    assert message in said
+    error_message = reason(path, caught.value)
+    assert error_message.startswith(
+        "is not a valid file of metrics of this version of fbt: "
+    )
+    assert message in error_message
 
 
 def set_data(run: Path, place: str) -> None:
-    """Let the checkpoint of a run say that its text was there."""
+    """Set the path of the text in the checkpoint of a run."""
     path = run / CHECKPOINT_FILE
-    header, numbers = taken_apart(path.read_bytes())
+    header, numbers = parse_file(path.read_bytes())
     settings = json.loads(header["__metadata__"]["settings"]) | {"data": place}
     header["__metadata__"]["settings"] = json.dumps(settings)
-    path.write_bytes(put_together(header, numbers))
+    path.write_bytes(build_file(header, numbers))
 
 
 @pytest.mark.parametrize(
     "place", ["/proc/kmsg", "/proc/kcore", "hole", "/proc/self/environ"]
 )
-def test_a_file_of_the_system_is_not_read_as_a_text(
+def test_a_system_file_is_not_read_as_a_text(
     run: Path, here: Path, place: str
 ) -> None:
-    """They are called regular, and have no end, make readers wait, or hold secrets."""
+    """Some seem to be regular files, but are endless, block, or contain secrets."""
     if place == "hole":
         (here / place).touch()
         os.truncate(here / place, 2**40)
@@ -338,20 +338,21 @@ def test_a_file_of_the_system_is_not_read_as_a_text(
     with pytest.raises((ValueError, OSError)) as caught:
         resume(run, progress=False)
     assert re.search(
-        r"must have at most \d+ bytes|is not what the run in|Not a regular|Operation not permitted",
+        r"must have at most \d+ bytes|is not what the run in|Not a regular|"
+        "Operation not permitted",
         str(caught.value),
     )
     assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("place", ["pipe", "/dev/zero", "."])
-def test_a_text_to_train_on_is_a_regular_file(here: Path, place: str) -> None:
+def test_a_text_must_be_a_regular_file(here: Path, place: str) -> None:
     os.mkfifo(here / "pipe")
     with pytest.raises(OSError, match=r"Not a regular file: '|Is a directory: '"):
         small_run(Path(place))
 
 
-def test_metrics_that_are_no_regular_file_are_not_waited_for(run: Path) -> None:
+def test_metrics_must_be_a_regular_file(run: Path) -> None:
     (run / METRICS_FILE).unlink()
     os.mkfifo(run / METRICS_FILE)
     with pytest.raises(OSError, match=r"Not a regular file: '.*metrics\.jsonl'"):
@@ -361,10 +362,8 @@ def test_metrics_that_are_no_regular_file_are_not_waited_for(run: Path) -> None:
 @pytest.mark.parametrize(
     "place", ["/dev/zero", "/dev/stdin", ".", "pipe", "no\nsuch", "a\0b", "/dev/full"]
 )
-def test_a_text_that_never_ends_is_not_read(
-    run: Path, here: Path, place: str
-) -> None:
-    """The settings of a stranger's run say where its text was."""
+def test_an_endless_text_is_not_read(run: Path, here: Path, place: str) -> None:
+    """A checkpoint contains the path of the text."""
     os.mkfifo(here / "pipe")
     set_data(run, place)
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Initial weights: those that follow `torch.manual_seed`, without touching what other threads draw from."""
+"""Initial weights: as after `torch.manual_seed`, without the global generator."""
 
 import pytest
 import torch
@@ -11,18 +11,18 @@ from fbt.language_model import weight_shapes
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("seed", [0, 3, 2**31 - 1])
-def test_the_weights_are_those_of_manual_seed(variant: str, seed: int) -> None:
+def test_the_weights_equal_those_after_manual_seed(variant: str, seed: int) -> None:
     torch.manual_seed(seed)
     expected = fbt.LanguageModel(config(variant)).state_dict()
     before = torch.get_rng_state()
     with initialising(seed):
-        found = fbt.LanguageModel(config(variant)).state_dict()
+        actual = fbt.LanguageModel(config(variant)).state_dict()
     assert torch.equal(torch.get_rng_state(), before)
     for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), name
+        assert torch.equal(actual[name], tensor), name
 
 
-def test_nothing_is_left_of_the_context() -> None:
+def test_the_context_ends_completely() -> None:
     with pytest.raises(RuntimeError), initialising():
         raise RuntimeError
     torch.manual_seed(1)
@@ -30,15 +30,15 @@ def test_nothing_is_left_of_the_context() -> None:
     assert not torch.equal(fbt.LanguageModel(config("parallel")).head.weight, first)
 
 
-def test_contexts_of_the_caller_play_no_part() -> None:
+def test_contexts_of_the_caller_are_ignored() -> None:
     with initialising():
         expected = fbt.LanguageModel(config("shared-kv")).head.weight
     with torch.inference_mode(), torch.device("meta"), initialising():
-        found = fbt.LanguageModel(config("shared-kv")).head.weight
-    assert torch.equal(found, expected) and not found.is_inference()
+        actual = fbt.LanguageModel(config("shared-kv")).head.weight
+    assert torch.equal(actual, expected) and not actual.is_inference()
 
 
-def test_loading_saving_and_warm_starts_leave_the_global_generator_alone(
+def test_loading_saving_and_warm_starts_do_not_use_the_global_generator(
     tmp_path,
 ) -> None:
     parallel = fbt.LanguageModel(config("parallel"))
@@ -51,7 +51,7 @@ def test_loading_saving_and_warm_starts_leave_the_global_generator_alone(
 
 
 @pytest.mark.parametrize("context", [torch.inference_mode(), torch.device("meta")])
-def test_models_are_loaded_and_warmed_on_the_cpu_ready_to_train(
+def test_loaded_models_and_warm_starts_are_on_the_cpu_and_trainable(
     tmp_path, context
 ) -> None:
     parallel = fbt.LanguageModel(config("parallel"))
@@ -73,6 +73,6 @@ def test_a_warm_start_under_autocast_is_exact() -> None:
             layer.norm1.bias.normal_()
     expected = fbt.LanguageModel.from_parallel(parallel).state_dict()
     with torch.autocast("cpu", torch.bfloat16):
-        found = fbt.LanguageModel.from_parallel(parallel).state_dict()
+        actual = fbt.LanguageModel.from_parallel(parallel).state_dict()
     for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), name
+        assert torch.equal(actual[name], tensor), name

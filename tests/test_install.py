@@ -35,7 +35,7 @@ measurements = (files("fbt") / "measurements").iterdir()
 records = [file for file in measurements if file.name.endswith(".json")]
 native = (files("fbt") / "native").iterdir()
 print(json.dumps({
-    "place": fbt.__file__,
+    "path": fbt.__file__,
     "text": text,
     "records": sorted(file.name for file in records if json.loads(file.read_text())),
     "native": sorted(file.name for file in native if file.name.endswith(".cpp")),
@@ -55,13 +55,19 @@ from fbt.views.view import is_live
 shell = types.SimpleNamespace(get_parent=lambda: {"content": {"allow_stdin": True}})
 sys.modules["IPython"] = types.SimpleNamespace(get_ipython=lambda: shell)
 assert is_live()
-for view in (fbt.AttentionExplorer(["a", "b"], torch.eye(2)[None, None]), Choices(str, object=[1, 2])):
+explorer = fbt.AttentionExplorer(["a", "b"], torch.eye(2)[None, None])
+for view in (explorer, Choices(str, object=[1, 2])):
     assert set(view._repr_mimebundle_()) == {"text/plain", "text/html"}
 sys.modules["IPython"] = None
 assert "class MemoryStack" in repr(fbt.show(fbt.MemoryStack))
 import fbt.views.figures
 """
-IMPORT_TIME = "import time, torch; t = time.process_time(); import fbt; print(time.process_time() - t)"
+IMPORT_TIME = """
+import time, torch
+start = time.process_time()
+import fbt
+print(time.process_time() - start)
+"""
 
 
 def python(
@@ -87,7 +93,7 @@ def git(*arguments: str, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> Path:
-    """A repository with the current files, as at the project's address."""
+    """Return a repository with the current files, as at the project's address."""
     there = tmp_path_factory.mktemp("published")
     copy(there)
     git("init", "--quiet", f"--initial-branch={BRANCH}", cwd=there)
@@ -115,22 +121,23 @@ def test_the_install_cell_installs_the_package_with_all_its_files(
     assert (site / "fbt").is_dir(), installed.stdout + installed.stderr
     used = python(USE_WHAT_SHIPS, cwd=tmp_path, PYTHONPATH=str(site))
     assert used.returncode == 0, used.stderr
-    found = json.loads(used.stdout)
-    assert Path(found["place"]).is_relative_to(site)
-    assert found["text"].startswith("ROMEO:")
-    assert found["records"] == sorted(
+    output = json.loads(used.stdout)
+    assert Path(output["path"]).is_relative_to(site)
+    assert output["text"].startswith("ROMEO:")
+    assert output["records"] == sorted(
         p.name for p in (ROOT / "fbt" / "measurements").glob("*.json")
     )
-    assert found["native"] == sorted(
+    assert output["native"] == sorted(
         p.name for p in (ROOT / "fbt" / "native").glob("*.cpp")
     )
-    assert found["source"].startswith("fbt/stack.py, lines ")
+    assert output["source"].startswith("fbt/stack.py, lines ")
 
 
 def test_only_plots_need_matplotlib_and_the_error_names_it(tmp_path):
     run = python(WITHOUT_VIEWS, cwd=tmp_path)
     assert run.stderr.splitlines()[-1] == (
-        "ImportError: fbt.views.figures needs the package matplotlib: pip install matplotlib"
+        "ImportError: fbt.views.figures needs the package matplotlib: "
+        "pip install matplotlib"
     )
 
 

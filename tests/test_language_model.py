@@ -1,4 +1,4 @@
-"""The language model: whole texts against single steps, states, attention, saving and loading."""
+"""The language model: steps, states, attention, saving and loading."""
 
 import json
 from dataclasses import replace
@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import fbt
-from fbt.language_model import WEIGHTS_FILE
+from fbt.pretrained import WEIGHTS_FILE
 
 CASES = [
     ("parallel", "reference"),
@@ -57,7 +57,7 @@ def test_logits_equal_the_equations(variant, length):
 @each_case
 @pytest.mark.parametrize("span", [3, 13])
 def test_step_by_step_equals_the_whole_text(variant, backend, span):
-    """Logits, the state at the end, and gradients through the states of all seventeen steps."""
+    """Logits, the final state, and gradients through the states of all steps."""
     lm, tokens = with_backend(variant, backend, span=span), some_tokens(BATCH, 17)
     whole = everything(*lm(tokens, return_state=True))
     state, logits = None, []
@@ -72,7 +72,7 @@ def test_step_by_step_equals_the_whole_text(variant, backend, span):
 
 @each_case
 def test_detach_cuts_the_gradient_at_the_border_of_a_block(variant, backend):
-    """What a detached block learns is what it would learn from the same numbers as constants."""
+    """A detached block has the gradients it would have with a constant state."""
     lm, tokens = with_backend(variant, backend), some_tokens(BATCH, 11)
     _, state = lm(tokens[:, :6], return_state=True)
     cut = state.detach()
@@ -155,7 +155,7 @@ def test_layer_weights(variant):
         "embedding": [1, 0, 0],
     }.items():
         fixed = model(variant, memory=memory, n_layers=2)
-        # to the last bit of float64
+        # bit for bit, in float64
         assert fixed.layer_weights().tolist() == expected
         assert "body.memory.layer_logits" not in fixed.state_dict()
 
@@ -176,7 +176,7 @@ def test_number_of_parameters(variant, relative):
     )
 
 
-def test_parameters_that_are_not_trained_do_not_count():
+def test_frozen_parameters_do_not_count():
     lm = model("parallel")
     lm.head.requires_grad_(requires_grad=False)
     frozen = lm.head.weight.numel() + lm.head.bias.numel()
@@ -209,7 +209,7 @@ def test_the_backend_reaches_the_body(variant, backend):
 
 
 @pytest.mark.parametrize("variant", FEEDBACK)
-def test_a_loop_keeps_its_memory_in_the_stack_of_its_backend(variant, monkeypatch):
+def test_each_backend_uses_its_own_stack(variant, monkeypatch):
     made = []
     for kind in (fbt.MemoryStack, fbt.TorchStack):
         init = kind.__init__
@@ -262,8 +262,8 @@ def test_round_trip(tmp_path, variant, dtype, tokenizer):
     "changes", [{}, *OPTIONS, {"memory": "top", "memory_norm": False}], ids=str
 )
 @pytest.mark.parametrize("assign", [False, True])
-def test_a_state_dict_is_all_there_is_of_a_model(variant, changes, assign):
-    """Made on the meta device and filled by it, a model computes the same; garbage is left nowhere."""
+def test_a_state_dict_restores_a_model_completely(variant, changes, assign):
+    """Also a model that was made on the meta device."""
     lm, tokens = model(variant, **changes), some_tokens(BATCH, 9)
     with torch.device("meta"):
         empty = fbt.LanguageModel(lm.config)
@@ -287,7 +287,7 @@ def test_a_state_dict_is_all_there_is_of_a_model(variant, changes, assign):
 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
-def test_half_precision_is_for_the_disk(tmp_path, stored):
+def test_half_precision_becomes_float32(tmp_path, stored):
     lm = model("shared-kv").to(stored)
     lm.save_pretrained(tmp_path)
     loaded = fbt.LanguageModel.from_pretrained(tmp_path)
@@ -295,7 +295,7 @@ def test_half_precision_is_for_the_disk(tmp_path, stored):
     assert_same(loaded.state_dict(), lm.float().state_dict(), rtol=0, atol=0)
 
 
-def test_one_file_holds_weights_config_and_vocabulary(tmp_path):
+def test_one_file_contains_weights_config_and_vocabulary(tmp_path):
     path = model("shared-kv", TOKENIZER).save_pretrained(tmp_path)
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
@@ -304,7 +304,7 @@ def test_one_file_holds_weights_config_and_vocabulary(tmp_path):
     assert load_file(path).keys() == model("shared-kv").state_dict().keys()
 
 
-def test_saving_again_replaces_and_a_failed_save_leaves_the_old_file(
+def test_saving_again_replaces_and_a_failed_save_keeps_the_old_file(
     tmp_path, monkeypatch
 ):
     path = model("shared-kv").save_pretrained(tmp_path)
@@ -322,7 +322,7 @@ def test_saving_again_replaces_and_a_failed_save_leaves_the_old_file(
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_folder_comes_before_a_shipped_name(tmp_path, monkeypatch):
+def test_a_folder_takes_precedence_over_a_shipped_name(tmp_path, monkeypatch):
     assert (
         fbt.LanguageModel.from_pretrained("tiny-shakespeare").config.vocab_size == 65
     )
@@ -342,11 +342,11 @@ def test_a_missing_model_is_named(name):
         fbt.LanguageModel.from_pretrained(name)
 
 
-def test_the_file_name_is_where_others_look_for_it():
+def test_the_file_has_the_usual_name():
     assert WEIGHTS_FILE == "model.safetensors"
 
 
-def test_the_path_of_a_file_is_taken_as_well(tmp_path):
+def test_the_path_of_a_file_is_accepted(tmp_path):
     lm = model("shared-kv", TOKENIZER)
     path = lm.save_pretrained(tmp_path)
     other = tmp_path / "another name"
@@ -357,7 +357,7 @@ def test_the_path_of_a_file_is_taken_as_well(tmp_path):
         assert_same(loaded.state_dict(), lm.state_dict(), rtol=0, atol=0)
 
 
-def test_another_file_is_named(tmp_path):
+def test_a_file_of_another_format_is_named(tmp_path):
     path = tmp_path / "README.md"
     path.write_text("not weights")
     with pytest.raises(
@@ -367,7 +367,7 @@ def test_another_file_is_named(tmp_path):
     path.write_text("{}")
     with pytest.raises(
         ValueError,
-        match=r"README\.md is not a whole model of this version of fbt: its header",
+        match=r"README\.md is not a valid model of this version of fbt: the header",
     ):
         fbt.LanguageModel.from_pretrained(path)
 
@@ -376,7 +376,7 @@ def test_another_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "tokenizer, error, said",
+    "tokenizer, error, message",
     [
         (
             fbt.CharTokenizer("abc"),
@@ -386,11 +386,11 @@ def test_another_file_is_named(tmp_path):
         ("abc", TypeError, "tokenizer must be of type CharTokenizer, got 'abc'"),
     ],
 )
-def test_a_tokenizer_is_checked_where_it_is_given(tokenizer, error, said):
-    with pytest.raises(error, match=said):
+def test_a_tokenizer_is_checked(tokenizer, error, message):
+    with pytest.raises(error, match=message):
         fbt.LanguageModel(config("shared-kv"), tokenizer)
     lm = model("shared-kv", TOKENIZER)
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         lm.tokenizer = tokenizer
     assert lm.tokenizer is TOKENIZER
 
@@ -424,12 +424,12 @@ def test_a_tokenizer_that_no_longer_fits_is_not_saved(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
-        (lambda lm: lm.body.half(), "its tensors must all be of one type"),
+        (lambda lm: lm.body.half(), "all tensors must have the same dtype"),
         (
             lambda lm: lm.to(torch.float8_e4m3fn),
-            "'body.key_values.0.key.weight' must be of one of ",
+            "'body.key_values.0.key.weight' must have one of the dtypes ",
         ),
         (
             lambda lm: setattr(lm, "head", torch.nn.Linear(14, 20)),
@@ -443,11 +443,11 @@ def test_a_tokenizer_that_no_longer_fits_is_not_saved(tmp_path):
         ),
     ],
 )
-def test_what_could_not_be_loaded_is_not_saved(tmp_path, change, said):
+def test_a_model_that_could_not_be_loaded_is_not_saved(tmp_path, change, message):
     lm = model("shared-kv")
     lm.save_pretrained(tmp_path)
     before = (tmp_path / "model.safetensors").read_bytes()
     change(lm)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         lm.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before

@@ -1,4 +1,4 @@
-"""The models that ship: small, quick to load, as good as their record and their cards say."""
+"""The shipped models: small, quick to load, as good as recorded."""
 
 import json
 import time
@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 import fbt
 from fbt.data import even_windows, split
-from fbt.language_model import PRETRAINED, WEIGHTS_FILE
+from fbt.pretrained import PRETRAINED, WEIGHTS_FILE
 from fbt.training import evaluate
 
 NAMES = ("tiny-shakespeare", "tiny-shakespeare-parallel")
@@ -25,16 +25,16 @@ def run_of(name: str) -> dict:
     return run
 
 
-def test_there_are_no_others_and_together_they_are_small():
+def test_names_and_total_size():
     files = sorted(PRETRAINED.glob(f"*/{WEIGHTS_FILE}"))
     assert tuple(file.parent.name for file in files) == NAMES
     assert sum(file.stat().st_size for file in files) < 15e6
 
 
 @each_model
-def test_loads_in_less_than_a_second(name):
+def test_loading_takes_less_than_a_second(name):
     times = []
-    for _ in range(3):  # the least of three: a busy machine may interrupt one
+    for _ in range(3):  # the minimum: a busy machine may interrupt one
         start = time.perf_counter()
         fbt.LanguageModel.from_pretrained(name)
         times.append(time.perf_counter() - start)
@@ -42,9 +42,10 @@ def test_loads_in_less_than_a_second(name):
 
 
 @each_model
-def test_is_kept_in_half_precision_and_computes_in_single(name):
+def test_stored_in_float16_and_loaded_as_float32(name):
     with safe_open(PRETRAINED / name / WEIGHTS_FILE, framework="pt") as file:
-        assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float16}  # noqa: SIM118
+        names = [*file.keys()]
+        assert {file.get_tensor(name).dtype for name in names} == {torch.float16}
     losses = RECORD["losses"][name]
     assert abs(losses["float16"] - losses["float32"]) < 0.001
     model = fbt.LanguageModel.from_pretrained(name)
@@ -52,18 +53,18 @@ def test_is_kept_in_half_precision_and_computes_in_single(name):
     assert not model.training
 
 
-def test_twins_have_one_shape_and_saw_the_same_characters():
+def test_both_models_have_the_same_sizes_and_training():
     feedback, parallel = (run_of(name) for name in NAMES)
     for part in ("config", "recipe"):
-        other = {"variant", "lr"}
-        assert {k: v for k, v in feedback[part].items() if k not in other} == {
-            k: v for k, v in parallel[part].items() if k not in other
+        different = {"variant", "lr"}
+        assert {k: v for k, v in feedback[part].items() if k not in different} == {
+            k: v for k, v in parallel[part].items() if k not in different
         }
 
 
 @each_model
-def test_predicts_as_well_as_recorded(name):
-    """The whole last tenth of the text in windows of the span, each from an empty memory."""
+def test_loss_equals_the_record(name):
+    """On the validation text, in windows of the span."""
     model = fbt.LanguageModel.from_pretrained(name)
     assert model.num_parameters() == run_of(name)["parameters"] < 3e6
     tokens = model.tokenizer.encode(fbt.load_tiny_shakespeare())
@@ -73,7 +74,7 @@ def test_predicts_as_well_as_recorded(name):
 
 
 @each_model
-def test_a_card_says_what_the_record_says(name):
+def test_cards_agree_with_the_record(name):
     card = (PRETRAINED / name / "README.md").read_text(encoding="utf-8")
     run = run_of(name)
     assert f"**{RECORD['losses'][name]['float16']:.4f}** nats" in card

@@ -1,4 +1,4 @@
-"""Text from elsewhere is passed on in a form that messages, pages and kernels can hold."""
+"""Messages and texts are cleaned before they are passed on."""
 
 import pytest
 from hypothesis import given
@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from fbt._text import LONGEST_LINE, one_line, replace_surrogates
 
-ANY_TEXT = st.text(st.characters(exclude_categories=()))  # halves of characters too
+ANY_TEXT = st.text(st.characters(exclude_categories=()))  # lone surrogates too
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ ANY_TEXT = st.text(st.characters(exclude_categories=()))  # halves of characters
     ],
     ids=lambda value: ascii(value)[:20],
 )
-def test_a_message_becomes_a_line(message: str, line: str) -> None:
+def test_one_line(message: str, line: str) -> None:
     assert one_line(message) == line
 
 
@@ -32,12 +32,12 @@ def test_a_line_can_be_printed(message: str) -> None:
 
 
 @given(ANY_TEXT)
-def test_a_well_formed_text_can_be_sent_and_only_halves_are_lost(text: str) -> None:
+def test_only_lone_surrogates_are_replaced(text: str) -> None:
     assert replace_surrogates(text).encode().decode() == replace_surrogates(text)
     if not any("\ud800" <= character <= "\udfff" for character in text):
         assert replace_surrogates(text) == text
 
 
-def test_half_a_character_becomes_a_sign_and_two_that_fit_one_character() -> None:
+def test_a_pair_of_surrogates_becomes_one_character() -> None:
     assert replace_surrogates("a\ud800b\udc00") == "a\ufffdb\ufffd"
     assert replace_surrogates("\ud83c" + "\udfad") == "🎭"

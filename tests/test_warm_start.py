@@ -30,7 +30,7 @@ def pair(
 
 @each_variant
 @pytest.mark.parametrize("relative", ["per-layer", "shared"])
-def test_what_is_copied_as_it_is(variant, relative):
+def test_weights_that_are_copied(variant, relative):
     parallel, started = pair(variant, relative)
     theirs, ours = parallel.state_dict(), started.state_dict()
     same = [
@@ -79,8 +79,8 @@ def test_what_is_copied_as_it_is(variant, relative):
 
 
 @each_variant
-def test_what_is_mapped(variant):
-    """W_k diag(g), W_v diag(g) and b_o + W_o W_v beta, averaged over layers where they are shared."""
+def test_weights_that_are_mapped(variant):
+    """W_k diag(g), W_v diag(g), b_o + W_o W_v beta, or their means over layers."""
     parallel, started = pair(variant)
     keys, values, biases = [], [], []
     for layer in parallel.body.layers:
@@ -112,7 +112,7 @@ def test_what_is_mapped(variant):
 
 
 @each_variant
-def test_what_is_new(variant):
+def test_weights_that_are_new(variant):
     _, started = pair(variant)
     memory = started.body.memory
     assert not memory.layer_logits.any()
@@ -120,8 +120,8 @@ def test_what_is_new(variant):
     assert not memory.norm.bias.any()
 
 
-def test_each_layer_reads_a_memory_as_its_parallel_layer_would():
-    """The biases that were dropped or moved make no difference: attention to m_1..m_J is the same."""
+def test_attention_to_given_memories_equals_the_parallel_layer():
+    """Attention to m_1..m_J is the same although biases were dropped or moved."""
     parallel, started = pair("feedback")
     x, memories = normal(BATCH, 1, 14), normal(BATCH, 6, 14, seed=5)
     for l, (theirs, ours) in enumerate(
@@ -133,9 +133,9 @@ def test_each_layer_reads_a_memory_as_its_parallel_layer_would():
             z, *theirs.key_value(theirs.norm1(memories)), relative
         )
         keys, values = started.body.key_values[l](started.body.memory.norm(memories))
-        found, found_weights = ours.attention(ours.norm1(x), keys, values, relative)
+        actual, found_weights = ours.attention(ours.norm1(x), keys, values, relative)
         assert_same(found_weights, weights, f"weights of layer {l}")
-        assert_same(found, expected, f"output of layer {l}")
+        assert_same(actual, expected, f"output of layer {l}")
 
 
 @each_variant
@@ -173,7 +173,7 @@ def test_fields_that_may_change(variant, changes):
 
 @each_variant
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_the_parallel_model_is_left_as_it_is_and_shares_nothing(variant, dtype):
+def test_the_parallel_model_is_unchanged_and_shares_nothing(variant, dtype):
     parallel = model("parallel").to(dtype)
     before = {name: tensor.clone() for name, tensor in parallel.state_dict().items()}
     started = fbt.LanguageModel.from_parallel(parallel, variant)

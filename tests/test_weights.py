@@ -1,4 +1,4 @@
-"""Weights and checkpoints that are damaged, swapped, enormous or made to mislead: each is one clear error."""
+"""Damaged, swapped, huge and malicious files: each raises one clear error."""
 
 import ast
 import gzip
@@ -18,12 +18,12 @@ import pytest
 import torch
 from exact import OPTIONS, VARIANTS, config, model
 from hostile_files import (
-    little_memory,
-    put_together,
+    build_file,
+    limited_memory,
+    parse_file,
     reason,
     refusal,
-    retyped,
-    taken_apart,
+    with_dtype,
 )
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -31,21 +31,24 @@ from small_runs import TEXT, WARNINGS, save_checkpoint, small_run
 
 import fbt
 from fbt import _weights
-from fbt.language_model import WEIGHTS_FILE, LanguageModel, weight_shapes
+from fbt.language_model import LanguageModel, weight_shapes
+from fbt.pretrained import CHECKPOINT_FILE, WEIGHTS_FILE
 from fbt.training import resume
-from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint, Settings
+from fbt.training.checkpoint import Checkpoint, Settings
 from fbt.training.recipe import Recipe
 
 TOKENIZER = fbt.CharTokenizer("\n abcdefghijklmnopq")
-HUGE = 2**26  # four times that is the largest size that Config allows
+HUGE = 2**26  # a quarter of the largest size that Config allows
 
 
-# What a model of a config saves
+# Shapes of a model's weights
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("changes", [{}, *OPTIONS], ids=str)
-def test_shapes_are_those_of_the_model(variant: str, changes: dict[str, Any]) -> None:
+def test_weight_shapes_equal_those_of_the_model(
+    variant: str, changes: dict[str, Any]
+) -> None:
     lm = model(variant, **changes)
     before = torch.get_rng_state()
     assert dict(weight_shapes(lm.config)) == {
@@ -57,13 +60,25 @@ def test_shapes_are_those_of_the_model(variant: str, changes: dict[str, Any]) ->
 @pytest.mark.parametrize(
     "size", ["vocab_size", "d_model", "n_heads", "n_layers", "d_ff", "span"]
 )
-def test_shapes_of_a_model_that_no_machine_can_hold(size: str) -> None:
+def test_weight_shapes_of_a_model_larger_than_any_memory(size: str) -> None:
     changes = {size: HUGE} | ({"d_model": HUGE} if size == "n_heads" else {})
     shapes = weight_shapes(
         fbt.Config(**{"vocab_size": 19, "d_model": 14, "n_heads": 2} | changes)
     )
     name, shape = next(shapes)
     assert (name, len(shape)) == ("token_embedding.weight", 2)
+
+
+def test_weight_shapes_import_no_compiler() -> None:
+    """Drawing weights on the meta device would import one, which takes seconds."""
+    code = """
+import sys, fbt
+from fbt.language_model import weight_shapes
+before = set(sys.modules)
+list(weight_shapes(fbt.Config(19)))
+assert len(set(sys.modules) - before) < 10
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # Files of models
@@ -77,22 +92,22 @@ def saved(tmp_path: Path) -> Path:
 def rewrite(
     path: Path, change: Callable[[dict[str, Any], dict[str, str]], Any]
 ) -> None:
-    """Let `change` work on the header and its metadata.
+    """Apply `change` to the header and its metadata.
 
-    It may return another header, or the number of bytes to add to the file.
+    It may return another header, or a number of bytes to add to the file.
     """
-    header, numbers = taken_apart(path.read_bytes())
+    header, numbers = parse_file(path.read_bytes())
     changed = change(header, header["__metadata__"])
     if isinstance(changed, int):
         numbers += bytes(changed)
     path.write_bytes(
-        put_together(changed if isinstance(changed, bytes) else header, numbers)
+        build_file(changed if isinstance(changed, bytes) else header, numbers)
     )
 
 
 def without_checksum(path: Path) -> dict[str, str]:
-    """The metadata of a file but for its checksum, to go with other tensors."""
-    metadata: dict[str, str] = taken_apart(path.read_bytes())[0]["__metadata__"]
+    """Return the metadata of a file without its checksum."""
+    metadata: dict[str, str] = parse_file(path.read_bytes())[0]["__metadata__"]
     del metadata["sha256"]
     return metadata
 
@@ -101,7 +116,7 @@ def set_field(metadata: dict[str, str], **changes: Any) -> None:
     metadata["config"] = json.dumps(json.loads(metadata["config"]) | changes)
 
 
-# What is done to header and metadata, and what is said of it.
+# Changes of header and metadata, and their errors.
 WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = {
     "an unknown tensor": (lambda h, m: added(h, "extra"), "unknown 'extra'"),
     "a tensor renamed": (
@@ -121,14 +136,18 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = 
         "unknown '00', '01', '02', '03' and others",
     ),
     "another type": (
-        lambda h, m: typed(h, "I64"),
-        "dtype of 'body.key_values.0.key.weight' must be one of 'F16', 'BF16', 'F32', 'F64', got 'I64'",
+        lambda h, m: set_dtype(h, "I64"),
+        "dtype of 'body.key_values.0.key.weight' must be one of "
+        "'F16', 'BF16', 'F32', 'F64', got 'I64'",
     ),
     "float8": (
-        lambda h, m: typed(h, "F8_E4M3", 8),
+        lambda h, m: set_dtype(h, "F8_E4M3", 8),
         "must be one of 'F16', 'BF16', 'F32', 'F64', got 'F8_E4M3'",
     ),
-    "no config": (lambda h, m: m.pop("config"), "there is no config in its metadata"),
+    "no config": (
+        lambda h, m: m.pop("config"),
+        "config is missing from the metadata",
+    ),
     "a config of no model": (
         lambda h, m: m.update(config="[3]"),
         "config must be a JSON object, got list",
@@ -143,7 +162,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = 
     ),
     "a config nested deeply": (
         lambda h, m: m.update(config="[" * 10**6),
-        "config is no JSON that can be read: maximum recursion",
+        "config is not valid JSON: maximum recursion",
     ),
     "a number of 10,000 digits": (
         lambda h, m: m.update(config="9" * 10**4),
@@ -179,7 +198,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = 
     ),
     "an unknown field": (
         lambda h, m: set_field(m, colour="red"),
-        "config must have no fields but vocab_size,",
+        "config must only have the fields vocab_size,",
     ),
     "a field renamed": (
         lambda h, m: m.update(config=m["config"].replace("vocab_size", "vocabulary")),
@@ -191,7 +210,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = 
     ),
     "a field twice": (
         lambda h, m: m.update(config='{"span": 13, ' + m["config"][1:]),
-        "config is no JSON that can be read: 'span' occurs twice",
+        "config is not valid JSON: 'span' occurs twice",
     ),
     "heads that do not divide": (
         lambda h, m: set_field(m, n_heads=3),
@@ -207,7 +226,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = 
     ),
     "no vocabulary": (
         lambda h, m: m.update(vocabulary='""'),
-        "vocabulary must hold at least one character",
+        "vocabulary must have at least one character",
     ),
     "a short vocabulary": (
         lambda h, m: m.update(vocabulary='"abc"'),
@@ -215,7 +234,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = 
     ),
     "a character twice": (
         lambda h, m: m.update(vocabulary='"aa"'),
-        "vocabulary must hold each character once",
+        "vocabulary must have distinct characters",
     ),
     "a vocabulary of numbers": (
         lambda h, m: m.update(vocabulary="3"),
@@ -225,7 +244,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = 
         lambda h, m: m.update(vocabulary="null"),
         "vocabulary must be of type str, got None of type NoneType",
     ),
-    # What the header says of tensors.
+    # Entries of tensors.
     "overlapping tensors": (
         lambda h, m: h.update(
             {"head.bias": h["body.layers.0.attention.output.bias"] | {"shape": [14]}}
@@ -254,7 +273,8 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = 
     ),
     "a shape beyond all numbers": (
         lambda h, m: h["head.bias"].update(shape=[2**62, 2**62]),
-        "shape of 'head.bias' must be an int in [1, 4294967296], got 4611686018427387904",
+        "shape of 'head.bias' must be an int in [1, 4294967296], "
+        "got 4611686018427387904",
     ),
     "a shape of many numbers": (
         lambda h, m: h["head.bias"].update(shape=[HUGE] * 50_000),
@@ -314,7 +334,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = 
     ),
     "no metadata": (
         lambda h, m: h.pop("__metadata__") and None,
-        "there is no config in its metadata",
+        "config is missing from the metadata",
     ),
     "a header that is a list": (
         lambda h, m: b"[]",
@@ -322,45 +342,45 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = 
     ),
     "a header nested deeply": (
         lambda h, m: b'{"a":' + b"[" * 10**6,
-        "header is no JSON that can be read: maximum",
+        "header is not valid JSON: maximum",
     ),
     "a header in no UTF-8": (
         lambda h, m: b'{"\xff":0}',
-        "header is no JSON that can be read: 'utf-8' codec can't decode byte 0xff",
+        "header is not valid JSON: 'utf-8' codec can't decode byte 0xff",
     ),
     "a header in UTF-16": (
         lambda h, m: json.dumps(h).encode("utf-16"),
-        "header is no JSON that can be read: 'utf-8' codec can't decode byte 0xff",
+        "header is not valid JSON: 'utf-8' codec can't decode byte 0xff",
     ),
     "a tensor twice": (
         lambda h, m: b'{"head.bias": 1, "head.bias": 2}',
-        "header is no JSON that can be read: 'head.bias' occurs twice in an object",
+        "header is not valid JSON: 'head.bias' occurs twice in an object",
     ),
     "the last of many names twice": (
         lambda h, m: (
             json.dumps(dict.fromkeys(map(str, range(150_000)), 0)).encode()[:-1]
             + b',"149999":0}'
         ),
-        "header is no JSON that can be read: '149999' occurs twice in an object",
+        "header is not valid JSON: '149999' occurs twice in an object",
     ),
     "half a character": (
         lambda h, m: m.update(config="\ud800"),
-        "config is no JSON that can be read: Expecting value",
+        "config is not valid JSON: Expecting value",
     ),
 }
 WRONG |= {
     f"{size} without end": (
         lambda h, m, size=size: set_field(m, **{size: HUGE}),
-        "its tensors are not those",
+        "tensor names or shapes do not match the config",
     )
     for size in ("vocab_size", "d_model", "n_layers", "d_ff", "span")
 }
 
 
 def added(header: dict[str, Any], *names: str) -> int:
-    """Add tensors of one number; how many bytes they have together."""
+    """Add tensors of one entry each, and return their size in bytes."""
     for name in names:
-        first = end(header)
+        first = data_size(header)
         header[name] = {
             "dtype": "F64",
             "shape": [1],
@@ -369,7 +389,7 @@ def added(header: dict[str, Any], *names: str) -> int:
     return 8 * len(names)
 
 
-def end(header: dict[str, Any]) -> int:
+def data_size(header: dict[str, Any]) -> int:
     return max(
         entry["data_offsets"][1]
         for entry in header.values()
@@ -377,8 +397,8 @@ def end(header: dict[str, Any]) -> int:
     )
 
 
-def typed(header: dict[str, Any], kind: str, times: int = 1) -> None:
-    """Call all numbers by another name; where that is of fewer bytes, let there be more of them."""
+def set_dtype(header: dict[str, Any], kind: str, times: int = 1) -> None:
+    """Change the dtype of all tensors, and multiply their last size by `times`."""
     for name, entry in header.items():
         if name != "__metadata__":
             entry.update(
@@ -387,7 +407,7 @@ def typed(header: dict[str, Any], kind: str, times: int = 1) -> None:
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_file_that_is_wrong_is_refused(saved: Path, case: str) -> None:
+def test_an_invalid_file_is_refused(saved: Path, case: str) -> None:
     change, message = WRONG[case]
     rewrite(saved, change)
     assert message in refusal(
@@ -395,7 +415,7 @@ def test_a_file_that_is_wrong_is_refused(saved: Path, case: str) -> None:
     )
 
 
-# A value that each field of a config or recipe refuses, by its type.
+# Values that a field of a config or recipe refuses, by type.
 REFUSED: dict[Any, tuple[Any, ...]] = {
     int: (-1, 1.5, "13", None, [1], True, float("nan")),
     float: (-1, "0.1", [], float("nan"), 10**400),
@@ -404,33 +424,33 @@ REFUSED: dict[Any, tuple[Any, ...]] = {
 }
 
 
-def refused(kind: type) -> list[Any]:
-    """Each field with each value that it refuses."""
+def refused_values(kind: type) -> list[Any]:
+    """Return each field with each value that it refuses."""
     return [
         pytest.param(field.name, value, id=f"{field.name}-{value!r}"[:40])
         for field in fields(kind)
         for value in REFUSED[field.type]
-        if (field.name, value) != ("d_ff", None)  # which stands for the default
+        if (field.name, value) != ("d_ff", None)  # means the default
     ]
 
 
-@pytest.mark.parametrize("field, value", refused(fbt.Config))
-def test_each_field_of_a_config_is_named_where_it_is_wrong(
+@pytest.mark.parametrize("field, value", refused_values(fbt.Config))
+def test_an_invalid_field_of_a_config_is_named(
     saved: Path, field: str, value: Any
 ) -> None:
     rewrite(saved, lambda h, m: set_field(m, **{field: value}))
-    said = refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
-    assert said.startswith(
-        f"is not a whole model of this version of fbt: {field} must be "
+    message = refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
+    assert message.startswith(
+        f"is not a valid model of this version of fbt: {field} must be "
     )
 
 
-def test_all_weights_are_of_one_type(saved: Path) -> None:
+def test_weights_of_different_dtypes_are_refused(saved: Path) -> None:
     weights, metadata = load_file(saved), without_checksum(saved)
     save_file(weights | {"head.bias": weights["head.bias"].float()}, saved, metadata)
-    said = refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
-    assert "must all be of one type, got torch.float64 for " in said
-    assert "torch.float32 for 'head.bias'" in said
+    message = refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
+    assert "must have the same dtype, got torch.float64 for " in message
+    assert "torch.float32 for 'head.bias'" in message
 
 
 SWAPPED: dict[str, Callable[[bytes], bytes]] = {
@@ -453,65 +473,64 @@ SWAPPED: dict[str, Callable[[bytes], bytes]] = {
     ),
 }
 SWAPPED |= {
-    f"bit {i} turned": lambda data, i=i: turned(data, i)
+    f"bit {i} flipped": lambda data, i=i: flipped(data, i)
     for i in (0, 9, 17, 63, 70, 100, 200)
 }
 
 
-def turned(data: bytes, bit: int) -> bytes:
+def flipped(data: bytes, bit: int) -> bytes:
     changed = bytearray(data)
     changed[bit // 8] ^= 1 << bit % 8
     return bytes(changed)
 
 
 @pytest.mark.parametrize("case", SWAPPED)
-def test_another_file_under_that_name_is_refused(saved: Path, case: str) -> None:
+def test_a_file_of_another_format_is_refused(saved: Path, case: str) -> None:
     saved.write_bytes(SWAPPED[case](saved.read_bytes()))
     refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
     saved = saved.rename(saved.with_name(CHECKPOINT_FILE))
     refusal(saved, lambda: Checkpoint.load(saved.parent))
 
 
-def test_an_enormous_file_is_refused_before_it_is_opened(saved: Path) -> None:
+def test_a_file_that_is_too_large_is_refused(saved: Path) -> None:
     with saved.open("r+b") as file:
-        file.truncate(_weights.LARGEST + 1)  # a hole, which takes no room on the disk
-    said = refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
+        file.truncate(_weights.LARGEST + 1)  # a sparse file
+    message = refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
     assert (
-        said
+        message
         == f"must have at most {_weights.LARGEST} bytes, got {_weights.LARGEST + 1}"
     )
 
 
-def test_a_long_header_is_refused_before_it_is_read(saved: Path) -> None:
-    header, numbers = taken_apart(saved.read_bytes())
+def test_a_header_that_is_too_long_is_refused(saved: Path) -> None:
+    header, numbers = parse_file(saved.read_bytes())
     header |= {
         f"{i:05}": {"dtype": "F64", "shape": [0, HUGE], "data_offsets": [0, 0]}
         for i in range(35_000)
     }
-    saved.write_bytes(put_together(header, numbers))
-    said = refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
-    assert said.startswith(
-        f"must be a safetensors file with a header of at most {_weights.LONGEST_HEADER} bytes, got "
+    saved.write_bytes(build_file(header, numbers))
+    message = refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
+    assert message.startswith(
+        "must be a safetensors file with a header of at most "
+        f"{_weights.LONGEST_HEADER} bytes, got "
     )
 
 
-def test_a_header_just_short_enough_is_read_at_once(saved: Path) -> None:
-    """As many tensors as there can be, and a config of as many layers as it takes to look at them all."""
-    header, numbers = taken_apart(saved.read_bytes())
+def test_the_longest_header_is_checked_quickly(saved: Path) -> None:
+    """It has about as many tensors as possible, and its config even more."""
+    header, numbers = parse_file(saved.read_bytes())
     set_field(header["__metadata__"], n_layers=HUGE)
     numbers += bytes(added(header, *(f"{i:05}" for i in range(24_000))))
-    saved.write_bytes(put_together(header, numbers))
+    saved.write_bytes(build_file(header, numbers))
     length = int.from_bytes(saved.read_bytes()[:8], "little")
     assert _weights.LONGEST_HEADER * 0.75 < length < _weights.LONGEST_HEADER
-    said = refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
-    assert "its tensors are not those it should have" in said
+    message = refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
+    assert "tensor names or shapes do not match the config" in message
 
 
 @pytest.mark.parametrize("kind", ["model", "checkpoint"])
-def test_a_file_takes_the_memory_of_its_numbers_once(
-    kind: str, tmp_path: Path
-) -> None:
-    """64 MB of weights; twice that is more than may be taken beside the model."""
+def test_loading_holds_the_weights_in_memory_once(kind: str, tmp_path: Path) -> None:
+    """64 MB of weights; twice that is over the limit."""
     lm = fbt.LanguageModel(
         fbt.Config(19, d_model=2000, n_heads=1, n_layers=1, d_ff=1, span=1), TOKENIZER
     )
@@ -526,14 +545,14 @@ def test_a_file_takes_the_memory_of_its_numbers_once(
         "model": lambda: LanguageModel.from_pretrained(tmp_path),
         "checkpoint": lambda: Checkpoint.load(tmp_path),
     }[kind]
-    # the model is made before its weights are read
+    # the model exists before its weights are read
     times = 2 if kind == "model" else 1
-    with little_memory(int((times + 0.5) * size)):
+    with limited_memory(int((times + 0.5) * size)):
         load()
 
 
 @pytest.mark.parametrize("limit", ["LARGEST", "LONGEST_HEADER"])
-def test_what_could_not_be_read_is_not_written(
+def test_a_file_too_large_to_read_is_not_written(
     saved: Path, limit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = saved.read_bytes()
@@ -546,7 +565,7 @@ def test_what_could_not_be_read_is_not_written(
     assert [path.name for path in saved.parent.iterdir()] == [WEIGHTS_FILE]
 
 
-def test_weights_that_are_no_numbers_are_loaded_to_be_looked_at(
+def test_weights_of_nan_and_infinity_are_loaded(
     tmp_path: Path,
 ) -> None:
     lm = model("shared-kv", TOKENIZER)
@@ -560,9 +579,7 @@ def test_weights_that_are_no_numbers_are_loaded_to_be_looked_at(
 
 
 @pytest.mark.parametrize("dtype", _weights.CODES, ids=str)
-def test_the_library_reads_what_is_written(
-    tmp_path: Path, dtype: torch.dtype
-) -> None:
+def test_safetensors_reads_our_files(tmp_path: Path, dtype: torch.dtype) -> None:
     tensors = {
         "a": torch.randn(3, 5).to(dtype),
         "é \n": torch.randn(7).to(dtype),
@@ -572,21 +589,23 @@ def test_the_library_reads_what_is_written(
     }
     path = tmp_path / "tensors"
     path.write_bytes(_weights.serialise(path, tensors, {"text": '"ä\n\\'}))
-    found = load_file(path)
-    assert found.keys() == tensors.keys()
+    actual = load_file(path)
+    assert actual.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        assert found[name].dtype == dtype and torch.equal(found[name], tensor), name
+        assert actual[name].dtype == dtype and torch.equal(actual[name], tensor), name
     with safe_open(path, framework="pt") as file:
         assert file.metadata()["text"] == '"ä\n\\'
     with _weights.reading_tensors(path, "model") as stored:
         assert stored.text("text") == '"ä\n\\'
-        again = dict(stored.read())
+        reloaded = dict(stored.read())
     for name, tensor in tensors.items():
-        assert again[name].dtype == dtype and torch.equal(again[name], tensor), name
+        assert reloaded[name].dtype == dtype and torch.equal(
+            reloaded[name], tensor
+        ), name
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"text": "ä"}])
-def test_what_the_library_writes_is_read(
+def test_files_of_safetensors_are_read(
     tmp_path: Path, metadata: dict[str, str] | None
 ) -> None:
     path = tmp_path / "tensors"
@@ -597,26 +616,26 @@ def test_what_the_library_writes_is_read(
     save_file(tensors, path, metadata)
     with _weights.reading_tensors(path, "model") as stored:
         assert stored.metadata == (metadata or {})
-        found = dict(stored.read())
-    assert found.keys() == tensors.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+        actual = dict(stored.read())
+    assert actual.keys() == tensors.keys()
+    assert all(torch.equal(actual[name], tensor) for name, tensor in tensors.items())
 
 
-def test_each_tensor_begins_where_its_numbers_are_aligned(tmp_path: Path) -> None:
-    """Else a reader that maps the file would have to copy it."""
+def test_tensors_are_aligned(tmp_path: Path) -> None:
+    """Otherwise a program that maps the file would have to copy it."""
     tensors = {
         f"{i} {dtype}": torch.ones(3, dtype=dtype)
         for i in range(2)
         for dtype in _weights.CODES
     }
-    header, numbers = taken_apart(_weights.serialise(tmp_path, tensors, {"odd": "x"}))
+    header, numbers = parse_file(_weights.serialise(tmp_path, tensors, {"odd": "x"}))
     for name, entry in header.items():
         if name != "__metadata__":
             assert entry["data_offsets"][0] % tensors[name].element_size() == 0, name
     assert len(numbers) == sum(t.nbytes for t in tensors.values())
 
 
-def test_a_machine_of_the_other_byte_order_writes_and_reads_the_same_numbers(
+def test_files_are_equal_on_big_endian_machines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tensors = {str(dtype): torch.arange(3.0).to(dtype) for dtype in _weights.CODES}
@@ -625,9 +644,11 @@ def test_a_machine_of_the_other_byte_order_writes_and_reads_the_same_numbers(
         patch.setattr(sys, "byteorder", "big")
         path.write_bytes(_weights.serialise(path, tensors, {}))
         with _weights.reading_tensors(path, "model") as stored:
-            again = dict(stored.read())
-    assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
-    turned = load_file(path)  # what there are bytes of here
+            reloaded = dict(stored.read())
+    assert all(
+        torch.equal(reloaded[name], tensor) for name, tensor in tensors.items()
+    )
+    turned = load_file(path)  # dtypes whose bytes are compared here
     for name, tensor in tensors.items():
         swapped = tensor.view(torch.uint8).view(3, -1).flip(1).flatten()
         assert torch.equal(turned[name].view(torch.uint8), swapped), name
@@ -643,7 +664,8 @@ from fbt.training.recipe import Recipe
 
 torch.manual_seed(0)
 tokenizer = fbt.CharTokenizer("abcdefghijklmnopqrs")
-lm = fbt.LanguageModel(fbt.Config(19, d_model=6, n_heads=2, n_layers=2, span=3), tokenizer)
+config = fbt.Config(19, d_model=6, n_heads=2, n_layers=2, span=3)
+lm = fbt.LanguageModel(config, tokenizer)
 folder = Path(sys.argv[1])
 for i in range(3):
     paths = [lm.save_pretrained(folder / "m")]
@@ -651,10 +673,12 @@ for i in range(3):
     settings = Settings(lm.config, Recipe(), "x", "y", None)
     paths.append(folder / "checkpoint")
     none = Fingerprint(0, hashlib.sha256().hexdigest())
-    paths[1].write_bytes(checkpoint_bytes(folder, 0, settings, lm, optimizer, None, none))
+    data = checkpoint_bytes(folder, 0, settings, lm, optimizer, None, none)
+    paths[1].write_bytes(data)
     tensors = list(lm.state_dict().items())
     random.shuffle(tensors)
-    metadata = [(name, name * 9) for name in ("step", "settings", "vocabulary", "format", "x")]
+    names = ("step", "settings", "vocabulary", "format", "x")
+    metadata = [(name, name * 9) for name in names]
     random.shuffle(metadata)
     paths.append(folder / "shuffled")
     paths[2].write_bytes(_weights.serialise(folder, dict(tensors), dict(metadata)))
@@ -662,52 +686,56 @@ for i in range(3):
 """
 
 
-def test_equal_models_are_equal_files(tmp_path: Path) -> None:
-    """In every process, whatever the order of its dicts and sets."""
-    found = set()
+def test_equal_models_give_equal_files(tmp_path: Path) -> None:
+    """Also in other processes, with another order of dicts and sets."""
+    actual = set()
     for seed in ("0", "1", "random"):
         command = [sys.executable, *WARNINGS, "-c", SAVING, str(tmp_path)]
         environment = os.environ | {"PYTHONHASHSEED": seed}
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, check=True
         )
-        found |= {*done.stdout.splitlines()}
-    assert len(found) == 1
+        actual |= {*done.stdout.splitlines()}
+    assert len(actual) == 1
 
 
 # Checksums
 
 
-def test_a_file_says_what_its_bytes_hash_to(saved: Path) -> None:
-    header, numbers = taken_apart(data := saved.read_bytes())
+def test_the_checksum_is_the_hash_of_the_other_bytes(saved: Path) -> None:
+    header, numbers = parse_file(data := saved.read_bytes())
     assert re.fullmatch("[0-9a-f]{64}", header["__metadata__"]["sha256"])
     assert len(data) == 8 + int.from_bytes(data[:8], "little") + len(numbers)
-    # which takes the checksum anew, of a header with spaces
-    put = put_together(header, numbers)
+    # computes the checksum anew, for a header with spaces
+    put = build_file(header, numbers)
     saved.write_bytes(put)
     assert LanguageModel.from_pretrained(saved.parent).tokenizer == TOKENIZER
 
 
-def test_a_turned_bit_in_a_number_is_noticed(saved: Path) -> None:
+def test_a_flipped_bit_in_the_data_is_noticed(saved: Path) -> None:
     whole = saved.read_bytes()
-    start = len(whole) - len(taken_apart(whole)[1])
-    for place in (start, (start + len(whole)) // 2, len(whole) - 1):
-        saved.write_bytes(turned(whole, 8 * place + 3))
-        said = refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
-        assert "sha256 in its metadata must be the hash of its other bytes, " in said
+    start = len(whole) - len(parse_file(whole)[1])
+    for position in (start, (start + len(whole)) // 2, len(whole) - 1):
+        saved.write_bytes(flipped(whole, 8 * position + 3))
+        message = refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
+        assert (
+            "sha256 in the metadata must be the hash of the other bytes, " in message
+        )
 
 
-def test_a_config_put_over_another_is_noticed(saved: Path) -> None:
+def test_a_config_of_another_file_is_noticed(saved: Path) -> None:
     whole = saved.read_bytes()
     for old, new in ((b"0.0", b"0.5"), (b"relu", b"gelu"), (b"abcd", b"abdc")):
         assert whole.count(old) == 1
         saved.write_bytes(whole.replace(old, new))
-        said = refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
-        assert "sha256 in its metadata must be the hash of its other bytes, " in said
+        message = refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
+        assert (
+            "sha256 in the metadata must be the hash of the other bytes, " in message
+        )
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
-def test_a_mixture_of_two_models_is_noticed(saved: Path, share: float) -> None:
+def test_a_mixture_of_two_files_is_noticed(saved: Path, share: float) -> None:
     one, lm = saved.read_bytes(), model("shared-kv", TOKENIZER)
     with torch.no_grad():
         for parameter in lm.parameters():
@@ -716,21 +744,21 @@ def test_a_mixture_of_two_models_is_noticed(saved: Path, share: float) -> None:
     assert len(one) == len(other)
     cut = int(share * len(one))
     saved.write_bytes(one[:cut] + other[cut:])
-    said = refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
-    assert "sha256 in its metadata must be the hash of its other bytes, " in said
+    message = refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
+    assert "sha256 in the metadata must be the hash of the other bytes, " in message
 
 
 @pytest.mark.parametrize("checksum", ["", "0" * 64, "x" * 10**5, "\ud800", "SHA"])
-def test_a_checksum_that_is_none_is_refused(saved: Path, checksum: str) -> None:
-    header, numbers = taken_apart(saved.read_bytes())
+def test_an_invalid_checksum_is_refused(saved: Path, checksum: str) -> None:
+    header, numbers = parse_file(saved.read_bytes())
     header["__metadata__"]["sha256"] = checksum
-    saved.write_bytes(put_together(json.dumps(header).encode(), numbers))
-    said = refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
-    assert "sha256 in its metadata must be the hash of its other bytes, " in said
+    saved.write_bytes(build_file(json.dumps(header).encode(), numbers))
+    message = refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
+    assert "sha256 in the metadata must be the hash of the other bytes, " in message
 
 
 def test_a_file_without_a_checksum_is_read(saved: Path) -> None:
-    """As those of other programs, and those that ship with the package."""
+    """Other programs and the weights that ship with the package have none."""
     expected = LanguageModel.from_pretrained(saved.parent).state_dict()
     save_file(load_file(saved), saved, without_checksum(saved))
     for name, tensor in (
@@ -739,8 +767,8 @@ def test_a_file_without_a_checksum_is_read(saved: Path) -> None:
         assert torch.equal(tensor, expected[name]), name
 
 
-def test_a_file_that_is_cut_while_it_is_read_is_named(saved: Path) -> None:
-    """A mapped file would end the process."""
+def test_a_file_truncated_while_it_is_read_is_named(saved: Path) -> None:
+    """With a mapped file the process would be killed."""
     with (
         pytest.raises(ValueError) as caught,
         _weights.reading_tensors(saved, "model") as stored,
@@ -749,47 +777,47 @@ def test_a_file_that_is_cut_while_it_is_read_is_named(saved: Path) -> None:
         dict(stored.read())
     assert (
         reason(saved, caught.value)
-        == "was changed while it was read: read it again once it is whole"
+        == "changed while it was read: try again once it is complete"
     )
 
 
-def test_a_file_that_is_written_to_while_it_is_read_is_named(saved: Path) -> None:
+def test_a_file_changed_while_it_is_read_is_named(saved: Path) -> None:
     whole = saved.read_bytes()
     with (
         pytest.raises(ValueError) as caught,
         _weights.reading_tensors(saved, "model") as stored,
     ):
-        dict(stored.read())  # all of it, and nothing is wrong with it
+        dict(stored.read())  # completely, and the data is valid
         saved.write_bytes(whole + b"\0")
     assert (
         reason(saved, caught.value)
-        == "was changed while it was read: read it again once it is whole"
+        == "changed while it was read: try again once it is complete"
     )
 
 
-def test_a_file_that_is_replaced_while_it_is_read_is_the_old_one(saved: Path) -> None:
+def test_a_file_replaced_while_it_is_read_is_the_old_one(saved: Path) -> None:
     expected = load_file(saved)
     with _weights.reading_tensors(saved, "model") as stored:
         model("parallel", TOKENIZER).save_pretrained(saved.parent)
-        found = dict(stored.read())
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+        actual = dict(stored.read())
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 # Checkpoints
 
 
 @pytest.fixture(scope="module")
-def bytes_of_a_run(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def checkpoint_data(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     folder = tmp_path_factory.mktemp("run")
     small_run(folder=folder, carry=True)
     return (folder / CHECKPOINT_FILE).read_bytes()
 
 
 @pytest.fixture
-def checkpoint(bytes_of_a_run: bytes, tmp_path: Path) -> Path:
+def checkpoint(checkpoint_data: bytes, tmp_path: Path) -> Path:
     path = tmp_path / CHECKPOINT_FILE
-    path.write_bytes(bytes_of_a_run)
+    path.write_bytes(checkpoint_data)
     return path
 
 
@@ -807,10 +835,10 @@ def set_best(metadata: dict[str, str], **values: Any) -> None:
 WRONG_CHECKPOINTS: dict[
     str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]
 ] = {
-    "no step": (lambda h, m: m.pop("step"), "there is no step in its metadata"),
+    "no step": (lambda h, m: m.pop("step"), "step is missing from the metadata"),
     "a step that is a word": (
         lambda h, m: m.update(step="one"),
-        "step is no JSON that can be read: Expecting value",
+        "step is not valid JSON: Expecting value",
     ),
     "a step below zero": (
         lambda h, m: m.update(step="-1"),
@@ -826,7 +854,7 @@ WRONG_CHECKPOINTS: dict[
     ),
     "no settings": (
         lambda h, m: m.pop("settings"),
-        "there is no settings in its metadata",
+        "settings is missing from the metadata",
     ),
     "settings of no run": (
         lambda h, m: m.update(settings="[]"),
@@ -834,11 +862,12 @@ WRONG_CHECKPOINTS: dict[
     ),
     "settings nested deeply": (
         lambda h, m: m.update(settings='{"a":' * 10**5),
-        "settings is no JSON that can be read: maximum recursion",
+        "settings is not valid JSON: maximum recursion",
     ),
     "an unknown setting": (
         lambda h, m: set_setting(m, colour=3),
-        "settings must have no fields but config, recipe, data, data_sha256, init_from, got 'colour'",
+        "settings must only have the fields config, recipe, data, data_sha256, "
+        "init_from, got 'colour'",
     ),
     "no recipe": (
         lambda h, m: set_setting(m, recipe=None),
@@ -866,7 +895,7 @@ WRONG_CHECKPOINTS: dict[
     ),
     "no vocabulary": (
         lambda h, m: m.pop("vocabulary"),
-        "there is no vocabulary in its metadata",
+        "vocabulary is missing from the metadata",
     ),
     "another vocabulary": (
         lambda h, m: m.update(vocabulary='"ab"'),
@@ -939,7 +968,8 @@ WRONG_MOMENTS: dict[
 ] = {
     "of a parameter beyond the last": (
         lambda h, m: renamed(h, "optimizer.0.", "optimizer.99."),
-        "unknown 'optimizer.99.exp_avg', 'optimizer.99.exp_avg_sq', 'optimizer.99.step'",
+        "unknown 'optimizer.99.exp_avg', 'optimizer.99.exp_avg_sq', "
+        "'optimizer.99.step'",
     ),
     "of no number": (
         lambda h, m: renamed(h, "optimizer.0.", "optimizer.x."),
@@ -976,65 +1006,67 @@ def renamed(header: dict[str, Any], old: str, new: str) -> None:
 
 
 @pytest.mark.parametrize("case", WRONG_CHECKPOINTS)
-def test_a_checkpoint_that_is_wrong_is_refused(checkpoint: Path, case: str) -> None:
+def test_an_invalid_checkpoint_is_refused(checkpoint: Path, case: str) -> None:
     change, message = WRONG_CHECKPOINTS[case]
     rewrite(checkpoint, change)
     assert message in refusal(checkpoint, lambda: Checkpoint.load(checkpoint.parent))
 
 
-@pytest.mark.parametrize("field, value", [*refused(fbt.Config), *refused(Recipe)])
-def test_each_setting_is_named_where_it_is_wrong(
+@pytest.mark.parametrize(
+    "field, value", [*refused_values(fbt.Config), *refused_values(Recipe)]
+)
+def test_an_invalid_setting_is_named(
     checkpoint: Path, field: str, value: Any
 ) -> None:
     part = "config" if field in {f.name for f in fields(fbt.Config)} else "recipe"
     rewrite(checkpoint, lambda h, m: set_setting(m, part, **{field: value}))
-    said = refusal(checkpoint, lambda: Checkpoint.load(checkpoint.parent))
-    assert said.startswith(
-        f"is not a whole checkpoint of this version of fbt: {field} must be "
+    message = refusal(checkpoint, lambda: Checkpoint.load(checkpoint.parent))
+    assert message.startswith(
+        f"is not a valid checkpoint of this version of fbt: {field} must be "
     )
 
 
 @pytest.mark.parametrize(
     "field", ["config", "recipe", "data", "data_sha256", "init_from"]
 )
-def test_a_setting_that_is_missing_is_named(checkpoint: Path, field: str) -> None:
+def test_a_missing_setting_is_named(checkpoint: Path, field: str) -> None:
     def remove(header: dict[str, Any], metadata: dict[str, str]) -> None:
         settings = json.loads(metadata["settings"])
         del settings[field]
         metadata["settings"] = json.dumps(settings)
 
     rewrite(checkpoint, remove)
-    said = refusal(checkpoint, lambda: Checkpoint.load(checkpoint.parent))
-    assert f"settings must have the field '{field}', got " in said
+    message = refusal(checkpoint, lambda: Checkpoint.load(checkpoint.parent))
+    assert f"settings must have the field '{field}', got " in message
 
 
 @pytest.mark.parametrize(
     "part", ["state.keys.0", "state.values.0", "state.", "optimizer.0.exp_avg"]
 )
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F64"])
-def test_all_but_the_steps_are_of_the_weights_type(
+def test_tensors_have_the_dtype_of_the_weights(
     checkpoint: Path, part: str, dtype: str
 ) -> None:
-    header, numbers = taken_apart(checkpoint.read_bytes())
+    header, numbers = parse_file(checkpoint.read_bytes())
     checkpoint.write_bytes(
-        put_together(header, retyped(header, numbers, part, dtype))
+        build_file(header, with_dtype(header, numbers, part, dtype))
     )
-    said = refusal(checkpoint, lambda: Checkpoint.load(checkpoint.parent))
+    message = refusal(checkpoint, lambda: Checkpoint.load(checkpoint.parent))
     assert re.search(
         rf"'{part}.*' must be of torch.float32 as the weights are, got torch\.\w+$",
-        said,
+        message,
     )
 
 
-def test_weights_memory_and_moments_may_all_be_of_another_type(
+def test_all_tensors_may_have_another_dtype(
     checkpoint: Path,
 ) -> None:
-    header, numbers = taken_apart(checkpoint.read_bytes())
+    header, numbers = parse_file(checkpoint.read_bytes())
     for part in ("model.", "state."):
-        numbers = retyped(header, numbers, part, "F64")
+        numbers = with_dtype(header, numbers, part, "F64")
     for name in [name for name in header if ".exp_avg" in name]:
-        numbers = retyped(header, numbers, name, "F64")
-    checkpoint.write_bytes(put_together(header, numbers))
+        numbers = with_dtype(header, numbers, name, "F64")
+    checkpoint.write_bytes(build_file(header, numbers))
     loaded = Checkpoint.load(checkpoint.parent)
     assert {
         t.dtype for name, t in loaded.tensors.items() if not name.endswith(".step")
@@ -1042,30 +1074,30 @@ def test_weights_memory_and_moments_may_all_be_of_another_type(
 
 
 @pytest.mark.parametrize("case", WRONG_MOMENTS)
-def test_moments_that_are_wrong_are_refused_before_a_step_is_taken(
+def test_invalid_moments_are_refused_before_training(
     checkpoint: Path, case: str
 ) -> None:
     change, message = WRONG_MOMENTS[case]
     rewrite(checkpoint, change)
-    said = refusal(
+    error_message = refusal(
         checkpoint, lambda: resume(checkpoint.parent, TEXT, progress=False)
     )
-    assert message in said
+    assert message in error_message
     assert [path.name for path in checkpoint.parent.iterdir()] == [CHECKPOINT_FILE]
 
 
-def test_moments_beyond_those_of_the_weights_take_no_memory(checkpoint: Path) -> None:
-    header, numbers = taken_apart(checkpoint.read_bytes())
-    # of float32; read and then copied they are more than may be taken
+def test_superfluous_moments_take_no_memory(checkpoint: Path) -> None:
+    header, numbers = parse_file(checkpoint.read_bytes())
+    # float32 entries; read and copied they exceed the limit
     many = 30_000_000
     header["optimizer.99.exp_avg"] = {
         "dtype": "F32",
         "shape": [many],
         "data_offsets": [len(numbers), len(numbers) + 4 * many],
     }
-    checkpoint.write_bytes(put_together(header, numbers))
+    checkpoint.write_bytes(build_file(header, numbers))
     with checkpoint.open("r+b") as file:
-        # a hole, which takes no room on the disk
+        # a sparse file
         file.truncate(checkpoint.stat().st_size + 4 * many)
     assert re.search(
         r"it has \d+ moments for \d+ weights",
@@ -1080,7 +1112,9 @@ def test_moments_beyond_those_of_the_weights_take_no_memory(checkpoint: Path) ->
         ("state.", "missing 'state.keys.0'"),
     ],
 )
-def test_a_part_may_not_be_missing(checkpoint: Path, part: str, message: str) -> None:
+def test_no_group_of_tensors_may_be_missing(
+    checkpoint: Path, part: str, message: str
+) -> None:
     metadata = without_checksum(checkpoint)
     tensors = {
         name: value
@@ -1093,24 +1127,24 @@ def test_a_part_may_not_be_missing(checkpoint: Path, part: str, message: str) ->
     )
 
 
-def test_a_model_is_no_checkpoint_and_a_checkpoint_no_model(
+def test_models_and_checkpoints_are_not_interchangeable(
     saved: Path, checkpoint: Path
 ) -> None:
     one, other = saved.read_bytes(), checkpoint.read_bytes()
     saved.write_bytes(other)
     checkpoint.write_bytes(one)
-    said = refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
-    assert "there is no config in its metadata" in said
-    assert "there is no settings in its metadata" in refusal(
+    message = refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
+    assert "config is missing from the metadata" in message
+    assert "settings is missing from the metadata" in refusal(
         checkpoint, lambda: Checkpoint.load(checkpoint.parent)
     )
 
 
-# No code
+# No code is run
 
 
-def test_the_package_runs_nothing_that_it_reads() -> None:
-    """No pickles, in which a file says what to call, and no text made into code."""
+def test_the_package_executes_no_data() -> None:
+    """It uses neither pickle, which may call anything, nor eval or exec."""
     for path in sorted(Path(fbt.__file__).parent.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import | ast.ImportFrom):

@@ -1,8 +1,7 @@
-"""Every argument of the public surface in turn, given things of the wrong type, shape and range.
+"""Values of the wrong type, shape and range for each public argument.
 
 A call must succeed, or raise a TypeError or ValueError whose message names the
-argument, in a few lines. So there is no AttributeError from somewhere inside, and no
-message of a million characters.
+argument and is short.
 """
 
 import re
@@ -90,11 +89,11 @@ RUN = {
 }
 
 
-def step_of_a_decoder(x):
+def decoder_step(x):
     return READER.body.decoder(STATE).step(x)
 
 
-def pushed(kind):
+def push_to(kind):
     def push(item):
         stack = kind(3) if kind is fbt.TorchStack else kind(3, 9)
         stack.push(torch.rand(2, 2, 1, 7))
@@ -116,8 +115,8 @@ def set_backend(backend):
     PARALLEL.backend = backend
 
 
-def drawn(figure):
-    """Close the figure that a function has made."""
+def close(figure):
+    """Close a figure."""
     figures.plt.close(figure)
 
 
@@ -197,11 +196,11 @@ CALLS = {
         READER.body.decoder,
         {"state": STATE, "backend": "sequence"},
     ),
-    "Decoder.step": (step_of_a_decoder, {"x": X[:, 0]}),
+    "Decoder.step": (decoder_step, {"x": X[:, 0]}),
     "TorchStack": (plain_stack_of, {"span": 3, "initial": None}),
     "MemoryStack": (stack_of, {"span": 3, "capacity": 4, "initial": None}),
-    "TorchStack.push": (pushed(fbt.TorchStack), {"item": torch.rand(2, 2, 1, 7)}),
-    "MemoryStack.push": (pushed(fbt.MemoryStack), {"items": torch.rand(2, 2, 1, 7)}),
+    "TorchStack.push": (push_to(fbt.TorchStack), {"item": torch.rand(2, 2, 1, 7)}),
+    "MemoryStack.push": (push_to(fbt.MemoryStack), {"items": torch.rand(2, 2, 1, 7)}),
     "Recipe": (Recipe, vars(Recipe())),
     "Settings": (Settings, vars(SETTINGS)),
     "Settings.from_json": (Settings.from_json, {"text": SETTINGS.to_json()}),
@@ -292,19 +291,19 @@ CALLS = {
     "svg_of": (figures.svg_of, {"figure": Figure()}),
     "save_svg": (figures.save_svg, {"figure": Figure(), "path": "a.svg"}),
     "loss_curves": (
-        lambda **a: drawn(figures.loss_curves(**a)),
+        lambda **a: close(figures.loss_curves(**a)),
         {"runs": RUN, "over": "step"},
     ),
     "attention_maps": (
-        lambda **a: drawn(figures.attention_maps(**a)),
+        lambda **a: close(figures.attention_maps(**a)),
         {"weights": WEIGHTS[:1, :1, :3, :3], "tokens": "abc"},
     ),
     "layer_weights_over_time": (
-        lambda **a: drawn(figures.layer_weights_over_time(**a)),
+        lambda **a: close(figures.layer_weights_over_time(**a)),
         {"steps": [0, 1], "weights": [torch.rand(3), torch.rand(3)]},
     ),
     "cost_against_length": (
-        lambda **a: drawn(figures.cost_against_length(**a)),
+        lambda **a: close(figures.cost_against_length(**a)),
         {
             "lengths": [1, 2],
             "costs": {"a": [1.0, 2.0]},
@@ -321,13 +320,13 @@ for task in TASKS:
         f"{kind}.solve": (task.solve, {"tokens": task.sample(2, 3, G)[0]}),
         f"{kind}.answer": (task.answer, {"words": WORDS[kind]}),
     }
-# What an argument is made of, and what a message may name in its place.
+# What a message may name instead of an argument that contains it.
 PARTS = {
     ("LanguageModel", "config"): "tokenizer",
     ("MemoryExplorer", "tokens"): "query",
     ("Settings.from_json", "text"): "settings",
 }
-UNAVAILABLE = ("resume", "load_tiny_shakespeare")  # there is no run, and no source
+UNAVAILABLE = ("resume", "load_tiny_shakespeare")  # without a run or a source
 CASES = [
     (call, argument)
     for call, (_, arguments) in CALLS.items()
@@ -336,25 +335,26 @@ CASES = [
 
 
 @pytest.mark.parametrize("call, argument", CASES, ids=[f"{c}-{a}" for c, a in CASES])
-def test_wrong_things_in_each_argument(call, argument, tmp_path, monkeypatch):
+def test_invalid_values_of_each_argument(call, argument, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     function, arguments = CALLS[call]
     wrong = []
     for name, value in WRONG.items():
         if argument == "function" and callable(value):
-            continue  # what it raises is its own affair
+            continue  # it may raise anything
         if (call, argument) == ("train", "text") and name in ("None", "a long text"):
-            continue  # a run
+            continue  # valid
         try:
             function(**arguments | {argument: value})
         except (TypeError, ValueError) as error:
             message = str(error)
             names = {argument, PARTS.get((call, argument), argument)}
             if call == "train":
-                names.add("seq_len")  # that the text is too short comes last
+                names.add("seq_len")  # the text may be too short for it
             if not any(re.search(rf"\b{part}\b", message) for part in names):
                 wrong.append(
-                    f"{name}: {type(error).__name__} does not name it: {message[:200]}"
+                    f"{name}: {type(error).__name__} does not name it: "
+                    f"{message[:200]}"
                 )
             elif len(message) > LONGEST:
                 wrong.append(

@@ -21,21 +21,19 @@ from fbt._checks import (
 from fbt._files import quoted_path, read_file, sha256
 from fbt._text import one_line
 from fbt.config import Config
-from fbt.data import CharTokenizer, load_tiny_shakespeare
+from fbt.corpus import load_tiny_shakespeare
 from fbt.initialisation import initialising
-from fbt.language_model import (
-    WEIGHTS_FILE,
-    LanguageModel,
-    config_from_parallel,
-    model_bytes,
-)
-from fbt.training.checkpoint import CHECKPOINT_FILE, Best, Checkpoint, Settings
+from fbt.language_model import LanguageModel, model_bytes
+from fbt.pretrained import CHECKPOINT_FILE, WEIGHTS_FILE
+from fbt.tokenizer import CharTokenizer
+from fbt.training.checkpoint import Best, Checkpoint, Settings
 from fbt.training.events import event_writer
 from fbt.training.folder import RunFolder
 from fbt.training.loop import Interrupt, Trainer
 from fbt.training.metrics import Metric
 from fbt.training.processes import Processes, join_processes
 from fbt.training.recipe import PRESETS, Recipe
+from fbt.warm_start import config_from_parallel
 
 LOSS_FIGURE = "loss.svg"
 LONGEST_NAME = 250  # characters; a system may refuse to look for a longer one
