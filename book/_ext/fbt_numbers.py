@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from math import ceil
 from pathlib import Path
 from statistics import mean
@@ -88,16 +88,31 @@ def speeds(measured: Records) -> Numbers:
     rows = measured["speed"]["rows"]
     native = [row for row in rows if row["name"] == "native"]
     cpu = [row["ratio"] for row in native if row["label"] in ("M", "L")]
-    rows = [row for row in measured["gpu"]["rows"] if row["graph"]]
-    seconds = {(row["label"], row["name"]): row["seconds"] for row in rows}
-    gpu = [
-        seconds[label, "sequence"] / seconds[label, "parallel body"]
+    gpu = {
+        name: gpu_ratios(measured["gpu"]["rows"], other, graph)
+        for name, other, graph in (
+            ("gpu", "parallel body", True),
+            ("gpu_eager", "parallel body", False),
+            ("gpu_torch", "parallel (SDPA)", False),
+        )
+    }
+    return {"cpu": {"least": f"{min(cpu):.1f}", "most": f"{max(cpu):.1f}"}, **gpu}
+
+
+def gpu_ratios(
+    rows: Sequence[Mapping[str, Any]], other: str, graph: bool
+) -> dict[str, str]:
+    """Return the time of the loop on a GPU as a multiple of another model's."""
+    seconds = {
+        (row["label"], row["name"]): row["seconds"]
+        for row in rows
+        if row["graph"] == graph
+    }
+    ratios = [
+        seconds[label, "sequence"] / seconds[label, other]
         for label in {label for label, _ in seconds}
     ]
-    return {
-        "cpu": {"least": f"{min(cpu):.1f}", "most": f"{max(cpu):.1f}"},
-        "gpu": {"least": f"{min(gpu):.0f}", "most": f"{max(gpu):.0f}"},
-    }
+    return {"least": f"{min(ratios):.0f}", "most": f"{max(ratios):.0f}"}
 
 
 def tracking(measured: Records) -> Numbers:
