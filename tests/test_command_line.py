@@ -280,6 +280,10 @@ def test_every_option_has_a_help_text() -> None:
         (["--device=abacus"], "device must be one that torch can use here"),
         (["--init-from=nowhere"], "no model.safetensors in 'nowhere'"),
         (["--lr=1e30", "--warmup=0"], "must be finite"),
+        (
+            ["--variant=parallel", "--backend=native"],
+            "backend of a 'parallel' model must be one of 'auto', 'reference', got",
+        ),
         (["--d-model=60000000"], "it does not fit into memory: "),
     ],
 )

@@ -49,6 +49,7 @@ RECIPE: dict[str, Any] = {
     "sample": 4,
     "checkpoint_every": 1,
     "seed": 5,
+    "backend": "reference",
 }
 # What they cannot have together, each left at its default in turn.
 ALTERNATIVES = {"curriculum": 0, "carry": False}

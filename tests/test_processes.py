@@ -21,6 +21,7 @@ import torch
 from small_runs import TEXT, small_command, untimed
 
 import fbt
+from fbt.native import library_path
 from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint
 from fbt.training.folder import RunFolder
 from fbt.training.loop import Trainer, check_shares
@@ -30,6 +31,7 @@ from fbt.training.recipe import Recipe
 from fbt.training.run import _explaining
 
 HERE = Path(__file__).parent
+DISAGREE = "all 2 processes of a run must have the same settings, text, backend and checkpoint"
 
 
 def torchrun(count: int, *words: str | Path) -> list[str]:
@@ -45,9 +47,9 @@ def torchrun(count: int, *words: str | Path) -> list[str]:
     return [*start, f"--nproc-per-node={count}", *map(str, words)]
 
 
-def done(command: list[str]) -> subprocess.CompletedProcess[str]:
-    """The command, run to its end; the processes have one thread each."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+def done(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, with one thread per process."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     return subprocess.run(
         command, capture_output=True, text=True, timeout=120, env=environment
     )
@@ -81,8 +83,8 @@ def assert_equal_runs(folder: Path, expected: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The runs as one process makes them."""
+def alone(tmp_path_factory: pytest.TempPathFactory, native: None) -> Path:
+    """Return the folder of all runs, each trained by one process."""
     folder = tmp_path_factory.mktemp("alone")
     for name in several.RUNS:
         several.run(name, folder)
@@ -205,12 +207,28 @@ def test_processes_that_see_other_checkpoints_stop_before_they_add_up(
     shutil.copytree(alone / "sequence", tmp_path / "0" / "sequence")
     result = done(torchrun(2, HERE / "several.py", tmp_path / "RANK", "sequence"))
     assert result.returncode != 0
-    assert (
-        "the 2 processes of a run must have the same settings and text and see the same"
-        in result.stderr
-    )
+    assert DISAGREE in result.stderr
     assert not (tmp_path / "1" / "sequence" / CHECKPOINT_FILE).exists()
     assert_equal_runs(tmp_path / "0" / "sequence", alone / "sequence")
+
+
+def test_processes_with_different_backends_stop_before_the_first_step(
+    tmp_path: Path, native: None
+) -> None:
+    """Only the machine of the first process has the native library."""
+    library = library_path()
+    copy = tmp_path / "cache 0" / "native" / library.name
+    copy.parent.mkdir(parents=True)
+    shutil.copy(library, copy)
+    command = torchrun(2, HERE / "several.py", tmp_path / "runs", "auto")
+    result = done(command, FBT_CACHE=str(tmp_path / "cache RANK"))
+    assert result.returncode != 0
+    for rank, backend in enumerate(("native", "sequence")):
+        message = (
+            f"{DISAGREE}; process {rank} has backend '{backend}', checkpoint none"
+        )
+        assert message in result.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_each_process_draws_dropout_of_its_own() -> None:

@@ -16,7 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fbt._checks import check_bool, check_instance, check_int, check_real
+from fbt._checks import (
+    check_bool,
+    check_choice,
+    check_instance,
+    check_int,
+    check_real,
+)
 from fbt._files import errors_about, quoted_path
 from fbt._text import dataclass_from, parse_json
 from fbt._weights import (
@@ -31,13 +37,14 @@ from fbt._weights import (
 )
 from fbt.config import Config
 from fbt.data import CharTokenizer
-from fbt.language_model import CHECKPOINT_FILE as CHECKPOINT_FILE
 from fbt.language_model import (
+    BODIES,
     CHECKPOINT_PART,
     LanguageModel,
     check_tokenizer,
     weight_shapes,
 )
+from fbt.language_model import CHECKPOINT_FILE as CHECKPOINT_FILE
 from fbt.state import State
 from fbt.training.recipe import Recipe
 
@@ -107,6 +114,7 @@ class Settings:
         check_instance("data_sha256", self.data_sha256, str)
         for name in ("data", "init_from"):
             check_instance(name, getattr(self, name), str, type(None))
+        check_backend(self.recipe.backend, self.config.variant, "auto")
 
     def to_json(self) -> str:
         """All settings as a JSON object."""
@@ -146,6 +154,12 @@ class Settings:
         """What two runs must have in common to be one."""
         names = {"data_sha256": self.data_sha256, "init_from": self.init_from}
         return names | asdict(self.config) | asdict(self.recipe)
+
+
+def check_backend(name: str, variant: str, *more: str) -> None:
+    """Raise a ValueError unless it is a backend of the variant, or one of some others."""
+    allowed = (*more, *BODIES[variant].backends)
+    check_choice(f"backend of a {variant!r} model", name, allowed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +204,7 @@ def checkpoint_bytes(
         path: where the file is going to be, for messages.
         step: the number of steps taken.
         settings: of the run.
-        model: with its tokenizer.
+        model: the model, with its tokenizer and the backend that computes the run.
         optimizer: whose moments are saved.
         state: the carried memory, if any.
         metrics: fingerprint of the file of metrics up to this step.
@@ -223,6 +237,8 @@ def checkpoint_bytes(
             tensors |= {f"best.{name}": value for name, value in best.weights.items()}
     if model.tokenizer is not None:
         metadata["vocabulary"] = json.dumps(model.tokenizer.vocabulary)
+    if model.backend != "auto":
+        metadata["backend"] = model.backend
     # The first checkpoint has neither moments, two numbers per weight, nor best
     # weights; that a later one would be too large shows now.
     check_sizes(
@@ -251,6 +267,7 @@ class Checkpoint:
         tensors: weights, moments, carried memory and best weights, by their names in
             the file.
         best: the best evaluation so far, or None; its weights are in `tensors`.
+        backend: the backend that computed the run, or None if it is not recorded.
     """
 
     path: Path
@@ -260,6 +277,7 @@ class Checkpoint:
     vocabulary: str
     tensors: dict[str, Tensor]
     best: Best | None = None
+    backend: str | None = None
 
     @classmethod
     def load(cls, folder: Path) -> "Checkpoint":
@@ -284,6 +302,9 @@ class Checkpoint:
                 parse_json("vocabulary", file.text("vocabulary"))
             )
             check_tokenizer(tokenizer, settings.config)
+            backend = file.metadata.get("backend")
+            if backend is not None:
+                check_backend(backend, settings.config.variant)
             check_weights(
                 file.tensors, weight_shapes(settings.config), CHECKPOINT_PART
             )
@@ -320,7 +341,8 @@ class Checkpoint:
         if best is not None:
             part = "best." if best.step != step else CHECKPOINT_PART
             best.weights.update(without_prefix(tensors, part))
-        return cls(path, step, settings, metrics, tokenizer.vocabulary, tensors, best)
+        vocabulary = tokenizer.vocabulary
+        return cls(path, step, settings, metrics, vocabulary, tensors, best, backend)
 
     def restore(
         self,

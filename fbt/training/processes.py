@@ -90,8 +90,8 @@ class Processes:
         )
         if self.total(other):
             raise ValueError(
-                f"the {self.count} processes of a run must have the same settings and text and see the same "
-                f"checkpoint; process {self.rank} has {one_line(what)}"
+                f"all {self.count} processes of a run must have the same settings, text, "
+                f"backend and checkpoint; process {self.rank} has {one_line(what)}"
             )
 
     def first_then_others(self, work: Callable[[], T]) -> T:

@@ -4,8 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from fbt._checks import check_bool, check_int, check_real
+from fbt._checks import check_bool, check_choice, check_int, check_real
 from fbt.config import LARGEST_SIZE
+from fbt.shared_kv import SharedKVBody
 
 LARGEST_COUNT = 2**63 - 1  # an int64, and a float
 
@@ -37,6 +38,9 @@ class Recipe:
         sample: characters of text to generate at each evaluation.
         checkpoint_every: steps between checkpoints.
         seed: decides initial weights, batches and dropout.
+        backend: how the body is computed, "auto" or one of the `backends` of the
+            model's body. "auto" is resolved once, when the run begins; a resumed run
+            keeps the backend.
 
     Raises:
         TypeError, ValueError: a setting is of the wrong type or out of range; the
@@ -59,6 +63,7 @@ class Recipe:
     sample: int = 100
     checkpoint_every: int = 250
     seed: int = 0
+    backend: str = "auto"
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -78,6 +83,7 @@ class Recipe:
             # any real, but a file has one kind
             object.__setattr__(self, name, float(getattr(self, name)))
         check_bool("carry", self.carry)
+        check_choice("backend", self.backend, ("auto", *SharedKVBody.backends))
         if self.carry and self.curriculum:
             raise ValueError(
                 f"carry needs blocks of one length: curriculum must be 0, got {self.curriculum}"

@@ -29,6 +29,7 @@ from fbt.language_model import (
     config_from_parallel,
     model_bytes,
 )
+from fbt.training.backend import choose_backend, using_backend
 from fbt.training.checkpoint import CHECKPOINT_FILE, Best, Checkpoint, Settings
 from fbt.training.events import event_writer
 from fbt.training.folder import RunFolder
@@ -63,6 +64,8 @@ class Run:
         best: the best evaluation so far, or None before the first: its `step`, its
             `val_loss` in nats per character, and the `weights`, for
             `model.load_state_dict`.
+        backend: the backend that computed the run. If `settings.recipe.backend` is
+            "auto", this is what it stood for.
     """
 
     model: LanguageModel
@@ -71,6 +74,7 @@ class Run:
     finished: bool
     folder: Path | None
     best: Best | None = None
+    backend: str = "auto"
 
     @property
     def step(self) -> int:
@@ -414,9 +418,6 @@ def _run(
         raise ValueError(f"log={log!r} needs a folder to write to, got folder=None")
     place = None if folder is None else folder.path
     events = event_writer(place, log if processes.is_first else None)
-    processes.agree(
-        f"{settings.compared()} {None if checkpoint is None else checkpoint.step}"
-    )
     with Interrupt() as interrupt:
         if checkpoint is None:
             model = _initial_model(settings, text, start)
@@ -428,10 +429,17 @@ def _run(
         if checkpoint is not None:
             trainer.restore(checkpoint)
             checkpoint.tensors.clear()  # which would be kept in memory to the end
+        recorded = None if checkpoint is None else checkpoint.backend
+        backend = choose_backend(model, settings.recipe.backend, recorded)
+        begun = "none" if checkpoint is None else f"of step {checkpoint.step}"
+        processes.agree(
+            f"backend {backend!r}, checkpoint {begun}, settings {settings.compared()}"
+        )
         # before the first one writes, all have seen what the folder holds
         processes.wait()
         writes = folder if processes.is_first else None
         with (
+            using_backend(model, backend),
             writes.held() if writes is not None else contextlib.nullcontext(),
             _explaining(trainer),
             events(trainer.step) as watch,
@@ -441,7 +449,13 @@ def _run(
             if finished and trainer.best is not None:
                 model.load_state_dict(trainer.best.weights)
             run = Run(
-                model.eval(), settings, trainer.metrics, finished, place, trainer.best
+                model.eval(),
+                settings,
+                trainer.metrics,
+                finished,
+                place,
+                trainer.best,
+                backend,
             )
             if writes is not None:
                 if finished:
