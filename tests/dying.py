@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 import fbt.training.run
+import fbt.training.text
 from fbt import _corpus, _files, data, native
 from fbt.training.__main__ import main
 from fbt.training.folder import RunFolder
@@ -27,13 +28,13 @@ from fbt.training.loop import Trainer
 PACKAGE, OWN = Path(fbt.__file__).parent, Path(__file__)
 CALLS: dict[str, tuple[Any, str]] = {
     "build": (native, "build_native"),
-    "download": (fbt.training.run, "load_tiny_shakespeare"),
+    "download": (fbt.training.text, "load_tiny_shakespeare"),
     "step": (Trainer, "_update"),
     "evaluation": (Trainer, "_evaluate"),
     "checkpoint": (Trainer, "save"),
     "append": (RunFolder, "append"),
     "write": (RunFolder, "write"),
-    "ending": (fbt.training.run, "_save_results"),
+    "ending": (fbt.training.run, "save_results"),
 }
 
 

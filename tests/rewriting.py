@@ -17,8 +17,9 @@ from small_runs import WARNINGS, save_checkpoint
 
 import fbt
 from fbt.language_model import WEIGHTS_FILE
-from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint, Settings
+from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint
 from fbt.training.recipe import Recipe
+from fbt.training.settings import Settings
 
 VOCABULARIES = {1.0: "abcdefg", 2.0: "gfedcba"}
 CONFIG = fbt.Config(7, d_model=60, n_heads=1, n_layers=2, span=4)

@@ -15,7 +15,7 @@ from fbt.training.checkpoint import CHECKPOINT_FILE, Fingerprint, checkpoint_byt
 # be cleaned up.
 WARNINGS = ["-W", "error", "-W", "ignore:Implicitly cleaning up:ResourceWarning"]
 WORDS = ["to", "be", "or", "not\nthat", "is", "the", "question"]
-TEXT = " ".join(random.Random(0).choice(WORDS) for _ in range(400))
+TEXT = " ".join(random.Random(0).choices(WORDS, k=740))  # 3,600 characters
 SMALL: dict[str, Any] = {
     "preset": "tiny",
     "d_model": 16,

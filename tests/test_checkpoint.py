@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from small_runs import fingerprint, save_checkpoint
 
 from fbt import CharTokenizer, Config, LanguageModel, State
-from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint, Fingerprint, Settings
+from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint, Fingerprint
 from fbt.training.loop import adamw
 from fbt.training.recipe import Recipe
+from fbt.training.settings import Settings
 
 CONFIG = Config(5, d_model=6, n_heads=2, n_layers=3, span=4, variant="feedback")
 SETTINGS = Settings(
@@ -118,7 +119,7 @@ def test_the_text_counts_and_not_where_it_came_from() -> None:
 def test_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(
         FileNotFoundError,
-        match=f"no {CHECKPOINT_FILE} in .*there is no run to resume",
+        match=f"no {CHECKPOINT_FILE} in .*cannot resume a run",
     ):
         Checkpoint.load(tmp_path)
 

@@ -24,13 +24,13 @@ from fbt import _files
 from fbt.language_model import WEIGHTS_FILE
 from fbt.training import Run, resume
 from fbt.training import folder as training_folder
-from fbt.training import loop as training_loop
 from fbt.training.__main__ import main
 from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint
 from fbt.training.folder import FolderGone, FolderTaken, RunFolder
+from fbt.training.interrupt import Interrupt
 from fbt.training.loop import Trainer
 from fbt.training.metrics import METRICS_FILE
-from fbt.training.run import LOSS_FIGURE
+from fbt.training.result import LOSS_FIGURE
 
 Patch = pytest.MonkeyPatch
 
@@ -69,18 +69,18 @@ def at_step(step: int, do: Callable[[], object], patch: Patch) -> None:
 
 def test_a_folder_is_held_by_one_and_free_afterwards(folder: Path) -> None:
     place = RunFolder(folder)
-    with place.held():
+    with place.locked():
         place.check()
         with (
             pytest.raises(
                 BlockingIOError,
                 match=r"another process is training into this folder: .*a run",
             ) as caught,
-            RunFolder(folder).held(),
+            RunFolder(folder).locked(),
         ):
             pass
-        assert caught.value.__notes__ == ["it is this process itself"]
-    with RunFolder(folder).held():
+        assert caught.value.__notes__ == ["it is this process"]
+    with RunFolder(folder).locked():
         pass
     assert list(folder.iterdir()) == []  # no lock file
 
@@ -88,17 +88,17 @@ def test_a_folder_is_held_by_one_and_free_afterwards(folder: Path) -> None:
 def test_a_second_process_is_told_in_a_line_and_disturbs_nothing(
     data: Path, folder: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(training_loop.Interrupt, "asked", True)
+    monkeypatch.setattr(Interrupt, "requested", True)
     small_run(data, folder=folder)
     before = files(folder)
-    with RunFolder(folder).held():
+    with RunFolder(folder).locked():
         assert main(["--resume", str(folder), "--log=tensorboard"]) == 2
         assert main(small_command(data, folder)) == 2
     refused, found = capsys.readouterr().err.splitlines()
     assert refused.endswith(
-        f"another process is training into this folder: '{folder}'; it is this process itself"
+        f"another process is training into this folder: '{folder}'; it is this process"
     )
-    assert "holds a run already" in found
+    assert "already contains a run" in found
     assert files(folder) == before
 
 
@@ -108,7 +108,7 @@ def test_a_run_that_ended_just_before_the_folder_was_held_is_kept(
 ) -> None:
     if begun:
         with monkeypatch.context() as patch:
-            patch.setattr(training_loop.Interrupt, "asked", True)
+            patch.setattr(Interrupt, "requested", True)
             small_run(folder=folder)
     just_before_holding(lambda: small_run(folder=folder, resume=True), monkeypatch)
     with pytest.raises(
@@ -120,14 +120,14 @@ def test_a_run_that_ended_just_before_the_folder_was_held_is_kept(
 
 def just_before_holding(do: Callable[[], object], monkeypatch: Patch) -> None:
     """Have something happen after the next run has looked into its folder."""
-    hold = RunFolder.held
+    hold = RunFolder.locked
 
     def late(self: RunFolder) -> Any:
-        monkeypatch.setattr(RunFolder, "held", hold)
+        monkeypatch.setattr(RunFolder, "locked", hold)
         do()
         return hold(self)
 
-    monkeypatch.setattr(RunFolder, "held", late)
+    monkeypatch.setattr(RunFolder, "locked", late)
 
 
 @pytest.mark.parametrize("name", [CHECKPOINT_FILE, WEIGHTS_FILE])
@@ -138,7 +138,7 @@ def test_a_folder_put_in_the_place_just_before_it_was_held_is_kept(
     other = tmp_path / "other"
     for place in (folder, other):
         with monkeypatch.context() as patch:
-            patch.setattr(training_loop.Interrupt, "asked", True)
+            patch.setattr(Interrupt, "requested", True)
             small_run(folder=place, seed=int(place == other))
     if name == WEIGHTS_FILE:
         shutil.rmtree(folder)
@@ -179,7 +179,7 @@ def test_where_there_are_no_locks_one_of_two_runs_stops(
     ) as caught:
         small_run(folder=folder)
     assert caught.value.__notes__ == [
-        f"this run ends here; what is in {folder} now is the other run's"
+        f"this run ends; {folder} now contains the other run"
     ]
     assert_same_run(other[0], expected)
     before = files(folder)
@@ -216,8 +216,8 @@ def test_a_folder_moved_away_stops_the_run_which_goes_on_from_there(
         assert main(small_command(data, folder)) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"python -m fbt.training: [Errno 2] the folder of the run was moved or removed: '{folder}'; "
-        f"if it was moved, the checkpoint of step 3 is as it was; "
-        f"go on with: python -m fbt.training --resume WHERE-IT-IS-NOW"
+        f"if the folder was moved, the checkpoint of step 3 is intact; "
+        f"resume with: python -m fbt.training --resume NEW-FOLDER"
     )
     assert not folder.exists()
     assert Checkpoint.load(moved).step == 3
@@ -350,7 +350,7 @@ def test_nothing_is_written_elsewhere_between_whichever_calls_the_folder_goes(
 ) -> None:
     saves = Calls(monkeypatch)
     monkeypatch.setattr(
-        "fbt.training.run._save_loss_curve",
+        "fbt.training.result._save_loss_curve",
         lambda run, folder: folder.write(LOSS_FIGURE, b"<svg/>"),
     )
     expected = tiny_run(tmp_path / "undisturbed")
@@ -371,9 +371,7 @@ def test_nothing_is_written_elsewhere_between_whichever_calls_the_folder_goes(
         found = files(moved)
         assert {name for name in found if name.endswith(".part")} == set()
         notes = getattr(caught.value, "__notes__", [])
-        step = re.findall(
-            "the checkpoint of step (\\d+) is as it was", "".join(notes)
-        )
+        step = re.findall("the checkpoint of step (\\d+) is intact", "".join(notes))
         said.update(step)
         # What the note says is there is there, and nothing is where it says nothing.
         assert (
@@ -382,7 +380,7 @@ def test_nothing_is_written_elsewhere_between_whichever_calls_the_folder_goes(
             else CHECKPOINT_FILE not in found
         )
         if step:
-            assert notes[0].startswith("if it was moved, ")
+            assert notes[0].startswith("if the folder was moved, ")
             if saves.at % 7 == 0:
                 assert_same_run(resume(moved, TEXT, progress=False), expected)
     assert how == "removed" or said == {"0", "1", "2"}
@@ -431,20 +429,20 @@ def test_a_forked_child_keeps_no_lock(folder: Path) -> None:
 
     def child() -> None:
         with pytest.raises(
-            BlockingIOError, match="only the process that began the run may write"
+            BlockingIOError, match="only the process that locked the folder may write"
         ):
             place.write("file", b"")
         ready.set()
         done.wait(60)
 
-    with place.held():
+    with place.locked():
         process = context.Process(target=child)
         process.start()
         assert ready.wait(60)
-        with pytest.raises(BlockingIOError), RunFolder(folder).held():
+        with pytest.raises(BlockingIOError), RunFolder(folder).locked():
             pass
     try:
-        with RunFolder(folder).held():  # though the child is still there
+        with RunFolder(folder).locked():  # though the child is still there
             assert process.is_alive()
     finally:
         done.set()
@@ -453,12 +451,12 @@ def test_a_forked_child_keeps_no_lock(folder: Path) -> None:
     assert files(folder) == {}
 
 
-LEFT_BEHIND = "if it was left behind, as by a torchrun that was killed, end it"
+LEFT_BEHIND = "if it is left over, for example from a killed torchrun, end it"
 HOLDER = """
 import os, sys, time
 from pathlib import Path
 from fbt.training.folder import RunFolder
-with RunFolder(Path(sys.argv[1])).held():
+with RunFolder(Path(sys.argv[1])).locked():
     if os.fork() == 0:
         try:
             raise SystemExit  # which leaves the block that holds the folder
@@ -481,7 +479,7 @@ def test_a_child_neither_unlocks_the_folder_of_its_parent_nor_keeps_it_when_that
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == b"left\n"
-        with pytest.raises(BlockingIOError) as caught, RunFolder(folder).held():
+        with pytest.raises(BlockingIOError) as caught, RunFolder(folder).locked():
             pass
         if sys.platform == "linux":
             assert caught.value.__notes__ == [
@@ -489,7 +487,7 @@ def test_a_child_neither_unlocks_the_folder_of_its_parent_nor_keeps_it_when_that
             ]
         process.kill()
         process.wait()
-        with RunFolder(folder).held():
+        with RunFolder(folder).locked():
             pass
     finally:
         os.killpg(process.pid, signal.SIGKILL)  # the child
@@ -497,11 +495,11 @@ def test_a_child_neither_unlocks_the_folder_of_its_parent_nor_keeps_it_when_that
 
 
 def test_who_holds_a_folder_may_not_be_told(folder: Path, monkeypatch: Patch) -> None:
-    monkeypatch.setattr(training_folder, "_holders", lambda descriptor: [])
+    monkeypatch.setattr(training_folder, "_lock_owners", lambda descriptor: [])
     with (
-        RunFolder(folder).held(),
+        RunFolder(folder).locked(),
         pytest.raises(BlockingIOError) as caught,
-        RunFolder(folder).held(),
+        RunFolder(folder).locked(),
     ):
         pass
     assert caught.value.__notes__ == [LEFT_BEHIND]
@@ -538,7 +536,7 @@ def test_what_a_killed_torchrun_leaves_can_be_ended_and_the_run_goes_on(
     os.kill(int(found[1]), signal.SIGTERM)
     while True:
         try:
-            with RunFolder(folder).held():
+            with RunFolder(folder).locked():
                 break
         except (BlockingIOError, FolderTaken):  # it is still there, and saves
             assert time.monotonic() < deadline
@@ -583,7 +581,7 @@ def test_no_room_for_a_checkpoint(
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == (
         f"python -m fbt.training: [Errno 27] File too large: '{folder / CHECKPOINT_FILE}'; the checkpoint "
-        f"of step 3 is as it was; go on once there is room with: python -m fbt.training --resume '{folder}'"
+        f"of step 3 is intact; once there is free space, resume with: python -m fbt.training --resume '{folder}'"
     )
     assert Checkpoint.load(folder).step == 3
     assert sorted(files(folder)) == [CHECKPOINT_FILE, METRICS_FILE]
@@ -593,11 +591,11 @@ def test_no_room_for_a_checkpoint(
 @pytest.mark.parametrize(
     ("name", "number", "when"),
     [
-        (METRICS_FILE, errno.ENOSPC, "there is room"),
-        (CHECKPOINT_FILE, errno.ENOSPC, "there is room"),
-        ("model.safetensors", errno.EDQUOT, "there is room"),
-        (LOSS_FIGURE, errno.EROFS, "this is mended"),
-        (CHECKPOINT_FILE, errno.EIO, "this is mended"),
+        (METRICS_FILE, errno.ENOSPC, "there is free space"),
+        (CHECKPOINT_FILE, errno.ENOSPC, "there is free space"),
+        ("model.safetensors", errno.EDQUOT, "there is free space"),
+        (LOSS_FIGURE, errno.EROFS, "this is fixed"),
+        (CHECKPOINT_FILE, errno.EIO, "this is fixed"),
     ],
 )
 def test_a_file_that_cannot_be_written_is_named_and_the_checkpoint_stays(
@@ -637,7 +635,7 @@ def test_a_file_that_cannot_be_written_is_named_and_the_checkpoint_stays(
             small_run(folder=folder)
     assert (caught.value.errno, caught.value.filename) == (number, str(folder / name))
     assert caught.value.__notes__ == [
-        f"the checkpoint of step {step} is as it was; go on once {when} with: "
+        f"the checkpoint of step {step} is intact; once {when}, resume with: "
         f"python -m fbt.training --resume '{folder}'"
     ]
     assert Checkpoint.load(folder).step == step

@@ -120,9 +120,9 @@ def test_the_command_to_go_on_with_can_be_pasted(
 ) -> None:
     data = here / "-my 'text'\n.txt"
     data.write_text(TEXT, encoding="utf-8")
-    monkeypatch.setattr(Interrupt, "asked", True)
+    monkeypatch.setattr(Interrupt, "requested", True)
     assert main(small_command(Path(data.name), Path(name))) == 130
-    command = capsys.readouterr().out.partition("go on with: ")[2].rstrip("\n")
+    command = capsys.readouterr().out.partition("resume with: ")[2].rstrip("\n")
     assert command.startswith("python -m fbt.training --resume ")
     as_words = command.replace("python", "printf '%s\\0'", 1)
     words = (
@@ -130,7 +130,7 @@ def test_the_command_to_go_on_with_can_be_pasted(
         .stdout.decode()
         .split("\0")
     )
-    monkeypatch.setattr(Interrupt, "asked", False)
+    monkeypatch.setattr(Interrupt, "requested", False)
     assert main(words[2:-1]) == 0
     assert (here / name / "model.safetensors").is_file()
     assert sorted(path.name for path in here.iterdir()) == sorted([data.name, name])
@@ -219,7 +219,7 @@ def test_any_character_can_be_learnt_and_written(here: Path) -> None:
 def test_a_text_that_is_no_unicode_is_refused_before_anything_is_written(
     here: Path,
 ) -> None:
-    with pytest.raises(ValueError, match="text must have no halves of characters"):
+    with pytest.raises(ValueError, match="text must not contain surrogates"):
         small_run(TEXT + "\ud800", folder=here / "run")
     assert not (here / "run").exists()
 
@@ -338,7 +338,7 @@ def test_a_file_of_the_system_is_not_read_as_a_text(
     with pytest.raises((ValueError, OSError)) as caught:
         resume(run, progress=False)
     assert re.search(
-        r"must have at most \d+ bytes|is not what the run in|Not a regular|Operation not permitted",
+        r"must have at most \d+ bytes|is not the text that the run in|Not a regular|Operation not permitted",
         str(caught.value),
     )
     assert time.monotonic() - began < 5
@@ -369,7 +369,7 @@ def test_a_text_that_never_ends_is_not_read(
     set_data(run, place)
     began = time.monotonic()
     with pytest.raises(
-        FileNotFoundError, match=r"the text of the run in .* is no longer in "
+        FileNotFoundError, match=r"the text of the run in .* is not a file"
     ):
         resume(run, progress=False)
     assert time.monotonic() - began < 5

@@ -37,7 +37,7 @@ from fbt.training import Run, resume
 from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint
 from fbt.training.folder import RunFolder
 from fbt.training.metrics import METRICS_FILE
-from fbt.training.run import LOSS_FIGURE
+from fbt.training.result import LOSS_FIGURE
 
 PART = re.compile(r"\..+\.[0-9a-f]{16}\.part")
 KIND: dict[str, Any] = {"carry": True, "dropout": 0.2, "eval_windows": 20}
@@ -131,7 +131,7 @@ class World:
                     pytest.raises(
                         BlockingIOError, match="another process is training"
                     ),
-                    place.held(),
+                    place.locked(),
                 ):
                     pass
             time.sleep(moment.seconds)

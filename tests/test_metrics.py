@@ -42,7 +42,7 @@ def folder(finished: Run, tmp_path: Path) -> Path:
 def written(tmp_path: Path) -> Iterator[MetricsFile]:
     """A file to write metrics into, in a folder that is held."""
     place = RunFolder(tmp_path / "held")
-    with place.held():
+    with place.locked():
         yield MetricsFile(place)
 
 
@@ -93,15 +93,15 @@ def test_lost_or_changed_metrics_are_refused(how: str, folder: Path) -> None:
     path.write_bytes(changed)
     kept = {file.name: file.read_bytes() for file in folder.iterdir()}
     found = (
-        f"{len(changed)} of {len(before)} bytes are left"
+        f"only {len(changed)} of {len(before)} bytes are left"
         if len(changed) < len(before)
         else f"its first {len(before)} bytes differ"
     )
     with pytest.raises(ValueError) as caught:
         resume(folder, TEXT, progress=False)
     assert str(caught.value) == (
-        f"{path} must be the file that the checkpoint of step 11 was saved with, but {found}: "
-        f"restore it from a copy, or train in another folder"
+        f"{path} does not match the checkpoint of step 11: {found}. "
+        "Restore the file from a copy, or train into another folder"
     )
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == kept
 

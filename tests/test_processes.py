@@ -28,7 +28,7 @@ from fbt.training.loop import Trainer, check_shares
 from fbt.training.metrics import METRICS_FILE
 from fbt.training.processes import Processes, join_processes
 from fbt.training.recipe import Recipe
-from fbt.training.run import _explaining
+from fbt.training.run import _adding_advice
 
 HERE = Path(__file__).parent
 DISAGREE = "all 2 processes of a run must have the same settings, text, backend and checkpoint"
@@ -134,7 +134,7 @@ def test_a_signal_to_the_command_saves_and_the_first_process_speaks(
     said, _ = process.communicate(timeout=60)
     step = Checkpoint.load(tmp_path / "run").step
     assert said.splitlines() == [
-        f"stopped after step {step}; go on with: python -m fbt.training --resume {tmp_path / 'run'}"
+        f"stopped after step {step}; resume with: python -m fbt.training --resume {tmp_path / 'run'}"
     ]
     assert len(metrics_in(tmp_path / "run")) == step + step // 4
 
@@ -144,9 +144,9 @@ def test_what_is_saved_is_said_by_the_first_process_alone() -> None:
     for rank in (0, 1):
         processes = Processes(torch.device("cpu"), rank, 2)
         trainer: Any = SimpleNamespace(
-            processes=processes, folder=RunFolder(Path("run")), saved=3
+            processes=processes, folder=RunFolder(Path("run")), saved_step=3
         )
-        with pytest.raises(OSError) as caught, _explaining(trainer):
+        with pytest.raises(OSError) as caught, _adding_advice(trainer):
             raise OSError
         assert hasattr(caught.value, "__notes__") == (rank == 0)
 
@@ -194,7 +194,7 @@ def test_alone_a_sum_is_what_it_was_and_another_error_stays_itself() -> None:
             0.1,
         )
         model = torch.nn.Linear(2, 3)
-        assert processes.replica(model) is model
+        assert processes.synchronised(model) is model
         assert torch.equal(processes.gather(torch.ones(2, 3), 2), torch.ones(2, 3))
     with pytest.raises(RuntimeError, match="mat1"), join_processes("cpu"):
         torch.ones(2, 3) @ torch.ones(2, 3)
@@ -238,7 +238,11 @@ def test_each_process_draws_dropout_of_its_own() -> None:
         processes = Processes(torch.device("cpu"), rank, 3)
         noise = torch.Generator().manual_seed(0)
         trainer: Any = SimpleNamespace(
-            processes=processes, device="cpu", recipe=Recipe(), step=5, noise=noise
+            processes=processes,
+            device="cpu",
+            recipe=Recipe(),
+            step=5,
+            dropout_generator=noise,
         )
         Trainer._share(trainer, batch)
         drawn.append(torch.rand(3, generator=noise).tolist())

@@ -33,8 +33,9 @@ import fbt
 from fbt import _weights
 from fbt.language_model import WEIGHTS_FILE, LanguageModel, weight_shapes
 from fbt.training import resume
-from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint, Settings
+from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint
 from fbt.training.recipe import Recipe
+from fbt.training.settings import Settings
 
 TOKENIZER = fbt.CharTokenizer("\n abcdefghijklmnopq")
 HUGE = 2**26  # four times that is the largest size that Config allows
@@ -638,7 +639,8 @@ import hashlib, random, sys, torch
 from pathlib import Path
 import fbt
 from fbt import _weights
-from fbt.training.checkpoint import Fingerprint, Settings, checkpoint_bytes
+from fbt.training.checkpoint import Fingerprint, checkpoint_bytes
+from fbt.training.settings import Settings
 from fbt.training.recipe import Recipe
 
 torch.manual_seed(0)
@@ -1021,7 +1023,7 @@ def test_all_but_the_steps_are_of_the_weights_type(
     )
     said = refusal(checkpoint, lambda: Checkpoint.load(checkpoint.parent))
     assert re.search(
-        rf"'{part}.*' must be of torch.float32 as the weights are, got torch\.\w+$",
+        rf"'{part}.*' must be torch.float32 like the weights, got torch\.\w+$",
         said,
     )
 
@@ -1076,7 +1078,7 @@ def test_moments_beyond_those_of_the_weights_take_no_memory(checkpoint: Path) ->
 @pytest.mark.parametrize(
     "part, message",
     [
-        ("optimizer.", "there are no moments after 11 steps"),
+        ("optimizer.", "moments are missing after 11 steps"),
         ("state.", "missing 'state.keys.0'"),
     ],
 )

@@ -52,7 +52,7 @@ def choose_backend(model: LanguageModel, setting: str, recorded: str | None) -> 
 
 
 def resolve_auto(model: LanguageModel) -> str:
-    """Return the name of the backend that "auto" stands for when a model is trained."""
+    """Return the name of the backend that trains a model if it is set to "auto"."""
     body = model.body
     if isinstance(body, SharedKVBody):
         x = model.token_embedding.weight.new_empty(1, 2, body.d_model)
