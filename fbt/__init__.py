@@ -1,17 +1,17 @@
-"""The Feedback Transformer (Fan et al. 2020, arXiv 2002.09402): exact, readable, and fast enough to use.
+"""The Feedback Transformer (Fan et al. 2020, arXiv 2002.09402), exact and readable.
 
     import fbt
 
     model = fbt.LanguageModel.from_pretrained("tiny-shakespeare")
     print(model.generate("ROMEO:", 300, temperature=0.8, seed=1))
 
-Start at `LanguageModel` and `Config`; `fbt.show(obj)` displays the source of anything
-here.
+Start with `LanguageModel` and `Config`. `fbt.show(obj)` displays the source of any
+object of the package.
 """
 
 from fbt import tasks
 from fbt.config import Config
-from fbt.data import CharTokenizer, load_tiny_shakespeare
+from fbt.corpus import load_tiny_shakespeare
 from fbt.feedback import FeedbackBody
 from fbt.language_model import LanguageModel
 from fbt.native import build_native
@@ -19,6 +19,7 @@ from fbt.parallel import ParallelBody
 from fbt.shared_kv import SharedKVBody
 from fbt.stack import MemoryStack, TorchStack
 from fbt.state import State
+from fbt.tokenizer import CharTokenizer
 from fbt.training import Run, train
 from fbt.views.explorer import AttentionExplorer
 from fbt.views.source import show

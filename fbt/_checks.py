@@ -1,7 +1,6 @@
-"""Argument checks shared by the package: each raises an error that quotes name, value and allowed range.
+"""Checks of arguments: each error gives the name, the value and the allowed range.
 
-Values are quoted by `shorten` and `describe`, here and in every other check, so that no
-message is longer than a reader would read, whatever was passed.
+All checks quote values with `shorten` and `describe`, so that messages stay short.
 """
 
 import os
@@ -19,7 +18,7 @@ LARGEST_INT = 2**63 - 1  # what torch takes as a size
 
 
 class _Short(reprlib.Repr):
-    """The `repr` of a value, of tensors and modules their type and shape, also inside containers."""
+    """A short `repr`, with type and shape of tensors, also inside containers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,16 +26,16 @@ class _Short(reprlib.Repr):
         self.maxlist = self.maxtuple = self.maxset = self.maxfrozenset = 10
 
     def repr1(self, x: Any, level: int) -> str:
-        """The text for a value at a depth of containers."""
+        """Return the text of a value inside `level` containers."""
         if isinstance(x, nn.Module):
             return f"{type(x).__name__} module"
         shape, dtype = getattr(x, "shape", None), getattr(x, "dtype", None)
-        # A tensor, or an array of another library, but not a number of numpy's.
+        # A tensor or an array of another library, but not a NumPy scalar.
         if isinstance(x, Tensor) or (
             isinstance(shape, tuple) and shape and dtype is not None
         ):
             return f"{type(x).__name__} {list(x.shape)} of {dtype}"
-        # Python refuses to print some
+        # Python refuses to print very large ints.
         if isinstance(x, int) and x.bit_length() > 4 * LONGEST_VALUE:
             return f"an int of {x.bit_length()} bits"
         if isinstance(x, bytes | bytearray):
@@ -45,30 +44,31 @@ class _Short(reprlib.Repr):
 
 
 def shorten(value: Any) -> str:
-    """The text by which a message quotes a value: one line of at most 80 characters."""
+    """Return a value as text for a message: one line of at most 80 characters."""
     text = " ".join(line.strip() for line in _Short().repr(value).splitlines())
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
 
 
 def describe(value: Any) -> str:
-    """The value as `shorten`, followed by its type unless that comes first anyway."""
+    """Return a value as by `shorten`, and its type unless the text begins with it."""
     text, kind = shorten(value), type(value).__name__
     return text if text.startswith(kind) else f"{text} of type {kind}"
 
 
 def is_traced() -> bool:
-    """Whether torch records operations for a graph, in which values and sizes may be unknown."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    """Return whether torch is tracing a graph, where values may be unknown."""
+    is_tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined]
+    return torch.compiler.is_compiling() or is_tracing
 
 
 def check_int(name: str, value: Any, *, low: int, high: int | None = None) -> None:
-    """Raise unless `value` is a whole number in [low, high] (up to 2^63 - 1 if `high` is None).
+    """Raise unless `value` is an int in [low, high]; None means up to 2^63 - 1.
 
-    A size that is a symbol, in a graph for several sizes, passes.
+    Symbolic sizes of a graph pass.
 
     Raises:
-        TypeError: `value` is not an int (a bool is not one either).
-        ValueError: `value` is outside the range.
+        TypeError: if `value` is not an int, or is a bool.
+        ValueError: if `value` is out of range.
     """
     if isinstance(value, torch.SymInt):
         return
@@ -87,18 +87,19 @@ def check_real(
     high: float = float("inf"),
     open_high: bool = False,
 ) -> None:
-    """Raise unless `value` is a real number in [low, high], or in [low, high) if `open_high`.
+    """Raise unless `value` is a number in [low, high], or [low, high) if `open_high`.
 
     Raises:
-        TypeError: `value` is not a real number.
-        ValueError: `value` is outside the range or not a number.
+        TypeError: if `value` is not a real number.
+        ValueError: if `value` is out of range or NaN.
     """
-    allowed = f"a number in [{low}, {high}{')' if open_high or high == float('inf') else ']'}"
+    bracket = ")" if open_high or high == float("inf") else "]"
+    allowed = f"a number in [{low}, {high}{bracket}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be {allowed}, got {describe(value)}")
     try:
         number = float(value)
-    except OverflowError:  # an int beyond all floats
+    except OverflowError:  # an int that is too large for a float
         number = float("inf")
     if (
         not low <= number <= high
@@ -109,7 +110,7 @@ def check_real(
 
 
 def check_instance(name: str, value: Any, *types: type) -> None:
-    """Raise a TypeError unless `value` is of one of `types`."""
+    """Raise a TypeError unless `value` is an instance of one of `types`."""
     if not isinstance(value, types):
         allowed = " or ".join(
             "None" if t is type(None) else t.__name__ for t in types
@@ -118,11 +119,11 @@ def check_instance(name: str, value: Any, *types: type) -> None:
 
 
 def check_path(name: str, value: Any) -> None:
-    """Raise unless `value` is a str or Path that a file system can have.
+    """Raise unless `value` is a valid path.
 
     Raises:
-        TypeError: `value` is something else.
-        ValueError: it cannot be encoded, or holds the character NUL.
+        TypeError: if `value` is neither a str nor a Path.
+        ValueError: if `value` cannot be encoded or contains NUL.
     """
     check_instance(name, value, str, Path)
     try:
@@ -138,22 +139,24 @@ def check_path(name: str, value: Any) -> None:
 
 
 def check_items(name: str, values: Any, kind: type) -> None:
-    """Raise a TypeError unless `values` is a sequence, other than a str, of items of one type."""
+    """Raise a TypeError unless `values` is a sequence of `kind`, and not a str."""
     if isinstance(values, str | bytes) or not isinstance(values, Sequence):
         raise TypeError(
             f"{name} must be a sequence of {kind.__name__}, got {describe(values)}"
         )
     for position, value in enumerate(values):
         if not isinstance(value, kind):
-            wrong = f"got {describe(value)} at position {position}"
-            raise TypeError(f"{name} must be a sequence of {kind.__name__}, {wrong}")
+            got = f"{describe(value)} at position {position}"
+            raise TypeError(
+                f"{name} must be a sequence of {kind.__name__}, got {got}"
+            )
 
 
 def texts_in(name: str, values: Any) -> list[str]:
-    """The texts in a sequence of texts, of which a str is one of its characters.
+    """Return a sequence of str as a list; a str becomes a list of its characters.
 
     Raises:
-        TypeError: `values` is something else.
+        TypeError: if `values` is anything else.
     """
     if not isinstance(values, str):
         check_items(name, values, str)
@@ -161,13 +164,13 @@ def texts_in(name: str, values: Any) -> list[str]:
 
 
 def check_callable(name: str, value: Any) -> None:
-    """Raise a TypeError unless `value` can be called."""
+    """Raise a TypeError unless `value` is callable."""
     if not callable(value):
         raise TypeError(f"{name} must be a function, got {describe(value)}")
 
 
 def check_float_tensor(name: str, value: Any) -> None:
-    """Raise a TypeError unless `value` is a tensor of floating-point numbers."""
+    """Raise a TypeError unless `value` is a floating-point tensor."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         raise TypeError(
             f"{name} must be a floating-point tensor, got {describe(value)}"
@@ -175,12 +178,16 @@ def check_float_tensor(name: str, value: Any) -> None:
 
 
 def check_integers(name: str, value: Any, shape: str | None = None) -> None:
-    """Raise unless `value` is a tensor of integers of any width, with the axes of `shape` if given: "[N]".
+    """Raise unless `value` is a tensor of integers, of any dtype.
+
+    Args:
+        name: of the argument.
+        value: the tensor.
+        shape: names of its axes, such as "[N]"; None allows any shape.
 
     Raises:
-        TypeError: `value` is something else.
-        ValueError: it has another number of axes, or is on the meta device and so has
-            no values.
+        TypeError: if `value` is not a tensor of integers.
+        ValueError: if `value` has another number of axes, or is on the meta device.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor of integers, got {describe(value)}")
@@ -192,7 +199,7 @@ def check_integers(name: str, value: Any, shape: str | None = None) -> None:
 
 
 def check_values(name: str, value: Tensor) -> None:
-    """Raise a ValueError if a tensor has no values that could be read, being on the meta device."""
+    """Raise a ValueError if a tensor is on the meta device, and so has no values."""
     if value.is_meta:
         raise ValueError(
             f"{name} must have values, got {shorten(value)} on the meta device"
@@ -200,11 +207,11 @@ def check_values(name: str, value: Tensor) -> None:
 
 
 def check_embeddings(x: Tensor, width: int) -> None:
-    """Raise unless x is a floating-point tensor [B, T, width] with at least one sequence and one step.
+    """Raise unless x is a floating-point tensor [B, T, width] with B, T >= 1.
 
     Raises:
-        TypeError: x is something else.
-        ValueError: x has another shape.
+        TypeError: if x is not a floating-point tensor.
+        ValueError: if x has another shape.
     """
     check_float_tensor("x", x)
     if x.ndim != 3 or x.shape[-1] != width or x.numel() == 0:
@@ -214,22 +221,22 @@ def check_embeddings(x: Tensor, width: int) -> None:
 
 
 def check_tokens(name: str, tokens: Any, shape: str, vocab_size: int) -> None:
-    """Raise unless `tokens` are ids of a vocabulary, on whatever device.
+    """Raise unless `tokens` are token ids, on any device.
 
-    On a GPU this waits for the device. That is cheaper than an id out of range, which
-    would end every computation of the process there. What has no values to look at is
-    checked for type and shape alone: tokens on the meta device, fake ones, those that
-    a graph is traced or captured with, those that `vmap` maps over.
+    On a GPU this waits for the device. That is cheaper than an id out of range, after
+    which the process could not use the GPU any more. Only type and shape are checked
+    for tokens without values: on the meta device, fake tensors, within `vmap`, and
+    while a graph is traced or captured.
 
     Args:
         name: of the argument.
         tokens: the ids.
-        shape: names of the axes, such as "[B, T]"; each has at least one entry.
+        shape: names of the axes, such as "[B, T]"; each size is at least 1.
         vocab_size: V; ids are 0 to V - 1.
 
     Raises:
-        TypeError: `tokens` is no tensor of int64 or int32.
-        ValueError: `tokens` has another shape, or an id is out of range.
+        TypeError: if `tokens` is not an int64 or int32 tensor.
+        ValueError: if `tokens` has another shape, or an id is out of range.
     """
     if not isinstance(tokens, Tensor) or tokens.dtype not in (
         torch.int64,
@@ -241,25 +248,26 @@ def check_tokens(name: str, tokens: Any, shape: str, vocab_size: int) -> None:
         )
     if tokens.ndim != shape.count(",") + 1 or tokens.numel() == 0:
         raise ValueError(
-            f"{name} must have shape {shape} with every size >= 1, got {list(tokens.shape)}"
+            f"{name} must have shape {shape} with every size >= 1, "
+            f"got {list(tokens.shape)}"
         )
     if is_traced() or (tokens.is_cuda and torch.cuda.is_current_stream_capturing()):
         return
     try:
         low, high = torch.stack(torch.aminmax(tokens)).tolist()
-    # what torch raises where there are no values; another error comes again
-    except RuntimeError:
+    except RuntimeError:  # no values, or an error that the caller will see too
         return
     if low < 0 or high >= vocab_size:
-        wrong = low if low < 0 else high
-        raise ValueError(f"{name} must be in [0, {vocab_size - 1}], got {wrong}")
+        invalid = low if low < 0 else high
+        raise ValueError(f"{name} must be in [0, {vocab_size - 1}], got {invalid}")
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Raise a ValueError unless `value` is one of `choices`."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(
-            f"{name} must be one of {', '.join(map(repr, choices))}, got {shorten(value)}"
+            f"{name} must be one of {', '.join(map(repr, choices))}, "
+            f"got {shorten(value)}"
         )
 
 

@@ -1,8 +1,8 @@
-"""Files on disk: where downloads are kept, and how files are written and read.
+"""Read and write files, and find the cache folder.
 
-A file is written whole or not at all. A path may come from a stranger: a checkpoint
-says where the text of its run was. So whatever is read is opened by `reading_file`, which
-takes nothing but a regular file that stays as it is while it is read.
+A file is written completely or not at all. A path may come from an untrusted file: a
+checkpoint contains the path of its run's text. So every file that is read is opened by
+`reading_file`, which accepts only a regular file that does not change meanwhile.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ if sys.platform != "win32":
     import pwd
 
 CACHE_VARIABLE = "FBT_CACHE"
-LARGEST = 2**32  # bytes of a file
+LARGEST = 2**32  # size of a file in bytes
 
 
 def cache_folder() -> Path:
-    """Return the folder in which downloads are kept, without creating it.
+    """Return the folder for downloads and builds, without creating it.
 
     Returns:
-        The folder named by the environment variable `FBT_CACHE` where that is set and
-        not empty (a leading `~` is expanded); otherwise the user's cache folder for
-        `fbt` on this operating system.
+        The folder named by the environment variable `FBT_CACHE`, with a leading `~`
+        expanded. If it is not set or empty, the user's cache folder for `fbt` on this
+        operating system.
 
     Raises:
-        ValueError: the variable names the home of a user who is not there, or it is
-            not set and this user has no home.
+        ValueError: if the variable refers to the home of an unknown user, or is not
+            set and the user has no home.
     """
     chosen = os.environ.get(CACHE_VARIABLE)
     if chosen:
@@ -53,51 +53,46 @@ def cache_folder() -> Path:
                 f"{CACHE_VARIABLE} must name a folder, got {chosen!r}: {error}"
             ) from error
     folder = Path(platformdirs.user_cache_dir("fbt", appauthor=False))
-    if folder.parts[0] == "~":  # would be a folder of that name in the current one
+    if folder.parts[0] == "~":  # not expanded
         reason = "since this user has no home folder"
         raise ValueError(f"{CACHE_VARIABLE} must name a folder, {reason}")
     return folder
 
 
 def check_owned(path: Path) -> None:
-    """Raise unless a file or folder is this user's or root's and no one else may write.
+    """Raise unless this user or root owns a path and nobody else may write to it.
 
-    A file that is run must pass this check, and so must its folder. A symbolic link
-    counts as well as what it points to. Others may write to a folder that has the
-    sticky bit, like /tmp: there each user can rename and remove only their own files.
+    A file that is executed must pass this check, and so must its folder. A symbolic
+    link is checked as well as its target. Others may write to a folder with the sticky
+    bit, like /tmp, where users can rename and remove only their own files.
 
     Raises:
-        PermissionError: the path is relative, the owner is someone else, or others
-            have the permission to write; the message names the path and the reason.
-        OSError: there is nothing at this path.
+        PermissionError: if the path is relative, someone else owns it, or others may
+            write to it. The message gives the path and the reason.
+        OSError: if the path does not exist.
     """
     if sys.platform == "win32":
-        raise PermissionError(f"who may write to {path} is not known on this system")
+        raise PermissionError(f"cannot tell who may write to {path} on this system")
     if not path.is_absolute():
         raise PermissionError(
-            f"{path} depends on the current folder: {CACHE_VARIABLE} must be an absolute path here"
+            f"{path} depends on the current folder: {CACHE_VARIABLE} must be an "
+            "absolute path"
         )
     for info in (path.lstat(), path.stat()):
         if info.st_uid not in (0, os.geteuid()):
-            raise PermissionError(
-                f"{path} belongs to the user with number {info.st_uid}"
-            )
+            raise PermissionError(f"{path} belongs to the user with id {info.st_uid}")
         sticky = stat.S_ISDIR(info.st_mode) and info.st_mode & stat.S_ISVTX
         if stat.S_ISLNK(info.st_mode) or sticky:
             continue
         if info.st_mode & stat.S_IWOTH:
-            raise PermissionError(
-                f"{path} is writable for everyone: use 'chmod go-w'"
-            )
+            raise PermissionError(f"{path} is writable by everyone: use 'chmod go-w'")
         private = _is_private(info.st_gid) and not _has_acl(path)
         if info.st_mode & stat.S_IWGRP and not private:
-            raise PermissionError(
-                f"{path} is writable for its group: use 'chmod g-w'"
-            )
+            raise PermissionError(f"{path} is writable by its group: use 'chmod g-w'")
 
 
 def _is_private(group: int) -> bool:
-    """Whether a group is this user's own: many systems create a group for each user."""
+    """Return whether this user is the only member of a group."""
     try:
         user, members = pwd.getpwuid(os.geteuid()), grp.getgrgid(group).gr_mem
     except KeyError:
@@ -108,13 +103,13 @@ def _is_private(group: int) -> bool:
 
 
 def _has_acl(path: Path) -> bool:
-    """Whether there is an access control list.
+    """Return whether a path has an access control list.
 
-    The permission of the group is then the most that any user named in the list has.
+    Its group permissions are then an upper bound for all users in the list.
     """
     try:
         return bool(os.getxattr(path, "system.posix_acl_access"))
-    except OSError:  # there is none, or the file system has no such lists
+    except OSError:  # no list, or not supported by the file system
         return False
 
 
@@ -125,7 +120,7 @@ def sha256(data: bytes) -> str:
 
 @contextmanager
 def writing_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """As `replacing_file`, after creating missing parent folders."""
+    """Create missing parent folders, then proceed as `replacing_file`."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with replacing_file(Path(path)) as file:
         yield file
@@ -133,26 +128,26 @@ def writing_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def replacing_file(target: Path, dir_fd: int | None = None) -> Iterator[IO[bytes]]:
-    """Open a file for writing that takes its name only once everything in it is safe on disk.
+    """Replace a file atomically.
 
-    The bytes go to a temporary file in the same folder, which then replaces `target`
-    in one step. A reader, or another process writing the same file, sees the old file
-    or the new one, never a part of either. A process killed while writing leaves its
-    temporary file behind; the next one to write `target` removes it first.
+    The data is written to a temporary file in the same folder, which replaces `target`
+    once it is safely on disk. Readers and other writers see the old file or the new
+    one, never a part. A process killed while writing leaves its temporary file behind;
+    the next writer of `target` removes it.
 
     Args:
-        target: the file to write. If it exists its permission bits are kept; those of
-            a new file follow the umask.
-        dir_fd: descriptor of the folder to write into, wherever that is now; the rest
-            of `target` is then for messages alone. None uses the whole path.
+        target: the file to write. An existing file keeps its permission bits; a new
+            file follows the umask.
+        dir_fd: descriptor of the folder to write into, which may have moved. Only the
+            name of `target` is then used, except in messages. None uses the path.
 
     Yields:
         A binary file, open for writing.
 
     Raises:
-        OSError: if there is no such folder or the file cannot be written; the message
-            names `target`. Whatever is raised, here or in the caller's block, the
-            temporary file is removed and `target` is left as it was.
+        OSError: if the folder does not exist or the file cannot be written; the
+            message names `target`. After any error, also in the caller's block, the
+            temporary file is removed and `target` is unchanged.
     """
     _remove_leftovers(target, dir_fd)
     temporary: str | None = None
@@ -163,17 +158,16 @@ def replacing_file(target: Path, dir_fd: int | None = None) -> Iterator[IO[bytes
             file.flush()
             os.fsync(file.fileno())
             if sys.platform != "win32":
-                # before the lock goes with the open file
+                # before closing the file releases the lock
                 _rename(temporary, target, dir_fd)
         if sys.platform == "win32":
-            # which Windows refuses for an open file
+            # Windows refuses to rename an open file.
             _rename(temporary, target, dir_fd)
     except BaseException as error:
         if temporary is not None:
             with suppress(OSError):
                 os.unlink(temporary, dir_fd=dir_fd)
-        # What the system says of a write, or of the temporary file, is said of the
-        # file that was wanted.
+        # Name the target in errors about the temporary file.
         if (
             isinstance(error, OSError)
             and error.errno
@@ -184,7 +178,7 @@ def replacing_file(target: Path, dir_fd: int | None = None) -> Iterator[IO[bytes
 
 
 def _relative(target: Path, dir_fd: int | None) -> str:
-    """The path of `target` for a call to the system that also takes `dir_fd`."""
+    """Return the path of `target` for a system call with `dir_fd`."""
     return str(target) if dir_fd is None else target.name
 
 
@@ -195,29 +189,28 @@ def _rename(temporary: str, target: Path, dir_fd: int | None) -> None:
 
 
 def _permissions(target: Path, dir_fd: int | None) -> int | None:
-    """The permission bits of a regular file, or None if there is none, as on Windows."""
+    """Return the permission bits of a regular file; None otherwise and on Windows."""
     if sys.platform == "win32":
         return None
     try:
-        found = os.stat(
+        info = os.stat(
             _relative(target, dir_fd), dir_fd=dir_fd, follow_symlinks=False
         )
     except OSError:
         return None
-    return found.st_mode & 0o777 if stat.S_ISREG(found.st_mode) else None
+    return info.st_mode & 0o777 if stat.S_ISREG(info.st_mode) else None
 
 
 def _temporary(target: Path, dir_fd: int | None) -> IO[bytes]:
-    """A new file beside `target`, locked as long as its writer lives: `_remove_leftovers` lets it be."""
-    kept = _permissions(target, dir_fd)
+    """Create a file beside `target`, locked so that `_remove_leftovers` keeps it."""
+    mode = _permissions(target, dir_fd)
 
     def create(path: str, flags: int) -> int:
-        # Never open to more readers than `target`, not even while it is empty.
-        return os.open(path, flags, 0o666 if kept is None else kept, dir_fd=dir_fd)
+        # Never readable by more users than `target`, not even while it is empty.
+        return os.open(path, flags, 0o666 if mode is None else mode, dir_fd=dir_fd)
 
     while True:
-        # Opened by name rather than with tempfile, whose files nobody but their owner
-        # may read.
+        # Not with tempfile, whose files only their owner may read.
         name = f".{target.name}.{secrets.token_hex(8)}.part"
         path = _relative(target.with_name(name), dir_fd)
         try:
@@ -225,21 +218,21 @@ def _temporary(target: Path, dir_fd: int | None) -> IO[bytes]:
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(target)) from error
         if sys.platform != "win32":
-            if kept is not None:
+            if mode is not None:
                 with suppress(OSError):  # a file system without permissions
-                    os.fchmod(file.fileno(), kept)
+                    os.fchmod(file.fileno(), mode)
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(file, fcntl.LOCK_EX)
         with suppress(FileNotFoundError):
             os.stat(path, dir_fd=dir_fd)
             return file
-        file.close()  # taken for a leftover in the moment before it was locked
+        file.close()  # another process removed it before it was locked
 
 
 def _remove_leftovers(target: Path, dir_fd: int | None) -> None:
-    """Remove the temporary files of writers that were killed; one that lives has locked its own.
+    """Remove the temporary files of killed writers, which are not locked.
 
-    Where there are no such locks, as on Windows, they stay.
+    On Windows, which has no such locks, the files remain.
     """
     if sys.platform == "win32":
         return
@@ -255,7 +248,7 @@ def _remove_leftover(path: str, dir_fd: int | None) -> None:
     if sys.platform == "win32":
         return
     with suppress(OSError):
-        # It may be anything: a link is not followed, a pipe is not waited for.
+        # It may be anything: do not follow a link or wait for a pipe.
         descriptor = os.open(
             path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd
         )
@@ -267,11 +260,11 @@ def _remove_leftover(path: str, dir_fd: int | None) -> None:
 
 
 def write_file(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write `data` to `path`, whole or not at all.
+    """Write `data` to `path`, completely or not at all.
 
     Args:
-        path: the file to write; missing parent folders are created.
-        data: everything the file is to hold.
+        path: the file to write. Missing parent folders are created.
+        data: the content of the file.
 
     Raises:
         OSError: as for `replacing_file`.
@@ -282,27 +275,27 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
 
 @contextmanager
 def reading_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a regular file for reading, and check that nobody changes it meanwhile.
+    """Open a regular file for reading, and raise if it changes meanwhile.
 
-    If another file takes its name, the block reads the old one to the end.
+    If another file takes its name, the old file is read.
 
     Args:
-        path: the file. Anything else is refused and, unless it takes the file's place
-            at this very moment, not even opened: opening a device may make it act.
+        path: the file. Anything but a regular file is refused without opening it,
+            since opening a device may have an effect.
 
     Yields:
         The file, open for reading bytes.
 
     Raises:
-        ValueError: if the size or the time of the last change is another after the
-            block than before it; also in place of what the block made of such a file.
+        ValueError: if its size or time of modification changes within the block. This
+            replaces any error of the block.
         OSError: if the file does not exist, cannot be read or is not a regular file.
     """
     _check_regular(path, path.stat())
-    # Without O_NONBLOCK opening a pipe waits for a writer; no terminal becomes that
-    # of this process.
-    extra = ("O_NONBLOCK", "O_NOCTTY", "O_BINARY")
-    flags = sum(getattr(os, name, 0) for name in extra)
+    # In case the path has just become a pipe or a terminal: do not wait for a writer,
+    # and do not become its controlling process.
+    names = ("O_NONBLOCK", "O_NOCTTY", "O_BINARY")
+    flags = sum(getattr(os, name, 0) for name in names)
     with os.fdopen(os.open(path, os.O_RDONLY | flags), "rb") as file:
         before = os.fstat(file.fileno())
         _check_regular(path, before)
@@ -314,7 +307,8 @@ def reading_file(path: Path) -> Iterator[IO[bytes]]:
                 before.st_mtime_ns,
             ):
                 raise ValueError(
-                    f"{quoted_path(path)} was changed while it was read: read it again once it is whole"
+                    f"{quoted_path(path)} changed while it was read: try again once it "
+                    "is complete"
                 )
 
         try:
@@ -325,24 +319,23 @@ def reading_file(path: Path) -> Iterator[IO[bytes]]:
         check_unchanged()
 
 
-def _check_regular(path: Path, found: os.stat_result) -> None:
-    if stat.S_ISDIR(found.st_mode):
+def _check_regular(path: Path, info: os.stat_result) -> None:
+    if stat.S_ISDIR(info.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(info.st_mode):
         raise OSError(errno.EINVAL, "Not a regular file", str(path))
 
 
 def read_file(path: Path, largest: int = LARGEST) -> bytes:
-    """Return what a regular file holds.
+    """Return the content of a regular file.
 
     Args:
         path: the file.
-        largest: the number of bytes it may have, checked before memory is taken. Of a
-            file of the system whose size is said to be 0, as under /proc, nothing is
-            read.
+        largest: largest size in bytes, checked before memory is allocated. A file
+            whose size is given as 0, as under /proc, is not read.
 
     Raises:
-        ValueError: if it is larger, or was changed while it was read.
+        ValueError: if the file is larger, or changes while it is read.
         OSError: as for `reading_file`.
     """
     with reading_file(path) as file:
@@ -359,22 +352,27 @@ def check_size(path: Path, size: int, largest: int) -> None:
 
 
 def quoted_path(path: str | os.PathLike[str]) -> str:
-    """The path as a message gives it, in one line whatever characters it has."""
+    """Return a path for a message, in one line."""
     name = os.fspath(path)
     return name if name.isprintable() else repr(name)
 
 
 @contextmanager
 def errors_about(path: Path, kind: str) -> Iterator[None]:
-    """Say of whatever turns out to be wrong in the caller's block that this file is no `kind`.
+    """Name the file in errors of the caller's block.
+
+    Args:
+        path: of the file.
+        kind: of the file, such as "model".
 
     Raises:
-        ValueError: in place of the TypeError or ValueError that the block raised.
+        ValueError: instead of a TypeError or ValueError of the block.
     """
     try:
         yield
     except (TypeError, ValueError) as error:
         reason = one_line(str(error))
         raise ValueError(
-            f"{quoted_path(path)} is not a whole {kind} of this version of fbt: {reason}"
+            f"{quoted_path(path)} is not a valid {kind} of this version of fbt: "
+            f"{reason}"
         ) from error

@@ -1,4 +1,4 @@
-"""Modes of torch that the package turns off for a while."""
+"""Contexts that turn off modes of torch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,12 +8,12 @@ import torch
 
 @contextmanager
 def without_autocast(device: str) -> Iterator[bool]:
-    """A context in which operations keep the dtype of their inputs.
+    """Turn autocast off: operations keep the dtype of their inputs.
 
     Yields:
-        Whether autocast was on.
+        True if autocast was on.
     """
-    if not torch.amp.is_autocast_available(device):  # "meta", for one
+    if not torch.amp.is_autocast_available(device):  # e.g. "meta"
         yield False
         return
     autocast = torch.is_autocast_enabled(device)
@@ -23,13 +23,13 @@ def without_autocast(device: str) -> Iterator[bool]:
 
 @contextmanager
 def without_gradients() -> Iterator[None]:
-    """A context for reading a model: no gradients are recorded, and autocast does not cache its casts.
+    """Record no gradients, and do not cache casts under autocast.
 
-    The cache lives until the outermost autocast context ends, and all threads share
-    it. A cast made before the last update of a weight would be out of date, and one
-    made here would have no gradient.
+    Autocast's cache lasts until its outermost context ends, and all threads share it.
+    A cached cast could be older than the last update of a weight, and a cast made
+    here would have no gradient.
 
-    The caller's inference mode is off, since a stream that starts inside it may go on
+    Inference mode is turned off: a stream of text that starts in it may continue
     outside.
     """
     cached = torch.is_autocast_cache_enabled()

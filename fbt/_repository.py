@@ -1,4 +1,4 @@
-"""Where the project lives. Edit here, then `make repository` rewrites the files that must spell it out."""
+"""The address of the project; after a change, run `make repository`."""
 
 URL = "https://github.com/your_name/fbt"
 BRANCH = "main"

@@ -1,4 +1,4 @@
-"""Text from elsewhere: read where it is JSON, and made fit to be passed on."""
+"""Parse JSON, and clean text from files and servers."""
 
 import json
 from dataclasses import MISSING, fields
@@ -10,7 +10,7 @@ Kind = TypeVar("Kind")
 
 
 def one_line(message: str) -> str:
-    """A message that may quote a file or a server: no line ends, nothing a terminal obeys, not too long."""
+    """Return a message as one short line without control characters."""
     printable = "".join(
         character if character.isprintable() else " " for character in message
     )
@@ -19,45 +19,46 @@ def one_line(message: str) -> str:
 
 
 def replace_surrogates(text: str) -> str:
-    """The text with U+FFFD for each half of a character: no page and no message of a kernel can hold one."""
+    """Replace lone surrogates, which UTF-8 cannot encode, by U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def parse_json(name: str, text: str | bytes) -> Any:
-    """What a JSON text holds, as bytes in UTF-8.
+    """Return the value of a JSON text, a str or bytes in UTF-8.
 
     Raises:
-        ValueError: if Python cannot read it, and nothing else, or if an object in it
-            has a name twice.
+        ValueError: if the text is not valid JSON, or an object has a name twice. No
+            other error is raised.
     """
     try:
         return json.loads(
-            text if isinstance(text, str) else text.decode(), object_pairs_hook=_once
+            text if isinstance(text, str) else text.decode(),
+            object_pairs_hook=_without_duplicates,
         )
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is no JSON that can be read: {error}") from error
+        raise ValueError(f"{name} is not valid JSON: {error}") from error
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
     for name, value in pairs:
-        if name in found:
+        if name in values:
             raise ValueError(f"{name!r} occurs twice in an object")
-        found[name] = value
-    return found
+        values[name] = value
+    return values
 
 
 def dataclass_from(name: str, kind: type[Kind], values: Any) -> Kind:
-    """An object of a dataclass from what JSON says of its fields.
+    """Return a dataclass instance made from a JSON object.
 
     Args:
-        name: what the object is called in messages.
-        kind: the dataclass, which checks its fields itself.
-        values: the JSON object, parsed.
+        name: of the object in messages.
+        kind: the dataclass, which checks the values of its fields.
+        values: the parsed JSON object.
 
     Raises:
-        TypeError: if `values` is not a dict, or as `kind` does.
-        ValueError: if a field is missing or unknown, or as `kind` does.
+        TypeError: if `values` is not a dict, or `kind` raises one.
+        ValueError: if a field is missing or unknown, or `kind` raises one.
     """
     if not isinstance(values, dict):
         raise TypeError(f"{name} must be a JSON object, got {type(values).__name__}")
@@ -66,7 +67,7 @@ def dataclass_from(name: str, kind: type[Kind], values: Any) -> Kind:
         if field not in known:
             allowed = ", ".join(known)
             raise ValueError(
-                f"{name} must have no fields but {allowed}, got {field!r}"
+                f"{name} must only have the fields {allowed}, got {field!r}"
             )
     for field in known.values():
         if field.name not in values and field.default is MISSING:

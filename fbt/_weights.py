@@ -1,21 +1,20 @@
-"""Files of tensors: written alike by every process, checked before one is believed.
+"""Read, check and write safetensors files.
 
-The format is that of safetensors (https://huggingface.co/docs/safetensors): eight
-bytes with the length of the header, the header, and the numbers of the tensors, side
-by side and little-endian. The header is JSON. It gives the `dtype`, `shape` and
-`data_offsets` of each tensor, and texts by name under `__metadata__`.
+The format (https://huggingface.co/docs/safetensors) is eight bytes with the length of
+the header, the header, and the data of the tensors, contiguous and little-endian. The
+header is JSON. It gives the `dtype`, `shape` and `data_offsets` of each tensor, and
+strings by name under `__metadata__`.
 
-A file may be damaged, may come from a stranger, and may be written to while it is
-read. So it is opened once, and what its header says is checked before memory is taken
-for the numbers: how large file and header may be, that the tensors lie side by side
-and fill the file, and whether names, shapes and types of the tensors are those that
-the config asks for. The text `sha256` of the metadata, where there is one, is the
-hash of the whole file with zeros in place of that text. It shows that header and
-numbers belong together.
+A file may be damaged, may be malicious, and may change while it is read. So it is
+opened once, and its header is checked before memory is allocated for the tensors: the
+sizes of file and header, that the tensors are contiguous and fill the file, and that
+their names, shapes and types match the config. The metadata may contain the string
+`sha256`, the hash of the whole file with zeros in place of that string. It shows that
+header and data belong together.
 
-This is not left to the safetensors library, which maps a file into memory, where a
-file that is cut short ends the process, and whose order of texts, and so a file's
-hash, changes from process to process.
+The safetensors library is not used. It maps a file into memory, where truncating the
+file kills the process, and the order of its metadata, hence the hash of a file,
+changes between processes.
 """
 
 import hashlib
@@ -37,8 +36,9 @@ from fbt._checks import check_choice, check_instance, check_int
 from fbt._files import LARGEST, check_size, errors_about, quoted_path, reading_file
 from fbt._text import parse_json
 
-LONGEST_HEADER = 2_000_000  # bytes of it
-MOST_DIMENSIONS = 8  # of a tensor, of which torch takes 64
+LENGTH_BYTES = 8  # of the length of the header
+LONGEST_HEADER = 2_000_000  # bytes
+MOST_DIMENSIONS = 8  # of a tensor; torch allows 64
 DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
@@ -48,8 +48,8 @@ DTYPES = {
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 METADATA = "__metadata__"
 CHECKSUM = "sha256"  # in the metadata
-NO_CHECKSUM = "0" * 64  # in its place while the file is hashed
-FEW = 4  # tensors of a kind that an error names
+NO_CHECKSUM = "0" * 64  # replaces the checksum while the file is hashed
+FEW = 4  # tensors of a kind that an error lists
 
 Shape = tuple[int, ...]
 Kind = TypeVar("Kind")
@@ -57,11 +57,11 @@ Kind = TypeVar("Kind")
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What the header says of a tensor.
+    """The entry of a tensor in the header.
 
     Attributes:
         dtype, shape: of the tensor.
-        start, end: of its bytes, from the end of the header.
+        start, end: positions of its bytes, relative to the end of the header.
     """
 
     dtype: torch.dtype
@@ -70,97 +70,94 @@ class TensorInfo:
     end: int
 
     def numel(self) -> int:
-        """The number of its entries, by the name it has in torch."""
+        """Return the number of entries, as `Tensor.numel` does."""
         return math.prod(self.shape)
 
 
 class TensorFile:
-    """An open file of tensors whose header is in order.
+    """An open safetensors file with a valid header.
 
     Attributes:
-        metadata: texts by name.
-        tensors: what the header says of each tensor, by name; `read` reads the
-            tensors themselves.
+        metadata: strings by name.
+        tensors: dtype, shape and position of each tensor, by name, in the order of
+            the file.
+
+    Args:
+        file: open for reading, at the end of the header.
+        header: what `header_of` returned.
 
     Raises:
-        ValueError: if something is wrong with the header; the message names the
-            tensor and the field.
+        ValueError: if the header is invalid. The message names the tensor and the
+            field.
     """
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._length = file.read(8)
-        length = int.from_bytes(self._length, "little")
-        self._header = file.read(length)
-        if len(self._header) < length:
-            raise ValueError(
-                f"its header must have {length} bytes, got {len(self._header)}"
-            )
-        entries = parse_json("header", self._header)
+    def __init__(self, file: IO[bytes], header: bytes) -> None:
+        self._file, self._header = file, header
+        text, length = header[LENGTH_BYTES:], _header_length(header)
+        if len(text) < length:
+            raise ValueError(f"the header must have {length} bytes, got {len(text)}")
+        entries = parse_json("header", text)
         check_instance("header", entries, dict)
-        self.metadata: dict[str, str] = _texts(entries.pop(METADATA, {}))
-        size = os.fstat(file.fileno()).st_size - len(self._length) - length
-        self.tensors: dict[str, TensorInfo] = _side_by_side(
+        self.metadata: dict[str, str] = _checked_metadata(entries.pop(METADATA, {}))
+        size = os.fstat(file.fileno()).st_size - len(header)
+        self.tensors: dict[str, TensorInfo] = _contiguous(
             {name: _entry(name, value, size) for name, value in entries.items()}, size
         )
 
     def text(self, name: str) -> str:
-        """The text of that name in the metadata; raises a ValueError where there is none."""
+        """Return a string of the metadata; raise a ValueError if it is missing."""
         if name not in self.metadata:
-            raise ValueError(f"there is no {name} in its metadata")
+            raise ValueError(f"{name} is missing from the metadata")
         return self.metadata[name]
 
     def read(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-        """Read the tensors whose names begin with `prefix`.
+        """Yield the tensors whose names begin with `prefix`, by the rest of the name.
 
-        They come in the order of the file, with the rest of their names. Memory is
-        taken for one after the other. After the last one the checksum is compared, so
-        nothing that was read may be used before the iterator has come to its end. A
-        file can be read once.
+        Tensors are read one by one, in the order of the file. The checksum is
+        compared after the last one, so nothing may be used before the iterator ends.
+        A file can be read once.
 
         Raises:
-            ValueError: if the file ends early, or is not the one that its checksum
-                was taken of.
+            ValueError: if the file ends early or does not match its checksum.
         """
         expected = self.metadata.get(CHECKSUM)
-        header = self._header
+        length, header = self._header[:LENGTH_BYTES], self._header[LENGTH_BYTES:]
         if expected is not None:
             header = header.replace(
                 expected.encode(errors="replace"), NO_CHECKSUM.encode(), 1
             )
-        digest = hashlib.sha256(self._length + header)
+        digest = hashlib.sha256(length + header)
         for name, entry in self.tensors.items():
-            numbers: Any = torch.empty(
+            data: Any = torch.empty(
                 entry.end - entry.start, dtype=torch.uint8, device="cpu"
             ).numpy()
-            if self._file.readinto(numbers) < len(numbers):  # type: ignore[attr-defined]
-                raise ValueError(f"it ends before the end of {name!r}")
-            digest.update(numbers)
+            if self._file.readinto(data) < len(data):  # type: ignore[attr-defined]
+                raise ValueError(f"the file ends before the end of {name!r}")
+            digest.update(data)
             if name.startswith(prefix):
-                tensor = torch.from_numpy(
-                    _little_endian(numbers, entry.dtype.itemsize)
-                )
+                tensor = torch.from_numpy(_little_endian(data, entry.dtype.itemsize))
                 yield (
                     name.removeprefix(prefix),
                     tensor.view(entry.dtype).reshape(entry.shape),
                 )
         if expected not in (None, digest.hexdigest()):
             raise ValueError(
-                f"{CHECKSUM} in its metadata must be the hash of its other bytes, "
-                f"{digest.hexdigest()}, got {expected!r}: the file was damaged or edited"
+                f"{CHECKSUM} in the metadata must be the hash of the other bytes, "
+                f"{digest.hexdigest()}, got {expected!r}: the file was damaged or "
+                "edited"
             )
 
 
-def _texts(metadata: Any) -> dict[str, str]:
+def _checked_metadata(metadata: Any) -> dict[str, str]:
     check_instance(METADATA, metadata, dict)
     for name, text in metadata.items():
         check_instance(f"{name!r} of {METADATA}", text, str)
-    texts: dict[str, str] = metadata
-    return texts
+    strings: dict[str, str] = metadata
+    return strings
 
 
 def _entry(name: str, value: Any, size: int) -> TensorInfo:
-    """What the header says of a tensor, with `size` bytes in the file after it."""
+    """Return the checked entry of a tensor, given the size of the data in bytes."""
     check_instance(f"{name!r}", value, dict)
     for field in ("dtype", "shape", "data_offsets"):
         if field not in value:
@@ -181,13 +178,14 @@ def _entry(name: str, value: Any, size: int) -> TensorInfo:
     entry = TensorInfo(DTYPES[code], tuple(shape), *offsets)
     if entry.end - entry.start != (needed := entry.numel() * entry.dtype.itemsize):
         raise ValueError(
-            f"data_offsets of {name!r} must be {needed} bytes apart as {code} {shape}, got {offsets}"
+            f"data_offsets of {name!r} must be {needed} bytes apart as "
+            f"{code} {shape}, got {offsets}"
         )
     return entry
 
 
-def _side_by_side(entries: dict[str, TensorInfo], size: int) -> dict[str, TensorInfo]:
-    """The tensors in the order of their bytes, which must fill the rest of a file."""
+def _contiguous(entries: dict[str, TensorInfo], size: int) -> dict[str, TensorInfo]:
+    """Return the entries by position; raise unless they fill the data exactly."""
     ordered = dict(sorted(entries.items(), key=lambda item: item[1].start))
     end = 0
     for name, entry in ordered.items():
@@ -199,20 +197,20 @@ def _side_by_side(entries: dict[str, TensorInfo], size: int) -> dict[str, Tensor
         end = entry.end
     if end != size:
         raise ValueError(
-            f"its tensors must fill the {size} bytes after the header, got {end} bytes"
+            f"the tensors must fill the {size} bytes after the header, got {end}"
         )
     return ordered
 
 
-def _little_endian(numbers: Any, itemsize: int) -> Any:
-    """The bytes of numbers as a file orders them, or back as this machine does."""
+def _little_endian(data: Any, itemsize: int) -> Any:
+    """Convert bytes between this machine's order and the file's."""
     if sys.byteorder == "little":
-        return numbers
-    return numbers.view(f"u{itemsize}").byteswap().view("u1")
+        return data
+    return data.view(f"u{itemsize}").byteswap().view("u1")
 
 
 def without_prefix(tensors: Mapping[str, Kind], prefix: str) -> dict[str, Kind]:
-    """The tensors whose names begin so, by what follows."""
+    """Return the tensors whose names begin with a prefix, by the rest of the name."""
     return {
         name.removeprefix(prefix): t
         for name, t in tensors.items()
@@ -225,41 +223,42 @@ def check_tensors(
     expected: Iterable[tuple[str, Shape]],
     prefix: str = "",
 ) -> None:
-    """Raise a ValueError that names what is wrong unless tensors have these names and shapes.
+    """Raise a ValueError unless tensors have the expected names and shapes.
 
     Args:
-        tensors: those whose names begin with `prefix` are looked at.
-        expected: names without the prefix, and shapes. What a stranger's config asks
-            for may be without end: once more is missing than there is, the rest is
-            not looked at.
-        prefix: what the names begin with.
+        tensors: by name. Only names that begin with `prefix` are checked.
+        expected: names without the prefix, and shapes. There may be any number of
+            them, since a file may claim any number of layers: the check stops once
+            more names are missing than present.
+        prefix: of the names.
     """
-    found = without_prefix(tensors, prefix)
-    missing, misshapen, unknown = [], [], {*found}
+    actual = without_prefix(tensors, prefix)
+    missing, misshapen, unknown = [], [], {*actual}
     for name, shape in expected:
-        if name not in found:
+        if name not in actual:
             missing.append(prefix + name)
-        elif found[name].shape != shape:
+        elif actual[name].shape != shape:
             misshapen.append(
-                f"{prefix}{name} {[*found[name].shape]}, not {list(shape)}"
+                f"{prefix}{name} {[*actual[name].shape]}, not {list(shape)}"
             )
         unknown.discard(name)
-        if len(missing) > len(found):
-            unknown.clear()  # of what is left nobody knows
+        if len(missing) > len(actual):
+            unknown.clear()  # not all expected names are known
             break
-    kinds = {
+    differences = {
         "missing": missing,
         "misshapen": misshapen,
         "unknown": [prefix + n for n in sorted(unknown)],
     }
-    wrong = [
-        f"{kind} {', '.join(map(repr, names[:FEW]))}{' and others' if len(names) > FEW else ''}"
-        for kind, names in kinds.items()
+    texts = [
+        f"{kind} {', '.join(map(repr, names[:FEW]))}"
+        f"{' and others' if len(names) > FEW else ''}"
+        for kind, names in differences.items()
         if names
     ]
-    if wrong:
+    if texts:
         raise ValueError(
-            f"its tensors are not those it should have: {'; '.join(wrong)}"
+            f"tensor names or shapes do not match the config: {'; '.join(texts)}"
         )
 
 
@@ -268,7 +267,7 @@ def check_weights(
     expected: Iterable[tuple[str, Shape]],
     prefix: str = "",
 ) -> None:
-    """As `check_tensors`, and that they are all of one type."""
+    """Like `check_tensors`, and raise unless all tensors have the same dtype."""
     check_tensors(tensors, expected, prefix)
     first: dict[torch.dtype, str] = {}
     for name, tensor in without_prefix(tensors, prefix).items():
@@ -277,96 +276,104 @@ def check_weights(
         got = ", ".join(
             f"{dtype} for {prefix + name!r}" for dtype, name in first.items()
         )
-        raise ValueError(f"its tensors must all be of one type, got {got}")
+        raise ValueError(f"all tensors must have the same dtype, got {got}")
 
 
 @contextmanager
 def reading_tensors(path: Path, kind: str) -> Iterator[TensorFile]:
-    """Open a file of tensors; what is wrong with it, here or in the caller's block, is said as by `errors_about`.
+    """Open a safetensors file; a ValueError in the caller's block names the file.
 
     Args:
         path: of a regular file.
-        kind: "model" or "checkpoint".
+        kind: "model" or "checkpoint", for messages.
 
     Raises:
-        ValueError: the file is damaged, too large, changed while it is read, or does
-            not pass the caller's checks.
-        OSError: it cannot be read.
+        ValueError: if the file is damaged or too large, changes while it is read, or
+            fails a check in the caller's block.
+        OSError: if it cannot be read.
     """
     with reading_file(path) as file:
-        check_sizes(path, os.fstat(file.fileno()).st_size, file.read(8))
-        file.seek(0)
+        header = header_of(file)
+        check_sizes(path, os.fstat(file.fileno()).st_size, header)
         with errors_about(path, kind):
-            yield TensorFile(file)
+            yield TensorFile(file, header)
 
 
 def serialise(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> bytes:
-    """Return the bytes of a file of tensors, the same whatever their order.
+    """Return the bytes of a safetensors file, independent of the order of tensors.
 
     Args:
-        path: where the file is going to be, for messages.
+        path: where the file will be, for messages.
         tensors: by name. A tensor with two names is written twice.
-        metadata: texts by name.
+        metadata: strings by name.
 
     Raises:
-        ValueError: if the file would be larger than what `reading_tensors` takes, if its path
-            is not valid UTF-8, without which the safetensors library cannot open it,
-            or if a tensor is not of a type in `DTYPES`.
+        ValueError: if the file would be too large for `reading_tensors`, if the dtype
+            of a tensor is not in `DTYPES`, or if the path is not valid UTF-8, so that
+            the safetensors library could not open it.
     """
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"the path of a file of tensors must be valid UTF-8, got {str(path)!r}"
+            f"the path of a safetensors file must be valid UTF-8, got {str(path)!r}"
         ) from error
-    # The largest numbers first, so that each tensor begins at a multiple of the size
-    # of its numbers.
-    own = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    # The largest items first, which aligns each tensor to the size of its items.
+    ordered = sorted(
+        tensors.items(), key=lambda item: (-item[1].element_size(), item[0])
+    )
     header: dict[str, Any] = {
         METADATA: {CHECKSUM: NO_CHECKSUM, **dict(sorted(metadata.items()))}
     }
     end = 0
-    for name, tensor in own:
+    for name, tensor in ordered:
         if tensor.dtype not in CODES:
             allowed = ", ".join(map(str, CODES))
             raise ValueError(
-                f"{name!r} must be of one of {allowed}, got {tensor.dtype}"
+                f"{name!r} must have one of the dtypes {allowed}, got {tensor.dtype}"
             )
         start, end = end, end + tensor.numel() * tensor.element_size()
         code, shape = CODES[tensor.dtype], [*tensor.shape]
         header[name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    length = len(text).to_bytes(8, "little")
-    check_sizes(path, 8 + len(text) + end, length)
+    length = len(text).to_bytes(LENGTH_BYTES, "little")
+    check_sizes(path, LENGTH_BYTES + len(text) + end, length)
     file = io.BytesIO()
     file.write(length + text)
-    for _, tensor in own:
-        numbers = (
-            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        )
-        file.write(_little_endian(numbers, tensor.element_size()))
+    for _, tensor in ordered:
+        items = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        file.write(_little_endian(items, tensor.element_size()))
     with file.getbuffer() as data:
-        place = 8 + text.index(NO_CHECKSUM.encode())
-        data[place : place + len(NO_CHECKSUM)] = (
-            hashlib.sha256(data).hexdigest().encode()
-        )
+        start = LENGTH_BYTES + text.index(NO_CHECKSUM.encode())
+        checksum = hashlib.sha256(data).hexdigest().encode()
+        data[start : start + len(NO_CHECKSUM)] = checksum
     return file.getvalue()
 
 
 def header_of(file: IO[bytes]) -> bytes:
-    """Return the header of a file of tensors, not parsed: metadata, names, shapes."""
-    length = file.read(8)
-    return length + file.read(min(int.from_bytes(length, "little"), LONGEST_HEADER))
+    """Read the length and the text of the header, at most `LONGEST_HEADER` bytes."""
+    length = file.read(LENGTH_BYTES)
+    return length + file.read(min(_header_length(length), LONGEST_HEADER))
 
 
-def check_sizes(path: Path, size: int, start: bytes) -> None:
-    """Raise a ValueError if a file of this size, that starts with the length of its header, is too large."""
+def _header_length(header: bytes) -> int:
+    return int.from_bytes(header[:LENGTH_BYTES], "little")
+
+
+def check_sizes(path: Path, size: int, header: bytes) -> None:
+    """Raise a ValueError if a file or its header is too large.
+
+    Args:
+        path: of the file, for messages.
+        size: of the file in bytes.
+        header: what `header_of` returned; its length is enough.
+    """
     check_size(path, size, LARGEST)
-    if (header := int.from_bytes(start, "little")) > LONGEST_HEADER:
+    if (length := _header_length(header)) > LONGEST_HEADER:
         raise ValueError(
-            f"{quoted_path(path)} must be a safetensors file with a header of at most "
-            f"{LONGEST_HEADER} bytes, got {header}"
+            f"{quoted_path(path)} must be a safetensors file with a header of "
+            f"at most {LONGEST_HEADER} bytes, got {length}"
         )

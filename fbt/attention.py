@@ -52,15 +52,19 @@ class RelativeTerms(nn.Module):
     def __init__(self, config: Config, distances: range) -> None:
         super().__init__()
         heads, width = config.n_heads, config.d_head
+        # E
+        self.key_embedding = nn.Parameter(torch.zeros(heads, len(distances), width))
+        self.key_bias = nn.Parameter(torch.empty(heads, len(distances)))  # s
+        self.query_bias = nn.Parameter(torch.zeros(heads, width))  # u
+        if self.key_bias.is_meta:  # there are no values to compute
+            return
         slopes = 64 ** -torch.linspace(0, 1, heads)
         further = torch.arange(len(distances) - 1, -1, -1)  # than the newest key
         # A weight of e^-32 is nothing, but one below e^-87 is subnormal, and slow on
         # a CPU.
         penalty = (slopes[:, None] * further).clamp(max=32)
-        # E
-        self.key_embedding = nn.Parameter(torch.zeros(heads, len(distances), width))
-        self.key_bias = nn.Parameter(-penalty * width**0.5)  # s
-        self.query_bias = nn.Parameter(torch.zeros(heads, width))  # u
+        with torch.no_grad():
+            self.key_bias.copy_(-penalty * width**0.5)
 
 
 def distance_scores(query: Tensor, table: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The shape of a model: one frozen dataclass that every body reads."""
+"""Sizes and options of a model, in one frozen dataclass."""
 
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
@@ -9,12 +9,12 @@ VARIANTS = ("parallel", "feedback", "shared-kv")
 ACTIVATIONS = ("relu", "gelu")
 MEMORIES = ("learned", "uniform", "top", "embedding")
 RELATIVES = ("per-layer", "shared")
-LARGEST_SIZE = 2**28  # so that the bytes of a matrix are an int64
+LARGEST_SIZE = 2**28  # the bytes of a matrix must fit an int64
 
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes and options of a language model; everything after `vocab_size` is keyword-only.
+    """Sizes and options of a language model.
 
     Args:
         vocab_size: number of tokens, V.
@@ -24,25 +24,24 @@ class Config:
         d_model: width d of every representation.
         n_heads: heads H; must divide `d_model`.
         n_layers: layers L.
-        d_ff: inner width F of the feed-forward block; None means 4 `d_model`, and is
-            stored as that number. To change `d_model` afterwards, use `replace`,
-            which keeps the factor.
-        span: S, how many earlier steps a query may see. It is also the most a cache
-            holds.
+        d_ff: inner width F of the feed-forward block. None means 4 `d_model`, and is
+            stored as that number. The method `replace` keeps the factor when it
+            changes `d_model`.
+        span: S, the number of earlier steps a query may see, and the capacity of a
+            cache.
         dropout: probability of dropping an entry of the embeddings, attention weights
             and layer outputs.
         activation: "relu" or "gelu", inside the feed-forward block.
         memory_norm: normalise the memory vector before it is projected to a key and a
             value.
-        memory: how the memory mixes layers 0..L: "learned" (softmax of trained
-            logits), or fixed to "uniform", "top" (the last layer only) or "embedding"
+        memory: weights of layers 0..L in the memory vector: "learned" (softmax of
+            trained logits), "uniform", "top" (the last layer only) or "embedding"
             (layer 0 only: no feedback).
         relative: "per-layer" gives each layer its own relative terms E, s, u;
-            "shared" gives all the same.
+            "shared" gives all layers the same.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong type or out of range; the
-            message says which.
+        TypeError, ValueError: if an argument has the wrong type or is out of range.
     """
 
     vocab_size: int
@@ -72,8 +71,7 @@ class Config:
         check_choice("relative", self.relative, RELATIVES)
         check_bool("memory_norm", self.memory_norm)
         check_real("dropout", self.dropout, low=0.0, high=1.0, open_high=True)
-        # any real number, but a file has one kind
-        object.__setattr__(self, "dropout", float(self.dropout))
+        object.__setattr__(self, "dropout", float(self.dropout))  # for JSON
         if self.d_model % self.n_heads:
             raise ValueError(
                 "n_heads must divide d_model, got "
@@ -81,17 +79,17 @@ class Config:
             )
 
     def replace(self, **changes: Any) -> "Config":
-        """Return a config that differs in some fields.
+        """Return a config with some fields changed.
 
-        Where `d_ff` is four times `d_model`, as by default, it stays so unless it is
-        given. With `dataclasses.replace` it would keep its old value.
+        If `d_ff` is four times `d_model`, the default, it remains so unless it is
+        given. `dataclasses.replace` would keep its old value.
 
         Args:
-            **changes: the new values, by the names of the fields.
+            **changes: new values by field.
 
         Raises:
-            TypeError, ValueError: a field is unknown, of the wrong type or out of
-                range.
+            TypeError, ValueError: if a field is unknown, has the wrong type or is out
+                of range.
         """
         if self.d_ff == 4 * self.d_model:
             changes = {"d_ff": None} | changes
@@ -99,5 +97,5 @@ class Config:
 
     @property
     def d_head(self) -> int:
-        """Width D = d / H of one head."""
+        """The width D = d / H of one head."""
         return self.d_model // self.n_heads

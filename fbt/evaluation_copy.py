@@ -1,8 +1,8 @@
-"""A copy of a model in evaluation mode that shares its weights: what sampling and evaluation read.
+"""Copy a model in evaluation mode, sharing its weights, for sampling and evaluation.
 
-Switching the model itself to evaluation mode and back would change it for every
-thread that uses it. A thread that trains it would lose its dropout, and a thread that
-samples would get dropout back too early.
+Switching the model itself to evaluation mode and back would affect all threads that
+use it: a training thread would lose dropout, and a sampling thread would get dropout
+back too early.
 """
 
 import inspect
@@ -16,80 +16,78 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def evaluation_copy(module: M) -> M:
-    """Return a shallow copy of a module, and of all modules inside it, in evaluation mode.
+    """Return a shallow copy of a module and all its submodules, in evaluation mode.
 
-    Parameters and buffers are the same tensors, so a later update in place is seen.
-    Hooks are copied: one registered on the copy does not fire on the original.
+    Parameters and buffers are the same tensors, so the copy sees in-place updates.
+    Hooks are copied: registering one on the copy does not affect the original.
     Compiled modules are copied uncompiled.
 
     Args:
-        module: it is left as it is.
+        module: the module to copy; it is not changed.
 
     Raises:
-        ValueError: dropout is on, and the `forward` of a module was replaced by a
-            function that refers to a module itself rather than to its copy.
+        ValueError: if dropout is on, and the `forward` of a module was replaced by a
+            function that refers to an original module.
     """
-    twins = {part: _twin(part) for part in module.modules()}
-    dropping = any(
-        part.training and part.p for part in twins if isinstance(part, nn.Dropout)
-    )
-    for part, twin in twins.items():
-        if dropping and _refers(vars(part).get("forward"), twins):
+    copies = {original: _empty_copy(original) for original in module.modules()}
+    has_dropout = any(m.training and m.p for m in copies if isinstance(m, nn.Dropout))
+    for original, copy in copies.items():
+        if has_dropout and _refers_to_original(vars(original).get("forward"), copies):
             raise ValueError(
-                f"the forward of a {type(part).__name__} was replaced by a function "
-                "that refers to "
-                "modules of the model, where dropout is on: call eval() on the model "
-                "first"
+                f"the forward of a {type(original).__name__} was replaced by a "
+                "function that refers to modules of the model, and dropout is on: "
+                "call eval() on the model first"
             )
-        for name, value in vars(part).items():
+        for name, value in vars(original).items():
             if name == "_modules":
-                value = {key: _copied(child, twins) for key, child in value.items()}
+                value = {key: _copied(child, copies) for key, child in value.items()}
             # parameters, buffers, hooks
             elif name.startswith("_") and isinstance(value, dict | set):
                 value = value.copy()
             else:
-                value = _copied(value, twins)
-            twin.__dict__[name] = value
-        twin.__dict__ |= {"training": False, "_compiled_call_impl": None}
-    return cast(M, _copied(module, twins))
+                value = _copied(value, copies)
+            copy.__dict__[name] = value
+        copy.__dict__ |= {"training": False, "_compiled_call_impl": None}
+    return cast(M, _copied(module, copies))
 
 
 def uncompiled(value: Any) -> Any:
-    """Return the module that `torch.compile` wrapped; anything else as it is."""
+    """Return the module that `torch.compile` wrapped; any other value unchanged."""
     while isinstance(value, nn.Module) and "_orig_mod" in value._modules:
         value = value._modules["_orig_mod"]
     return value
 
 
-def _twin(part: nn.Module) -> nn.Module:
-    """An empty module of the same class; not by `copy.copy`, which parametrised modules refuse."""
-    return object.__new__(type(part))
+def _empty_copy(module: nn.Module) -> nn.Module:
+    """Return an empty module of the same class."""
+    # copy.copy fails for modules with parametrisations.
+    return object.__new__(type(module))
 
 
-def _copied(value: Any, twins: dict[nn.Module, nn.Module]) -> Any:
-    """The value, with copies in place of modules; what `torch.compile` returned is undone on the way."""
+def _copied(value: Any, copies: dict[nn.Module, nn.Module]) -> Any:
+    """Return a value with modules replaced by their copies, and uncompiled."""
     if not callable(value):
         return value
     if isinstance(value, nn.Module):
         value = uncompiled(value)
-        return twins.get(value, value)
+        return copies.get(value, value)
     if (original := getattr(value, "_torchdynamo_orig_callable", None)) is not None:
-        return _copied(original, twins)
+        return _copied(original, copies)
     if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module):
-        return MethodType(value.__func__, _copied(value.__self__, twins))
+        return MethodType(value.__func__, _copied(value.__self__, copies))
     if isinstance(value, partial):
-        arguments = [_copied(argument, twins) for argument in value.args]
+        arguments = [_copied(argument, copies) for argument in value.args]
         options = {
-            name: _copied(option, twins) for name, option in value.keywords.items()
+            name: _copied(option, copies) for name, option in value.keywords.items()
         }
-        return partial(_copied(value.func, twins), *arguments, **options)
+        return partial(_copied(value.func, copies), *arguments, **options)
     return value
 
 
-def _refers(function: Any, twins: dict[nn.Module, nn.Module]) -> bool:
-    """Whether a function holds a module that was copied, and cannot be copied itself."""
-    if not inspect.isfunction(function) or _copied(function, twins) is not function:
+def _refers_to_original(function: Any, copies: dict[nn.Module, nn.Module]) -> bool:
+    """Return whether a function that cannot be copied refers to a copied module."""
+    if not inspect.isfunction(function) or _copied(function, copies) is not function:
         return False
-    found = inspect.getclosurevars(function)
-    held = [*found.nonlocals.values(), *found.globals.values()]
-    return any(_copied(value, twins) is not value for value in held)
+    variables = inspect.getclosurevars(function)
+    values = [*variables.nonlocals.values(), *variables.globals.values()]
+    return any(_copied(value, copies) is not value for value in values)

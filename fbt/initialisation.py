@@ -1,4 +1,4 @@
-"""Initial weights that are drawn from a generator of their own."""
+"""Contexts for building a model: weights from a separate generator, or no weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +17,8 @@ RANDOM = (
 )
 
 
-class _Drawing(TorchFunctionMode):
-    """Give the functions that initialise weights a generator, in this thread."""
+class _WithGenerator(TorchFunctionMode):
+    """Pass a generator to the functions that draw weights, in this thread."""
 
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()
@@ -37,16 +37,42 @@ class _Drawing(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
+class _WithoutDrawing(TorchFunctionMode):
+    """Skip the functions that draw weights, in this thread."""
+
+    def __torch_function__(
+        self,
+        function: Any,
+        types: Any,
+        args: Any = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function in RANDOM:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
 @contextmanager
 def initialising(seed: int = 0) -> Iterator[None]:
-    """A context for building a model on the CPU, with the weights that follow `torch.manual_seed(seed)`.
+    """Build a model on the CPU with the same weights as after `torch.manual_seed`.
 
-    Torch's global generator, which all threads share, is neither seeded nor used. A
-    default device and an inference mode of the caller play no part.
+    Torch's global generator, which all threads share, is neither seeded nor used. The
+    caller's default device and inference mode are ignored.
 
     Args:
-        seed: the same seed gives the same weights, to the last bit.
+        seed: the same seed gives the same weights, bit for bit.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
-    with torch.inference_mode(False), torch.device("cpu"), _Drawing(generator):
+    with torch.inference_mode(False), torch.device("cpu"), _WithGenerator(generator):
+        yield
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Build a model on the meta device, where weights have a shape but no values.
+
+    No weights are drawn. Torch would import a compiler for that, which takes seconds.
+    """
+    with torch.inference_mode(False), torch.device("meta"), _WithoutDrawing():
         yield

@@ -1,4 +1,4 @@
-"""What one block of text leaves for the next: the cached keys and values of at most `span` steps."""
+"""Cached keys and values, passed from one block of a text to the next."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,16 +9,18 @@ from torch import Tensor
 from fbt._checks import check_callable, check_items, describe, is_traced, shorten
 
 
-@dataclass(frozen=True, eq=False)  # tensors have no == that is true or false
+@dataclass(frozen=True, eq=False)  # == of tensors is not a bool
 class State:
-    """Cached keys and values, oldest step first, never written in place: continuations may share one.
+    """Cached keys and values of at most `span` steps, the oldest first.
+
+    A state is never changed in place, so several continuations may start from it.
 
     Attributes:
-        keys, values: one [B, H, J, D] tensor per cache, 1 <= J <= span. A parallel or
-            feedback model has a cache per layer, a shared-KV model has one.
+        keys, values: one tensor [B, H, J, D] per cache, 1 <= J <= span. A parallel or
+            feedback model has one cache per layer, a shared-KV model has one in all.
 
     Raises:
-        TypeError: keys or values are not sequences of tensors.
+        TypeError: if `keys` or `values` is not a sequence of tensors.
     """
 
     keys: tuple[Tensor, ...]
@@ -31,11 +33,11 @@ class State:
             check_items("values", self.values, Tensor)
 
     def detach(self) -> "State":
-        """The same numbers, cut from the graph: gradients stop at the border of the block."""
+        """Return a detached state: gradients stop at the border of the block."""
         return self.map(Tensor.detach)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "State":
-        """What a function makes of each cache [B, H, J, D]."""
+        """Return a state with a function applied to each tensor [B, H, J, D]."""
         check_callable("function", function)
         return State(
             tuple(map(function, self.keys)), tuple(map(function, self.values))
@@ -43,36 +45,37 @@ class State:
 
     @property
     def batch_size(self) -> int:
-        """B, the number of sequences."""
+        """The number of sequences, B."""
         return self.keys[0].shape[0]
 
     @property
     def length(self) -> int:
-        """J, the number of steps the caches hold."""
+        """The number of cached steps, J."""
         return self.keys[0].shape[2]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all cached keys and values."""
+        """The size of all keys and values in bytes."""
         return sum(t.numel() * t.element_size() for t in self.keys + self.values)
 
 
 def check_state(
     state: State | None, x: Tensor, *, caches: int, heads: int, span: int
 ) -> None:
-    """Raise unless a state is None or what sequences like x [B, T, d] leave in a body.
+    """Raise unless a state is None or fits embeddings x [B, T, d] and a body.
 
     Args:
         state: to be continued by x.
         x: embeddings.
-        caches: how many keys and values a step leaves in this body.
-        heads: heads H of each.
-        span: the most steps that a state holds.
+        caches: number of caches of the body.
+        heads: number of heads H.
+        span: largest number of steps in a state.
 
     Raises:
-        TypeError: it is no state, or of another dtype than x, where autocast does not
-            see to that.
-        ValueError: it is of another batch or body, or on another device.
+        TypeError: if `state` is not a State or, without autocast, has another dtype
+            than x.
+        ValueError: if the state belongs to another batch or body, or is on another
+            device.
     """
     if state is None:
         return
@@ -89,8 +92,9 @@ def check_state(
         or {len(state.keys), len(state.values)} != {caches}
     ):
         raise ValueError(
-            f"state must hold {caches} keys and values [{batch}, {heads}, 1..{span}, {width // heads}] for "
-            f"these tokens and this model, got keys "
+            f"state must have {caches} keys and values "
+            f"[{batch}, {heads}, 1..{span}, {width // heads}] for these tokens and "
+            "this model, got keys "
             f"{shorten([list(k.shape) for k in state.keys])} and values "
             f"{shorten([list(v.shape) for v in state.values])}"
         )

@@ -1,31 +1,54 @@
-"""The weights of a trained parallel body as the starting point of a feedback body."""
+"""Initialise a feedback body with the weights of a parallel body."""
+
+from dataclasses import replace
+from typing import Any
 
 import torch
 
+from fbt._checks import check_choice
 from fbt._modes import without_autocast
+from fbt.config import Config
 from fbt.feedback import FeedbackBody
 from fbt.parallel import ParallelBody
 
 
+def config_from_parallel(config: Config, variant: str, **changes: Any) -> Config:
+    """Return the config of `LanguageModel.from_parallel`'s result.
+
+    Args:
+        config: of the parallel model.
+        variant: as in `LanguageModel.from_parallel`.
+        **changes: as in `LanguageModel.from_parallel`.
+
+    Raises:
+        ValueError: as in `LanguageModel.from_parallel`.
+    """
+    check_choice("variant of the model to start from", config.variant, ("parallel",))
+    check_choice("variant", variant, ("shared-kv", "feedback"))
+    for name in changes:
+        check_choice("a changed field", name, ("dropout", "memory", "memory_norm"))
+    return replace(config, variant=variant, **changes)
+
+
 def copy_parallel_body(source: ParallelBody, target: FeedbackBody) -> None:
-    """Overwrite `target` with the weights of `source`; `LanguageModel.from_parallel` says what goes where.
+    """Copy the weights of `source` to `target` as `LanguageModel.from_parallel` says.
 
     Args:
         source: L parallel layers.
-        target: a feedback body of the same sizes whose memory norm is still plain
-            (gain 1, bias 0).
+        target: a feedback body of the same sizes, whose memory norm has gain 1 and
+            bias 0.
     """
-    # Under autocast, the products of weights would be rounded, and their casts kept.
+    # Autocast would round the products of weights, and cache their casts.
     with torch.no_grad(), without_autocast(source.relative[0].query_bias.device.type):
         _copy(source, target)
 
 
 def _copy(source: ParallelBody, target: FeedbackBody) -> None:
-    for theirs, ours in zip(source.relative, target.relative, strict=True):
-        ours.query_bias.copy_(theirs.query_bias)
-        # the last row is distance 0
-        ours.key_embedding.copy_(theirs.key_embedding[:, :-1])
-        ours.key_bias.copy_(theirs.key_bias[:, :-1])
+    for old_terms, new_terms in zip(source.relative, target.relative, strict=True):
+        new_terms.query_bias.copy_(old_terms.query_bias)
+        # The last row is for distance 0.
+        new_terms.key_embedding.copy_(old_terms.key_embedding[:, :-1])
+        new_terms.key_bias.copy_(old_terms.key_bias[:, :-1])
     gains = torch.stack([layer.norm1.weight for layer in source.layers])[:, None]
     keys = (
         torch.stack([layer.key_value.key.weight for layer in source.layers]) * gains
@@ -42,12 +65,11 @@ def _copy(source: ParallelBody, target: FeedbackBody) -> None:
     for project, key, value in zip(target.key_values, keys, values, strict=True):
         project.key.weight.copy_(key)
         project.value.weight.copy_(value)
-    for theirs_layer, ours_layer, bias in zip(
+    for old_layer, new_layer, bias in zip(
         source.layers, target.layers, value_biases, strict=True
     ):
-        for part in ("norm1", "attention", "norm2", "feed_forward"):
-            getattr(ours_layer, part).load_state_dict(
-                getattr(theirs_layer, part).state_dict()
-            )
-        output = ours_layer.attention.output
+        for name in ("norm1", "attention", "norm2", "feed_forward"):
+            weights = getattr(old_layer, name).state_dict()
+            getattr(new_layer, name).load_state_dict(weights)
+        output = new_layer.attention.output
         output.bias.add_(output.weight @ bias)

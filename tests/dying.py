@@ -20,7 +20,7 @@ from typing import Any
 
 import fbt.training.run
 import fbt.training.text
-from fbt import _corpus, _files, data, native
+from fbt import _corpus, _files, corpus, native
 from fbt.training.__main__ import main
 from fbt.training.folder import RunFolder
 from fbt.training.loop import Trainer
@@ -134,7 +134,7 @@ if __name__ == "__main__":
     _files.open = in_pieces  # type: ignore[attr-defined]
     fdopen, os.fdopen = os.fdopen, appended_in_pieces  # type: ignore[assignment]
     _corpus.SHA256, _corpus.SIZE = orders.sha256, orders.size
-    (data.load_tiny_shakespeare.__kwdefaults__ or {})["sources"] = (
+    (corpus.load_tiny_shakespeare.__kwdefaults__ or {})["sources"] = (
         _corpus.Download(orders.url),
     )
     place, name = CALLS[orders.moment.kind]

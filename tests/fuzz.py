@@ -26,9 +26,9 @@ from rewriting import rewritten_while_loaded
 from small_runs import fingerprint, save_checkpoint
 
 from fbt import CharTokenizer, Config, LanguageModel
-from fbt._corpus import PLAYS, REPLACEMENTS, rebuild
-from fbt.language_model import WEIGHTS_FILE
-from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint
+from fbt._plays import PLAYS, REPLACEMENTS, rebuild
+from fbt.pretrained import CHECKPOINT_FILE, WEIGHTS_FILE
+from fbt.training.checkpoint import Checkpoint
 from fbt.training.loop import adamw
 from fbt.training.metrics import METRICS_FILE, read_metrics
 from fbt.training.recipe import Recipe

@@ -16,8 +16,8 @@ from hostile_files import reason
 from small_runs import WARNINGS, save_checkpoint
 
 import fbt
-from fbt.language_model import WEIGHTS_FILE
-from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint
+from fbt.pretrained import CHECKPOINT_FILE, WEIGHTS_FILE
+from fbt.training.checkpoint import Checkpoint
 from fbt.training.recipe import Recipe
 from fbt.training.settings import Settings
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from fbt._files import sha256
+from fbt.pretrained import CHECKPOINT_FILE
 from fbt.training import Run, train
-from fbt.training.checkpoint import CHECKPOINT_FILE, Fingerprint, checkpoint_bytes
+from fbt.training.checkpoint import Fingerprint, checkpoint_bytes
 
 # Of other processes: warnings are errors, but for a folder that torch 2.6 leaves to
 # be cleaned up.

@@ -257,7 +257,7 @@ def each(change):
     return lambda tensors: tuple(change(t) for t in tensors)
 
 
-WANTED = r"state must hold 3 keys and values \[5, 2, 1\.\.13, 7\] for these .*, got keys .* and values "
+WANTED = r"state must have 3 keys and values \[5, 2, 1\.\.13, 7\] for these .*, got keys .* and values "
 BAD_STATES = {
     "another batch size": (
         ValueError,
@@ -352,10 +352,10 @@ def test_states(variant, case):
 def test_the_state_of_a_model_with_a_cache_per_layer_is_not_that_of_a_shared_one():
     lm, other = model("shared-kv"), model("feedback")
     state = some_state(other.config, 6)
-    with pytest.raises(ValueError, match=r"state must hold 1 keys and values"):
+    with pytest.raises(ValueError, match=r"state must have 1 keys and values"):
         lm(TOKENS, state)
     for backend in lm.body.backends:
-        with pytest.raises(ValueError, match=r"state must hold 1 keys and values"):
+        with pytest.raises(ValueError, match=r"state must have 1 keys and values"):
             lm.body(lm.token_embedding(TOKENS), state, backend=backend)
 
 
@@ -365,7 +365,7 @@ def test_a_state_of_one_sequence_is_not_that_of_several(backend):
     body = fbt.SharedKVBody(fbt.Config(19, d_model=6, n_heads=1, n_layers=2, span=9))
     _, state, _ = body(torch.randn(1, 4, 6))
     with pytest.raises(
-        ValueError, match=r"state must hold 1 keys and values \[3, 1, 1..9, 6\]"
+        ValueError, match=r"state must have 1 keys and values \[3, 1, 1..9, 6\]"
     ):
         body(torch.randn(3, 4, 6), state, backend=backend)
 
@@ -393,7 +393,7 @@ SAMPLING = [
     (
         ValueError,
         {"prompt": "abz"},
-        r"text must hold only the 19 characters .* got 'z' \(U\+007A\) at position 2",
+        r"text must contain only the 19 characters .* got 'z' \(U\+007A\) at position 2",
     ),
     (
         ValueError,

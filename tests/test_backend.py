@@ -13,9 +13,10 @@ from torch import nn
 
 import fbt
 from fbt import native
+from fbt.pretrained import CHECKPOINT_FILE
 from fbt.training import Run, resume
 from fbt.training.backend import choose_backend, resolve_auto, using_backend
-from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint
+from fbt.training.checkpoint import Checkpoint
 from fbt.training.loop import Trainer
 
 STEP = 6  # the step after which a run is stopped

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from small_runs import fingerprint, save_checkpoint
 
 from fbt import CharTokenizer, Config, LanguageModel, State
-from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint, Fingerprint
+from fbt.pretrained import CHECKPOINT_FILE
+from fbt.training.checkpoint import Checkpoint, Fingerprint
 from fbt.training.loop import adamw
 from fbt.training.recipe import Recipe
 from fbt.training.settings import Settings
@@ -128,14 +129,14 @@ def test_no_checkpoint(tmp_path: Path) -> None:
     ("metrics", "message"),
     [
         # as before there was a fingerprint
-        (None, "there is no metrics in its metadata"),
-        ("{", "metrics is no JSON that can be read"),
+        (None, "metrics is missing from the metadata"),
+        ("{", "metrics is not valid JSON"),
         ("[]", "metrics must be a JSON object, got list"),
         ({}, "must have the field 'size', got none"),
         ({"size": 1}, "must have the field 'sha256', got size"),
         (
             {"size": 1, "sha256": "0" * 64, "md5": ""},
-            "must have no fields but size, sha256, got 'md5'",
+            "must only have the fields size, sha256, got 'md5'",
         ),
         ({"size": -1, "sha256": "0" * 64}, "size must be an int >= 0, got -1"),
         ({"size": 1.5, "sha256": "0" * 64}, "size must be an int >= 0, got 1.5"),
@@ -167,7 +168,7 @@ def test_a_bad_fingerprint_is_named(
         header["__metadata__"]["metrics"] = text
     path.write_bytes(put_together(header, numbers))
     with pytest.raises(
-        ValueError, match=f"{CHECKPOINT_FILE} is not a whole checkpoint .*{message}"
+        ValueError, match=f"{CHECKPOINT_FILE} is not a valid checkpoint .*{message}"
     ):
         Checkpoint.load(tmp_path)
 
@@ -183,7 +184,7 @@ def test_a_cut_file_is_named(tmp_path: Path, kept: int) -> None:
     path = tmp_path / CHECKPOINT_FILE
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(
-        ValueError, match=f"{CHECKPOINT_FILE} is not a whole checkpoint"
+        ValueError, match=f"{CHECKPOINT_FILE} is not a valid checkpoint"
     ):
         Checkpoint.load(tmp_path)
 
@@ -207,6 +208,6 @@ def test_another_file_under_that_name_is_named(
     save_file({"x": torch.zeros(1)}, tmp_path / CHECKPOINT_FILE, metadata)
     with pytest.raises(
         ValueError,
-        match=f"{CHECKPOINT_FILE} is not a whole checkpoint of this version",
+        match=f"{CHECKPOINT_FILE} is not a valid checkpoint of this version",
     ):
         Checkpoint.load(tmp_path)

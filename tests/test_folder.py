@@ -21,11 +21,11 @@ import pytest
 from small_runs import TEXT, assert_same_run, small_command, small_run
 
 from fbt import _files
-from fbt.language_model import WEIGHTS_FILE
+from fbt.pretrained import CHECKPOINT_FILE, WEIGHTS_FILE
 from fbt.training import Run, resume
 from fbt.training import folder as training_folder
 from fbt.training.__main__ import main
-from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint
+from fbt.training.checkpoint import Checkpoint
 from fbt.training.folder import FolderGone, FolderTaken, RunFolder
 from fbt.training.interrupt import Interrupt
 from fbt.training.loop import Trainer

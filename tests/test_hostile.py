@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from small_runs import TEXT, fingerprint, small_command, small_run
 
 import fbt
+from fbt.pretrained import CHECKPOINT_FILE
 from fbt.training import resume
 from fbt.training.__main__ import main
-from fbt.training.checkpoint import CHECKPOINT_FILE
 from fbt.training.loop import Interrupt
 from fbt.training.metrics import METRICS_FILE
 
@@ -145,8 +145,8 @@ def test_the_weights_of_a_stopped_run_are_loaded(run: Path, here: Path) -> None:
         lm = fbt.LanguageModel.from_pretrained(run)
     (warning,) = caught
     assert str(warning.message) == (
-        f"no model.safetensors in {run}, of a run that has not ended: its last checkpoint is "
-        f"loaded. To go on with the run, call fbt.training.resume({str(run)!r})"
+        f"no model.safetensors in {run}, whose run is not finished: loading its last "
+        f"checkpoint. To continue the run, call fbt.training.resume({str(run)!r})"
     )
     assert warning.filename == __file__
     # which was asked for
@@ -175,7 +175,7 @@ def test_a_stopped_run_whose_checkpoint_is_damaged_is_named(run: Path) -> None:
     with pytest.raises(ValueError) as caught:
         fbt.LanguageModel.from_pretrained(path)
     assert reason(path, caught.value).startswith(
-        "is not a whole checkpoint of this version of fbt: "
+        "is not a valid checkpoint of this version of fbt: "
     )
 
 
@@ -248,8 +248,8 @@ def run(files_of_a_run: dict[str, bytes], here: Path) -> Path:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("nonsense", "line 1 is no JSON that can be read: Expecting value"),
-        ("[" * 10**5, "line 1 is no JSON that can be read: maximum recursion"),
+        ("nonsense", "line 1 is not valid JSON: Expecting value"),
+        ("[" * 10**5, "line 1 is not valid JSON: maximum recursion"),
         ("[]", "line 1 must be of type dict, got []"),
         ("{}", "step in line 1 must be an int >= 0, got None"),
         ('{"step": -1}', "step in line 1 must be an int >= 0, got -1"),
@@ -287,11 +287,11 @@ def run(files_of_a_run: dict[str, bytes], here: Path) -> Path:
         ),
         (
             b"\xff",
-            "line 1 is no JSON that can be read: 'utf-8' codec can't decode byte 0xff",
+            "line 1 is not valid JSON: 'utf-8' codec can't decode byte 0xff",
         ),
         (
             '{"step": 1, "step": 2}',
-            "line 1 is no JSON that can be read: 'step' occurs twice",
+            "line 1 is not valid JSON: 'step' occurs twice",
         ),
     ],
     ids=lambda value: ascii(value)[:40],
@@ -308,7 +308,7 @@ def test_metrics_that_are_none_are_named(
     with pytest.raises(ValueError) as caught:
         resume(run, TEXT, progress=False)
     said = reason(path, caught.value)
-    assert said.startswith("is not a whole file of metrics of this version of fbt: ")
+    assert said.startswith("is not a valid file of metrics of this version of fbt: ")
     assert message in said
 
 

@@ -31,10 +31,11 @@ import fbt
 from fbt import LanguageModel
 from fbt._files import sha256
 from fbt.config import VARIANTS
-from fbt.data import FILE_NAME
+from fbt.corpus import FILE_NAME
 from fbt.native import DIGEST
+from fbt.pretrained import CHECKPOINT_FILE
 from fbt.training import Run, resume
-from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint
+from fbt.training.checkpoint import Checkpoint
 from fbt.training.folder import RunFolder
 from fbt.training.metrics import METRICS_FILE
 from fbt.training.result import LOSS_FIGURE

@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import fbt
-from fbt.language_model import WEIGHTS_FILE
+from fbt.pretrained import WEIGHTS_FILE
 
 CASES = [
     ("parallel", "reference"),
@@ -367,7 +367,7 @@ def test_another_file_is_named(tmp_path):
     path.write_text("{}")
     with pytest.raises(
         ValueError,
-        match=r"README\.md is not a whole model of this version of fbt: its header",
+        match=r"README\.md is not a valid model of this version of fbt: the header",
     ):
         fbt.LanguageModel.from_pretrained(path)
 
@@ -426,10 +426,10 @@ def test_a_tokenizer_that_no_longer_fits_is_not_saved(tmp_path):
 @pytest.mark.parametrize(
     "change, said",
     [
-        (lambda lm: lm.body.half(), "its tensors must all be of one type"),
+        (lambda lm: lm.body.half(), "all tensors must have the same dtype"),
         (
             lambda lm: lm.to(torch.float8_e4m3fn),
-            "'body.key_values.0.key.weight' must be of one of ",
+            "'body.key_values.0.key.weight' must have one of the dtypes ",
         ),
         (
             lambda lm: setattr(lm, "head", torch.nn.Linear(14, 20)),

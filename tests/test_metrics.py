@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from small_runs import TEXT, assert_same_run, small_run, untimed
 
+from fbt.pretrained import CHECKPOINT_FILE
 from fbt.training import Run, resume
-from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint
+from fbt.training.checkpoint import Checkpoint
 from fbt.training.folder import RunFolder
 from fbt.training.loop import Trainer
 from fbt.training.metrics import METRICS_FILE, MetricsFile, read_metrics

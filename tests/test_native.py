@@ -170,9 +170,9 @@ as_root = pytest.mark.skipif(
 @pytest.mark.parametrize(
     "user, group, mode, reason",
     [
-        (OTHERS, 0, MINE, "belongs to the user with number 54321"),
-        (0, 0, 0o757, "is writable for everyone"),
-        (0, OTHERS, 0o775, "is writable for its group"),
+        (OTHERS, 0, MINE, "belongs to the user with id 54321"),
+        (0, 0, 0o757, "is writable by everyone"),
+        (0, OTHERS, 0o775, "is writable by its group"),
     ],
 )
 def test_what_others_can_have_written_is_not_loaded(
@@ -205,7 +205,7 @@ def test_a_link_that_others_made_is_not_followed(kept, tmp_path):
     kept.rename(tmp_path / "ours.so")
     kept.symlink_to(tmp_path / "ours.so")
     os.chown(kept, OTHERS, OTHERS, follow_symlinks=False)
-    assert_refused("belongs to the user with number 54321")
+    assert_refused("belongs to the user with id 54321")
 
 
 @as_root
@@ -215,9 +215,7 @@ def test_an_ordinary_user_is_refused_what_another_wrote_but_not_what_root_did(
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     _files.check_owned(kept)
     os.chown(kept, OTHERS, OTHERS)
-    with pytest.raises(
-        PermissionError, match="belongs to the user with number 54321"
-    ):
+    with pytest.raises(PermissionError, match="belongs to the user with id 54321"):
         _files.check_owned(kept)
 
 
@@ -248,7 +246,7 @@ def test_the_group_of_one_user_may_write(
     if allowed:
         _files.check_owned(tmp_path)
     else:
-        with pytest.raises(PermissionError, match="is writable for its group"):
+        with pytest.raises(PermissionError, match="is writable by its group"):
             _files.check_owned(tmp_path)
 
 

@@ -22,7 +22,8 @@ from small_runs import TEXT, small_command, untimed
 
 import fbt
 from fbt.native import library_path
-from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint
+from fbt.pretrained import CHECKPOINT_FILE
+from fbt.training.checkpoint import Checkpoint
 from fbt.training.folder import RunFolder
 from fbt.training.loop import Trainer, check_shares
 from fbt.training.metrics import METRICS_FILE

@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 import fbt
 from fbt.data import even_windows, split
-from fbt.language_model import PRETRAINED, WEIGHTS_FILE
+from fbt.pretrained import PRETRAINED, WEIGHTS_FILE
 from fbt.training import evaluate
 
 NAMES = ("tiny-shakespeare", "tiny-shakespeare-parallel")

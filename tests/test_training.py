@@ -19,9 +19,10 @@ from torch import Tensor, nn
 import fbt
 from fbt import CharTokenizer, Config, LanguageModel
 from fbt.data import random_windows
+from fbt.pretrained import CHECKPOINT_FILE
 from fbt.training import evaluate, resume, train, validation
 from fbt.training import loop as training_loop
-from fbt.training.checkpoint import CHECKPOINT_FILE, Best, Checkpoint
+from fbt.training.checkpoint import Best, Checkpoint
 from fbt.training.evaluation import total_loss
 from fbt.training.interrupt import Interrupt
 from fbt.training.loop import Trainer, adamw, step_seed
@@ -1294,7 +1295,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_first_step(
             {},
             "more than seq_len=7 characters, got 1 of 1; to train on a file, pass its Path",
         ),
-        ("", {}, "text must hold at least one character"),
+        ("", {}, "text must have at least one character"),
     ],
 )
 def test_a_text_too_short_is_refused_before_anything_is_written(

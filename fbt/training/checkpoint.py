@@ -33,15 +33,10 @@ from fbt._weights import (
     serialise,
     without_prefix,
 )
-from fbt.data import CharTokenizer
-from fbt.language_model import CHECKPOINT_FILE as CHECKPOINT_FILE
-from fbt.language_model import (
-    CHECKPOINT_PART,
-    LanguageModel,
-    check_tokenizer,
-    weight_shapes,
-)
+from fbt.language_model import LanguageModel, weight_shapes
+from fbt.pretrained import CHECKPOINT_FILE, CHECKPOINT_PART, check_tokenizer
 from fbt.state import State
+from fbt.tokenizer import CharTokenizer
 from fbt.training.settings import Settings, check_backend
 
 PARTS = (CHECKPOINT_PART, "state.", "optimizer.", "best.")
@@ -226,14 +221,20 @@ class Checkpoint:
             if backend is not None:
                 check_backend(backend, settings.config.variant)
             check_weights(
-                file.tensors, weight_shapes(settings.config), CHECKPOINT_PART
+                file.tensors,
+                weight_shapes(settings.config),
+                CHECKPOINT_PART,
             )
             check_tensors(
                 file.tensors, _state_shapes(settings, step, file.tensors), "state."
             )
             best = _best(file.metadata.get("best"), step)
             if best is not None and best.step != step:
-                check_tensors(file.tensors, weight_shapes(settings.config), "best.")
+                check_tensors(
+                    file.tensors,
+                    weight_shapes(settings.config),
+                    "best.",
+                )
             else:
                 check_tensors(file.tensors, (), "best.")
             if unknown := [

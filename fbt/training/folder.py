@@ -13,8 +13,7 @@ from typing import IO
 
 from fbt._files import replacing_file
 from fbt._weights import header_of
-from fbt.language_model import WEIGHTS_FILE
-from fbt.training.checkpoint import CHECKPOINT_FILE
+from fbt.pretrained import CHECKPOINT_FILE, WEIGHTS_FILE
 
 if sys.platform != "win32":
     import fcntl

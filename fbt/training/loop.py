@@ -16,9 +16,9 @@ from fbt._checks import check_tokens
 from fbt.attention import dropout_from
 from fbt.data import random_windows, split
 from fbt.language_model import LanguageModel
+from fbt.pretrained import CHECKPOINT_FILE
 from fbt.state import State
 from fbt.training.checkpoint import (
-    CHECKPOINT_FILE,
     Best,
     Checkpoint,
     Fingerprint,

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fbt._text import one_line
-from fbt.language_model import WEIGHTS_FILE, LanguageModel, model_bytes
+from fbt.language_model import LanguageModel, model_bytes
+from fbt.pretrained import WEIGHTS_FILE
 from fbt.training.checkpoint import Best
 from fbt.training.folder import RunFolder
 from fbt.training.metrics import Metric

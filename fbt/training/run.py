@@ -17,15 +17,12 @@ from fbt._checks import (
 )
 from fbt._files import quoted_path, sha256
 from fbt.config import Config
-from fbt.data import CharTokenizer
 from fbt.initialisation import initialising
-from fbt.language_model import (
-    WEIGHTS_FILE,
-    LanguageModel,
-    config_from_parallel,
-)
+from fbt.language_model import LanguageModel
+from fbt.pretrained import CHECKPOINT_FILE, WEIGHTS_FILE
+from fbt.tokenizer import CharTokenizer
 from fbt.training.backend import choose_backend, using_backend
-from fbt.training.checkpoint import CHECKPOINT_FILE, Checkpoint
+from fbt.training.checkpoint import Checkpoint
 from fbt.training.events import event_writer
 from fbt.training.folder import RunFolder
 from fbt.training.interrupt import Interrupt
@@ -35,6 +32,7 @@ from fbt.training.recipe import PRESETS, Recipe
 from fbt.training.result import Run, save_results
 from fbt.training.settings import Settings
 from fbt.training.text import TINY_SHAKESPEARE, read_text
+from fbt.warm_start import config_from_parallel
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fbt._checks import shorten
 from fbt._files import quoted_path, read_file
-from fbt.data import load_tiny_shakespeare
+from fbt.corpus import load_tiny_shakespeare
 
 LONGEST_NAME = 250  # characters; longer paths can be an error of the system
 TINY_SHAKESPEARE = "tiny-shakespeare"
