@@ -86,7 +86,7 @@ def uninterrupted(**kind: Any) -> Run:
     [{}, {"carry": True}, {"curriculum": 2}],
     ids=["plain", "carry", "curriculum"],
 )
-def test_a_killed_run_resumes_bit_for_bit(
+def test_killed_command_resumes_with_equal_bits(
     kind: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -114,9 +114,7 @@ def test_a_killed_run_resumes_bit_for_bit(
     assert not [path for path in folder.iterdir() if path.name.endswith(".part")]
 
 
-def test_ctrl_c_saves_and_the_resumed_run_is_the_same(
-    data: Path, tmp_path: Path
-) -> None:
+def test_ctrl_c_saves_a_checkpoint(data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = begin(small_command(data, folder, **LONG), folder)
     process.send_signal(signal.SIGINT)
@@ -133,7 +131,7 @@ def test_ctrl_c_saves_and_the_resumed_run_is_the_same(
     assert_same_run(resume(folder, progress=False), uninterrupted())
 
 
-def test_signals_that_the_parent_ignored_do_not_stop_the_run(
+def test_signals_ignored_by_the_parent_stay_ignored(
     data: Path, tmp_path: Path
 ) -> None:
     """A script starts a command in the background so that Ctrl-C passes it by; nohup is another way."""
@@ -155,7 +153,7 @@ def test_signals_that_the_parent_ignored_do_not_stop_the_run(
     assert Checkpoint.load(folder).step == LONG["steps"]
 
 
-def test_the_command_and_the_function_do_the_same(
+def test_command_equals_function(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert (
@@ -192,7 +190,7 @@ def test_resume_on_the_command_line(
     assert "cannot resume a run" in capsys.readouterr().err
 
 
-def test_a_parallel_checkpoint_is_a_start(data: Path, tmp_path: Path) -> None:
+def test_init_from_a_parallel_run(data: Path, tmp_path: Path) -> None:
     assert main(small_command(data, tmp_path / "first", variant="parallel")) == 0
     words = [
         f"--data={data}",
@@ -220,7 +218,7 @@ def test_a_parallel_checkpoint_is_a_start(data: Path, tmp_path: Path) -> None:
     )
 
 
-def test_the_folder_has_a_name_of_its_own(
+def test_default_folder_is_named_after_variant_and_preset(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -288,7 +286,7 @@ def test_every_option_has_a_help_text() -> None:
         (["--d-model=60000000"], "not enough memory: "),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(
+def test_errors_are_printed_in_one_line(
     words: list[str],
     message: str,
     data: Path,
@@ -303,7 +301,7 @@ def test_what_is_wrong_is_said_in_a_line(
     assert message in last
 
 
-def test_a_run_that_is_there_is_left_alone(
+def test_existing_run_is_refused(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(small_command(data, tmp_path / "run")) == 0
@@ -317,7 +315,7 @@ def test_a_run_that_is_there_is_left_alone(
 @pytest.mark.parametrize(
     "words", [["--stepz=3"], ["--steps=three"], ["--variant=serial"], ["--log=wandb"]]
 )
-def test_unknown_words_are_refused(
+def test_unknown_options_are_refused(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -326,7 +324,7 @@ def test_unknown_words_are_refused(
     assert "usage: python -m fbt.training" in capsys.readouterr().err
 
 
-def test_the_second_ctrl_c_leaves_no_traceback(
+def test_second_ctrl_c_does_not_print_a_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stopped(*args: object, **kwargs: object) -> None:
@@ -337,7 +335,7 @@ def test_the_second_ctrl_c_leaves_no_traceback(
     assert "stopped; the last checkpoint is intact" in capsys.readouterr().err
 
 
-def test_a_notebook_without_widgets_gets_a_bar_without_a_warning() -> None:
+def test_notebook_without_widgets_shows_a_bar_without_a_warning() -> None:
     program = """
 import sys, types
 kernel = types.SimpleNamespace(config={"IPKernelApp": True})

@@ -78,7 +78,7 @@ def test_evaluation_between_forward_and_backward(lm):
     assert_same(gradients([logits], leaves(lm)), gradients_alone(lm, ONE_TEXT))
 
 
-def test_a_second_backward_on_a_retained_graph(lm):
+def test_second_backward_on_a_retained_graph(lm):
     logits = lm(ONE_TEXT)
     first = gradients([logits], leaves(lm), retain=True)
     assert_same(gradients([logits], leaves(lm)), first, atol=0, rtol=0)
@@ -109,7 +109,7 @@ def test_513_steps(variant, backend):
 @pytest.mark.parametrize(
     "first, second", [(torch.float32, torch.float64), (torch.float64, torch.float32)]
 )
-def test_another_dtype_between_calls(lm, first, second):
+def test_dtype_changed_between_calls(lm, first, second):
     lm.to(first)
     lm(ONE_TEXT).sum().backward()
     lm.to(second)
@@ -165,7 +165,7 @@ def test_pickling_after_use(lm, way):
     )
 
 
-def test_a_state_can_be_copied_and_pickled(lm):
+def test_state_can_be_copied_and_pickled(lm):
     state = lm(ONE_TEXT, return_state=True)[1].detach()
     expected = lm(OTHER_TEXT, state)
     for twin in (copy.deepcopy(state), pickle.loads(pickle.dumps(state))):
@@ -184,13 +184,13 @@ def test_two_models_alive_at_once(lm, variant, backend):
     )
 
 
-def test_one_batch_size_after_another(lm):
+def test_changing_batch_sizes(lm):
     for batch, length in ((5, 9), (2, 9), (7, 3), (1, 17), (5, 9)):
         tokens = some_tokens(batch, length)
         assert_same(gradients_of(lm, tokens), gradients_alone(lm, tokens))
 
 
-def test_sequences_of_a_batch_do_not_touch(lm):
+def test_sequences_of_a_batch_are_independent(lm):
     logits = lm(ONE_TEXT)
     for i, text in enumerate(ONE_TEXT):
         assert_same(lm(text[None])[0], logits[i])
@@ -216,7 +216,7 @@ def test_autocast_to_bfloat16(lm):
     assert difference < 0.1 * size
 
 
-def test_a_state_from_before_autocast_is_read_within_it(lm):
+def test_float32_state_is_read_under_autocast(lm):
     lm.float()
     state = lm(ONE_TEXT, return_state=True)[1]
     expected = lm(OTHER_TEXT, state)
@@ -254,7 +254,7 @@ def test_gradcheck_and_gradgradcheck_of_the_whole_body(variant, backend, carried
     assert gradgradcheck(run, inputs, fast_mode=True)
 
 
-def test_whatever_memory_held_before_does_not_matter(lm, monkeypatch):
+def test_uninitialised_memory_is_not_read(lm, monkeypatch):
     """Uninitialised memory, filled with NaN, reaches neither outputs nor gradients."""
     logits, expected = lm(ONE_TEXT).detach(), gradients_alone(lm, ONE_TEXT)
     for owner, name in (

@@ -67,7 +67,7 @@ def at_step(step: int, do: Callable[[], object], patch: Patch) -> None:
 # --------------------------------------------------------------------------------------------
 
 
-def test_a_folder_is_held_by_one_and_free_afterwards(folder: Path) -> None:
+def test_folder_is_locked_once_and_released(folder: Path) -> None:
     place = RunFolder(folder)
     with place.locked():
         place.check()
@@ -85,7 +85,7 @@ def test_a_folder_is_held_by_one_and_free_afterwards(folder: Path) -> None:
     assert list(folder.iterdir()) == []  # no lock file
 
 
-def test_a_second_process_is_told_in_a_line_and_disturbs_nothing(
+def test_second_process_is_refused_in_one_line(
     data: Path, folder: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Interrupt, "requested", True)
@@ -103,14 +103,14 @@ def test_a_second_process_is_told_in_a_line_and_disturbs_nothing(
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_a_run_that_ended_just_before_the_folder_was_held_is_kept(
+def test_run_that_ended_just_before_locking_is_kept(
     begun: bool, folder: Path, monkeypatch: Patch
 ) -> None:
     if begun:
         with monkeypatch.context() as patch:
             patch.setattr(Interrupt, "requested", True)
             small_run(folder=folder)
-    just_before_holding(lambda: small_run(folder=folder, resume=True), monkeypatch)
+    just_before_locking(lambda: small_run(folder=folder, resume=True), monkeypatch)
     with pytest.raises(
         FolderTaken, match=r"another process has trained into .*a run meanwhile"
     ):
@@ -118,7 +118,7 @@ def test_a_run_that_ended_just_before_the_folder_was_held_is_kept(
     assert Checkpoint.load(folder).step == 11
 
 
-def just_before_holding(do: Callable[[], object], monkeypatch: Patch) -> None:
+def just_before_locking(do: Callable[[], object], monkeypatch: Patch) -> None:
     """Have something happen after the next run has looked into its folder."""
     hold = RunFolder.locked
 
@@ -131,7 +131,7 @@ def just_before_holding(do: Callable[[], object], monkeypatch: Patch) -> None:
 
 
 @pytest.mark.parametrize("name", [CHECKPOINT_FILE, WEIGHTS_FILE])
-def test_a_folder_put_in_the_place_just_before_it_was_held_is_kept(
+def test_folder_swapped_just_before_locking_is_kept(
     name: str, folder: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """It may be at the same step, or hold weights alone."""
@@ -149,13 +149,13 @@ def test_a_folder_put_in_the_place_just_before_it_was_held_is_kept(
         shutil.rmtree(folder, ignore_errors=True)
         other.rename(folder)
 
-    just_before_holding(swap, monkeypatch)
+    just_before_locking(swap, monkeypatch)
     with pytest.raises(FolderTaken):
         small_run(folder=folder, resume=True)
     assert files(folder) == before
 
 
-def test_where_there_are_no_locks_one_of_two_runs_stops(
+def test_without_locks_one_of_two_runs_stops(
     folder: Path, monkeypatch: Patch
 ) -> None:
     """Each looks at the checkpoint before it writes: it must be its own."""
@@ -193,7 +193,7 @@ def test_where_there_are_no_locks_one_of_two_runs_stops(
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EBADF])
-def test_a_file_system_without_locks_will_do(
+def test_file_system_without_locks_is_accepted(
     number: int, folder: Path, monkeypatch: Patch
 ) -> None:
     def no_locks(*args: object) -> None:
@@ -207,7 +207,7 @@ def test_a_file_system_without_locks_will_do(
 # --------------------------------------------------------------------------------
 
 
-def test_a_folder_moved_away_stops_the_run_which_goes_on_from_there(
+def test_moved_folder_stops_the_run_which_resumes_there(
     data: Path, folder: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     moved = folder.with_name("moved")
@@ -224,7 +224,9 @@ def test_a_folder_moved_away_stops_the_run_which_goes_on_from_there(
     assert_same_run(resume(moved, progress=False), small_run())
 
 
-def test_a_folder_removed_is_not_made_again(folder: Path, monkeypatch: Patch) -> None:
+def test_removed_folder_is_not_created_again(
+    folder: Path, monkeypatch: Patch
+) -> None:
     at_step(5, lambda: shutil.rmtree(folder), monkeypatch)
     with pytest.raises(
         FolderGone, match="the folder of the run was moved or removed"
@@ -233,7 +235,7 @@ def test_a_folder_removed_is_not_made_again(folder: Path, monkeypatch: Patch) ->
     assert not folder.exists()
 
 
-def test_another_run_in_its_place_is_left_alone(
+def test_another_run_at_the_path_is_left_alone(
     folder: Path, monkeypatch: Patch
 ) -> None:
     def replace() -> None:
@@ -345,7 +347,7 @@ def moving(
 
 
 @pytest.mark.parametrize("how", ["moved", "swapped", "removed"])
-def test_nothing_is_written_elsewhere_between_whichever_calls_the_folder_goes(
+def test_folder_that_goes_between_any_two_system_calls(
     how: str, tmp_path: Path, another: dict[str, bytes], monkeypatch: Patch
 ) -> None:
     saves = Calls(monkeypatch)
@@ -387,7 +389,7 @@ def test_nothing_is_written_elsewhere_between_whichever_calls_the_folder_goes(
 
 
 @pytest.mark.parametrize("how", ["moved", "swapped", "removed"])
-def test_where_folders_have_no_descriptors_the_path_is_compared_before_each_file(
+def test_without_dir_fd_the_path_is_checked_before_each_file(
     how: str, tmp_path: Path, another: dict[str, bytes], monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(training_folder, "RELATIVE", False)
@@ -422,7 +424,7 @@ def test_where_folders_have_no_descriptors_the_path_is_compared_before_each_file
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_keeps_no_lock(folder: Path) -> None:
+def test_forked_child_does_not_keep_the_lock(folder: Path) -> None:
     context = multiprocessing.get_context("fork")
     ready, done = context.Event(), context.Event()
     place = RunFolder(folder)
@@ -468,7 +470,7 @@ with RunFolder(Path(sys.argv[1])).locked():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_child_neither_unlocks_the_folder_of_its_parent_nor_keeps_it_when_that_is_killed(
+def test_child_neither_releases_nor_keeps_the_lock_of_its_parent(
     folder: Path,
 ) -> None:
     process = subprocess.Popen(
@@ -494,7 +496,7 @@ def test_a_child_neither_unlocks_the_folder_of_its_parent_nor_keeps_it_when_that
         process.stdout.close()
 
 
-def test_who_holds_a_folder_may_not_be_told(folder: Path, monkeypatch: Patch) -> None:
+def test_owner_of_the_lock_may_be_unknown(folder: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr(training_folder, "_lock_owners", lambda descriptor: [])
     with (
         RunFolder(folder).locked(),
@@ -506,7 +508,7 @@ def test_who_holds_a_folder_may_not_be_told(folder: Path, monkeypatch: Patch) ->
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_what_a_killed_torchrun_leaves_can_be_ended_and_the_run_goes_on(
+def test_process_left_by_a_killed_torchrun_can_be_ended(
     data: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = small_command(data, folder, steps=100_000)
@@ -558,7 +560,7 @@ def room() -> Any:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_no_room_for_a_checkpoint(
+def test_full_disk_keeps_the_last_checkpoint(
     data: Path,
     folder: Path,
     room: Callable[[int], None],
@@ -598,7 +600,7 @@ def test_no_room_for_a_checkpoint(
         (CHECKPOINT_FILE, errno.EIO, "this is fixed"),
     ],
 )
-def test_a_file_that_cannot_be_written_is_named_and_the_checkpoint_stays(
+def test_failed_write_is_named_and_keeps_the_checkpoint(
     name: str, number: int, when: str, folder: Path, monkeypatch: Patch
 ) -> None:
     step = 3 if name in (METRICS_FILE, CHECKPOINT_FILE) else 11
@@ -647,7 +649,7 @@ def test_a_file_that_cannot_be_written_is_named_and_the_checkpoint_stays(
     not Path("/sys/kernel").is_dir(),
     reason="needs a folder that not even root may write",
 )
-def test_a_folder_that_may_not_be_written(
+def test_read_only_folder_is_refused(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(small_command(data, Path("/sys/kernel/run"))) == 2

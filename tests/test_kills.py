@@ -232,7 +232,7 @@ def draw(kind: str, source: random.Random) -> Moment:
         ("feedback", ("append", "checkpoint", "ending")),
     ],
 )
-def test_a_run_killed_three_times_ends_as_if_it_had_not_been(
+def test_run_killed_three_times_equals_an_uninterrupted_run(
     variant: str, kinds: tuple[str, ...], tmp_path: Path, url: str
 ) -> None:
     world = World(tmp_path, url, steps=30, variant=variant, **KIND)
@@ -244,7 +244,7 @@ def test_a_run_killed_three_times_ends_as_if_it_had_not_been(
 
 
 @pytest.mark.kills
-def test_a_run_killed_twenty_times_ends_as_if_it_had_not_been(
+def test_run_killed_twenty_times_equals_an_uninterrupted_run(
     tmp_path: Path, url: str
 ) -> None:
     began, seed = (

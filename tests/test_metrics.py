@@ -110,7 +110,7 @@ def test_lost_or_changed_metrics_are_refused(how: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     "more", [b'{"step": 12, "lo', b"\n", b"\0" * 5000, b"once more"]
 )
-def test_what_was_written_after_the_checkpoint_is_cut_off(
+def test_metrics_after_the_checkpoint_are_removed(
     more: bytes, folder: Path, finished: Run
 ) -> None:
     path = folder / METRICS_FILE
@@ -120,13 +120,13 @@ def test_what_was_written_after_the_checkpoint_is_cut_off(
     assert path.read_bytes() == before
 
 
-def test_the_checkpoint_has_length_and_hash_of_the_metrics(folder: Path) -> None:
+def test_checkpoint_contains_size_and_hash_of_the_metrics(folder: Path) -> None:
     data = (folder / METRICS_FILE).read_bytes()
     found = Checkpoint.load(folder).metrics
     assert (found.size, found.sha256) == (len(data), hashlib.sha256(data).hexdigest())
 
 
-def test_metrics_are_appended_and_never_written_twice(
+def test_metrics_are_appended(
     written: MetricsFile, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     path, appended, append = tmp_path / "held" / METRICS_FILE, [], RunFolder.append
@@ -155,7 +155,7 @@ def test_metrics_are_appended_and_never_written_twice(
     assert sum(appended) == path.stat().st_size - first
 
 
-def test_a_copy_made_of_links_stays_as_it_was(
+def test_copy_made_of_hard_links_is_not_changed(
     tmp_path: Path, monkeypatch: Patch
 ) -> None:
     diverging(tmp_path / "run", monkeypatch)
@@ -170,7 +170,7 @@ def test_a_copy_made_of_links_stays_as_it_was(
 @pytest.mark.parametrize(
     "how", ["a link more", "a symbolic link", "removed", "longer"]
 )
-def test_a_file_that_is_not_as_it_was_left_is_written_anew(
+def test_changed_metrics_file_is_written_again(
     how: str, written: MetricsFile, tmp_path: Path
 ) -> None:
     path, other = tmp_path / "held" / METRICS_FILE, tmp_path / "other"
@@ -192,7 +192,7 @@ def test_a_file_that_is_not_as_it_was_left_is_written_anew(
     assert not other.exists() or other.read_bytes() == before
 
 
-def test_a_disk_that_is_full_for_a_while_costs_no_line(
+def test_no_metrics_are_lost_when_the_disk_is_full_for_a_while(
     written: MetricsFile, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     path = tmp_path / "held" / METRICS_FILE
@@ -212,7 +212,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_line(
     assert path.stat().st_size == found.size
 
 
-def test_a_run_that_diverged_keeps_its_metrics_and_goes_on_without_them(
+def test_resumed_run_removes_the_metrics_of_a_divergence(
     tmp_path: Path, monkeypatch: Patch
 ) -> None:
     diverging(tmp_path, monkeypatch)

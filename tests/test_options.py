@@ -79,7 +79,7 @@ def data(tmp_path: Path) -> Path:
 # -----------------------------------------------------------------
 
 
-def test_every_option_is_tried() -> None:
+def test_every_option_has_a_test_value() -> None:
     assert MODEL.keys() == {f.name for f in fields(Config)} - {
         "vocab_size",
         "variant",
@@ -96,7 +96,7 @@ def test_every_option_is_tried() -> None:
 
 
 @pytest.mark.parametrize("without", ALTERNATIVES)
-def test_every_option_of_the_command_line_arrives(
+def test_command_line_passes_every_option(
     without: str, data: Path, tmp_path: Path
 ) -> None:
     options = MODEL | RECIPE | {without: ALTERNATIVES[without]}
@@ -119,7 +119,7 @@ def test_every_option_of_the_command_line_arrives(
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_preset_of_the_command_line_arrives(
+def test_command_line_passes_the_preset(
     preset: str, data: Path, tmp_path: Path
 ) -> None:
     changes = {"steps": 1, "batch_size": 1, "sample": 0}
@@ -136,9 +136,7 @@ def test_the_preset_of_the_command_line_arrives(
     assert found.recipe == Recipe(**PRESETS[preset].recipe | changes)
 
 
-def test_event_files_are_written_where_they_are_asked_for(
-    data: Path, tmp_path: Path
-) -> None:
+def test_log_option_writes_event_files(data: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     folder = tmp_path / "run"
 
@@ -159,9 +157,7 @@ def test_event_files_are_written_where_they_are_asked_for(
     assert files() == 1
 
 
-def test_the_device_is_the_one_that_was_named(
-    data: Path, tmp_path: Path, capsys: Any
-) -> None:
+def test_device_option_is_used(data: Path, tmp_path: Path, capsys: Any) -> None:
     """No machine has this one, so whoever reads the name refuses it."""
     folder, other = tmp_path / "run", tmp_path / "other"
     few = {"preset": "tiny", "steps": 1, "sample": 0}
@@ -181,16 +177,14 @@ def test_the_device_is_the_one_that_was_named(
 
 
 @pytest.mark.parametrize("progress", [False, True])
-def test_a_resumed_run_shows_its_progress_if_asked(
-    progress: bool, tmp_path: Path, capsys: Any
-) -> None:
+def test_resume_passes_progress(progress: bool, tmp_path: Path, capsys: Any) -> None:
     small_run(folder=tmp_path)
     capsys.readouterr()
     resume(tmp_path, TEXT, progress=progress)
     assert bool(capsys.readouterr().err) == progress
 
 
-def test_a_start_takes_its_changes(tmp_path: Path) -> None:
+def test_init_from_accepts_changes(tmp_path: Path) -> None:
     parallel = LanguageModel(
         Config(len(set(TEXT)), variant="parallel", d_model=16), CharTokenizer(TEXT)
     )
@@ -213,7 +207,7 @@ def test_a_start_takes_its_changes(tmp_path: Path) -> None:
 # -------------------------------------------------------------------
 
 
-def test_the_inner_width_is_four_times_the_model() -> None:
+def test_d_ff_defaults_to_four_times_d_model() -> None:
     assert Config(5, d_model=12).d_ff == 48
     assert (
         LanguageModel(Config(5, d_model=12))
@@ -246,7 +240,7 @@ def shares_of(found: Tensor, values: list[float]) -> list[float]:
 
 
 @pytest.mark.parametrize(("variant", "backend"), CASES)
-def test_dropout_acts_on_the_embeddings(
+def test_dropout_is_applied_to_embeddings(
     variant: str, backend: str, native: None
 ) -> None:
     reader = model(variant, dropout=0.25).train()
@@ -261,7 +255,7 @@ def test_dropout_acts_on_the_embeddings(
 
 
 @pytest.mark.parametrize(("variant", "backend"), CASES)
-def test_dropout_acts_on_both_outputs_of_a_layer(
+def test_dropout_is_applied_to_both_outputs_of_a_layer(
     variant: str, backend: str, native: None
 ) -> None:
     reader = silent(
@@ -282,7 +276,7 @@ def test_dropout_acts_on_both_outputs_of_a_layer(
 
 
 @pytest.mark.parametrize(("variant", "backend"), CASES)
-def test_dropout_acts_on_attention_weights(
+def test_dropout_is_applied_to_attention_weights(
     variant: str, backend: str, native: None
 ) -> None:
     """Of one key, the weight is 1 or dropped: then a head's whole output is zero."""
@@ -323,7 +317,7 @@ def test_relative_terms_are_per_layer_or_shared(variant: str, relative: str) -> 
 
 
 @pytest.mark.parametrize("seed", [0, 7])
-def test_the_seed_decides_weights_and_samples(seed: int) -> None:
+def test_seed_determines_weights_and_samples(seed: int) -> None:
     run = small_run(steps=1, lr=0.0, seed=seed, sample=20)
     torch.manual_seed(seed)
     expected = LanguageModel(run.settings.config, CharTokenizer(TEXT))
@@ -334,7 +328,7 @@ def test_the_seed_decides_weights_and_samples(seed: int) -> None:
     assert evaluation["sample"] != run.model.generate("\n", 20, seed=seed + 1)
 
 
-def test_the_seed_decides_batches_and_dropout() -> None:
+def test_seed_determines_batches_and_dropout() -> None:
     """All else is the same: the weights to start from, and they stay what they are."""
     sizes = {"d_model": 16, "n_heads": 2, "n_layers": 2, "span": 5}
     start = LanguageModel(
@@ -361,14 +355,14 @@ def test_the_seed_decides_batches_and_dropout() -> None:
     assert losses(1, 0.5, carry=True) != losses(2, 0.5, carry=True)
 
 
-def test_samples_are_as_long_as_asked() -> None:
+def test_samples_have_the_requested_length() -> None:
     lengths = [
         len(small_run(steps=1, sample=n).evaluations[0]["sample"]) for n in (0, 4, 9)
     ]
     assert lengths == [0, 5, 10]  # with the prompt
 
 
-def test_a_checkpoint_is_saved_after_every_so_many_steps(
+def test_checkpoints_are_saved_every_checkpoint_every_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[int] = []
@@ -383,7 +377,7 @@ def test_a_checkpoint_is_saved_after_every_so_many_steps(
     assert steps == [0, 0, 0, 3, 3, 3, 6]
 
 
-def test_evaluations_take_no_more_windows_at_a_time_than_asked() -> None:
+def test_evaluate_uses_the_batch_size() -> None:
     reader = LanguageModel(Config(5, d_model=6, n_heads=2, n_layers=1))
     sizes: list[int] = []
     reader.token_embedding.register_forward_pre_hook(

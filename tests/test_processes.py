@@ -92,7 +92,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, native: None) -> Path:
     return folder
 
 
-def test_two_processes_make_the_run_of_one(alone: Path, tmp_path: Path) -> None:
+def test_two_processes_equal_one(alone: Path, tmp_path: Path) -> None:
     result = done(torchrun(2, HERE / "several.py", tmp_path))
     assert result.returncode == 0, result.stderr
     for name in several.RUNS:
@@ -102,7 +102,7 @@ def test_two_processes_make_the_run_of_one(alone: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["sequence, carry"])
-def test_a_killed_process_ends_all_and_another_number_goes_on(
+def test_run_of_a_killed_process_resumes_with_another_number_of_processes(
     alone: Path, tmp_path: Path, name: str
 ) -> None:
     for count, rank, step, kept in ((2, 1, 7, 6), (3, 0, 13, 12)):
@@ -116,7 +116,7 @@ def test_a_killed_process_ends_all_and_another_number_goes_on(
     assert_equal_runs(tmp_path / name, alone / name)
 
 
-def test_a_signal_to_the_command_saves_and_the_first_process_speaks(
+def test_signal_to_torchrun_saves_and_prints_once(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
@@ -140,7 +140,7 @@ def test_a_signal_to_the_command_saves_and_the_first_process_speaks(
     assert len(metrics_in(tmp_path / "run")) == step + step // 4
 
 
-def test_what_is_saved_is_said_by_the_first_process_alone() -> None:
+def test_only_the_first_process_adds_advice() -> None:
     """Of the others each knows the checkpoint that it began with, and none that was written since."""
     for rank in (0, 1):
         processes = Processes(torch.device("cpu"), rank, 2)
@@ -169,7 +169,7 @@ def test_what_is_saved_is_said_by_the_first_process_alone() -> None:
         ),
     ],
 )
-def test_what_several_processes_cannot_share_is_refused(
+def test_batches_that_cannot_be_shared_are_refused(
     changes: dict[str, int], said: str
 ) -> None:
     recipe = Recipe(**{"batch_size": 3, "seq_len": 7} | changes)
@@ -178,7 +178,7 @@ def test_what_several_processes_cannot_share_is_refused(
         check_shares(recipe, 2)
 
 
-def test_shares_are_even_and_whole() -> None:
+def test_shares_differ_by_at_most_one_row() -> None:
     rows = torch.arange(7)
     shares = [
         Processes(torch.device("cpu"), rank, 3).share(rows) for rank in range(3)
@@ -187,7 +187,7 @@ def test_shares_are_even_and_whole() -> None:
     assert torch.equal(torch.cat(shares), rows)
 
 
-def test_alone_a_sum_is_what_it_was_and_another_error_stays_itself() -> None:
+def test_single_process_returns_its_values_and_raises_its_errors() -> None:
     with join_processes("cpu") as processes:
         assert (processes.count, processes.total(0.1), processes.mean(0.1)) == (
             1,
@@ -201,7 +201,7 @@ def test_alone_a_sum_is_what_it_was_and_another_error_stays_itself() -> None:
         torch.ones(2, 3) @ torch.ones(2, 3)
 
 
-def test_processes_that_see_other_checkpoints_stop_before_they_add_up(
+def test_processes_with_different_checkpoints_stop_before_the_first_step(
     alone: Path, tmp_path: Path
 ) -> None:
     """As where each has a disk of its own: one would resume, and the other begin."""
@@ -232,7 +232,7 @@ def test_processes_with_different_backends_stop_before_the_first_step(
     assert not (tmp_path / "runs").exists()
 
 
-def test_each_process_draws_dropout_of_its_own() -> None:
+def test_each_process_draws_its_own_dropout() -> None:
     """The first one as a run of one process does."""
     batch, drawn = torch.zeros(4, 3), []
     for rank in range(3):

@@ -10,7 +10,7 @@ from fbt.config import Config
 from fbt.training.recipe import PRESETS, Recipe
 
 
-def test_learning_rate_warms_up_in_a_line_and_falls_along_half_a_cosine() -> None:
+def test_learning_rate_rises_linearly_and_falls_along_a_cosine() -> None:
     recipe = Recipe(steps=12, warmup=4, lr=2.0, min_lr_ratio=0.1)
     rates = [recipe.learning_rate(step) for step in range(13)]
     assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
@@ -22,7 +22,7 @@ def test_learning_rate_warms_up_in_a_line_and_falls_along_half_a_cosine() -> Non
 
 
 @pytest.mark.parametrize("warmup", [0, 5, 9])
-def test_learning_rate_is_positive_however_long_the_warm_up(warmup: int) -> None:
+def test_learning_rate_is_positive_for_any_warmup(warmup: int) -> None:
     recipe = Recipe(steps=5, warmup=warmup, min_lr_ratio=0.0)
     assert all(0 < recipe.learning_rate(step) <= recipe.lr for step in range(5))
 
@@ -57,7 +57,7 @@ def test_curriculum_doubles_up_to_seq_len(
 
 
 @pytest.mark.parametrize("steps", [2, 3, 5])
-def test_curriculum_reaches_seq_len_even_in_a_few_steps(steps: int) -> None:
+def test_curriculum_reaches_seq_len_in_few_steps(steps: int) -> None:
     recipe = Recipe(steps=steps, seq_len=64, curriculum=1)
     assert recipe.batch_shape(0)[1] == 1
     assert recipe.batch_shape(steps - 1) == (recipe.batch_size, 64)
@@ -69,7 +69,7 @@ def test_without_curriculum_every_step_has_the_same_shape() -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_valid_and_say_what_they_are(name: str) -> None:
+def test_presets_are_valid_and_described(name: str) -> None:
     preset = PRESETS[name]
     config, recipe = Config(65, **preset.model), Recipe(**preset.recipe)
     assert f"{config.d_model} wide" in preset.about
@@ -77,7 +77,7 @@ def test_presets_are_valid_and_say_what_they_are(name: str) -> None:
     assert config.span == recipe.seq_len
 
 
-def test_small_is_the_cpu_setting_of_nanogpt() -> None:
+def test_small_preset_equals_the_cpu_setting_of_nanogpt() -> None:
     config, recipe = (
         Config(65, **PRESETS["small"].model),
         Recipe(**PRESETS["small"].recipe),
@@ -198,7 +198,7 @@ def test_every_setting_is_described_once() -> None:
         ),
     ],
 )
-def test_bad_settings_are_named(
+def test_bad_settings_are_refused(
     setting: dict[str, object], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -246,7 +246,7 @@ def test_every_int_has_a_largest_value() -> None:
         Config(5, d_model=2**27, n_heads=1)  # four times as wide
 
 
-def test_the_largest_counts_can_be_trained_with() -> None:
+def test_largest_counts_give_finite_schedules() -> None:
     most = 2**63 - 1
     recipe = Recipe(steps=most, warmup=most)
     assert recipe.learning_rate(0) == recipe.lr / most
@@ -258,7 +258,7 @@ def test_the_largest_counts_can_be_trained_with() -> None:
     )
 
 
-def test_any_real_number_will_do_and_becomes_a_float():
+def test_real_numbers_are_converted_to_float():
     numbers = {
         "lr": np.float32(1e-3),
         "weight_decay": Fraction(1, 10),

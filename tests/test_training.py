@@ -117,7 +117,7 @@ def by_hand(
 
 @pytest.mark.parametrize("clip", [0.0, 0.3])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_carried_memory_clipping_and_schedule_are_those_of_a_loop_by_hand(
+def test_run_equals_a_plain_loop_with_carry_clipping_and_schedule(
     variant: str, clip: float
 ) -> None:
     # Three streams of 120 characters make 9 blocks of 13: step 9 begins the text
@@ -147,7 +147,7 @@ def bfloat16() -> AbstractContextManager[Any]:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_autocast_around_a_run_casts_the_weights_of_every_step_anew(
+def test_autocast_does_not_reuse_casts_of_earlier_weights(
     variant: str,
 ) -> None:
     changes = {
@@ -194,7 +194,7 @@ MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("carry", [False, True])
-def test_modes_of_the_caller_do_not_reach_a_run(
+def test_run_ignores_gradient_modes_and_default_device_of_the_caller(
     mode: str, carry: bool, tmp_path: Path
 ) -> None:
     expected = small_run(dropout=0.2, carry=carry)
@@ -217,7 +217,7 @@ def test_modes_of_the_caller_do_not_reach_a_run(
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_stream_may_begin_in_inference_mode_and_go_on_outside(variant: str) -> None:
+def test_stream_can_leave_inference_mode(variant: str) -> None:
     model = small_run(steps=1, variant=variant).model
     with torch.inference_mode():
         stream = model.stream("to ", 9, seed=1)
@@ -225,7 +225,7 @@ def test_a_stream_may_begin_in_inference_mode_and_go_on_outside(variant: str) ->
     assert "to " + "".join([first, *stream]) == model.generate("to ", 9, seed=1)
 
 
-def test_a_default_dtype_does_not_reach_a_model_that_is_read() -> None:
+def test_default_dtype_does_not_change_evaluation_or_generation() -> None:
     model, windows = small_run(steps=1).model, last_windows(TEXT, 7)
     expected = evaluate(model, windows), model.generate("to ", 9, seed=1)
     for dtype in (torch.float64, torch.bfloat16):
@@ -240,7 +240,7 @@ def test_a_default_dtype_does_not_reach_a_model_that_is_read() -> None:
 
 
 @pytest.mark.parametrize("kind", ["alone", "warm"])
-def test_the_weights_a_run_begins_with_are_those_of_its_seed(kind: str) -> None:
+def test_seed_determines_initial_weights(kind: str) -> None:
     start = small_run(variant="parallel", steps=1).model if kind == "warm" else None
     changes: dict[str, Any] = {"lr": 0.0, "weight_decay": 0.0, "steps": 1, "seed": 5}
     if start is None:
@@ -254,7 +254,7 @@ def test_the_weights_a_run_begins_with_are_those_of_its_seed(kind: str) -> None:
         assert torch.equal(run.model.state_dict()[name], value), name
 
 
-def test_runs_in_threads_are_the_runs_they_would_be_alone() -> None:
+def test_concurrent_runs_in_threads_are_independent() -> None:
     kinds: list[dict[str, Any]] = [
         {"seed": 1},
         {"seed": 1},
@@ -279,7 +279,7 @@ def test_runs_in_threads_are_the_runs_they_would_be_alone() -> None:
         assert_same_run(runs[number], alone)
 
 
-def test_another_thread_may_seed_and_draw_while_a_run_goes_on(
+def test_run_does_not_use_the_global_generator(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Here between any two steps of the run; its numbers and those of the thread are as if alone."""
@@ -299,7 +299,7 @@ def test_another_thread_may_seed_and_draw_while_a_run_goes_on(
     assert_same_run(run, expected)
 
 
-def test_the_memory_is_carried_and_forgotten_where_the_text_begins_again() -> None:
+def test_carried_memory_is_reset_when_the_text_starts_again() -> None:
     run = small_run(steps=1)
     text = TEXT[:400]
     settings = run.settings
@@ -407,7 +407,7 @@ def astray(step: int, patch: pytest.MonkeyPatch, *, gradient: bool = False) -> N
     patch.setattr(F, "cross_entropy", exploding)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
+def test_infinite_loss_stops_the_run_and_keeps_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     astray(9, monkeypatch)
@@ -432,7 +432,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
     assert_same_run(resume(tmp_path / "run", TEXT, progress=False), whole)
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run(
+def test_infinite_gradient_stops_the_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     astray(5, monkeypatch, gradient=True)
@@ -443,7 +443,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(
         small_run(clip=0.0)
 
 
-def test_a_validation_loss_that_is_not_finite_stops_the_run(
+def test_nan_validation_loss_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(validation, "total_loss", lambda model, windows: math.nan)
@@ -455,7 +455,7 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run(
     assert Checkpoint.load(tmp_path).step == 3
 
 
-def test_weights_that_are_not_finite_do_not_replace_a_checkpoint(
+def test_infinite_weights_are_not_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     update = Trainer._update
@@ -479,7 +479,7 @@ def test_weights_that_are_not_finite_do_not_replace_a_checkpoint(
         assert value.isfinite().all(), name
 
 
-def test_a_start_that_is_not_finite_is_named(tmp_path: Path) -> None:
+def test_nan_in_the_initial_model_is_refused(tmp_path: Path) -> None:
     parallel = small_run(steps=1, variant="parallel").model
     with torch.no_grad():
         parallel.head.weight[0, 0] = math.nan
@@ -502,7 +502,7 @@ def test_a_start_that_is_not_finite_is_named(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------
 
 
-def test_evaluation_does_not_disturb_the_run() -> None:
+def test_evaluation_does_not_change_the_run() -> None:
     often, never = (
         small_run(dropout=0.2, eval_every=every, sample=every) for every in (1, 100)
     )
@@ -514,7 +514,7 @@ def test_evaluation_does_not_disturb_the_run() -> None:
         assert torch.equal(value, never.model.state_dict()[name]), name
 
 
-def test_evaluate_is_the_mean_over_all_characters_and_keeps_the_mode() -> None:
+def test_evaluate_returns_the_mean_loss_and_keeps_the_mode() -> None:
     torch.manual_seed(0)
     model = LanguageModel(
         Config(5, d_model=6, n_heads=2, n_layers=1, span=3, dropout=0.5)
@@ -529,7 +529,7 @@ def test_evaluate_is_the_mean_over_all_characters_and_keeps_the_mode() -> None:
     assert losses == pytest.approx([sum(each) / 7] * 3)
 
 
-def test_evaluations_look_at_fixed_windows_and_the_last_one_at_all(
+def test_last_evaluation_uses_all_windows_and_others_fixed_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[Tensor] = []
@@ -547,7 +547,7 @@ def test_evaluations_look_at_fixed_windows_and_the_last_one_at_all(
     assert torch.equal(seen[2][:, :-1].flatten(), held_out[: len(seen[2]) * 7])
 
 
-def test_the_returned_loss_is_that_of_the_returned_model() -> None:
+def test_val_loss_is_the_loss_of_the_returned_model() -> None:
     run = small_run()
     held_out = CharTokenizer(TEXT).encode(TEXT)[int(0.9 * len(TEXT)) :]
     windows = torch.stack(
@@ -560,7 +560,7 @@ def test_the_returned_loss_is_that_of_the_returned_model() -> None:
 @pytest.mark.parametrize(
     "dtype, rounding", [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)]
 )
-def test_losses_of_a_half_model_are_summed_in_full_precision(
+def test_losses_of_half_precision_models_are_summed_in_float32(
     dtype: torch.dtype, rounding: float
 ) -> None:
     torch.manual_seed(0)
@@ -579,7 +579,7 @@ def test_losses_of_a_half_model_are_summed_in_full_precision(
     assert 0 < abs(exact - whole) < rounding * whole
 
 
-def test_the_training_loss_of_a_half_model_is_computed_in_full_precision() -> None:
+def test_training_loss_of_half_precision_models_is_computed_in_float32() -> None:
     config = Config(
         len(set(TEXT)), variant="parallel", d_model=16, n_heads=2, n_layers=1, span=5
     )
@@ -603,7 +603,9 @@ def test_the_training_loss_of_a_half_model_is_computed_in_full_precision() -> No
     assert run.metrics[0]["loss"] == pytest.approx(exact, rel=1e-6)
 
 
-def test_the_last_evaluation_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_last_evaluation_has_a_largest_number_of_characters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     settings = small_run(steps=1).settings
 
     def windows_of(size: int, length: int) -> Tensor:
@@ -637,7 +639,7 @@ def test_the_last_evaluation_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     assert windows_of(600, 29)[:, 0].tolist() == [0]
 
 
-def test_a_model_learns() -> None:
+def test_training_lowers_the_loss() -> None:
     run = small_run(steps=60, lr=2e-2, eval_every=20)
     assert run.evaluations[0]["val_loss"] > run.val_loss
     assert run.val_loss < math.log(len(set(TEXT))) - 1
@@ -647,7 +649,7 @@ def test_a_model_learns() -> None:
 # -----------------------------------------------------------------------------
 
 
-def test_metrics_files_and_weights(tmp_path: Path) -> None:
+def test_run_writes_metrics_weights_and_figure(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "run"
     run = small_run(folder=folder)
     assert sorted(path.name for path in folder.iterdir()) == sorted(
@@ -682,7 +684,7 @@ def test_metrics_files_and_weights(tmp_path: Path) -> None:
         assert torch.equal(value, loaded.state_dict()[name]), name
 
 
-def test_without_a_folder_nothing_is_written(
+def test_run_without_folder_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -690,7 +692,7 @@ def test_without_a_folder_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_matplotlib_a_line_says_so(
+def test_missing_matplotlib_is_reported_in_one_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -709,7 +711,7 @@ def test_without_matplotlib_a_line_says_so(
     assert not (tmp_path / LOSS_FIGURE).exists()
 
 
-def test_repr_is_short(tmp_path: Path) -> None:
+def test_repr_of_a_run(tmp_path: Path) -> None:
     run = small_run(folder=tmp_path)
     assert (
         repr(run)
@@ -717,7 +719,7 @@ def test_repr_is_short(tmp_path: Path) -> None:
     )
 
 
-def test_the_callers_random_numbers_are_left_alone() -> None:
+def test_run_does_not_change_the_global_random_state() -> None:
     parallel = small_run(variant="parallel", steps=1).model
     torch.manual_seed(3)
     expected = torch.rand(4)
@@ -727,7 +729,7 @@ def test_the_callers_random_numbers_are_left_alone() -> None:
     assert torch.equal(torch.rand(4), expected)
 
 
-def test_bar_and_samples_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_written_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     run = small_run(progress=True, sample=30)
     out, err = capsys.readouterr()
     assert out == ""
@@ -748,13 +750,13 @@ def test_without_progress_nothing_is_printed(
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_text_without_newlines_is_sampled_from_its_first_character() -> None:
+def test_text_without_newlines_is_sampled_from_its_first_character() -> None:
     run = small_run(TEXT.replace("\n", " "))
     assert all(metric["sample"].startswith(TEXT[0]) for metric in run.evaluations)
     assert all(metric["sample"] == "" for metric in small_run(sample=0).evaluations)
 
 
-def test_a_byte_order_mark_is_not_learnt(tmp_path: Path) -> None:
+def test_byte_order_mark_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8-sig")
     assert_same_run(small_run(tmp_path / "text.txt"), small_run())
 
@@ -772,7 +774,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_run_goes_on_bit_for_bit(
+def test_killed_run_resumes_with_equal_bits(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = small_run(**KINDS[kind])
@@ -800,7 +802,7 @@ def test_a_killed_run_goes_on_bit_for_bit(
 
 
 @pytest.mark.parametrize("stop", [1, 5, 10, 11])
-def test_an_interrupt_ends_the_run_after_the_step_and_loses_nothing(
+def test_interrupt_ends_the_run_after_the_step(
     stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = small_run(dropout=0.2)
@@ -820,7 +822,7 @@ def test_an_interrupt_ends_the_run_after_the_step_and_loses_nothing(
     assert_same_run(resume(tmp_path, TEXT, progress=False), expected)
 
 
-def test_a_run_stopped_before_its_first_evaluation_says_so(
+def test_val_loss_before_the_first_evaluation_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Interrupt, "requested", True)
@@ -832,7 +834,7 @@ def test_a_run_stopped_before_its_first_evaluation_says_so(
         _ = run.val_loss
 
 
-def test_a_second_interrupt_stops_at_once() -> None:
+def test_second_interrupt_stops_immediately() -> None:
     # a job in the background may ignore it
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt:
@@ -842,16 +844,16 @@ def test_a_second_interrupt_stops_at_once() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_finished_run_resumes_to_itself(tmp_path: Path) -> None:
+def test_resuming_a_finished_run_returns_it(tmp_path: Path) -> None:
     run = small_run(folder=tmp_path)
     assert_same_run(small_run(folder=tmp_path, resume=True), run)
 
 
-def test_resume_starts_a_folder_without_a_run(tmp_path: Path) -> None:
+def test_resume_starts_a_run_in_an_empty_folder(tmp_path: Path) -> None:
     assert_same_run(small_run(folder=tmp_path, resume=True), small_run())
 
 
-def test_leftovers_of_a_killed_write_are_cleared_and_other_files_are_not(
+def test_temporary_files_of_killed_writers_are_removed(
     tmp_path: Path,
 ) -> None:
     small_run(folder=tmp_path)
@@ -866,7 +868,7 @@ def test_leftovers_of_a_killed_write_are_cleared_and_other_files_are_not(
     assert not leftover.exists()
 
 
-def test_resume_finds_the_text_where_it_was(tmp_path: Path) -> None:
+def test_resume_reads_the_text_from_its_path(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text(TEXT, encoding="utf-8")
     run = small_run(path, folder=tmp_path / "run")
@@ -886,7 +888,7 @@ def test_resume_finds_the_text_where_it_was(tmp_path: Path) -> None:
         resume(tmp_path / "run", progress=False)
 
 
-def test_resume_asks_for_a_text_that_was_given_in_python(tmp_path: Path) -> None:
+def test_resume_needs_a_text_that_was_passed_in_python(tmp_path: Path) -> None:
     small_run(folder=tmp_path)
     with pytest.raises(ValueError, match="was passed in Python: pass it again"):
         resume(tmp_path)
@@ -897,7 +899,7 @@ def test_resume_asks_for_a_text_that_was_given_in_python(tmp_path: Path) -> None
         resume(tmp_path, TEXT[1:])
 
 
-def test_resume_names_the_settings_that_differ(tmp_path: Path) -> None:
+def test_resume_reports_settings_that_differ(tmp_path: Path) -> None:
     small_run(folder=tmp_path)
     with pytest.raises(
         ValueError,
@@ -911,7 +913,7 @@ def test_resume_names_the_settings_that_differ(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("second", [False, True])
-def test_the_last_evaluation_is_interrupted_and_made_by_the_resumed_run(
+def test_resumed_run_repeats_an_interrupted_last_evaluation(
     second: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # a job in the background may ignore it
@@ -945,7 +947,7 @@ def test_the_last_evaluation_is_interrupted_and_made_by_the_resumed_run(
     assert_same_run(resume(tmp_path, TEXT, progress=False), whole)
 
 
-def test_an_interrupted_evaluation_on_the_way_is_made_later(
+def test_resumed_run_repeats_an_interrupted_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # a job in the background may ignore it
@@ -969,7 +971,7 @@ def test_an_interrupted_evaluation_on_the_way_is_made_later(
     assert_same_run(resume(tmp_path, TEXT, progress=False), whole)
 
 
-def test_a_long_evaluation_shows_how_far_it_is(
+def test_evaluation_shows_a_progress_bar(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bars: list[Any] = []
@@ -1025,7 +1027,7 @@ def scripted(
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_the_best_weights_are_returned_and_saved(
+def test_best_weights_are_returned_and_saved(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses, step, loss = SCRIPTS[script]
@@ -1058,7 +1060,7 @@ def test_the_best_weights_are_returned_and_saved(
     assert_same_run(resume(tmp_path, TEXT, progress=False), run)
 
 
-def test_an_interrupted_run_returns_its_last_weights_and_has_its_best(
+def test_interrupted_run_returns_last_and_best_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # a job in the background may ignore it
@@ -1081,7 +1083,7 @@ def test_an_interrupted_run_returns_its_last_weights_and_has_its_best(
 
 
 @pytest.mark.parametrize("call", range(1, 6))
-def test_the_best_weights_outlive_a_kill(
+def test_best_weights_survive_a_kill(
     call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a learning rate that grows too far, the loss is lowest at step 4 of 9."""
@@ -1120,7 +1122,7 @@ def test_the_best_weights_outlive_a_kill(
 # -----------------------------------------------------------------------
 
 
-def test_a_run_resumes_in_the_dtype_of_the_model_it_started_from(
+def test_run_resumes_in_the_dtype_of_its_initial_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = Config(
@@ -1144,7 +1146,7 @@ def test_a_run_resumes_in_the_dtype_of_the_model_it_started_from(
 
 
 @pytest.mark.parametrize("variant", ["feedback", "shared-kv"])
-def test_a_run_starts_from_a_parallel_model_and_resumes(
+def test_run_initialised_from_a_parallel_model_resumes(
     variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parallel = small_run(
@@ -1172,7 +1174,7 @@ def test_a_run_starts_from_a_parallel_model_and_resumes(
     assert parallel.model.config.variant == "parallel"
 
 
-def test_a_start_may_know_more_characters_but_not_fewer() -> None:
+def test_vocabulary_of_the_initial_model_must_contain_the_text() -> None:
     parallel = small_run(TEXT + "?!", variant="parallel").model
     run = train(
         TEXT, preset="tiny", init_from=parallel, steps=2, progress=False, sample=0
@@ -1182,7 +1184,7 @@ def test_a_start_may_know_more_characters_but_not_fewer() -> None:
         train(TEXT + "Z", preset="tiny", init_from=parallel, steps=2, progress=False)
 
 
-def test_a_start_must_be_parallel_and_keeps_its_sizes(tmp_path: Path) -> None:
+def test_initial_model_must_be_parallel_and_keeps_its_sizes(tmp_path: Path) -> None:
     feedback = small_run(steps=1).model
     with pytest.raises(
         ValueError,
@@ -1209,7 +1211,7 @@ def test_a_start_must_be_parallel_and_keeps_its_sizes(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------
 
 
-def test_tensorboard_holds_the_metrics(tmp_path: Path) -> None:
+def test_tensorboard_events_contain_the_metrics(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import (
         EventAccumulator,
@@ -1235,7 +1237,7 @@ def test_tensorboard_holds_the_metrics(tmp_path: Path) -> None:
     assert [event.step for event in events.Scalars("val_loss")] == [4, 8, 11]
 
 
-def test_without_tensorboard_nothing_is_begun(
+def test_missing_tensorboard_is_reported_before_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
@@ -1251,7 +1253,7 @@ def test_without_tensorboard_nothing_is_begun(
 # --------------------------------------------------------------------------------------
 
 
-def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
+def test_run_is_not_overwritten(tmp_path: Path) -> None:
     small_run(folder=tmp_path)
     files = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(
@@ -1263,7 +1265,7 @@ def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("inside", ["", "sub"])
-def test_a_folder_that_cannot_be_written_is_named_before_the_first_step(
+def test_unwritable_folder_is_refused_before_the_first_step(
     inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("in the way")
@@ -1298,7 +1300,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_first_step(
         ("", {}, "text must have at least one character"),
     ],
 )
-def test_a_text_too_short_is_refused_before_anything_is_written(
+def test_short_text_is_refused_before_anything_is_written(
     text: str, settings: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -1306,12 +1308,12 @@ def test_a_text_too_short_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_shortest_text_will_do() -> None:
+def test_shortest_allowed_text() -> None:
     assert small_run(TEXT[:71]).finished
     assert small_run(TEXT[:200], seq_len=17, carry=True, batch_size=10).finished
 
 
-def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "latin.txt"
     path.write_bytes(b"caf\xe9 " * 50)
     with pytest.raises(
@@ -1372,7 +1374,7 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
         ({"n_heads": 3}, ValueError, "n_heads must divide d_model"),
     ],
 )
-def test_bad_arguments_are_named(
+def test_bad_arguments_are_refused(
     settings: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -1384,7 +1386,7 @@ def test_train_is_a_public_name() -> None:
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_weights_are_not_replaced_by_a_run(tmp_path: Path, resume: bool) -> None:
+def test_weights_in_the_folder_are_not_replaced(tmp_path: Path, resume: bool) -> None:
     start = small_run(variant="parallel", steps=1).model
     path = start.save_pretrained(tmp_path)
     before = path.read_bytes()
@@ -1396,7 +1398,7 @@ def test_weights_are_not_replaced_by_a_run(tmp_path: Path, resume: bool) -> None
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_run_without_its_metrics_says_so(tmp_path: Path) -> None:
+def test_missing_metrics_are_reported(tmp_path: Path) -> None:
     small_run(folder=tmp_path)
     (tmp_path / METRICS_FILE).unlink()
     with pytest.raises(
@@ -1405,7 +1407,7 @@ def test_a_run_without_its_metrics_says_so(tmp_path: Path) -> None:
         small_run(folder=tmp_path, resume=True)
 
 
-def test_a_figure_that_cannot_be_made_does_not_end_the_run(
+def test_error_of_matplotlib_does_not_end_the_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -1421,7 +1423,7 @@ def test_a_figure_that_cannot_be_made_does_not_end_the_run(
     )
 
 
-def test_a_checkpoint_is_not_kept_in_memory_by_the_run_that_resumes(
+def test_resumed_run_frees_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[Checkpoint] = []
@@ -1435,7 +1437,7 @@ def test_a_checkpoint_is_not_kept_in_memory_by_the_run_that_resumes(
 
 
 @pytest.mark.parametrize("other", [None, signal.SIG_IGN])
-def test_a_signal_that_python_did_not_set_or_that_is_ignored_is_left_alone(
+def test_ignored_and_foreign_signal_handlers_are_kept(
     other: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handlers = {signal.SIGTERM: other, signal.SIGINT: signal.default_int_handler}
@@ -1449,7 +1451,7 @@ def test_a_signal_that_python_did_not_set_or_that_is_ignored_is_left_alone(
     assert touched == [signal.SIGINT, signal.SIGINT]
 
 
-def test_no_windows_are_refused() -> None:
+def test_evaluate_refuses_empty_windows() -> None:
     with pytest.raises(
         ValueError,
         match=r"windows must have shape \[N, T \+ 1\] with every size >= 1, got \[0, 5\]",
@@ -1457,7 +1459,7 @@ def test_no_windows_are_refused() -> None:
         evaluate(small_run(steps=1).model, torch.empty(0, 5, dtype=torch.long))
 
 
-def test_a_model_whose_moments_will_not_fit_is_refused_before_the_first_step(
+def test_checkpoint_too_large_with_moments_is_refused_at_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = small_run(steps=1).model.save_pretrained(tmp_path / "size")

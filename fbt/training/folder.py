@@ -11,7 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO
 
-from fbt._files import replacing_file
+from fbt._files import open_descriptor, replacing_file
 from fbt._weights import header_of
 from fbt.pretrained import CHECKPOINT_FILE, WEIGHTS_FILE
 
@@ -26,10 +26,7 @@ RELATIVE = {
     os.unlink,
     os.rename,
 } <= os.supports_dir_fd and os.scandir in os.supports_fd
-# Flags of `os.open` that Windows does not have, or that only Windows has.
-WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0)
-WITHOUT_FOLLOWING = getattr(os, "O_NOFOLLOW", 0)
-BINARY = getattr(os, "O_BINARY", 0)
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows does not have it
 
 
 class FolderGone(FileNotFoundError):
@@ -158,7 +155,7 @@ class RunFolder:
         """
         self.check()
         try:
-            file = self._open(name, os.O_RDWR | WITHOUT_FOLLOWING)
+            file = self._open(name, os.O_RDWR | NO_FOLLOW)
         except OSError:
             return False
         try:
@@ -205,12 +202,7 @@ class RunFolder:
         return str(self.path / name) if self._dir_fd is None else name
 
     def _open(self, name: str, flags: int) -> IO[bytes]:
-        descriptor = os.open(
-            self._relative(name),
-            flags | WITHOUT_WAITING | BINARY,
-            dir_fd=self._dir_fd,
-        )
-        return os.fdopen(descriptor, "rb+" if flags & os.O_RDWR else "rb")
+        return open_descriptor(self._relative(name), flags, self._dir_fd)
 
     def _has(self, name: str) -> bool:
         with suppress(FileNotFoundError):
