@@ -1,9 +1,10 @@
-"""A training process that is to be killed inside some call: shortly after one of the package's lines in it.
+"""A training process that is killed inside a given call, shortly after a given line.
 
-`python tests/dying.py ORDERS words ...` builds the native backend, then does what the
-command line does with these words. At its moment it says into a pipe where it is, and
-goes on; but it never leaves the call, so that the kill that answers, however late,
-falls inside it.
+    python tests/dying.py ORDERS ARGUMENT ...
+
+builds the native backend, then runs the command line with these arguments. When the
+line is reached, the process writes its position into a pipe and continues. It never
+returns from the call, so that the kill falls inside it.
 """
 
 import io
@@ -40,7 +41,10 @@ CALLS: dict[str, tuple[Any, str]] = {
 
 @dataclass(frozen=True)
 class Moment:
-    """When to be killed: a while after the n-th line that a call runs of the package or of this file."""
+    """When to kill a process: some seconds after a line of a call.
+
+    Lines of the package and of this file are counted.
+    """
 
     kind: str
     call: int
@@ -50,7 +54,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Orders:
-    """All that the process is told: the moment, the pipe to write into, and a corpus of its own to fetch."""
+    """The moment of the kill, the pipe to write into, and the corpus to download."""
 
     moment: Moment
     pipe: int
@@ -68,7 +72,7 @@ class Orders:
 
 
 class InPieces(io.BufferedWriter):
-    """A file that is written slowly, a fifth at a time: there are moments at which it is not whole."""
+    """A file that is written slowly, in five pieces."""
 
     def write(self, data: Any) -> int:
         size = len(data) // 5 + 1
@@ -80,12 +84,12 @@ class InPieces(io.BufferedWriter):
 
 
 def in_pieces(path: str, mode: str, opener: Any) -> Any:
-    """`open`, where what `fbt._files` writes is written in pieces."""
+    """Open a file like `open`, but for writing in pieces."""
     return InPieces(io.FileIO(path, mode, opener=opener))
 
 
 def appended_in_pieces(descriptor: int, mode: str) -> Any:
-    """`os.fdopen`, where what `RunFolder.append` writes is written in pieces."""
+    """Open a descriptor like `os.fdopen`, but append in pieces."""
     if mode == "rb+":
         return InPieces(io.FileIO(descriptor, mode))
     return fdopen(descriptor, mode)
@@ -94,7 +98,7 @@ def appended_in_pieces(descriptor: int, mode: str) -> Any:
 def never_left(
     function: Callable[..., Any], moment: Moment, pipe: int
 ) -> Callable[..., Any]:
-    """The function, but the call of the moment says when it has come to the line, and does not return."""
+    """Return a function whose given call reports its line and does not return."""
     calls = itertools.count(1)
 
     def dying(*args: Any, **kwargs: Any) -> Any:

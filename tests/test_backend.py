@@ -116,6 +116,17 @@ def test_run_continues_with_a_warning_when_the_library_disappears(
     assert_same_run(resume(tmp_path / "run", TEXT, progress=False), run)
 
 
+def test_finished_run_keeps_its_backend_without_the_library(
+    machines: list[Machine], tmp_path: Path
+) -> None:
+    machines[0].enter(built=True)
+    whole = small_run(folder=tmp_path / "run")
+    machines[1].enter(built=False)
+    run = resume(tmp_path / "run", TEXT, progress=False)
+    assert_same_run(run, whole)
+    assert run.backend == Checkpoint.load(tmp_path / "run").backend == "native"
+
+
 def test_run_keeps_its_backend_when_the_library_is_built_meanwhile(
     machines: list[Machine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,7 +233,7 @@ def test_settings_report_another_backend(tmp_path: Path) -> None:
 def test_checkpoint_without_a_backend_is_resumed_with_the_automatic_one(
     machines: list[Machine], tmp_path: Path
 ) -> None:
-    """As written by earlier versions, which had neither the setting nor the record."""
+    """Checkpoints of earlier versions contain neither the setting nor the record."""
     machines[0].enter(built=False)
     whole, folder = small_run(), tmp_path / "run"
     stopped_run(folder)

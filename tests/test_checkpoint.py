@@ -1,4 +1,4 @@
-"""What `fbt.training.checkpoint` writes comes back as it was, and what is not a checkpoint is named."""
+"""Checkpoints: what they restore, and files that are refused."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ TOKENS = torch.randint(5, (2, 9), generator=torch.Generator().manual_seed(0))
 
 
 def stepped() -> tuple[LanguageModel, torch.optim.AdamW, State]:
-    """A model two steps into its training, and the memory it carries."""
+    """Return a model after two steps, its optimiser and its carried memory."""
     torch.manual_seed(0)
     model = LanguageModel(CONFIG, CharTokenizer("abcde"))
     optimizer, state = adamw(model, SETTINGS.recipe), None
@@ -71,8 +71,7 @@ def test_checkpoint_restores_weights_moments_memory_and_settings(
         restored.keys + restored.values, state.keys + state.values, strict=True
     ):
         assert torch.equal(mine, theirs)
-    # Two more steps agree to the last bit: nothing that they depend on was left
-    # behind.
+    # Two more steps agree to the last bit, so the checkpoint is complete.
     for _ in range(2):
         state, restored = (
             step(model, optimizer, state),
@@ -130,7 +129,7 @@ def test_missing_checkpoint_is_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("metrics", "message"),
     [
-        # as before there was a fingerprint
+        # a checkpoint of an early version
         (None, "metrics is missing from the metadata"),
         ("{", "metrics is not valid JSON"),
         ("[]", "metrics must be a JSON object, got list"),
@@ -176,8 +175,8 @@ def test_bad_fingerprint_is_refused(
 
 
 def test_fingerprint_round_trips_through_json() -> None:
-    found = fingerprint(b"abc")
-    assert Fingerprint.from_json(found.to_json()) == found
+    original = fingerprint(b"abc")
+    assert Fingerprint.from_json(original.to_json()) == original
 
 
 @pytest.mark.parametrize("kept", [0, 7, 100, -1])

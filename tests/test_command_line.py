@@ -1,4 +1,4 @@
-"""`python -m fbt.training`: in this process where that will do, in one of its own where it is killed."""
+"""The command line, `python -m fbt.training`."""
 
 import json
 import os
@@ -31,8 +31,7 @@ from fbt.training.checkpoint import Checkpoint
 from fbt.training.metrics import METRICS_FILE, read_metrics
 from fbt.training.recipe import PRESETS, Recipe
 
-# The order of floating-point sums depends on the number of threads; both processes
-# have the same.
+# Results depend on the number of threads, so both processes use the same.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
 COMMAND = [sys.executable, *WARNINGS, "-m", "fbt.training"]
 LONG: dict[str, Any] = {
@@ -51,17 +50,17 @@ def data(tmp_path: Path) -> Path:
 
 
 def steps_in(folder: Path) -> list[int]:
-    """The steps of all whole lines of metrics so far."""
+    """Return the steps of all complete lines of metrics."""
     path = folder / METRICS_FILE
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
 
 
-def begin(words: list[str], folder: Path) -> "subprocess.Popen[str]":
-    """Start a process and wait until it has saved a step drawn at random."""
+def begin(arguments: list[str], folder: Path) -> "subprocess.Popen[str]":
+    """Start a process and wait until it has saved a random step."""
     step = random.randint(7, 60)
     process = subprocess.Popen(
-        COMMAND + words,
+        COMMAND + arguments,
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -102,8 +101,7 @@ def test_killed_command_resumes_with_equal_bits(
         CHECKPOINT_FILE,
         METRICS_FILE,
     }
-    # However the kill fell between the two files, the metrics are whole and reach the
-    # checkpoint.
+    # Wherever the kill fell, the metrics reach the checkpoint.
     assert [
         m["step"]
         for m in read_metrics(folder, checkpoint.metrics, step)
@@ -122,8 +120,8 @@ def test_ctrl_c_saves_a_checkpoint(data: Path, tmp_path: Path) -> None:
     assert process.returncode == 130
     step = Checkpoint.load(folder).step
     assert (
-        out
-        == f"stopped after step {step}; resume with: python -m fbt.training --resume {folder}\n"
+        out == f"stopped after step {step}; resume with: "
+        f"python -m fbt.training --resume {folder}\n"
     )
     assert "Traceback" not in err
     assert f"{step}/150" in err
@@ -134,7 +132,7 @@ def test_ctrl_c_saves_a_checkpoint(data: Path, tmp_path: Path) -> None:
 def test_signals_ignored_by_the_parent_stay_ignored(
     data: Path, tmp_path: Path
 ) -> None:
-    """A script starts a command in the background so that Ctrl-C passes it by; nohup is another way."""
+    """As for background commands of scripts, and under nohup."""
     folder = tmp_path / "run"
     before = {
         kind: signal.signal(kind, signal.SIG_IGN)
@@ -166,7 +164,8 @@ def test_command_equals_function(
     )
     out, err = capsys.readouterr()
     assert out.startswith(
-        f"validation loss {run.val_loss:.4f}{run.when}; weights, metrics and loss curve are in "
+        f"validation loss {run.val_loss:.4f}{run.when}; "
+        "weights, metrics and loss curve are in "
     )
     assert "11/11" in err
     assert run.evaluations[-1]["sample"].strip() in err
@@ -192,7 +191,7 @@ def test_resume_on_the_command_line(
 
 def test_init_from_a_parallel_run(data: Path, tmp_path: Path) -> None:
     assert main(small_command(data, tmp_path / "first", variant="parallel")) == 0
-    words = [
+    arguments = [
         f"--data={data}",
         "--preset=tiny",
         "--variant=feedback",
@@ -203,7 +202,7 @@ def test_init_from_a_parallel_run(data: Path, tmp_path: Path) -> None:
     assert (
         main(
             [
-                *words,
+                *arguments,
                 f"--init-from={tmp_path / 'first'}",
                 f"--folder={tmp_path / 'second'}",
             ]
@@ -222,8 +221,8 @@ def test_default_folder_is_named_after_variant_and_preset(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = small_command(data, tmp_path, variant="feedback")
-    assert main([word for word in words if not word.startswith("--folder")]) == 0
+    arguments = small_command(data, tmp_path, variant="feedback")
+    assert main([word for word in arguments if not word.startswith("--folder")]) == 0
     assert (tmp_path / "runs" / "feedback-tiny" / "model.safetensors").is_file()
 
 
@@ -250,7 +249,7 @@ def test_help_lists_every_option_and_preset(
         "--preset",
     ):
         assert f" {option} " in text
-    # What an option means, its value in each preset, and a value that all share.
+    # The meaning of an option, and its default in each preset or in all.
     assert "--steps INT optimiser steps [tiny 600, small 2000, base 5000]" in text
     assert (
         '--activation STR "relu" or "gelu", inside the feed-forward block [relu]'
@@ -265,7 +264,7 @@ def test_every_option_has_a_help_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["--data=missing.txt"], "No such file or directory: 'missing.txt'"),
         (["--data=."], "Is a directory"),
@@ -287,7 +286,7 @@ def test_every_option_has_a_help_text() -> None:
     ],
 )
 def test_errors_are_printed_in_one_line(
-    words: list[str],
+    arguments: list[str],
     message: str,
     data: Path,
     tmp_path: Path,
@@ -295,7 +294,7 @@ def test_errors_are_printed_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main([*small_command(data, tmp_path / "run"), *words]) == 2
+    assert main([*small_command(data, tmp_path / "run"), *arguments]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("python -m fbt.training: ")
     assert message in last
@@ -313,13 +312,14 @@ def test_existing_run_is_refused(
 
 
 @pytest.mark.parametrize(
-    "words", [["--stepz=3"], ["--steps=three"], ["--variant=serial"], ["--log=wandb"]]
+    "arguments",
+    [["--stepz=3"], ["--steps=three"], ["--variant=serial"], ["--log=wandb"]],
 )
 def test_unknown_options_are_refused(
-    words: list[str], capsys: pytest.CaptureFixture[str]
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(words)
+        main(arguments)
     assert caught.value.code == 2
     assert "usage: python -m fbt.training" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""`make experiments`: what models are compared with, jobs that are done once, what they learn."""
+"""Experiments: baselines, cached jobs, and what small models learn."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def transformer(positions: str) -> Transformer:
     ).double()
 
 
-# What feedback is compared with
+# Baselines
 
 
 @each_scheme
@@ -35,7 +35,7 @@ def test_baseline_is_causal(positions):
 
 @each_scheme
 def test_baseline_distinguishes_positions(positions):
-    """Equal tokens: without positions all steps look alike, and rotary ones know differences only."""
+    """Without positions, steps with equal tokens have equal outputs."""
     model, tokens = transformer(positions), torch.full((1, 9), 3)
     logits = model(tokens)
     alike = torch.allclose(logits[:, 1:], logits[:, :-1])
@@ -75,7 +75,7 @@ def test_wider_model_has_as_many_parameters(layers):
 
 
 def square(job: dict) -> dict:
-    """A job for the test below; each call leaves a file."""
+    """Run a job of the test below; each call writes a file."""
     number = job["number"]
     Path(
         job["folder"], f"{number}-{len(list(Path(job['folder']).iterdir()))}"
@@ -119,7 +119,7 @@ def test_record_contains_its_origin(tmp_path, monkeypatch):
     assert content.keys() == {"machine", "commit", "runs", "settings"}
     assert content["commit"] == "abc"
     assert content["machine"]["torch"] == torch.__version__
-    # a line a run, so that a change of one is a change of one line
+    # one run per line, for readable diffs
     assert '\n{"a":1},\n{"a":2}\n' in text
 
 
@@ -129,7 +129,7 @@ def test_record_contains_its_origin(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_one_feedback_layer_learns_parity(seed):
-    """In a few CPU seconds, at the rate that the search chose; two minutes are for slow machines."""
+    """It takes a few CPU seconds; the limit is for slow machines."""
     result = tracking.run(
         tracking.recurrent("parity", "feedback", rate=5e-4, seed=seed, seconds=120)
     )
@@ -139,7 +139,7 @@ def test_one_feedback_layer_learns_parity(seed):
 
 @pytest.mark.slow
 def test_memory_of_embeddings_does_not_learn_parity():
-    """What learns it is feedback and nothing else: the same model without it is left guessing."""
+    """The same model without feedback only guesses."""
     job = tracking.recurrent(
         "parity", "feedback", options={"memory": "embedding"}, seconds=10
     )

@@ -1,4 +1,4 @@
-"""A run's folder: who may write into it, and what is said and left when it cannot be written any more."""
+"""The folder of a run: locks, folders that are moved, full disks."""
 
 import errno
 import itertools
@@ -52,7 +52,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def at_step(step: int, do: Callable[[], object], patch: Patch) -> None:
-    """Have something happen within a step."""
+    """Call a function at the start of a step."""
     update = Trainer._update
 
     def updating(self: Trainer) -> Any:
@@ -63,14 +63,13 @@ def at_step(step: int, do: Callable[[], object], patch: Patch) -> None:
     patch.setattr(Trainer, "_update", updating)
 
 
-# --- one process
-# --------------------------------------------------------------------------------------------
+# --- one process ---
 
 
 def test_folder_is_locked_once_and_released(folder: Path) -> None:
-    place = RunFolder(folder)
-    with place.locked():
-        place.check()
+    run_folder = RunFolder(folder)
+    with run_folder.locked():
+        run_folder.check()
         with (
             pytest.raises(
                 BlockingIOError,
@@ -94,11 +93,12 @@ def test_second_process_is_refused_in_one_line(
     with RunFolder(folder).locked():
         assert main(["--resume", str(folder), "--log=tensorboard"]) == 2
         assert main(small_command(data, folder)) == 2
-    refused, found = capsys.readouterr().err.splitlines()
-    assert refused.endswith(
-        f"another process is training into this folder: '{folder}'; it is this process"
+    locked, existing = capsys.readouterr().err.splitlines()
+    assert locked.endswith(
+        f"another process is training into this folder: '{folder}'; "
+        "it is this process"
     )
-    assert "already contains a run" in found
+    assert "already contains a run" in existing
     assert files(folder) == before
 
 
@@ -119,7 +119,7 @@ def test_run_that_ended_just_before_locking_is_kept(
 
 
 def just_before_locking(do: Callable[[], object], monkeypatch: Patch) -> None:
-    """Have something happen after the next run has looked into its folder."""
+    """Call a function when the next run has read its folder but not locked it."""
     hold = RunFolder.locked
 
     def late(self: RunFolder) -> Any:
@@ -134,12 +134,12 @@ def just_before_locking(do: Callable[[], object], monkeypatch: Patch) -> None:
 def test_folder_swapped_just_before_locking_is_kept(
     name: str, folder: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    """It may be at the same step, or hold weights alone."""
+    """The other folder is at the same step, or contains only weights."""
     other = tmp_path / "other"
-    for place in (folder, other):
+    for path in (folder, other):
         with monkeypatch.context() as patch:
             patch.setattr(Interrupt, "requested", True)
-            small_run(folder=place, seed=int(place == other))
+            small_run(folder=path, seed=int(path == other))
     if name == WEIGHTS_FILE:
         shutil.rmtree(folder)
         (other / CHECKPOINT_FILE).rename(other / WEIGHTS_FILE)
@@ -158,7 +158,7 @@ def test_folder_swapped_just_before_locking_is_kept(
 def test_without_locks_one_of_two_runs_stops(
     folder: Path, monkeypatch: Patch
 ) -> None:
-    """Each looks at the checkpoint before it writes: it must be its own."""
+    """Each run checks before it writes that the checkpoint is its own."""
 
     def no_locks(*args: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -170,7 +170,7 @@ def test_without_locks_one_of_two_runs_stops(
 
     def resumed() -> None:
         if not began:
-            began.append("the other run, which comes to its fifth step too")
+            began.append("the other run")  # it also reaches its fifth step
             other.append(resume(folder, TEXT, progress=False))
 
     at_step(5, resumed, monkeypatch)
@@ -203,8 +203,7 @@ def test_file_system_without_locks_is_accepted(
     assert_same_run(small_run(folder=folder), small_run())
 
 
-# --- a folder that goes away
-# --------------------------------------------------------------------------------
+# --- folders that are moved or removed ---
 
 
 def test_moved_folder_stops_the_run_which_resumes_there(
@@ -215,7 +214,8 @@ def test_moved_folder_stops_the_run_which_resumes_there(
         at_step(5, lambda: folder.rename(moved), patch)
         assert main(small_command(data, folder)) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
-        f"python -m fbt.training: [Errno 2] the folder of the run was moved or removed: '{folder}'; "
+        "python -m fbt.training: [Errno 2] the folder of the run was moved or "
+        f"removed: '{folder}'; "
         f"if the folder was moved, the checkpoint of step 3 is intact; "
         f"resume with: python -m fbt.training --resume NEW-FOLDER"
     )
@@ -249,7 +249,7 @@ def test_another_run_at_the_path_is_left_alone(
     assert files(folder) == {CHECKPOINT_FILE: b"another run's"}
 
 
-# --- a folder that goes away between two calls to the system ----------------------
+# --- folders that are moved between two system calls ---
 
 CALLS = [
     "open",
@@ -266,7 +266,7 @@ CALLS += ["scandir", "listdir"]
 
 
 class Calls:
-    """Counts the system calls of a run's saves, and does something before one of them."""
+    """Counts system calls while a run saves, and calls `do` before one of them."""
 
     def __init__(self, monkeypatch: Patch) -> None:
         self.active, self.count, self.at, self.do = False, 0, -1, lambda: None
@@ -319,7 +319,7 @@ def tiny_run(folder: Path, **changes: Any) -> Run:
 
 @pytest.fixture
 def another(tmp_path: Path) -> dict[str, bytes]:
-    """The files of another run, of another seed."""
+    """Return the files of a run with another seed."""
     tiny_run(tmp_path / "another", seed=1)
     return files(tmp_path / "another")
 
@@ -356,7 +356,7 @@ def test_folder_that_goes_between_any_two_system_calls(
         lambda run, folder: folder.write(LOSS_FIGURE, b"<svg/>"),
     )
     expected = tiny_run(tmp_path / "undisturbed")
-    total, said = saves.count, set()
+    total, steps_in_notes = saves.count, set()
     assert total > 60
     for saves.at in range(total):
         saves.count = 0
@@ -370,22 +370,22 @@ def test_folder_that_goes_between_any_two_system_calls(
         assert caught.value.filename == str(folder)
         if how == "removed":
             continue
-        found = files(moved)
-        assert {name for name in found if name.endswith(".part")} == set()
+        written = files(moved)
+        assert {name for name in written if name.endswith(".part")} == set()
         notes = getattr(caught.value, "__notes__", [])
         step = re.findall("the checkpoint of step (\\d+) is intact", "".join(notes))
-        said.update(step)
-        # What the note says is there is there, and nothing is where it says nothing.
+        steps_in_notes.update(step)
+        # The checkpoint that the note mentions exists; without a note there is none.
         assert (
             [str(Checkpoint.load(moved).step)] == step
             if step
-            else CHECKPOINT_FILE not in found
+            else CHECKPOINT_FILE not in written
         )
         if step:
             assert notes[0].startswith("if the folder was moved, ")
             if saves.at % 7 == 0:
                 assert_same_run(resume(moved, TEXT, progress=False), expected)
-    assert how == "removed" or said == {"0", "1", "2"}
+    assert how == "removed" or steps_in_notes == {"0", "1", "2"}
 
 
 @pytest.mark.parametrize("how", ["moved", "swapped", "removed"])
@@ -420,31 +420,31 @@ def test_without_dir_fd_the_path_is_checked_before_each_file(
                 tiny_run(folder)
 
 
-# --- a forked child, and a run whose torchrun is gone -----------------------------
+# --- forked processes, and a killed torchrun ---
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_forked_child_does_not_keep_the_lock(folder: Path) -> None:
     context = multiprocessing.get_context("fork")
     ready, done = context.Event(), context.Event()
-    place = RunFolder(folder)
+    run_folder = RunFolder(folder)
 
     def child() -> None:
         with pytest.raises(
             BlockingIOError, match="only the process that locked the folder may write"
         ):
-            place.write("file", b"")
+            run_folder.write("file", b"")
         ready.set()
         done.wait(60)
 
-    with place.locked():
+    with run_folder.locked():
         process = context.Process(target=child)
         process.start()
         assert ready.wait(60)
         with pytest.raises(BlockingIOError), RunFolder(folder).locked():
             pass
     try:
-        with RunFolder(folder).locked():  # though the child is still there
+        with RunFolder(folder).locked():  # although the child is alive
             assert process.is_alive()
     finally:
         done.set()
@@ -461,7 +461,7 @@ from fbt.training.folder import RunFolder
 with RunFolder(Path(sys.argv[1])).locked():
     if os.fork() == 0:
         try:
-            raise SystemExit  # which leaves the block that holds the folder
+            raise SystemExit  # leaves the block that has locked the folder
         finally:
             os.write(1, b"left\\n")
             time.sleep(60)
@@ -532,29 +532,28 @@ def test_process_left_by_a_killed_torchrun_can_be_ended(
     process.kill()
     process.wait()
     assert main(["--resume", str(folder)]) == 2
-    said = capsys.readouterr().err
-    found = re.search(rf"; {LEFT_BEHIND} with: kill (\d+)$", said)
-    assert found is not None, said
-    os.kill(int(found[1]), signal.SIGTERM)
+    message = capsys.readouterr().err
+    command = re.search(rf"; {LEFT_BEHIND} with: kill (\d+)$", message)
+    assert command is not None, message
+    os.kill(int(command[1]), signal.SIGTERM)
     while True:
         try:
             with RunFolder(folder).locked():
                 break
-        except (BlockingIOError, FolderTaken):  # it is still there, and saves
+        except (BlockingIOError, FolderTaken):  # it still saves
             assert time.monotonic() < deadline
             time.sleep(0.1)
     step = Checkpoint.load(folder).step
     lines = (folder / METRICS_FILE).read_text().splitlines()
-    assert json.loads(lines[-1])["step"] == step  # it was saved before it ended
+    assert json.loads(lines[-1])["step"] == step  # the process saved before it ended
 
 
-# --- a disk that is full, or may not be written
-# -------------------------------------------------------------
+# --- full and read-only disks ---
 
 
 @pytest.fixture
-def room() -> Any:
-    """Make every file that is written end at some size, as a quota does; the error is the system's own."""
+def limit_file_size() -> Any:
+    """Return a function that limits the size of files, as a quota does."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -563,7 +562,7 @@ def room() -> Any:
 def test_full_disk_keeps_the_last_checkpoint(
     data: Path,
     folder: Path,
-    room: Callable[[int], None],
+    limit_file_size: Callable[[int], None],
     monkeypatch: Patch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -571,19 +570,21 @@ def test_full_disk_keeps_the_last_checkpoint(
 
     def full_at_step_6(self: RunFolder, name: str, data: bytes) -> None:
         if name == CHECKPOINT_FILE and next(number) == 2:
-            room(len(data) // 2)
+            limit_file_size(len(data) // 2)
         try:
             write(self, name, data)
         finally:
-            room(resource.RLIM_INFINITY)
+            limit_file_size(resource.RLIM_INFINITY)
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "write", full_at_step_6)
         assert main(small_command(data, folder)) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == (
-        f"python -m fbt.training: [Errno 27] File too large: '{folder / CHECKPOINT_FILE}'; the checkpoint "
-        f"of step 3 is intact; once there is free space, resume with: python -m fbt.training --resume '{folder}'"
+        "python -m fbt.training: [Errno 27] File too large: "
+        f"'{folder / CHECKPOINT_FILE}'; the checkpoint of step 3 is intact; once "
+        f"there is free space, resume with: "
+        f"python -m fbt.training --resume '{folder}'"
     )
     assert Checkpoint.load(folder).step == 3
     assert sorted(files(folder)) == [CHECKPOINT_FILE, METRICS_FILE]

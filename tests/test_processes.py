@@ -1,7 +1,7 @@
-"""Several processes make the run that one would make, and it outlives each of them.
+"""Runs of several processes equal those of one, and resume after a kill.
 
-Several means two or three on this machine, started by torchrun and joined by gloo.
-Their shares of a batch are not even: three sequences are two and one.
+Torchrun starts two or three processes on this machine, which communicate with gloo.
+Their shares of a batch differ: of three sequences, one process computes two.
 """
 
 import json
@@ -32,12 +32,15 @@ from fbt.training.recipe import Recipe
 from fbt.training.run import _adding_advice
 
 HERE = Path(__file__).parent
-DISAGREE = "all 2 processes of a run must have the same settings, text, backend and checkpoint"
+DISAGREE = (
+    "all 2 processes of a run must have the same settings, text, backend and "
+    "checkpoint"
+)
 
 
-def torchrun(count: int, *words: str | Path) -> list[str]:
-    """The command that starts so many processes."""
-    start = [
+def torchrun(count: int, *arguments: str | Path) -> list[str]:
+    """Return a command that starts several processes."""
+    launcher = [
         sys.executable,
         "-W",
         "error",
@@ -45,10 +48,12 @@ def torchrun(count: int, *words: str | Path) -> list[str]:
         "torch.distributed.run",
         "--standalone",
     ]
-    return [*start, f"--nproc-per-node={count}", *map(str, words)]
+    return [*launcher, f"--nproc-per-node={count}", *map(str, arguments)]
 
 
-def done(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+def run_command(
+    command: list[str], **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, with one thread per process."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     return subprocess.run(
@@ -57,15 +62,15 @@ def done(command: list[str], **variables: str) -> subprocess.CompletedProcess[st
 
 
 def metrics_in(folder: Path) -> list[dict[str, Any]]:
-    """What a run has written down, without what no two runs share."""
+    """Return the metrics of a run, without times."""
     return untimed(map(json.loads, (folder / METRICS_FILE).read_text().splitlines()))
 
 
 def assert_equal_runs(folder: Path, expected: Path) -> None:
-    """Metrics and weights agree to 1e-9."""
-    found, wanted = metrics_in(folder), metrics_in(expected)
-    assert len(found) == len(wanted)
-    for mine, theirs in zip(found, wanted, strict=True):
+    """Check that metrics and weights agree to 1e-9."""
+    actual, expected_metrics = metrics_in(folder), metrics_in(expected)
+    assert len(actual) == len(expected_metrics)
+    for mine, theirs in zip(actual, expected_metrics, strict=True):
         assert (mine.keys(), mine.pop("sample", "")) == (
             theirs.keys(),
             theirs.pop("sample", ""),
@@ -93,7 +98,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, native: None) -> Path:
 
 
 def test_two_processes_equal_one(alone: Path, tmp_path: Path) -> None:
-    result = done(torchrun(2, HERE / "several.py", tmp_path))
+    result = run_command(torchrun(2, HERE / "several.py", tmp_path))
     assert result.returncode == 0, result.stderr
     for name in several.RUNS:
         assert_equal_runs(tmp_path / name, alone / name)
@@ -106,7 +111,7 @@ def test_run_of_a_killed_process_resumes_with_another_number_of_processes(
     alone: Path, tmp_path: Path, name: str
 ) -> None:
     for count, rank, step, kept in ((2, 1, 7, 6), (3, 0, 13, 12)):
-        result = done(
+        result = run_command(
             torchrun(count, HERE / "several.py", tmp_path, name, str(rank), str(step))
         )
         assert result.returncode != 0
@@ -120,8 +125,8 @@ def test_signal_to_torchrun_saves_and_prints_once(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
-    words = small_command(tmp_path / "text.txt", tmp_path / "run", steps=100_000)
-    command = torchrun(2, "-m", "fbt.training", *words)
+    arguments = small_command(tmp_path / "text.txt", tmp_path / "run", steps=100_000)
+    command = torchrun(2, "-m", "fbt.training", *arguments)
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -132,16 +137,17 @@ def test_signal_to_torchrun_saves_and_prints_once(
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
+    message, _ = process.communicate(timeout=60)
     step = Checkpoint.load(tmp_path / "run").step
-    assert said.splitlines() == [
-        f"stopped after step {step}; resume with: python -m fbt.training --resume {tmp_path / 'run'}"
+    assert message.splitlines() == [
+        f"stopped after step {step}; resume with: "
+        f"python -m fbt.training --resume {tmp_path / 'run'}"
     ]
     assert len(metrics_in(tmp_path / "run")) == step + step // 4
 
 
 def test_only_the_first_process_adds_advice() -> None:
-    """Of the others each knows the checkpoint that it began with, and none that was written since."""
+    """The other processes do not know the last checkpoint."""
     for rank in (0, 1):
         processes = Processes(torch.device("cpu"), rank, 2)
         trainer: Any = SimpleNamespace(
@@ -153,7 +159,7 @@ def test_only_the_first_process_adds_advice() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes, said",
+    "changes, message",
     [
         (
             {"batch_size": 1},
@@ -170,11 +176,11 @@ def test_only_the_first_process_adds_advice() -> None:
     ],
 )
 def test_batches_that_cannot_be_shared_are_refused(
-    changes: dict[str, int], said: str
+    changes: dict[str, int], message: str
 ) -> None:
     recipe = Recipe(**{"batch_size": 3, "seq_len": 7} | changes)
     check_shares(recipe, 1)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         check_shares(recipe, 2)
 
 
@@ -204,9 +210,11 @@ def test_single_process_returns_its_values_and_raises_its_errors() -> None:
 def test_processes_with_different_checkpoints_stop_before_the_first_step(
     alone: Path, tmp_path: Path
 ) -> None:
-    """As where each has a disk of its own: one would resume, and the other begin."""
+    """On separate disks, one process would resume and the other one begin."""
     shutil.copytree(alone / "sequence", tmp_path / "0" / "sequence")
-    result = done(torchrun(2, HERE / "several.py", tmp_path / "RANK", "sequence"))
+    result = run_command(
+        torchrun(2, HERE / "several.py", tmp_path / "RANK", "sequence")
+    )
     assert result.returncode != 0
     assert DISAGREE in result.stderr
     assert not (tmp_path / "1" / "sequence" / CHECKPOINT_FILE).exists()
@@ -222,7 +230,7 @@ def test_processes_with_different_backends_stop_before_the_first_step(
     copy.parent.mkdir(parents=True)
     shutil.copy(library, copy)
     command = torchrun(2, HERE / "several.py", tmp_path / "runs", "auto")
-    result = done(command, FBT_CACHE=str(tmp_path / "cache RANK"))
+    result = run_command(command, FBT_CACHE=str(tmp_path / "cache RANK"))
     assert result.returncode != 0
     for rank, backend in enumerate(("native", "sequence")):
         message = (
@@ -233,7 +241,7 @@ def test_processes_with_different_backends_stop_before_the_first_step(
 
 
 def test_each_process_draws_its_own_dropout() -> None:
-    """The first one as a run of one process does."""
+    """The first process draws what a single process draws."""
     batch, drawn = torch.zeros(4, 3), []
     for rank in range(3):
         processes = Processes(torch.device("cpu"), rank, 3)

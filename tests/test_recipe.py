@@ -49,8 +49,7 @@ def test_curriculum_doubles_up_to_seq_len(
     assert list(dict.fromkeys(length for _, length in shapes)) == lengths
     assert all(length == seq_len for _, length in shapes[steps // 2 + 1 :])
     for size, length in shapes:
-        # As many characters as 24 whole sequences, but for the part of a sequence
-        # that is over.
+        # About as many characters as 24 full sequences, without a part of one.
         assert 24 * seq_len - length < size * length <= 24 * seq_len
     shares = [sum(length == kind for _, length in shapes) for kind in lengths[:-1]]
     assert max(shares, default=0) - min(shares, default=0) <= 1
@@ -113,7 +112,7 @@ def test_every_setting_is_described_once() -> None:
         (
             {"steps": 1.5},
             TypeError,
-            r"steps must be an int in \[1, 9223372036854775807\], got 1.5 of type float",
+            r"steps must be an int in \[1, 9223372036854775807\], got 1.5 of type",
         ),
         (
             {"batch_size": True},
@@ -218,7 +217,7 @@ MODEL_SIZES = ["vocab_size", "d_model", "n_heads", "n_layers", "d_ff", "span"]
 
 
 def test_every_int_has_a_largest_value() -> None:
-    """Later it becomes a float or goes to C, where a larger one would be a bare error."""
+    """A larger value would raise an unclear error when it is used."""
     limits = dict.fromkeys(COUNTS, 2**63 - 1) | dict.fromkeys(SIZES, 2**28)
     limits |= {"seed": 2**31 - 1, "curriculum": 64}
     assert limits.keys() == {
@@ -229,7 +228,8 @@ def test_every_int_has_a_largest_value() -> None:
         for value in (largest + 1, 2**64, 10**400):
             with pytest.raises(
                 ValueError,
-                match=rf"^{name} must be an int in \[[01], {largest}\], got (an int of )?\d",
+                match=rf"^{name} must be an int in \[[01], {largest}\\], "
+                r"got (an int of )?\d",
             ):
                 Recipe(**{name: value})
     assert [
@@ -239,7 +239,8 @@ def test_every_int_has_a_largest_value() -> None:
         for value in (2**28 + 1, 2**64, 10**400):
             with pytest.raises(
                 ValueError,
-                match=rf"^{name} must be an int in \[1, 268435456\], got (an int of )?\d",
+                match=rf"^{name} must be an int in \[1, 268435456\\], "
+                r"got (an int of )?\d",
             ):
                 Config(**{"vocab_size": 5, "d_ff": 3, name: value})
     with pytest.raises(ValueError, match=r"^d_ff must be .* got 536870912$"):

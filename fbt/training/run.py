@@ -316,8 +316,9 @@ def _run(
         if checkpoint is not None:
             trainer.restore(checkpoint)
             checkpoint.tensors.clear()  # free the memory
-        recorded = None if checkpoint is None else checkpoint.backend
-        backend = choose_backend(model, settings.recipe.backend, recorded)
+        backend = None if checkpoint is None else checkpoint.backend
+        if backend is None or not trainer.finished:
+            backend = choose_backend(model, settings.recipe.backend, backend)
         begun = "none" if checkpoint is None else f"of step {checkpoint.step}"
         processes.agree(
             f"backend {backend!r}, checkpoint {begun}, settings {settings.compared()}"
