@@ -228,7 +228,7 @@ def test_every_int_has_a_largest_value() -> None:
         for value in (largest + 1, 2**64, 10**400):
             with pytest.raises(
                 ValueError,
-                match=rf"^{name} must be an int in \[[01], {largest}\\], "
+                match=rf"^{name} must be an int in \[[01], {largest}\], "
                 r"got (an int of )?\d",
             ):
                 Recipe(**{name: value})
@@ -239,7 +239,7 @@ def test_every_int_has_a_largest_value() -> None:
         for value in (2**28 + 1, 2**64, 10**400):
             with pytest.raises(
                 ValueError,
-                match=rf"^{name} must be an int in \[1, 268435456\\], "
+                match=rf"^{name} must be an int in \[1, 268435456\], "
                 r"got (an int of )?\d",
             ):
                 Config(**{"vocab_size": 5, "d_ff": 3, name: value})
