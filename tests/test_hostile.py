@@ -18,7 +18,7 @@ import fbt
 from fbt.pretrained import CHECKPOINT_FILE
 from fbt.training import resume
 from fbt.training.__main__ import main
-from fbt.training.loop import Interrupt
+from fbt.training.interrupt import Interrupt
 from fbt.training.metrics import METRICS_FILE
 
 FOLDERS = [
