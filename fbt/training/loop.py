@@ -231,11 +231,9 @@ class Trainer:
                     losses["val_loss"] = f"{values['val_loss']:.3f}"
                     if progress:
                         loss = f"validation loss {values['val_loss']:.4f}"
-                        heading, sample = (
-                            f"step {self.step}: {loss}",
-                            values["sample"],
-                        )
-                        lines = filter(None, (heading, sample.strip()))
+                        lines = [f"step {self.step}: {loss}"]
+                        if sample := values["sample"].strip():
+                            lines.append(sample)
                         bar.write("\n".join(lines) + "\n", file=sys.stderr)
                 bar.set_postfix(losses, refresh=False)
                 if last or self.step % recipe.checkpoint_every == 0:

@@ -38,9 +38,9 @@ class Recipe:
         sample: characters of text to generate at each evaluation.
         checkpoint_every: steps between checkpoints.
         seed: seed of initial weights, batches and dropout.
-        backend: how the body is computed, "auto" or one of the backends of the
-            variant. "auto" is resolved once, when the run begins; a resumed run keeps
-            its backend.
+        backend: how the body is computed, "auto", "reference", "stack" (feedback and
+            shared-kv), "sequence" or "native" (both shared-kv). "auto" is resolved
+            once, when the run begins; a resumed run keeps its backend.
 
     Raises:
         TypeError, ValueError: if a setting is of the wrong type or out of range; the
