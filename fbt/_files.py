@@ -273,6 +273,20 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
         file.write(data)
 
 
+def open_descriptor(
+    path: str | Path, flags: int, dir_fd: int | None = None
+) -> IO[bytes]:
+    """Open a file that may have become a pipe or a terminal.
+
+    This does not wait for the writer of a pipe, nor make a terminal control this
+    process. Flags are those of `os.open`.
+    """
+    names = ("O_NONBLOCK", "O_NOCTTY", "O_BINARY")  # not all systems have them
+    flags |= sum(getattr(os, name, 0) for name in names)
+    descriptor = os.open(path, flags, dir_fd=dir_fd)
+    return os.fdopen(descriptor, "rb+" if flags & os.O_RDWR else "rb")
+
+
 @contextmanager
 def reading_file(path: Path) -> Iterator[IO[bytes]]:
     """Open a regular file for reading, and raise if it changes meanwhile.
@@ -292,11 +306,7 @@ def reading_file(path: Path) -> Iterator[IO[bytes]]:
         OSError: if the file does not exist, cannot be read or is not a regular file.
     """
     _check_regular(path, path.stat())
-    # In case the path has just become a pipe or a terminal: do not wait for a writer,
-    # and do not become its controlling process.
-    names = ("O_NONBLOCK", "O_NOCTTY", "O_BINARY")
-    flags = sum(getattr(os, name, 0) for name in names)
-    with os.fdopen(os.open(path, os.O_RDONLY | flags), "rb") as file:
+    with open_descriptor(path, os.O_RDONLY) as file:
         before = os.fstat(file.fileno())
         _check_regular(path, before)
 

@@ -12,8 +12,8 @@ from watching import watched
 
 import fbt
 
-# Examples of properties: the same few ones each time, or with HYPOTHESIS_PROFILE=long
-# many new ones.
+# Property tests use the same few examples each time, or many new ones with
+# HYPOTHESIS_PROFILE=long.
 settings.register_profile("quick", max_examples=25, derandomize=True, deadline=None)
 settings.register_profile(
     "long",
@@ -26,14 +26,13 @@ PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "quick")
 settings.load_profile(PROFILE)
 LONG = PROFILE == "long"
 
-# The tensors of the tests are tiny; threads that wait for each other would only slow
-# them down.
+# With the tiny tensors of the tests, more threads are slower.
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
 def chromium():
-    """A browser for a file of tests. Its event loop would disturb other files that have one."""
+    """Yield a browser for one file of tests; its event loop would disturb others."""
     if browser.executable() is None:
         (pytest.fail if os.environ.get("FBT_NEEDS_BROWSER") else pytest.skip)(
             browser.MISSING
@@ -44,13 +43,13 @@ def chromium():
 
 @pytest.fixture(scope="session")
 def native():
-    """The steps in C++, for files whose cases are of all backends."""
+    """Build the native backend."""
     fbt.build_native()
 
 
 @pytest.fixture
 def window(chromium):
-    """A window of its own, and what goes wrong in it."""
+    """Yield a new window, and the errors in it."""
     with watched(chromium) as opened:
         yield opened
 
@@ -62,6 +61,6 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def site():
-    """The address of the built book on a server of this machine."""
+    """Yield the address of a server of the built book."""
     with serving(functools.partial(Quiet, directory=str(build_book.HTML))) as address:
         yield address

@@ -1,9 +1,10 @@
-"""A training process that is to be killed inside some call: shortly after one of the package's lines in it.
+"""A training process that is killed inside a given call, shortly after a given line.
 
-`python tests/dying.py ORDERS words ...` builds the native backend, then does what the
-command line does with these words. At its moment it says into a pipe where it is, and
-goes on; but it never leaves the call, so that the kill that answers, however late,
-falls inside it.
+    python tests/dying.py ORDERS ARGUMENT ...
+
+builds the native backend, then runs the command line with these arguments. When the
+line is reached, the process writes its position into a pipe and continues. It never
+returns from the call, so that the kill falls inside it.
 """
 
 import io
@@ -19,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 import fbt.training.run
+import fbt.training.text
 from fbt import _corpus, _files, corpus, native
 from fbt.training.__main__ import main
 from fbt.training.folder import RunFolder
@@ -27,19 +29,22 @@ from fbt.training.loop import Trainer
 PACKAGE, OWN = Path(fbt.__file__).parent, Path(__file__)
 CALLS: dict[str, tuple[Any, str]] = {
     "build": (native, "build_native"),
-    "download": (fbt.training.run, "load_tiny_shakespeare"),
+    "download": (fbt.training.text, "load_tiny_shakespeare"),
     "step": (Trainer, "_update"),
     "evaluation": (Trainer, "_evaluate"),
     "checkpoint": (Trainer, "save"),
     "append": (RunFolder, "append"),
     "write": (RunFolder, "write"),
-    "ending": (fbt.training.run, "_save_results"),
+    "ending": (fbt.training.run, "save_results"),
 }
 
 
 @dataclass(frozen=True)
 class Moment:
-    """When to be killed: a while after the n-th line that a call runs of the package or of this file."""
+    """When to kill a process: some seconds after a line of a call.
+
+    Lines of the package and of this file are counted.
+    """
 
     kind: str
     call: int
@@ -49,7 +54,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Orders:
-    """All that the process is told: the moment, the pipe to write into, and a corpus of its own to fetch."""
+    """The moment of the kill, the pipe to write into, and the corpus to download."""
 
     moment: Moment
     pipe: int
@@ -67,7 +72,7 @@ class Orders:
 
 
 class InPieces(io.BufferedWriter):
-    """A file that is written slowly, a fifth at a time: there are moments at which it is not whole."""
+    """A file that is written slowly, in five pieces."""
 
     def write(self, data: Any) -> int:
         size = len(data) // 5 + 1
@@ -79,12 +84,12 @@ class InPieces(io.BufferedWriter):
 
 
 def in_pieces(path: str, mode: str, opener: Any) -> Any:
-    """`open`, where what `fbt._files` writes is written in pieces."""
+    """Open a file like `open`, but for writing in pieces."""
     return InPieces(io.FileIO(path, mode, opener=opener))
 
 
 def appended_in_pieces(descriptor: int, mode: str) -> Any:
-    """`os.fdopen`, where what `RunFolder.append` writes is written in pieces."""
+    """Open a descriptor like `os.fdopen`, but append in pieces."""
     if mode == "rb+":
         return InPieces(io.FileIO(descriptor, mode))
     return fdopen(descriptor, mode)
@@ -93,7 +98,7 @@ def appended_in_pieces(descriptor: int, mode: str) -> Any:
 def never_left(
     function: Callable[..., Any], moment: Moment, pipe: int
 ) -> Callable[..., Any]:
-    """The function, but the call of the moment says when it has come to the line, and does not return."""
+    """Return a function whose given call reports its line and does not return."""
     calls = itertools.count(1)
 
     def dying(*args: Any, **kwargs: Any) -> Any:

@@ -34,10 +34,11 @@ from small_runs import fingerprint, save_checkpoint
 from fbt import CharTokenizer, Config, LanguageModel
 from fbt._plays import PLAYS, REPLACEMENTS, rebuild
 from fbt.pretrained import CHECKPOINT_FILE, WEIGHTS_FILE
-from fbt.training.checkpoint import Checkpoint, Settings
+from fbt.training.checkpoint import Checkpoint
 from fbt.training.loop import adamw
 from fbt.training.metrics import METRICS_FILE, read_metrics
 from fbt.training.recipe import Recipe
+from fbt.training.settings import Settings
 
 FOLDER = Path(tempfile.mkdtemp(prefix="fbt-fuzz-"))
 atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)

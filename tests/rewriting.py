@@ -1,7 +1,7 @@
 """Files that change while they are read: one process writes, another loads.
 
-Each file is one of two models, all of whose weights are 1 or all 2. Whatever is
-loaded must be one of the two, and whatever is refused must be refused in one line.
+Each file contains one of two models, whose weights are all 1 or all 2. The loader
+must return one of the two or raise an error of one line.
 """
 
 import json
@@ -17,15 +17,16 @@ from small_runs import WARNINGS, save_checkpoint
 
 import fbt
 from fbt.pretrained import CHECKPOINT_FILE, WEIGHTS_FILE
-from fbt.training.checkpoint import Checkpoint, Settings
+from fbt.training.checkpoint import Checkpoint
 from fbt.training.recipe import Recipe
+from fbt.training.settings import Settings
 
 VOCABULARIES = {1.0: "abcdefg", 2.0: "gfedcba"}
 CONFIG = fbt.Config(7, d_model=60, n_heads=1, n_layers=2, span=4)
 
 
 def written(folder: Path, value: float) -> dict[str, bytes]:
-    """The files of a model whose weights all have this value."""
+    """Return the files of a model whose weights all have this value."""
     lm = fbt.LanguageModel(
         CONFIG, fbt.CharTokenizer.from_vocabulary(VOCABULARIES[value])
     )
@@ -41,7 +42,7 @@ def written(folder: Path, value: float) -> dict[str, bytes]:
 
 
 def rewrite(path: Path, data: bytes, chance: random.Random) -> None:
-    """Replace the file, or write over it, a piece at a time."""
+    """Replace the file, or overwrite it piece by piece."""
     way = chance.choice(
         ["replaced", "from nothing", "in place", "in place", "in part"]
     )
@@ -65,11 +66,14 @@ def rewrite(path: Path, data: bytes, chance: random.Random) -> None:
 def rewritten_while_loaded(
     folder: Path, seconds: float, seed: int = 0
 ) -> dict[str, int]:
-    """How many files another process loaded and refused while they were rewritten.
+    """Rewrite files while another process loads them.
+
+    Returns:
+        How many files it loaded, and how many it refused.
 
     Raises:
-        AssertionError: it died, or loaded something that was never written; the
-            message has what it said.
+        AssertionError: if the process died, or loaded a mixture; the message contains
+            its output.
     """
     models = [written(folder, value) for value in VOCABULARIES]
     command = [sys.executable, *WARNINGS, __file__, str(folder), str(seconds)]
@@ -88,7 +92,7 @@ def rewritten_while_loaded(
 
 
 def load(folder: Path, seconds: float) -> dict[str, int]:
-    """Load the files again and again."""
+    """Load the files repeatedly."""
     counts = {"loaded": 0, "refused": 0}
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -1,6 +1,10 @@
-"""What torchrun starts in `test_processes.py`: all of RUNS, or one of them in which a process is killed.
+"""The runs of several processes that `test_processes.py` compares.
 
-several.py FOLDER [NAME RANK STEP]       RANK in FOLDER: each process its own
+    torchrun ... several.py FOLDER [NAME [RANK STEP]]
+
+trains all of RUNS, or the one named NAME. The process of rank RANK is killed at STEP.
+The word RANK in FOLDER, or in the variable FBT_CACHE, is replaced by the rank of the
+process, so that each process has its own.
 """
 
 import os
@@ -12,45 +16,44 @@ from typing import Any
 import torch
 from small_runs import small_run
 
-import fbt
 from fbt.training.loop import Trainer
 
 STEPS: dict[str, Any] = {"steps": 20, "eval_every": 8}
 # A batch of 3 leaves two processes with 2 and 1 sequences.
 RUNS: dict[str, dict[str, Any]] = {
     "parallel": {"variant": "parallel"},
-    "reference": {"variant": "feedback"},
-    "reference, shared": {"variant": "shared-kv"},
-    "sequence": {"variant": "shared-kv"},
-    "native": {"variant": "shared-kv"},
-    "sequence, curriculum": {"variant": "shared-kv", "curriculum": 2},
-    "reference, curriculum": {"variant": "feedback", "curriculum": 2},
-    "sequence, carry": {"variant": "shared-kv", "carry": True, "seq_len": 5},
-    "reference, carry": {"variant": "feedback", "carry": True, "seq_len": 5},
+    "reference": {"variant": "feedback", "backend": "reference"},
+    "reference, shared": {"backend": "reference"},
+    "sequence": {"backend": "sequence"},
+    "native": {"backend": "native"},
+    "sequence, curriculum": {"backend": "sequence", "curriculum": 2},
+    "reference, curriculum": {
+        "variant": "feedback",
+        "backend": "reference",
+        "curriculum": 2,
+    },
+    "sequence, carry": {"backend": "sequence", "carry": True, "seq_len": 5},
+    "reference, carry": {
+        "variant": "feedback",
+        "backend": "reference",
+        "carry": True,
+        "seq_len": 5,
+    },
+    "auto": {},
 }
 
 
 def run(name: str, folder: Path) -> None:
-    """Make the run of that name, in float64 and with the backend it begins with."""
-    backend = name.partition(",")[0]
-    initial = fbt.LanguageModel.__init__
-
-    def with_backend(self: fbt.LanguageModel, *args: Any, **kwargs: Any) -> None:
-        initial(self, *args, **kwargs)
-        if backend != "parallel":
-            self.backend = backend
-
-    fbt.LanguageModel.__init__ = with_backend  # type: ignore[method-assign]
+    """Make or resume the run of that name, in float64."""
     torch.set_default_dtype(torch.float64)
     try:
         small_run(folder=folder / name, resume=True, **STEPS | RUNS[name])
     finally:
-        fbt.LanguageModel.__init__ = initial  # type: ignore[method-assign]
         torch.set_default_dtype(torch.float32)
 
 
-def killed_at(rank: int, step: int) -> None:
-    """Kill the process of that rank when it is about to take that step, counted from 0."""
+def kill_at(rank: int, step: int) -> None:
+    """Let the process of this rank be killed at the beginning of a step, from 0."""
     update = Trainer._update
 
     def dying(self: Trainer) -> dict[str, Any]:
@@ -64,10 +67,13 @@ def killed_at(rank: int, step: int) -> None:
 def main(
     folder: str, name: str | None = None, rank: str = "-1", step: str = "-1"
 ) -> None:
-    """Do as the command line says."""
-    killed_at(int(rank), int(step))
+    """Make the runs that the command line asks for."""
+    own_rank = os.environ["RANK"]
+    if cache := os.environ.get("FBT_CACHE"):
+        os.environ["FBT_CACHE"] = cache.replace("RANK", own_rank)
+    kill_at(int(rank), int(step))
     for each in RUNS if name is None else [name]:
-        run(each, Path(folder.replace("RANK", os.environ["RANK"])))
+        run(each, Path(folder.replace("RANK", own_rank)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs small enough to train many of in a test: their text, their settings, and how two are compared."""
+"""Small runs for tests: their text and settings, and how two are compared."""
 
 import random
 from collections.abc import Iterable
@@ -12,11 +12,10 @@ from fbt.pretrained import CHECKPOINT_FILE
 from fbt.training import Run, train
 from fbt.training.checkpoint import Fingerprint, checkpoint_bytes
 
-# Of other processes: warnings are errors, but for a folder that torch 2.6 leaves to
-# be cleaned up.
+# Options of other processes. Torch 2.6 leaves a temporary folder behind.
 WARNINGS = ["-W", "error", "-W", "ignore:Implicitly cleaning up:ResourceWarning"]
 WORDS = ["to", "be", "or", "not\nthat", "is", "the", "question"]
-TEXT = " ".join(random.Random(0).choice(WORDS) for _ in range(400))
+TEXT = " ".join(random.Random(0).choices(WORDS, k=740))  # 3,600 characters
 SMALL: dict[str, Any] = {
     "preset": "tiny",
     "d_model": 16,
@@ -35,40 +34,40 @@ SMALL: dict[str, Any] = {
 
 
 def small_run(text: str | Path = TEXT, **changes: Any) -> Run:
-    """Train a small model without a bar."""
+    """Train a small model without a progress bar."""
     return train(text, **{"progress": False} | SMALL | changes)
 
 
 def fingerprint(data: bytes) -> Fingerprint:
-    """Of a file of metrics that holds these bytes."""
+    """Return the fingerprint of a file of metrics."""
     return Fingerprint(len(data), sha256(data))
 
 
 def save_checkpoint(
     folder: Path, step: int, *what: Any, metrics: bytes = b""
 ) -> Path:
-    """Write the checkpoint of a run without a run."""
+    """Write a checkpoint without a run."""
     path = folder / CHECKPOINT_FILE
     path.write_bytes(checkpoint_bytes(path, step, *what, fingerprint(metrics)))
     return path
 
 
 def small_command(data: Path, folder: Path, **changes: Any) -> list[str]:
-    """The words of the command line that ask for the same run."""
-    words = [f"--data={data}", f"--folder={folder}"]
+    """Return the arguments of the command line for the same run."""
+    arguments = [f"--data={data}", f"--folder={folder}"]
     for name, value in (SMALL | changes).items():
         flag = "--" + name.replace("_", "-")
-        words += [flag] if value is True else [f"{flag}={value}"]
-    return words
+        arguments += [flag] if value is True else [f"{flag}={value}"]
+    return arguments
 
 
 def untimed(metrics: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The metrics without what no two runs share."""
+    """Return the metrics without times."""
     return [{k: v for k, v in metric.items() if k != "seconds"} for metric in metrics]
 
 
 def assert_same_run(run: Run, expected: Run) -> None:
-    """Equal metrics and equal weights, to the last bit."""
+    """Check that metrics and weights are equal to the last bit."""
     assert untimed(run.metrics) == untimed(expected.metrics)
     weights = expected.model.state_dict()
     assert run.model.state_dict().keys() == weights.keys()

@@ -1,4 +1,4 @@
-"""What `fbt.training.checkpoint` writes comes back as it was, and what is not a checkpoint is named."""
+"""Checkpoints: what they restore, and files that are refused."""
 
 import dataclasses
 import json
@@ -13,9 +13,10 @@ from small_runs import fingerprint, save_checkpoint
 
 from fbt import CharTokenizer, Config, LanguageModel, State
 from fbt.pretrained import CHECKPOINT_FILE
-from fbt.training.checkpoint import Checkpoint, Fingerprint, Settings
+from fbt.training.checkpoint import Checkpoint, Fingerprint
 from fbt.training.loop import adamw
 from fbt.training.recipe import Recipe
+from fbt.training.settings import Settings
 
 CONFIG = Config(5, d_model=6, n_heads=2, n_layers=3, span=4, variant="feedback")
 SETTINGS = Settings(
@@ -25,7 +26,7 @@ TOKENS = torch.randint(5, (2, 9), generator=torch.Generator().manual_seed(0))
 
 
 def stepped() -> tuple[LanguageModel, torch.optim.AdamW, State]:
-    """A model two steps into its training, and the memory it carries."""
+    """Return a model after two steps, its optimiser and its carried memory."""
     torch.manual_seed(0)
     model = LanguageModel(CONFIG, CharTokenizer("abcde"))
     optimizer, state = adamw(model, SETTINGS.recipe), None
@@ -45,7 +46,9 @@ def step(
     return state.detach()
 
 
-def test_weights_moments_memory_and_settings_come_back(tmp_path: Path) -> None:
+def test_checkpoint_restores_weights_moments_memory_and_settings(
+    tmp_path: Path,
+) -> None:
     model, optimizer, state = stepped()
     save_checkpoint(tmp_path, 2, SETTINGS, model, optimizer, state, metrics=b"abc")
     assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT_FILE]
@@ -68,8 +71,7 @@ def test_weights_moments_memory_and_settings_come_back(tmp_path: Path) -> None:
         restored.keys + restored.values, state.keys + state.values, strict=True
     ):
         assert torch.equal(mine, theirs)
-    # Two more steps agree to the last bit: nothing that they depend on was left
-    # behind.
+    # Two more steps agree to the last bit, so the checkpoint is complete.
     for _ in range(2):
         state, restored = (
             step(model, optimizer, state),
@@ -79,7 +81,7 @@ def test_weights_moments_memory_and_settings_come_back(tmp_path: Path) -> None:
         assert torch.equal(value, model.state_dict()[name]), name
 
 
-def test_a_run_that_carries_nothing_restores_nothing(tmp_path: Path) -> None:
+def test_checkpoint_without_memory_restores_none(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = LanguageModel(CONFIG, CharTokenizer("abcde"))
     optimizer = adamw(model, SETTINGS.recipe)
@@ -90,11 +92,11 @@ def test_a_run_that_carries_nothing_restores_nothing(tmp_path: Path) -> None:
     )
 
 
-def test_settings_survive_json() -> None:
+def test_settings_round_trip_through_json() -> None:
     assert Settings.from_json(SETTINGS.to_json()) == SETTINGS
 
 
-def test_differences_name_the_setting_and_both_values() -> None:
+def test_differences_contain_names_and_both_values() -> None:
     other = dataclasses.replace(
         SETTINGS,
         config=dataclasses.replace(CONFIG, dropout=0.5),
@@ -109,17 +111,17 @@ def test_differences_name_the_setting_and_both_values() -> None:
     assert SETTINGS.differences(SETTINGS) == []
 
 
-def test_the_text_counts_and_not_where_it_came_from() -> None:
+def test_differences_compare_the_text_and_not_its_source() -> None:
     assert SETTINGS.differences(dataclasses.replace(SETTINGS, data=None)) == []
     assert SETTINGS.differences(dataclasses.replace(SETTINGS, data_sha256="abd")) == [
         "data_sha256: 'abc', 'abd'"
     ]
 
 
-def test_no_checkpoint(tmp_path: Path) -> None:
+def test_missing_checkpoint_is_reported(tmp_path: Path) -> None:
     with pytest.raises(
         FileNotFoundError,
-        match=f"no {CHECKPOINT_FILE} in .*there is no run to resume",
+        match=f"no {CHECKPOINT_FILE} in .*cannot resume a run",
     ):
         Checkpoint.load(tmp_path)
 
@@ -127,7 +129,7 @@ def test_no_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("metrics", "message"),
     [
-        # as before there was a fingerprint
+        # a checkpoint of an early version
         (None, "metrics is missing from the metadata"),
         ("{", "metrics is not valid JSON"),
         ("[]", "metrics must be a JSON object, got list"),
@@ -155,7 +157,7 @@ def test_no_checkpoint(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_bad_fingerprint_is_named(
+def test_bad_fingerprint_is_refused(
     tmp_path: Path, metrics: object, message: str
 ) -> None:
     path = save_checkpoint(tmp_path, 2, SETTINGS, *stepped())
@@ -172,13 +174,13 @@ def test_a_bad_fingerprint_is_named(
         Checkpoint.load(tmp_path)
 
 
-def test_a_fingerprint_survives_json() -> None:
-    found = fingerprint(b"abc")
-    assert Fingerprint.from_json(found.to_json()) == found
+def test_fingerprint_round_trips_through_json() -> None:
+    original = fingerprint(b"abc")
+    assert Fingerprint.from_json(original.to_json()) == original
 
 
 @pytest.mark.parametrize("kept", [0, 7, 100, -1])
-def test_a_cut_file_is_named(tmp_path: Path, kept: int) -> None:
+def test_truncated_checkpoint_is_refused(tmp_path: Path, kept: int) -> None:
     save_checkpoint(tmp_path, 2, SETTINGS, *stepped())
     path = tmp_path / CHECKPOINT_FILE
     path.write_bytes(path.read_bytes()[:kept])
@@ -201,7 +203,7 @@ def test_a_cut_file_is_named(tmp_path: Path, kept: int) -> None:
         },
     ],
 )
-def test_another_file_under_that_name_is_named(
+def test_file_that_is_not_a_checkpoint_is_refused(
     tmp_path: Path, metadata: dict[str, str]
 ) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / CHECKPOINT_FILE, metadata)

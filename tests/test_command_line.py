@@ -1,4 +1,4 @@
-"""`python -m fbt.training`: in this process where that will do, in one of its own where it is killed."""
+"""The command line, `python -m fbt.training`."""
 
 import json
 import os
@@ -31,8 +31,7 @@ from fbt.training.checkpoint import Checkpoint
 from fbt.training.metrics import METRICS_FILE, read_metrics
 from fbt.training.recipe import PRESETS, Recipe
 
-# The order of floating-point sums depends on the number of threads; both processes
-# have the same.
+# Results depend on the number of threads, so both processes use the same.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
 COMMAND = [sys.executable, *WARNINGS, "-m", "fbt.training"]
 LONG: dict[str, Any] = {
@@ -51,17 +50,17 @@ def data(tmp_path: Path) -> Path:
 
 
 def steps_in(folder: Path) -> list[int]:
-    """The steps of all whole lines of metrics so far."""
+    """Return the steps of all complete lines of metrics."""
     path = folder / METRICS_FILE
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
 
 
-def begin(words: list[str], folder: Path) -> "subprocess.Popen[str]":
-    """Start a process and wait until it has saved a step drawn at random."""
+def begin(arguments: list[str], folder: Path) -> "subprocess.Popen[str]":
+    """Start a process and wait until it has saved a random step."""
     step = random.randint(7, 60)
     process = subprocess.Popen(
-        COMMAND + words,
+        COMMAND + arguments,
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -86,7 +85,7 @@ def uninterrupted(**kind: Any) -> Run:
     [{}, {"carry": True}, {"curriculum": 2}],
     ids=["plain", "carry", "curriculum"],
 )
-def test_a_killed_run_resumes_bit_for_bit(
+def test_killed_command_resumes_with_equal_bits(
     kind: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -102,8 +101,7 @@ def test_a_killed_run_resumes_bit_for_bit(
         CHECKPOINT_FILE,
         METRICS_FILE,
     }
-    # However the kill fell between the two files, the metrics are whole and reach the
-    # checkpoint.
+    # Wherever the kill fell, the metrics reach the checkpoint.
     assert [
         m["step"]
         for m in read_metrics(folder, checkpoint.metrics, step)
@@ -114,9 +112,7 @@ def test_a_killed_run_resumes_bit_for_bit(
     assert not [path for path in folder.iterdir() if path.name.endswith(".part")]
 
 
-def test_ctrl_c_saves_and_the_resumed_run_is_the_same(
-    data: Path, tmp_path: Path
-) -> None:
+def test_ctrl_c_saves_a_checkpoint(data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = begin(small_command(data, folder, **LONG), folder)
     process.send_signal(signal.SIGINT)
@@ -124,8 +120,8 @@ def test_ctrl_c_saves_and_the_resumed_run_is_the_same(
     assert process.returncode == 130
     step = Checkpoint.load(folder).step
     assert (
-        out
-        == f"stopped after step {step}; go on with: python -m fbt.training --resume {folder}\n"
+        out == f"stopped after step {step}; resume with: "
+        f"python -m fbt.training --resume {folder}\n"
     )
     assert "Traceback" not in err
     assert f"{step}/150" in err
@@ -133,10 +129,10 @@ def test_ctrl_c_saves_and_the_resumed_run_is_the_same(
     assert_same_run(resume(folder, progress=False), uninterrupted())
 
 
-def test_signals_that_the_parent_ignored_do_not_stop_the_run(
+def test_signals_ignored_by_the_parent_stay_ignored(
     data: Path, tmp_path: Path
 ) -> None:
-    """A script starts a command in the background so that Ctrl-C passes it by; nohup is another way."""
+    """As for background commands of scripts, and under nohup."""
     folder = tmp_path / "run"
     before = {
         kind: signal.signal(kind, signal.SIG_IGN)
@@ -155,7 +151,7 @@ def test_signals_that_the_parent_ignored_do_not_stop_the_run(
     assert Checkpoint.load(folder).step == LONG["steps"]
 
 
-def test_the_command_and_the_function_do_the_same(
+def test_command_equals_function(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert (
@@ -168,7 +164,8 @@ def test_the_command_and_the_function_do_the_same(
     )
     out, err = capsys.readouterr()
     assert out.startswith(
-        f"validation loss {run.val_loss:.4f}{run.when}; weights, metrics and loss curve are in "
+        f"validation loss {run.val_loss:.4f}{run.when}; "
+        "weights, metrics and loss curve are in "
     )
     assert "11/11" in err
     assert run.evaluations[-1]["sample"].strip() in err
@@ -187,14 +184,14 @@ def test_resume_on_the_command_line(
     assert "text.txt" in capsys.readouterr().err
     assert main(["--resume", str(folder), "--data", str(tmp_path / "moved.txt")]) == 0
     assert main(["--resume", str(folder), "--steps", "5"]) == 2
-    assert "takes all settings from" in capsys.readouterr().err
+    assert "cannot be combined with --steps" in capsys.readouterr().err
     assert main(["--resume", str(tmp_path / "nowhere")]) == 2
-    assert "there is no run to resume" in capsys.readouterr().err
+    assert "cannot resume a run" in capsys.readouterr().err
 
 
-def test_a_parallel_checkpoint_is_a_start(data: Path, tmp_path: Path) -> None:
+def test_init_from_a_parallel_run(data: Path, tmp_path: Path) -> None:
     assert main(small_command(data, tmp_path / "first", variant="parallel")) == 0
-    words = [
+    arguments = [
         f"--data={data}",
         "--preset=tiny",
         "--variant=feedback",
@@ -205,7 +202,7 @@ def test_a_parallel_checkpoint_is_a_start(data: Path, tmp_path: Path) -> None:
     assert (
         main(
             [
-                *words,
+                *arguments,
                 f"--init-from={tmp_path / 'first'}",
                 f"--folder={tmp_path / 'second'}",
             ]
@@ -220,12 +217,12 @@ def test_a_parallel_checkpoint_is_a_start(data: Path, tmp_path: Path) -> None:
     )
 
 
-def test_the_folder_has_a_name_of_its_own(
+def test_default_folder_is_named_after_variant_and_preset(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = small_command(data, tmp_path, variant="feedback")
-    assert main([word for word in words if not word.startswith("--folder")]) == 0
+    arguments = small_command(data, tmp_path, variant="feedback")
+    assert main([word for word in arguments if not word.startswith("--folder")]) == 0
     assert (tmp_path / "runs" / "feedback-tiny" / "model.safetensors").is_file()
 
 
@@ -252,7 +249,7 @@ def test_help_lists_every_option_and_preset(
         "--preset",
     ):
         assert f" {option} " in text
-    # What an option means, its value in each preset, and a value that all share.
+    # The meaning of an option, and its default in each preset or in all.
     assert "--steps INT optimiser steps [tiny 600, small 2000, base 5000]" in text
     assert (
         '--activation STR "relu" or "gelu", inside the feed-forward block [relu]'
@@ -267,7 +264,7 @@ def test_every_option_has_a_help_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["--data=missing.txt"], "No such file or directory: 'missing.txt'"),
         (["--data=."], "Is a directory"),
@@ -278,14 +275,18 @@ def test_every_option_has_a_help_text() -> None:
         (["--n-heads=3"], "n_heads must divide d_model"),
         (["--dropout=1"], "dropout must be a number in [0.0, 1.0), got 1.0"),
         (["--folder=text.txt/run"], "the folder of the run cannot be written"),
-        (["--device=abacus"], "device must be one that torch can use here"),
+        (["--device=abacus"], "device must be a device that torch can use here"),
         (["--init-from=nowhere"], "no model.safetensors in 'nowhere'"),
         (["--lr=1e30", "--warmup=0"], "must be finite"),
-        (["--d-model=60000000"], "it does not fit into memory: "),
+        (
+            ["--variant=parallel", "--backend=native"],
+            "backend of a 'parallel' model must be one of 'auto', 'reference', got",
+        ),
+        (["--d-model=60000000"], "not enough memory: "),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(
-    words: list[str],
+def test_errors_are_printed_in_one_line(
+    arguments: list[str],
     message: str,
     data: Path,
     tmp_path: Path,
@@ -293,36 +294,37 @@ def test_what_is_wrong_is_said_in_a_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main([*small_command(data, tmp_path / "run"), *words]) == 2
+    assert main([*small_command(data, tmp_path / "run"), *arguments]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("python -m fbt.training: ")
     assert message in last
 
 
-def test_a_run_that_is_there_is_left_alone(
+def test_existing_run_is_refused(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(small_command(data, tmp_path / "run")) == 0
     assert main(small_command(data, tmp_path / "run")) == 2
     assert (
-        "holds a run already: resume that one, or give another folder"
+        "already contains a run. Pass resume=True to continue it"
         in capsys.readouterr().err
     )
 
 
 @pytest.mark.parametrize(
-    "words", [["--stepz=3"], ["--steps=three"], ["--variant=serial"], ["--log=wandb"]]
+    "arguments",
+    [["--stepz=3"], ["--steps=three"], ["--variant=serial"], ["--log=wandb"]],
 )
-def test_unknown_words_are_refused(
-    words: list[str], capsys: pytest.CaptureFixture[str]
+def test_unknown_options_are_refused(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(words)
+        main(arguments)
     assert caught.value.code == 2
     assert "usage: python -m fbt.training" in capsys.readouterr().err
 
 
-def test_the_second_ctrl_c_leaves_no_traceback(
+def test_second_ctrl_c_does_not_print_a_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stopped(*args: object, **kwargs: object) -> None:
@@ -330,10 +332,10 @@ def test_the_second_ctrl_c_leaves_no_traceback(
 
     monkeypatch.setattr("fbt.training.__main__.train", stopped)
     assert main([]) == 130
-    assert "stopped at once" in capsys.readouterr().err
+    assert "stopped; the last checkpoint is intact" in capsys.readouterr().err
 
 
-def test_a_notebook_without_widgets_gets_a_bar_without_a_warning() -> None:
+def test_notebook_without_widgets_shows_a_bar_without_a_warning() -> None:
     program = """
 import sys, types
 kernel = types.SimpleNamespace(config={"IPKernelApp": True})

@@ -1,4 +1,4 @@
-"""`make experiments`: what models are compared with, jobs that are done once, what they learn."""
+"""Experiments: baselines, cached jobs, and what small models learn."""
 
 import json
 from pathlib import Path
@@ -24,25 +24,25 @@ def transformer(positions: str) -> Transformer:
     ).double()
 
 
-# What feedback is compared with
+# Baselines
 
 
 @each_scheme
-def test_a_baseline_sees_no_later_step(positions):
+def test_baseline_is_causal(positions):
     model, tokens = transformer(positions), torch.randint(7, (3, 11))
     torch.testing.assert_close(model(tokens)[:, :6], model(tokens[:, :6]))
 
 
 @each_scheme
-def test_what_a_baseline_knows_of_positions(positions):
-    """Equal tokens: without positions all steps look alike, and rotary ones know differences only."""
+def test_baseline_distinguishes_positions(positions):
+    """Without positions, steps with equal tokens have equal outputs."""
     model, tokens = transformer(positions), torch.full((1, 9), 3)
     logits = model(tokens)
     alike = torch.allclose(logits[:, 1:], logits[:, :-1])
     assert alike == (positions != "absolute")
 
 
-def test_rotation_keeps_lengths_and_knows_differences_only():
+def test_rotation_keeps_norms_and_depends_on_differences():
     query, key = torch.randn(1, 1, 1, 6).double(), torch.randn(1, 1, 1, 6).double()
     q = baselines.rotate(query.expand(1, 1, 13, 6))
     k = baselines.rotate(key.expand(1, 1, 13, 6))
@@ -53,14 +53,14 @@ def test_rotation_keeps_lengths_and_knows_differences_only():
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal))
 
 
-def test_the_lstm_sees_no_later_step():
+def test_lstm_is_causal():
     torch.manual_seed(0)
     model, tokens = LSTM(7, d_model=12, n_layers=2), torch.randint(7, (3, 11))
     torch.testing.assert_close(model(tokens)[:, :6], model(tokens[:, :6]))
 
 
 @pytest.mark.parametrize("layers", [2, 4, 8])
-def test_as_many_parameters_are_as_many(layers):
+def test_wider_model_has_as_many_parameters(layers):
     def size(model):
         job = language.job_of(model, layers=layers)
         return sum(p.numel() for p in language.build(job, 65).parameters())
@@ -75,7 +75,7 @@ def test_as_many_parameters_are_as_many(layers):
 
 
 def square(job: dict) -> dict:
-    """A job for the test below; each call leaves a file."""
+    """Run a job of the test below; each call writes a file."""
     number = job["number"]
     Path(
         job["folder"], f"{number}-{len(list(Path(job['folder']).iterdir()))}"
@@ -83,7 +83,7 @@ def square(job: dict) -> dict:
     return {"summary": {"square": number**2}}
 
 
-def test_jobs_are_done_once_and_results_come_in_order(tmp_path, monkeypatch, capsys):
+def test_jobs_run_once_and_results_keep_their_order(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FBT_CACHE", str(tmp_path / "cache"))
     seen = tmp_path / "seen"
     seen.mkdir()
@@ -96,7 +96,7 @@ def test_jobs_are_done_once_and_results_come_in_order(tmp_path, monkeypatch, cap
     assert "3 jobs, 0 to run" in capsys.readouterr().out
 
 
-def test_quick_versions_are_run_anew(tmp_path, monkeypatch, capsys):
+def test_quick_jobs_are_not_cached(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FBT_CACHE", str(tmp_path))
     (tmp_path / "seen").mkdir()
     for _ in range(2):
@@ -109,7 +109,7 @@ def test_quick_versions_are_run_anew(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("1 jobs, 1 to run") == 2
 
 
-def test_a_record_says_where_it_comes_from(tmp_path, monkeypatch):
+def test_record_contains_its_origin(tmp_path, monkeypatch):
     monkeypatch.setenv("FBT_COMMIT", "abc")
     record.write_record(
         tmp_path / "r.json", {"runs": [{"a": 1}, {"a": 2}], "settings": {"b": None}}
@@ -119,7 +119,7 @@ def test_a_record_says_where_it_comes_from(tmp_path, monkeypatch):
     assert content.keys() == {"machine", "commit", "runs", "settings"}
     assert content["commit"] == "abc"
     assert content["machine"]["torch"] == torch.__version__
-    # a line a run, so that a change of one is a change of one line
+    # one run per line, for readable diffs
     assert '\n{"a":1},\n{"a":2}\n' in text
 
 
@@ -128,8 +128,8 @@ def test_a_record_says_where_it_comes_from(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_one_layer_with_feedback_learns_parity_from_scratch(seed):
-    """In a few CPU seconds, at the rate that the search chose; two minutes are for slow machines."""
+def test_one_feedback_layer_learns_parity(seed):
+    """It takes a few CPU seconds; the limit is for slow machines."""
     result = tracking.run(
         tracking.recurrent("parity", "feedback", rate=5e-4, seed=seed, seconds=120)
     )
@@ -138,8 +138,8 @@ def test_one_layer_with_feedback_learns_parity_from_scratch(seed):
 
 
 @pytest.mark.slow
-def test_a_memory_of_embeddings_learns_nothing_of_parity():
-    """What learns it is feedback and nothing else: the same model without it is left guessing."""
+def test_memory_of_embeddings_does_not_learn_parity():
+    """The same model without feedback only guesses."""
     job = tracking.recurrent(
         "parity", "feedback", options={"memory": "embedding"}, seconds=10
     )

@@ -1,7 +1,6 @@
-"""What other implementations of this model get wrong, each as a test that every variant and backend passes.
+"""Faults of other implementations, tested for all variants and backends.
 
-Most of it has one cause: buffers of values and gradients that outlive the call that
-filled them.
+Most have one cause: buffers of values and gradients that are reused by a later call.
 """
 
 import copy
@@ -35,19 +34,19 @@ ONE_TEXT, OTHER_TEXT = some_tokens(5, 9, seed=3), some_tokens(5, 9, seed=4)
 
 @pytest.fixture
 def lm(variant, backend) -> fbt.LanguageModel:
-    """A model whose span is shorter than the texts."""
+    """Return a model whose span is shorter than the texts."""
     built = model(variant, span=7)
     built.backend = backend
     return built
 
 
 def gradients_of(lm: fbt.LanguageModel, tokens: Tensor) -> dict[str, Tensor]:
-    """One forward and one backward."""
+    """Return the gradients of one forward and one backward pass."""
     return gradients([lm(tokens)], leaves(lm))
 
 
 def gradients_alone(lm: fbt.LanguageModel, tokens: Tensor) -> dict[str, Tensor]:
-    """The same of a model that has done nothing else, with torch.stack."""
+    """Return the gradients of a new copy of the model, with torch.stack."""
     fresh = copy.deepcopy(lm)
     fresh.backend = "reference"
     return gradients_of(fresh, tokens)
@@ -55,8 +54,8 @@ def gradients_alone(lm: fbt.LanguageModel, tokens: Tensor) -> dict[str, Tensor]:
 
 def test_two_forwards_then_one_backward(lm):
     one, other = lm(ONE_TEXT), lm(OTHER_TEXT)
-    found = gradients([torch.cat([one, other])], leaves(lm))
-    assert_same(found, gradients_alone(lm, torch.cat([ONE_TEXT, OTHER_TEXT])))
+    actual = gradients([torch.cat([one, other])], leaves(lm))
+    assert_same(actual, gradients_alone(lm, torch.cat([ONE_TEXT, OTHER_TEXT])))
 
 
 def test_two_forwards_then_two_backwards_in_either_order(lm):
@@ -78,7 +77,7 @@ def test_evaluation_between_forward_and_backward(lm):
     assert_same(gradients([logits], leaves(lm)), gradients_alone(lm, ONE_TEXT))
 
 
-def test_a_second_backward_on_a_retained_graph(lm):
+def test_second_backward_on_a_retained_graph(lm):
     logits = lm(ONE_TEXT)
     first = gradients([logits], leaves(lm), retain=True)
     assert_same(gradients([logits], leaves(lm)), first, atol=0, rtol=0)
@@ -95,7 +94,7 @@ def test_gradients_accumulate(lm):
 
 
 def test_513_steps(variant, backend):
-    """One more than the limit of the best known implementation; float32, as it would be used."""
+    """The best known implementation has a limit of 512 steps."""
     torch.manual_seed(0)
     c = fbt.Config(19, variant=variant, d_model=6, n_heads=2, n_layers=1, span=600)
     lm = fbt.LanguageModel(c)
@@ -109,7 +108,7 @@ def test_513_steps(variant, backend):
 @pytest.mark.parametrize(
     "first, second", [(torch.float32, torch.float64), (torch.float64, torch.float32)]
 )
-def test_another_dtype_between_calls(lm, first, second):
+def test_dtype_changed_between_calls(lm, first, second):
     lm.to(first)
     lm(ONE_TEXT).sum().backward()
     lm.to(second)
@@ -130,7 +129,7 @@ def test_inference_before_training(lm, context):
         lm(ONE_TEXT)
         _, state = lm(OTHER_TEXT, return_state=True)
     assert_same(gradients_of(lm, ONE_TEXT), gradients_alone(lm, ONE_TEXT))
-    # a state of no_grad is one cut from its graph
+    # A state of no_grad equals a detached one.
     continued = gradients([lm(ONE_TEXT, state)], leaves(lm))
     _, attached = lm(OTHER_TEXT, return_state=True)
     assert_same(continued, gradients([lm(ONE_TEXT, attached.detach())], leaves(lm)))
@@ -165,7 +164,7 @@ def test_pickling_after_use(lm, way):
     )
 
 
-def test_a_state_can_be_copied_and_pickled(lm):
+def test_state_can_be_copied_and_pickled(lm):
     state = lm(ONE_TEXT, return_state=True)[1].detach()
     expected = lm(OTHER_TEXT, state)
     for twin in (copy.deepcopy(state), pickle.loads(pickle.dumps(state))):
@@ -184,13 +183,13 @@ def test_two_models_alive_at_once(lm, variant, backend):
     )
 
 
-def test_one_batch_size_after_another(lm):
+def test_changing_batch_sizes(lm):
     for batch, length in ((5, 9), (2, 9), (7, 3), (1, 17), (5, 9)):
         tokens = some_tokens(batch, length)
         assert_same(gradients_of(lm, tokens), gradients_alone(lm, tokens))
 
 
-def test_sequences_of_a_batch_do_not_touch(lm):
+def test_sequences_of_a_batch_are_independent(lm):
     logits = lm(ONE_TEXT)
     for i, text in enumerate(ONE_TEXT):
         assert_same(lm(text[None])[0], logits[i])
@@ -204,19 +203,19 @@ def test_autocast_to_bfloat16(lm):
         more = lm(OTHER_TEXT, state)
     assert_same(logits.float(), expected, rtol=0, atol=0.1)
     assert more.isfinite().all()
-    found, exact = (
+    actual, exact = (
         gradients([logits.double()], leaves(lm)),
         gradients_alone(lm, ONE_TEXT),
     )
-    assert {g.dtype for g in found.values()} == {torch.float32}
+    assert {g.dtype for g in actual.values()} == {torch.float32}
     difference, size = (
         torch.cat([g.flatten() for g in of]).norm()
-        for of in ([found[name] - exact[name] for name in found], exact.values())
+        for of in ([actual[name] - exact[name] for name in actual], exact.values())
     )
     assert difference < 0.1 * size
 
 
-def test_a_state_from_before_autocast_is_read_within_it(lm):
+def test_float32_state_is_read_under_autocast(lm):
     lm.float()
     state = lm(ONE_TEXT, return_state=True)[1]
     expected = lm(OTHER_TEXT, state)
@@ -226,7 +225,7 @@ def test_a_state_from_before_autocast_is_read_within_it(lm):
 
 @pytest.mark.parametrize("carried", [False, True])
 def test_gradcheck_and_gradgradcheck_of_the_whole_body(variant, backend, carried):
-    """To second order, through every step, layer and the window that slides."""
+    """Checks second derivatives through all steps, layers and the sliding window."""
     lm = model(
         variant, d_model=2, n_heads=1, d_ff=2, n_layers=2, span=2, activation="gelu"
     )
@@ -254,8 +253,8 @@ def test_gradcheck_and_gradgradcheck_of_the_whole_body(variant, backend, carried
     assert gradgradcheck(run, inputs, fast_mode=True)
 
 
-def test_whatever_memory_held_before_does_not_matter(lm, monkeypatch):
-    """Uninitialised memory, filled with NaN, reaches neither outputs nor gradients."""
+def test_uninitialised_memory_is_not_read(lm, monkeypatch):
+    """NaN in uninitialised memory does not reach outputs or gradients."""
     logits, expected = lm(ONE_TEXT).detach(), gradients_alone(lm, ONE_TEXT)
     for owner, name in (
         (torch.Tensor, "new_empty"),

@@ -1,4 +1,4 @@
-"""A run's folder: who may write into it, and what is said and left when it cannot be written any more."""
+"""The folder of a run: locks, folders that are moved, full disks."""
 
 import errno
 import itertools
@@ -24,13 +24,13 @@ from fbt import _files
 from fbt.pretrained import CHECKPOINT_FILE, WEIGHTS_FILE
 from fbt.training import Run, resume
 from fbt.training import folder as training_folder
-from fbt.training import loop as training_loop
 from fbt.training.__main__ import main
 from fbt.training.checkpoint import Checkpoint
 from fbt.training.folder import FolderGone, FolderTaken, RunFolder
+from fbt.training.interrupt import Interrupt
 from fbt.training.loop import Trainer
 from fbt.training.metrics import METRICS_FILE
-from fbt.training.run import LOSS_FIGURE
+from fbt.training.result import LOSS_FIGURE
 
 Patch = pytest.MonkeyPatch
 
@@ -52,7 +52,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def at_step(step: int, do: Callable[[], object], patch: Patch) -> None:
-    """Have something happen within a step."""
+    """Call a function at the start of a step."""
     update = Trainer._update
 
     def updating(self: Trainer) -> Any:
@@ -63,54 +63,54 @@ def at_step(step: int, do: Callable[[], object], patch: Patch) -> None:
     patch.setattr(Trainer, "_update", updating)
 
 
-# --- one process
-# --------------------------------------------------------------------------------------------
+# --- one process ---
 
 
-def test_a_folder_is_held_by_one_and_free_afterwards(folder: Path) -> None:
-    place = RunFolder(folder)
-    with place.held():
-        place.check()
+def test_folder_is_locked_once_and_released(folder: Path) -> None:
+    run_folder = RunFolder(folder)
+    with run_folder.locked():
+        run_folder.check()
         with (
             pytest.raises(
                 BlockingIOError,
                 match=r"another process is training into this folder: .*a run",
             ) as caught,
-            RunFolder(folder).held(),
+            RunFolder(folder).locked(),
         ):
             pass
-        assert caught.value.__notes__ == ["it is this process itself"]
-    with RunFolder(folder).held():
+        assert caught.value.__notes__ == ["it is this process"]
+    with RunFolder(folder).locked():
         pass
     assert list(folder.iterdir()) == []  # no lock file
 
 
-def test_a_second_process_is_told_in_a_line_and_disturbs_nothing(
+def test_second_process_is_refused_in_one_line(
     data: Path, folder: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(training_loop.Interrupt, "asked", True)
+    monkeypatch.setattr(Interrupt, "requested", True)
     small_run(data, folder=folder)
     before = files(folder)
-    with RunFolder(folder).held():
+    with RunFolder(folder).locked():
         assert main(["--resume", str(folder), "--log=tensorboard"]) == 2
         assert main(small_command(data, folder)) == 2
-    refused, found = capsys.readouterr().err.splitlines()
-    assert refused.endswith(
-        f"another process is training into this folder: '{folder}'; it is this process itself"
+    locked, existing = capsys.readouterr().err.splitlines()
+    assert locked.endswith(
+        f"another process is training into this folder: '{folder}'; "
+        "it is this process"
     )
-    assert "holds a run already" in found
+    assert "already contains a run" in existing
     assert files(folder) == before
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_a_run_that_ended_just_before_the_folder_was_held_is_kept(
+def test_run_that_ended_just_before_locking_is_kept(
     begun: bool, folder: Path, monkeypatch: Patch
 ) -> None:
     if begun:
         with monkeypatch.context() as patch:
-            patch.setattr(training_loop.Interrupt, "asked", True)
+            patch.setattr(Interrupt, "requested", True)
             small_run(folder=folder)
-    just_before_holding(lambda: small_run(folder=folder, resume=True), monkeypatch)
+    just_before_locking(lambda: small_run(folder=folder, resume=True), monkeypatch)
     with pytest.raises(
         FolderTaken, match=r"another process has trained into .*a run meanwhile"
     ):
@@ -118,28 +118,28 @@ def test_a_run_that_ended_just_before_the_folder_was_held_is_kept(
     assert Checkpoint.load(folder).step == 11
 
 
-def just_before_holding(do: Callable[[], object], monkeypatch: Patch) -> None:
-    """Have something happen after the next run has looked into its folder."""
-    hold = RunFolder.held
+def just_before_locking(do: Callable[[], object], monkeypatch: Patch) -> None:
+    """Call a function when the next run has read its folder but not locked it."""
+    hold = RunFolder.locked
 
     def late(self: RunFolder) -> Any:
-        monkeypatch.setattr(RunFolder, "held", hold)
+        monkeypatch.setattr(RunFolder, "locked", hold)
         do()
         return hold(self)
 
-    monkeypatch.setattr(RunFolder, "held", late)
+    monkeypatch.setattr(RunFolder, "locked", late)
 
 
 @pytest.mark.parametrize("name", [CHECKPOINT_FILE, WEIGHTS_FILE])
-def test_a_folder_put_in_the_place_just_before_it_was_held_is_kept(
+def test_folder_swapped_just_before_locking_is_kept(
     name: str, folder: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    """It may be at the same step, or hold weights alone."""
+    """The other folder is at the same step, or contains only weights."""
     other = tmp_path / "other"
-    for place in (folder, other):
+    for path in (folder, other):
         with monkeypatch.context() as patch:
-            patch.setattr(training_loop.Interrupt, "asked", True)
-            small_run(folder=place, seed=int(place == other))
+            patch.setattr(Interrupt, "requested", True)
+            small_run(folder=path, seed=int(path == other))
     if name == WEIGHTS_FILE:
         shutil.rmtree(folder)
         (other / CHECKPOINT_FILE).rename(other / WEIGHTS_FILE)
@@ -149,16 +149,16 @@ def test_a_folder_put_in_the_place_just_before_it_was_held_is_kept(
         shutil.rmtree(folder, ignore_errors=True)
         other.rename(folder)
 
-    just_before_holding(swap, monkeypatch)
+    just_before_locking(swap, monkeypatch)
     with pytest.raises(FolderTaken):
         small_run(folder=folder, resume=True)
     assert files(folder) == before
 
 
-def test_where_there_are_no_locks_one_of_two_runs_stops(
+def test_without_locks_one_of_two_runs_stops(
     folder: Path, monkeypatch: Patch
 ) -> None:
-    """Each looks at the checkpoint before it writes: it must be its own."""
+    """Each run checks before it writes that the checkpoint is its own."""
 
     def no_locks(*args: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -170,7 +170,7 @@ def test_where_there_are_no_locks_one_of_two_runs_stops(
 
     def resumed() -> None:
         if not began:
-            began.append("the other run, which comes to its fifth step too")
+            began.append("the other run")  # it also reaches its fifth step
             other.append(resume(folder, TEXT, progress=False))
 
     at_step(5, resumed, monkeypatch)
@@ -179,7 +179,7 @@ def test_where_there_are_no_locks_one_of_two_runs_stops(
     ) as caught:
         small_run(folder=folder)
     assert caught.value.__notes__ == [
-        f"this run ends here; what is in {folder} now is the other run's"
+        f"this run ends; {folder} now contains the other run"
     ]
     assert_same_run(other[0], expected)
     before = files(folder)
@@ -193,7 +193,7 @@ def test_where_there_are_no_locks_one_of_two_runs_stops(
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EBADF])
-def test_a_file_system_without_locks_will_do(
+def test_file_system_without_locks_is_accepted(
     number: int, folder: Path, monkeypatch: Patch
 ) -> None:
     def no_locks(*args: object) -> None:
@@ -203,11 +203,10 @@ def test_a_file_system_without_locks_will_do(
     assert_same_run(small_run(folder=folder), small_run())
 
 
-# --- a folder that goes away
-# --------------------------------------------------------------------------------
+# --- folders that are moved or removed ---
 
 
-def test_a_folder_moved_away_stops_the_run_which_goes_on_from_there(
+def test_moved_folder_stops_the_run_which_resumes_there(
     data: Path, folder: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     moved = folder.with_name("moved")
@@ -215,16 +214,19 @@ def test_a_folder_moved_away_stops_the_run_which_goes_on_from_there(
         at_step(5, lambda: folder.rename(moved), patch)
         assert main(small_command(data, folder)) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
-        f"python -m fbt.training: [Errno 2] the folder of the run was moved or removed: '{folder}'; "
-        f"if it was moved, the checkpoint of step 3 is as it was; "
-        f"go on with: python -m fbt.training --resume WHERE-IT-IS-NOW"
+        "python -m fbt.training: [Errno 2] the folder of the run was moved or "
+        f"removed: '{folder}'; "
+        f"if the folder was moved, the checkpoint of step 3 is intact; "
+        f"resume with: python -m fbt.training --resume NEW-FOLDER"
     )
     assert not folder.exists()
     assert Checkpoint.load(moved).step == 3
     assert_same_run(resume(moved, progress=False), small_run())
 
 
-def test_a_folder_removed_is_not_made_again(folder: Path, monkeypatch: Patch) -> None:
+def test_removed_folder_is_not_created_again(
+    folder: Path, monkeypatch: Patch
+) -> None:
     at_step(5, lambda: shutil.rmtree(folder), monkeypatch)
     with pytest.raises(
         FolderGone, match="the folder of the run was moved or removed"
@@ -233,7 +235,7 @@ def test_a_folder_removed_is_not_made_again(folder: Path, monkeypatch: Patch) ->
     assert not folder.exists()
 
 
-def test_another_run_in_its_place_is_left_alone(
+def test_another_run_at_the_path_is_left_alone(
     folder: Path, monkeypatch: Patch
 ) -> None:
     def replace() -> None:
@@ -247,7 +249,7 @@ def test_another_run_in_its_place_is_left_alone(
     assert files(folder) == {CHECKPOINT_FILE: b"another run's"}
 
 
-# --- a folder that goes away between two calls to the system ----------------------
+# --- folders that are moved between two system calls ---
 
 CALLS = [
     "open",
@@ -264,7 +266,7 @@ CALLS += ["scandir", "listdir"]
 
 
 class Calls:
-    """Counts the system calls of a run's saves, and does something before one of them."""
+    """Counts system calls while a run saves, and calls `do` before one of them."""
 
     def __init__(self, monkeypatch: Patch) -> None:
         self.active, self.count, self.at, self.do = False, 0, -1, lambda: None
@@ -317,7 +319,7 @@ def tiny_run(folder: Path, **changes: Any) -> Run:
 
 @pytest.fixture
 def another(tmp_path: Path) -> dict[str, bytes]:
-    """The files of another run, of another seed."""
+    """Return the files of a run with another seed."""
     tiny_run(tmp_path / "another", seed=1)
     return files(tmp_path / "another")
 
@@ -345,16 +347,16 @@ def moving(
 
 
 @pytest.mark.parametrize("how", ["moved", "swapped", "removed"])
-def test_nothing_is_written_elsewhere_between_whichever_calls_the_folder_goes(
+def test_folder_that_goes_between_any_two_system_calls(
     how: str, tmp_path: Path, another: dict[str, bytes], monkeypatch: Patch
 ) -> None:
     saves = Calls(monkeypatch)
     monkeypatch.setattr(
-        "fbt.training.run._save_loss_curve",
+        "fbt.training.result._save_loss_curve",
         lambda run, folder: folder.write(LOSS_FIGURE, b"<svg/>"),
     )
     expected = tiny_run(tmp_path / "undisturbed")
-    total, said = saves.count, set()
+    total, steps_in_notes = saves.count, set()
     assert total > 60
     for saves.at in range(total):
         saves.count = 0
@@ -368,28 +370,26 @@ def test_nothing_is_written_elsewhere_between_whichever_calls_the_folder_goes(
         assert caught.value.filename == str(folder)
         if how == "removed":
             continue
-        found = files(moved)
-        assert {name for name in found if name.endswith(".part")} == set()
+        written = files(moved)
+        assert {name for name in written if name.endswith(".part")} == set()
         notes = getattr(caught.value, "__notes__", [])
-        step = re.findall(
-            "the checkpoint of step (\\d+) is as it was", "".join(notes)
-        )
-        said.update(step)
-        # What the note says is there is there, and nothing is where it says nothing.
+        step = re.findall("the checkpoint of step (\\d+) is intact", "".join(notes))
+        steps_in_notes.update(step)
+        # The checkpoint that the note mentions exists; without a note there is none.
         assert (
             [str(Checkpoint.load(moved).step)] == step
             if step
-            else CHECKPOINT_FILE not in found
+            else CHECKPOINT_FILE not in written
         )
         if step:
-            assert notes[0].startswith("if it was moved, ")
+            assert notes[0].startswith("if the folder was moved, ")
             if saves.at % 7 == 0:
                 assert_same_run(resume(moved, TEXT, progress=False), expected)
-    assert how == "removed" or said == {"0", "1", "2"}
+    assert how == "removed" or steps_in_notes == {"0", "1", "2"}
 
 
 @pytest.mark.parametrize("how", ["moved", "swapped", "removed"])
-def test_where_folders_have_no_descriptors_the_path_is_compared_before_each_file(
+def test_without_dir_fd_the_path_is_checked_before_each_file(
     how: str, tmp_path: Path, another: dict[str, bytes], monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(training_folder, "RELATIVE", False)
@@ -420,31 +420,31 @@ def test_where_folders_have_no_descriptors_the_path_is_compared_before_each_file
                 tiny_run(folder)
 
 
-# --- a forked child, and a run whose torchrun is gone -----------------------------
+# --- forked processes, and a killed torchrun ---
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_keeps_no_lock(folder: Path) -> None:
+def test_forked_child_does_not_keep_the_lock(folder: Path) -> None:
     context = multiprocessing.get_context("fork")
     ready, done = context.Event(), context.Event()
-    place = RunFolder(folder)
+    run_folder = RunFolder(folder)
 
     def child() -> None:
         with pytest.raises(
-            BlockingIOError, match="only the process that began the run may write"
+            BlockingIOError, match="only the process that locked the folder may write"
         ):
-            place.write("file", b"")
+            run_folder.write("file", b"")
         ready.set()
         done.wait(60)
 
-    with place.held():
+    with run_folder.locked():
         process = context.Process(target=child)
         process.start()
         assert ready.wait(60)
-        with pytest.raises(BlockingIOError), RunFolder(folder).held():
+        with pytest.raises(BlockingIOError), RunFolder(folder).locked():
             pass
     try:
-        with RunFolder(folder).held():  # though the child is still there
+        with RunFolder(folder).locked():  # although the child is alive
             assert process.is_alive()
     finally:
         done.set()
@@ -453,15 +453,15 @@ def test_a_forked_child_keeps_no_lock(folder: Path) -> None:
     assert files(folder) == {}
 
 
-LEFT_BEHIND = "if it was left behind, as by a torchrun that was killed, end it"
+LEFT_BEHIND = "if it is left over, for example from a killed torchrun, end it"
 HOLDER = """
 import os, sys, time
 from pathlib import Path
 from fbt.training.folder import RunFolder
-with RunFolder(Path(sys.argv[1])).held():
+with RunFolder(Path(sys.argv[1])).locked():
     if os.fork() == 0:
         try:
-            raise SystemExit  # which leaves the block that holds the folder
+            raise SystemExit  # leaves the block that has locked the folder
         finally:
             os.write(1, b"left\\n")
             time.sleep(60)
@@ -470,7 +470,7 @@ with RunFolder(Path(sys.argv[1])).held():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_child_neither_unlocks_the_folder_of_its_parent_nor_keeps_it_when_that_is_killed(
+def test_child_neither_releases_nor_keeps_the_lock_of_its_parent(
     folder: Path,
 ) -> None:
     process = subprocess.Popen(
@@ -481,7 +481,7 @@ def test_a_child_neither_unlocks_the_folder_of_its_parent_nor_keeps_it_when_that
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == b"left\n"
-        with pytest.raises(BlockingIOError) as caught, RunFolder(folder).held():
+        with pytest.raises(BlockingIOError) as caught, RunFolder(folder).locked():
             pass
         if sys.platform == "linux":
             assert caught.value.__notes__ == [
@@ -489,26 +489,26 @@ def test_a_child_neither_unlocks_the_folder_of_its_parent_nor_keeps_it_when_that
             ]
         process.kill()
         process.wait()
-        with RunFolder(folder).held():
+        with RunFolder(folder).locked():
             pass
     finally:
         os.killpg(process.pid, signal.SIGKILL)  # the child
         process.stdout.close()
 
 
-def test_who_holds_a_folder_may_not_be_told(folder: Path, monkeypatch: Patch) -> None:
-    monkeypatch.setattr(training_folder, "_holders", lambda descriptor: [])
+def test_owner_of_the_lock_may_be_unknown(folder: Path, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(training_folder, "_lock_owners", lambda descriptor: [])
     with (
-        RunFolder(folder).held(),
+        RunFolder(folder).locked(),
         pytest.raises(BlockingIOError) as caught,
-        RunFolder(folder).held(),
+        RunFolder(folder).locked(),
     ):
         pass
     assert caught.value.__notes__ == [LEFT_BEHIND]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_what_a_killed_torchrun_leaves_can_be_ended_and_the_run_goes_on(
+def test_process_left_by_a_killed_torchrun_can_be_ended(
     data: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = small_command(data, folder, steps=100_000)
@@ -532,38 +532,37 @@ def test_what_a_killed_torchrun_leaves_can_be_ended_and_the_run_goes_on(
     process.kill()
     process.wait()
     assert main(["--resume", str(folder)]) == 2
-    said = capsys.readouterr().err
-    found = re.search(rf"; {LEFT_BEHIND} with: kill (\d+)$", said)
-    assert found is not None, said
-    os.kill(int(found[1]), signal.SIGTERM)
+    message = capsys.readouterr().err
+    command = re.search(rf"; {LEFT_BEHIND} with: kill (\d+)$", message)
+    assert command is not None, message
+    os.kill(int(command[1]), signal.SIGTERM)
     while True:
         try:
-            with RunFolder(folder).held():
+            with RunFolder(folder).locked():
                 break
-        except (BlockingIOError, FolderTaken):  # it is still there, and saves
+        except (BlockingIOError, FolderTaken):  # it still saves
             assert time.monotonic() < deadline
             time.sleep(0.1)
     step = Checkpoint.load(folder).step
     lines = (folder / METRICS_FILE).read_text().splitlines()
-    assert json.loads(lines[-1])["step"] == step  # it was saved before it ended
+    assert json.loads(lines[-1])["step"] == step  # the process saved before it ended
 
 
-# --- a disk that is full, or may not be written
-# -------------------------------------------------------------
+# --- full and read-only disks ---
 
 
 @pytest.fixture
-def room() -> Any:
-    """Make every file that is written end at some size, as a quota does; the error is the system's own."""
+def limit_file_size() -> Any:
+    """Return a function that limits the size of files, as a quota does."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_no_room_for_a_checkpoint(
+def test_full_disk_keeps_the_last_checkpoint(
     data: Path,
     folder: Path,
-    room: Callable[[int], None],
+    limit_file_size: Callable[[int], None],
     monkeypatch: Patch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -571,19 +570,21 @@ def test_no_room_for_a_checkpoint(
 
     def full_at_step_6(self: RunFolder, name: str, data: bytes) -> None:
         if name == CHECKPOINT_FILE and next(number) == 2:
-            room(len(data) // 2)
+            limit_file_size(len(data) // 2)
         try:
             write(self, name, data)
         finally:
-            room(resource.RLIM_INFINITY)
+            limit_file_size(resource.RLIM_INFINITY)
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "write", full_at_step_6)
         assert main(small_command(data, folder)) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == (
-        f"python -m fbt.training: [Errno 27] File too large: '{folder / CHECKPOINT_FILE}'; the checkpoint "
-        f"of step 3 is as it was; go on once there is room with: python -m fbt.training --resume '{folder}'"
+        "python -m fbt.training: [Errno 27] File too large: "
+        f"'{folder / CHECKPOINT_FILE}'; the checkpoint of step 3 is intact; once "
+        f"there is free space, resume with: "
+        f"python -m fbt.training --resume '{folder}'"
     )
     assert Checkpoint.load(folder).step == 3
     assert sorted(files(folder)) == [CHECKPOINT_FILE, METRICS_FILE]
@@ -593,14 +594,14 @@ def test_no_room_for_a_checkpoint(
 @pytest.mark.parametrize(
     ("name", "number", "when"),
     [
-        (METRICS_FILE, errno.ENOSPC, "there is room"),
-        (CHECKPOINT_FILE, errno.ENOSPC, "there is room"),
-        ("model.safetensors", errno.EDQUOT, "there is room"),
-        (LOSS_FIGURE, errno.EROFS, "this is mended"),
-        (CHECKPOINT_FILE, errno.EIO, "this is mended"),
+        (METRICS_FILE, errno.ENOSPC, "there is free space"),
+        (CHECKPOINT_FILE, errno.ENOSPC, "there is free space"),
+        ("model.safetensors", errno.EDQUOT, "there is free space"),
+        (LOSS_FIGURE, errno.EROFS, "this is fixed"),
+        (CHECKPOINT_FILE, errno.EIO, "this is fixed"),
     ],
 )
-def test_a_file_that_cannot_be_written_is_named_and_the_checkpoint_stays(
+def test_failed_write_is_named_and_keeps_the_checkpoint(
     name: str, number: int, when: str, folder: Path, monkeypatch: Patch
 ) -> None:
     step = 3 if name in (METRICS_FILE, CHECKPOINT_FILE) else 11
@@ -637,7 +638,7 @@ def test_a_file_that_cannot_be_written_is_named_and_the_checkpoint_stays(
             small_run(folder=folder)
     assert (caught.value.errno, caught.value.filename) == (number, str(folder / name))
     assert caught.value.__notes__ == [
-        f"the checkpoint of step {step} is as it was; go on once {when} with: "
+        f"the checkpoint of step {step} is intact; once {when}, resume with: "
         f"python -m fbt.training --resume '{folder}'"
     ]
     assert Checkpoint.load(folder).step == step
@@ -649,7 +650,7 @@ def test_a_file_that_cannot_be_written_is_named_and_the_checkpoint_stays(
     not Path("/sys/kernel").is_dir(),
     reason="needs a folder that not even root may write",
 )
-def test_a_folder_that_may_not_be_written(
+def test_read_only_folder_is_refused(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(small_command(data, Path("/sys/kernel/run"))) == 2

@@ -18,7 +18,7 @@ import fbt
 from fbt.pretrained import CHECKPOINT_FILE
 from fbt.training import resume
 from fbt.training.__main__ import main
-from fbt.training.loop import Interrupt
+from fbt.training.interrupt import Interrupt
 from fbt.training.metrics import METRICS_FILE
 
 FOLDERS = [
@@ -120,9 +120,9 @@ def test_the_command_to_continue_can_be_pasted(
 ) -> None:
     data = here / "-my 'text'\n.txt"
     data.write_text(TEXT, encoding="utf-8")
-    monkeypatch.setattr(Interrupt, "asked", True)
+    monkeypatch.setattr(Interrupt, "requested", True)
     assert main(small_command(Path(data.name), Path(name))) == 130
-    command = capsys.readouterr().out.partition("go on with: ")[2].rstrip("\n")
+    command = capsys.readouterr().out.partition("resume with: ")[2].rstrip("\n")
     assert command.startswith("python -m fbt.training --resume ")
     as_words = command.replace("python", "printf '%s\\0'", 1)
     words = (
@@ -130,7 +130,7 @@ def test_the_command_to_continue_can_be_pasted(
         .stdout.decode()
         .split("\0")
     )
-    monkeypatch.setattr(Interrupt, "asked", False)
+    monkeypatch.setattr(Interrupt, "requested", False)
     assert main(words[2:-1]) == 0
     assert (here / name / "model.safetensors").is_file()
     assert sorted(path.name for path in here.iterdir()) == sorted([data.name, name])
@@ -217,7 +217,7 @@ def test_any_character_can_be_trained_on_and_generated(here: Path) -> None:
 def test_lone_surrogates_in_a_text_are_refused_before_writing(
     here: Path,
 ) -> None:
-    with pytest.raises(ValueError, match="text must have no halves of characters"):
+    with pytest.raises(ValueError, match="text must not contain surrogates"):
         small_run(TEXT + "\ud800", folder=here / "run")
     assert not (here / "run").exists()
 
@@ -338,7 +338,7 @@ def test_a_system_file_is_not_read_as_a_text(
     with pytest.raises((ValueError, OSError)) as caught:
         resume(run, progress=False)
     assert re.search(
-        r"must have at most \d+ bytes|is not what the run in|Not a regular|"
+        r"must have at most \d+ bytes|is not the text that the run in|Not a regular|"
         "Operation not permitted",
         str(caught.value),
     )
@@ -368,7 +368,7 @@ def test_an_endless_text_is_not_read(run: Path, here: Path, place: str) -> None:
     set_data(run, place)
     began = time.monotonic()
     with pytest.raises(
-        FileNotFoundError, match=r"the text of the run in .* is no longer in "
+        FileNotFoundError, match=r"the text of the run in .* is not a file"
     ):
         resume(run, progress=False)
     assert time.monotonic() - began < 5

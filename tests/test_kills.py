@@ -1,6 +1,7 @@
-"""Training killed by SIGKILL at random moments, and resumed: no file is ever half there, no number changes.
+"""Training killed by SIGKILL at random moments, and resumed.
 
-Three moments here; `make test-kills` draws twenty and prints what it did.
+All files stay complete, and all numbers equal those of an uninterrupted run. Here a
+run is killed three times; `make test-kills` kills twenty times and prints a log.
 """
 
 import json
@@ -38,13 +39,13 @@ from fbt.training import Run, resume
 from fbt.training.checkpoint import Checkpoint
 from fbt.training.folder import RunFolder
 from fbt.training.metrics import METRICS_FILE
-from fbt.training.run import LOSS_FIGURE
+from fbt.training.result import LOSS_FIGURE
 
 PART = re.compile(r"\..+\.[0-9a-f]{16}\.part")
 KIND: dict[str, Any] = {"carry": True, "dropout": 0.2, "eval_windows": 20}
-# Which of its calls may be a process's last, about how many lines one has, and how
-# long it may still go on.
-RANGES = {
+# Upper limits of the call in which a process is killed, of the line in this call, and
+# of the seconds after this line.
+LIMITS = {
     "build": (1, 140, 0.4),
     "download": (1, 230, 0.1),
     "step": (7, 1200, 0.01),
@@ -56,8 +57,8 @@ RANGES = {
 }
 
 
-class World:
-    """A run's folder, a cache, a compiler, a server, and what a process that trains there gets told."""
+class Machine:
+    """The folder of a run, a cache, a compiler, and the commands that train there."""
 
     def __init__(self, root: Path, url: str, **settings: Any) -> None:
         self.folder, self.cache = root / "run", root / "cache"
@@ -71,7 +72,7 @@ class World:
         compiler, scratch, code = root / "compiler", root / "scratch", root / "code"
         code.write_bytes(self.machine_code[:-DIGEST])
         quoted = shlex.quote(str(code))
-        # Compiles by copying what has been compiled, in two parts and not at once.
+        # A compiler that copies the compiled library, slowly and in two parts.
         compiler.write_text(
             '#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\n'
             f'head -c 9999 {quoted} > "$2"; sleep 0.2; cat {quoted} > "$2"\n'
@@ -97,7 +98,7 @@ class World:
         self.expected = small_run(**settings)
 
     def kill(self, moment: Moment) -> str:
-        """Go on with the run, as its user would, until the moment; say where that was."""
+        """Start or resume the run, kill it at a moment, and return the line."""
         if moment.kind == "download":
             self.corpus.unlink(missing_ok=True)
         if moment.kind == "build":
@@ -132,7 +133,7 @@ class World:
                     pytest.raises(
                         BlockingIOError, match="another process is training"
                     ),
-                    place.held(),
+                    place.locked(),
                 ):
                     pass
             time.sleep(moment.seconds)
@@ -143,8 +144,8 @@ class World:
         assert process.returncode == -signal.SIGKILL
         return where
 
-    def look_through(self) -> list[str]:
-        """Check that every file with a name of its own is whole; return the names of those without."""
+    def check_files(self) -> list[str]:
+        """Check that all files are complete; return the names of temporary ones."""
         leftovers = []
         for path in [
             p
@@ -173,24 +174,24 @@ class World:
         return leftovers
 
     def check_metrics(self, text: str) -> None:
-        """Those of the uninterrupted run, at least to the step of the checkpoint.
+        """Compare metrics with the uninterrupted run, up to the checkpoint or beyond.
 
-        A kill while metrics are appended may cut the last line.
+        The last line may be incomplete.
         """
         whole = text[: text.rfind("\n") + 1]
-        found = untimed(map(json.loads, whole.splitlines()))
-        assert found == untimed(self.expected.metrics)[: len(found)]
-        assert self.step() <= (found[-1]["step"] if found else 0)
+        metrics = untimed(map(json.loads, whole.splitlines()))
+        assert metrics == untimed(self.expected.metrics)[: len(metrics)]
+        assert self.step() <= (metrics[-1]["step"] if metrics else 0)
 
     def step(self) -> int:
         saved = (self.folder / CHECKPOINT_FILE).exists()
         return Checkpoint.load(self.folder).step if saved else 0
 
     def end(self) -> Run:
-        """Go on to the end, in this process; nothing is left of those before."""
+        """Resume the run in this process until it ends, and compare it."""
         run = resume(self.folder, TEXT, progress=False)
         assert run.finished
-        assert self.look_through() == []
+        assert self.check_files() == []
         assert_same_run(run, self.expected)
         assert_same_run(resume(self.folder, TEXT, progress=False), self.expected)
         return run
@@ -198,7 +199,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    """A server that takes its time over the text."""
+    """Yield the address of a server that sends the text slowly."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -220,7 +221,7 @@ def url() -> Iterator[str]:
 
 
 def draw(kind: str, source: random.Random) -> Moment:
-    calls, lines, longest = RANGES[kind]
+    calls, lines, longest = LIMITS[kind]
     seconds = longest / 10 ** source.uniform(0, 3)  # long or short, whatever the call
     return Moment(kind, source.randint(1, calls), source.randint(1, lines), seconds)
 
@@ -232,19 +233,19 @@ def draw(kind: str, source: random.Random) -> Moment:
         ("feedback", ("append", "checkpoint", "ending")),
     ],
 )
-def test_a_run_killed_three_times_ends_as_if_it_had_not_been(
+def test_run_killed_three_times_equals_an_uninterrupted_run(
     variant: str, kinds: tuple[str, ...], tmp_path: Path, url: str
 ) -> None:
-    world = World(tmp_path, url, steps=30, variant=variant, **KIND)
+    machine = Machine(tmp_path, url, steps=30, variant=variant, **KIND)
     source = random.Random(11)
     for kind in kinds:
-        world.kill(draw(kind, source))
-        world.look_through()
-    world.end()
+        machine.kill(draw(kind, source))
+        machine.check_files()
+    machine.end()
 
 
 @pytest.mark.kills
-def test_a_run_killed_twenty_times_ends_as_if_it_had_not_been(
+def test_run_killed_twenty_times_equals_an_uninterrupted_run(
     tmp_path: Path, url: str
 ) -> None:
     began, seed = (
@@ -254,23 +255,24 @@ def test_a_run_killed_twenty_times_ends_as_if_it_had_not_been(
     print(f"\nSEED={seed}")
     source = random.Random(seed)
     variant = source.choice(VARIANTS)
-    world = World(tmp_path, url, steps=200, variant=variant, **KIND)
-    # Each kind twice or more, in any order; the last are those in which the run comes
-    # to its end.
-    kinds = [kind for kind in RANGES if kind != "ending"]
+    machine = Machine(tmp_path, url, steps=200, variant=variant, **KIND)
+    # Each kind at least twice in random order, and "ending" last.
+    kinds = [kind for kind in LIMITS if kind != "ending"]
     kinds = 2 * kinds + source.choices(kinds, k=6)
     source.shuffle(kinds)
     kinds += 2 * ["ending"]
     leftovers: set[str] = set()
     for number, kind in enumerate(kinds, start=1):
         moment = draw(kind, source)
-        where = world.kill(moment)
-        found = world.look_through()
-        leftovers.update(found)
-        when = f"{kind}, call {moment.call}, {moment.seconds * 1000:.1f} ms after {where}"
-        after = f"checkpoint of step {world.step()}, left over: {', '.join(found) or 'nothing'}"
+        where = machine.kill(moment)
+        temporary = machine.check_files()
+        leftovers.update(temporary)
+        ms = moment.seconds * 1000
+        when = f"{kind}, call {moment.call}, {ms:.1f} ms after {where}"
+        files = ", ".join(temporary) or "none"
+        after = f"checkpoint of step {machine.step()}, temporary files: {files}"
         print(f"[{number}/{len(kinds)}] {when}: {after}", flush=True)
-    run = world.end()
+    run = machine.end()
     print(
         json.dumps(
             {

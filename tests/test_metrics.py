@@ -1,4 +1,4 @@
-"""The file of metrics grows with its run, and goes with one checkpoint: no line of it is lost unnoticed."""
+"""The file of metrics: how it grows, and how it is checked on resume."""
 
 import errno
 import hashlib
@@ -34,21 +34,21 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture
 def folder(finished: Run, tmp_path: Path) -> Path:
-    """A copy of the finished run."""
+    """Return the folder of a copy of the finished run."""
     assert finished.folder is not None
     return Path(shutil.copytree(finished.folder, tmp_path / "run"))
 
 
 @pytest.fixture
-def written(tmp_path: Path) -> Iterator[MetricsFile]:
-    """A file to write metrics into, in a folder that is held."""
-    place = RunFolder(tmp_path / "held")
-    with place.held():
-        yield MetricsFile(place)
+def metrics_file(tmp_path: Path) -> Iterator[MetricsFile]:
+    """Yield a file of metrics in a locked folder."""
+    run_folder = RunFolder(tmp_path / "locked")
+    with run_folder.locked():
+        yield MetricsFile(run_folder)
 
 
-def diverging(folder: Path, monkeypatch: Patch) -> None:
-    """A run with checkpoints up to step 6 and metrics up to step 7."""
+def diverged_run(folder: Path, monkeypatch: Patch) -> None:
+    """Train a run with checkpoints up to step 6 and metrics up to step 7."""
     update = Trainer._update
 
     def updating(self: Trainer) -> Any:
@@ -93,16 +93,16 @@ def test_lost_or_changed_metrics_are_refused(how: str, folder: Path) -> None:
     changed = b"".join(LOST[how](before.splitlines(keepends=True)))
     path.write_bytes(changed)
     kept = {file.name: file.read_bytes() for file in folder.iterdir()}
-    found = (
-        f"{len(changed)} of {len(before)} bytes are left"
+    problem = (
+        f"only {len(changed)} of {len(before)} bytes are left"
         if len(changed) < len(before)
         else f"its first {len(before)} bytes differ"
     )
     with pytest.raises(ValueError) as caught:
         resume(folder, TEXT, progress=False)
     assert str(caught.value) == (
-        f"{path} must be the file that the checkpoint of step 11 was saved with, but {found}: "
-        f"restore it from a copy, or train in another folder"
+        f"{path} does not match the checkpoint of step 11: {problem}. "
+        "Restore the file from a copy, or train into another folder"
     )
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == kept
 
@@ -110,7 +110,7 @@ def test_lost_or_changed_metrics_are_refused(how: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     "more", [b'{"step": 12, "lo', b"\n", b"\0" * 5000, b"once more"]
 )
-def test_what_was_written_after_the_checkpoint_is_cut_off(
+def test_metrics_after_the_checkpoint_are_removed(
     more: bytes, folder: Path, finished: Run
 ) -> None:
     path = folder / METRICS_FILE
@@ -120,45 +120,48 @@ def test_what_was_written_after_the_checkpoint_is_cut_off(
     assert path.read_bytes() == before
 
 
-def test_the_checkpoint_has_length_and_hash_of_the_metrics(folder: Path) -> None:
+def test_checkpoint_contains_size_and_hash_of_the_metrics(folder: Path) -> None:
     data = (folder / METRICS_FILE).read_bytes()
-    found = Checkpoint.load(folder).metrics
-    assert (found.size, found.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    actual = Checkpoint.load(folder).metrics
+    assert (actual.size, actual.sha256) == (
+        len(data),
+        hashlib.sha256(data).hexdigest(),
+    )
 
 
-def test_metrics_are_appended_and_never_written_twice(
-    written: MetricsFile, tmp_path: Path, monkeypatch: Patch
+def test_metrics_are_appended(
+    metrics_file: MetricsFile, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    path, appended, append = tmp_path / "held" / METRICS_FILE, [], RunFolder.append
+    path, appended, append = tmp_path / "locked" / METRICS_FILE, [], RunFolder.append
 
     def noted(self: RunFolder, name: str, data: bytes, size: int) -> bool:
         appended.append(len(data))
         return append(self, name, data, size)
 
     monkeypatch.setattr(RunFolder, "append", noted)
-    numbers, source = set(), random.Random(0)
+    inodes, source = set(), random.Random(0)
     ends = sorted(source.sample(range(1, len(METRICS)), 6))
     for end in [0, *ends, len(METRICS), len(METRICS)]:
-        found = written.write(METRICS[:end])
+        actual = metrics_file.write(METRICS[:end])
         data = path.read_bytes()
         assert [json.loads(line) for line in data.splitlines()] == METRICS[:end]
-        assert (found.size, found.sha256) == (
+        assert (actual.size, actual.sha256) == (
             len(data),
             hashlib.sha256(data).hexdigest(),
         )
-        numbers.add(path.stat().st_ino if end else None)
-        assert read_metrics(path.parent, found, end) == METRICS[:end]
-    assert len(numbers - {None}) == 1  # one and the same file since there were any
+        inodes.add(path.stat().st_ino if end else None)
+        assert read_metrics(path.parent, actual, end) == METRICS[:end]
+    assert len(inodes - {None}) == 1  # the file was never replaced
     first = len(
         b"".join(json.dumps(metric).encode() + b"\n" for metric in METRICS[: ends[0]])
     )
     assert sum(appended) == path.stat().st_size - first
 
 
-def test_a_copy_made_of_links_stays_as_it_was(
+def test_copy_made_of_hard_links_is_not_changed(
     tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    diverging(tmp_path / "run", monkeypatch)
+    diverged_run(tmp_path / "run", monkeypatch)
     shutil.copytree(tmp_path / "run", tmp_path / "copy", copy_function=os.link)
     before = {path.name: path.read_bytes() for path in (tmp_path / "copy").iterdir()}
     assert resume(tmp_path / "run", TEXT, progress=False).finished
@@ -170,11 +173,11 @@ def test_a_copy_made_of_links_stays_as_it_was(
 @pytest.mark.parametrize(
     "how", ["a link more", "a symbolic link", "removed", "longer"]
 )
-def test_a_file_that_is_not_as_it_was_left_is_written_anew(
-    how: str, written: MetricsFile, tmp_path: Path
+def test_changed_metrics_file_is_written_again(
+    how: str, metrics_file: MetricsFile, tmp_path: Path
 ) -> None:
-    path, other = tmp_path / "held" / METRICS_FILE, tmp_path / "other"
-    written.write(METRICS[:5])
+    path, other = tmp_path / "locked" / METRICS_FILE, tmp_path / "other"
+    metrics_file.write(METRICS[:5])
     before = path.read_bytes()
     if how == "a link more":
         os.link(path, other)
@@ -184,19 +187,22 @@ def test_a_file_that_is_not_as_it_was_left_is_written_anew(
         path.rename(other)
         if how == "a symbolic link":
             path.symlink_to(other)
-    found = written.write(METRICS[:7])
+    actual = metrics_file.write(METRICS[:7])
     data = path.read_bytes()
     assert [json.loads(line) for line in data.splitlines()] == METRICS[:7]
-    assert (found.size, found.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert (actual.size, actual.sha256) == (
+        len(data),
+        hashlib.sha256(data).hexdigest(),
+    )
     assert not path.is_symlink()
     assert not other.exists() or other.read_bytes() == before
 
 
-def test_a_disk_that_is_full_for_a_while_costs_no_line(
-    written: MetricsFile, tmp_path: Path, monkeypatch: Patch
+def test_no_metrics_are_lost_when_the_disk_is_full_for_a_while(
+    metrics_file: MetricsFile, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    path = tmp_path / "held" / METRICS_FILE
-    expected = written.write(METRICS[:5])
+    path = tmp_path / "locked" / METRICS_FILE
+    expected = metrics_file.write(METRICS[:5])
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -204,25 +210,25 @@ def test_a_disk_that_is_full_for_a_while_costs_no_line(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(OSError) as caught:
-            written.write(METRICS[:7])
+            metrics_file.write(METRICS[:7])
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
     assert read_metrics(path.parent, expected, 5) == METRICS[:5]
-    found = written.write(METRICS[:7])
-    assert read_metrics(path.parent, found, 7) == METRICS[:7]
-    assert path.stat().st_size == found.size
+    actual = metrics_file.write(METRICS[:7])
+    assert read_metrics(path.parent, actual, 7) == METRICS[:7]
+    assert path.stat().st_size == actual.size
 
 
-def test_a_run_that_diverged_keeps_its_metrics_and_goes_on_without_them(
+def test_resumed_run_removes_the_metrics_of_a_divergence(
     tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    diverging(tmp_path, monkeypatch)
+    diverged_run(tmp_path, monkeypatch)
     assert Checkpoint.load(tmp_path).step == 6
     lines = (tmp_path / METRICS_FILE).read_text().splitlines()
     assert json.loads(lines[-1])["step"] == 7
     expected = small_run()
     assert_same_run(resume(tmp_path, TEXT, progress=False), expected)
-    found = untimed(
+    actual = untimed(
         map(json.loads, (tmp_path / METRICS_FILE).read_text().splitlines())
     )
-    assert found == untimed(expected.metrics)
+    assert actual == untimed(expected.metrics)
     assert (tmp_path / CHECKPOINT_FILE).exists()

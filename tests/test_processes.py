@@ -1,7 +1,7 @@
-"""Several processes make the run that one would make, and it outlives each of them.
+"""Runs of several processes equal those of one, and resume after a kill.
 
-Several means two or three on this machine, started by torchrun and joined by gloo.
-Their shares of a batch are not even: three sequences are two and one.
+Torchrun starts two or three processes on this machine, which communicate with gloo.
+Their shares of a batch differ: of three sequences, one process computes two.
 """
 
 import json
@@ -21,6 +21,7 @@ import torch
 from small_runs import TEXT, small_command, untimed
 
 import fbt
+from fbt.native import library_path
 from fbt.pretrained import CHECKPOINT_FILE
 from fbt.training.checkpoint import Checkpoint
 from fbt.training.folder import RunFolder
@@ -28,14 +29,18 @@ from fbt.training.loop import Trainer, check_shares
 from fbt.training.metrics import METRICS_FILE
 from fbt.training.processes import Processes, join_processes
 from fbt.training.recipe import Recipe
-from fbt.training.run import _explaining
+from fbt.training.run import _adding_advice
 
 HERE = Path(__file__).parent
+DISAGREE = (
+    "all 2 processes of a run must have the same settings, text, backend and "
+    "checkpoint"
+)
 
 
-def torchrun(count: int, *words: str | Path) -> list[str]:
-    """The command that starts so many processes."""
-    start = [
+def torchrun(count: int, *arguments: str | Path) -> list[str]:
+    """Return a command that starts several processes."""
+    launcher = [
         sys.executable,
         "-W",
         "error",
@@ -43,27 +48,29 @@ def torchrun(count: int, *words: str | Path) -> list[str]:
         "torch.distributed.run",
         "--standalone",
     ]
-    return [*start, f"--nproc-per-node={count}", *map(str, words)]
+    return [*launcher, f"--nproc-per-node={count}", *map(str, arguments)]
 
 
-def done(command: list[str]) -> subprocess.CompletedProcess[str]:
-    """The command, run to its end; the processes have one thread each."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+def run_command(
+    command: list[str], **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, with one thread per process."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     return subprocess.run(
         command, capture_output=True, text=True, timeout=120, env=environment
     )
 
 
 def metrics_in(folder: Path) -> list[dict[str, Any]]:
-    """What a run has written down, without what no two runs share."""
+    """Return the metrics of a run, without times."""
     return untimed(map(json.loads, (folder / METRICS_FILE).read_text().splitlines()))
 
 
 def assert_equal_runs(folder: Path, expected: Path) -> None:
-    """Metrics and weights agree to 1e-9."""
-    found, wanted = metrics_in(folder), metrics_in(expected)
-    assert len(found) == len(wanted)
-    for mine, theirs in zip(found, wanted, strict=True):
+    """Check that metrics and weights agree to 1e-9."""
+    actual, expected_metrics = metrics_in(folder), metrics_in(expected)
+    assert len(actual) == len(expected_metrics)
+    for mine, theirs in zip(actual, expected_metrics, strict=True):
         assert (mine.keys(), mine.pop("sample", "")) == (
             theirs.keys(),
             theirs.pop("sample", ""),
@@ -82,16 +89,16 @@ def assert_equal_runs(folder: Path, expected: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The runs as one process makes them."""
+def alone(tmp_path_factory: pytest.TempPathFactory, native: None) -> Path:
+    """Return the folder of all runs, each trained by one process."""
     folder = tmp_path_factory.mktemp("alone")
     for name in several.RUNS:
         several.run(name, folder)
     return folder
 
 
-def test_two_processes_make_the_run_of_one(alone: Path, tmp_path: Path) -> None:
-    result = done(torchrun(2, HERE / "several.py", tmp_path))
+def test_two_processes_equal_one(alone: Path, tmp_path: Path) -> None:
+    result = run_command(torchrun(2, HERE / "several.py", tmp_path))
     assert result.returncode == 0, result.stderr
     for name in several.RUNS:
         assert_equal_runs(tmp_path / name, alone / name)
@@ -100,11 +107,11 @@ def test_two_processes_make_the_run_of_one(alone: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["sequence, carry"])
-def test_a_killed_process_ends_all_and_another_number_goes_on(
+def test_run_of_a_killed_process_resumes_with_another_number_of_processes(
     alone: Path, tmp_path: Path, name: str
 ) -> None:
     for count, rank, step, kept in ((2, 1, 7, 6), (3, 0, 13, 12)):
-        result = done(
+        result = run_command(
             torchrun(count, HERE / "several.py", tmp_path, name, str(rank), str(step))
         )
         assert result.returncode != 0
@@ -114,12 +121,12 @@ def test_a_killed_process_ends_all_and_another_number_goes_on(
     assert_equal_runs(tmp_path / name, alone / name)
 
 
-def test_a_signal_to_the_command_saves_and_the_first_process_speaks(
+def test_signal_to_torchrun_saves_and_prints_once(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
-    words = small_command(tmp_path / "text.txt", tmp_path / "run", steps=100_000)
-    command = torchrun(2, "-m", "fbt.training", *words)
+    arguments = small_command(tmp_path / "text.txt", tmp_path / "run", steps=100_000)
+    command = torchrun(2, "-m", "fbt.training", *arguments)
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -130,28 +137,29 @@ def test_a_signal_to_the_command_saves_and_the_first_process_speaks(
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
+    message, _ = process.communicate(timeout=60)
     step = Checkpoint.load(tmp_path / "run").step
-    assert said.splitlines() == [
-        f"stopped after step {step}; go on with: python -m fbt.training --resume {tmp_path / 'run'}"
+    assert message.splitlines() == [
+        f"stopped after step {step}; resume with: "
+        f"python -m fbt.training --resume {tmp_path / 'run'}"
     ]
     assert len(metrics_in(tmp_path / "run")) == step + step // 4
 
 
-def test_what_is_saved_is_said_by_the_first_process_alone() -> None:
-    """Of the others each knows the checkpoint that it began with, and none that was written since."""
+def test_only_the_first_process_adds_advice() -> None:
+    """The other processes do not know the last checkpoint."""
     for rank in (0, 1):
         processes = Processes(torch.device("cpu"), rank, 2)
         trainer: Any = SimpleNamespace(
-            processes=processes, folder=RunFolder(Path("run")), saved=3
+            processes=processes, folder=RunFolder(Path("run")), saved_step=3
         )
-        with pytest.raises(OSError) as caught, _explaining(trainer):
+        with pytest.raises(OSError) as caught, _adding_advice(trainer):
             raise OSError
         assert hasattr(caught.value, "__notes__") == (rank == 0)
 
 
 @pytest.mark.parametrize(
-    "changes, said",
+    "changes, message",
     [
         (
             {"batch_size": 1},
@@ -167,16 +175,16 @@ def test_what_is_saved_is_said_by_the_first_process_alone() -> None:
         ),
     ],
 )
-def test_what_several_processes_cannot_share_is_refused(
-    changes: dict[str, int], said: str
+def test_batches_that_cannot_be_shared_are_refused(
+    changes: dict[str, int], message: str
 ) -> None:
     recipe = Recipe(**{"batch_size": 3, "seq_len": 7} | changes)
     check_shares(recipe, 1)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         check_shares(recipe, 2)
 
 
-def test_shares_are_even_and_whole() -> None:
+def test_shares_differ_by_at_most_one_row() -> None:
     rows = torch.arange(7)
     shares = [
         Processes(torch.device("cpu"), rank, 3).share(rows) for rank in range(3)
@@ -185,7 +193,7 @@ def test_shares_are_even_and_whole() -> None:
     assert torch.equal(torch.cat(shares), rows)
 
 
-def test_alone_a_sum_is_what_it_was_and_another_error_stays_itself() -> None:
+def test_single_process_returns_its_values_and_raises_its_errors() -> None:
     with join_processes("cpu") as processes:
         assert (processes.count, processes.total(0.1), processes.mean(0.1)) == (
             1,
@@ -193,35 +201,57 @@ def test_alone_a_sum_is_what_it_was_and_another_error_stays_itself() -> None:
             0.1,
         )
         model = torch.nn.Linear(2, 3)
-        assert processes.replica(model) is model
+        assert processes.synchronised(model) is model
         assert torch.equal(processes.gather(torch.ones(2, 3), 2), torch.ones(2, 3))
     with pytest.raises(RuntimeError, match="mat1"), join_processes("cpu"):
         torch.ones(2, 3) @ torch.ones(2, 3)
 
 
-def test_processes_that_see_other_checkpoints_stop_before_they_add_up(
+def test_processes_with_different_checkpoints_stop_before_the_first_step(
     alone: Path, tmp_path: Path
 ) -> None:
-    """As where each has a disk of its own: one would resume, and the other begin."""
+    """On separate disks, one process would resume and the other one begin."""
     shutil.copytree(alone / "sequence", tmp_path / "0" / "sequence")
-    result = done(torchrun(2, HERE / "several.py", tmp_path / "RANK", "sequence"))
-    assert result.returncode != 0
-    assert (
-        "the 2 processes of a run must have the same settings and text and see the same"
-        in result.stderr
+    result = run_command(
+        torchrun(2, HERE / "several.py", tmp_path / "RANK", "sequence")
     )
+    assert result.returncode != 0
+    assert DISAGREE in result.stderr
     assert not (tmp_path / "1" / "sequence" / CHECKPOINT_FILE).exists()
     assert_equal_runs(tmp_path / "0" / "sequence", alone / "sequence")
 
 
-def test_each_process_draws_dropout_of_its_own() -> None:
-    """The first one as a run of one process does."""
+def test_processes_with_different_backends_stop_before_the_first_step(
+    tmp_path: Path, native: None
+) -> None:
+    """Only the machine of the first process has the native library."""
+    library = library_path()
+    copy = tmp_path / "cache 0" / "native" / library.name
+    copy.parent.mkdir(parents=True)
+    shutil.copy(library, copy)
+    command = torchrun(2, HERE / "several.py", tmp_path / "runs", "auto")
+    result = run_command(command, FBT_CACHE=str(tmp_path / "cache RANK"))
+    assert result.returncode != 0
+    for rank, backend in enumerate(("native", "sequence")):
+        message = (
+            f"{DISAGREE}; process {rank} has backend '{backend}', checkpoint none"
+        )
+        assert message in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_each_process_draws_its_own_dropout() -> None:
+    """The first process draws what a single process draws."""
     batch, drawn = torch.zeros(4, 3), []
     for rank in range(3):
         processes = Processes(torch.device("cpu"), rank, 3)
         noise = torch.Generator().manual_seed(0)
         trainer: Any = SimpleNamespace(
-            processes=processes, device="cpu", recipe=Recipe(), step=5, noise=noise
+            processes=processes,
+            device="cpu",
+            recipe=Recipe(),
+            step=5,
+            dropout_generator=noise,
         )
         Trainer._share(trainer, batch)
         drawn.append(torch.rand(3, generator=noise).tolist())

@@ -65,7 +65,9 @@ def test_numbers_agree_with_the_records():
             **numbers["cpu"]
         ),
         "it takes {least} to {most} times as long".format(**numbers["gpu_eager"]),
-        "or {least} to {most} times as long as PyTorch's".format(**numbers["gpu_torch"]),
+        "or {least} to {most} times as long as PyTorch's".format(
+            **numbers["gpu_torch"]
+        ),
         "as a CUDA graph, {least} to {most} times".format(**numbers["gpu"]),
     ]
     text = " ".join(README.split())

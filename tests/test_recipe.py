@@ -10,7 +10,7 @@ from fbt.config import Config
 from fbt.training.recipe import PRESETS, Recipe
 
 
-def test_learning_rate_warms_up_in_a_line_and_falls_along_half_a_cosine() -> None:
+def test_learning_rate_rises_linearly_and_falls_along_a_cosine() -> None:
     recipe = Recipe(steps=12, warmup=4, lr=2.0, min_lr_ratio=0.1)
     rates = [recipe.learning_rate(step) for step in range(13)]
     assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
@@ -22,7 +22,7 @@ def test_learning_rate_warms_up_in_a_line_and_falls_along_half_a_cosine() -> Non
 
 
 @pytest.mark.parametrize("warmup", [0, 5, 9])
-def test_learning_rate_is_positive_however_long_the_warm_up(warmup: int) -> None:
+def test_learning_rate_is_positive_for_any_warmup(warmup: int) -> None:
     recipe = Recipe(steps=5, warmup=warmup, min_lr_ratio=0.0)
     assert all(0 < recipe.learning_rate(step) <= recipe.lr for step in range(5))
 
@@ -49,15 +49,14 @@ def test_curriculum_doubles_up_to_seq_len(
     assert list(dict.fromkeys(length for _, length in shapes)) == lengths
     assert all(length == seq_len for _, length in shapes[steps // 2 + 1 :])
     for size, length in shapes:
-        # As many characters as 24 whole sequences, but for the part of a sequence
-        # that is over.
+        # About as many characters as 24 full sequences, without a part of one.
         assert 24 * seq_len - length < size * length <= 24 * seq_len
     shares = [sum(length == kind for _, length in shapes) for kind in lengths[:-1]]
     assert max(shares, default=0) - min(shares, default=0) <= 1
 
 
 @pytest.mark.parametrize("steps", [2, 3, 5])
-def test_curriculum_reaches_seq_len_even_in_a_few_steps(steps: int) -> None:
+def test_curriculum_reaches_seq_len_in_few_steps(steps: int) -> None:
     recipe = Recipe(steps=steps, seq_len=64, curriculum=1)
     assert recipe.batch_shape(0)[1] == 1
     assert recipe.batch_shape(steps - 1) == (recipe.batch_size, 64)
@@ -69,7 +68,7 @@ def test_without_curriculum_every_step_has_the_same_shape() -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_valid_and_say_what_they_are(name: str) -> None:
+def test_presets_are_valid_and_described(name: str) -> None:
     preset = PRESETS[name]
     config, recipe = Config(65, **preset.model), Recipe(**preset.recipe)
     assert f"{config.d_model} wide" in preset.about
@@ -77,7 +76,7 @@ def test_presets_are_valid_and_say_what_they_are(name: str) -> None:
     assert config.span == recipe.seq_len
 
 
-def test_small_is_the_cpu_setting_of_nanogpt() -> None:
+def test_small_preset_equals_the_cpu_setting_of_nanogpt() -> None:
     config, recipe = (
         Config(65, **PRESETS["small"].model),
         Recipe(**PRESETS["small"].recipe),
@@ -113,7 +112,7 @@ def test_every_setting_is_described_once() -> None:
         (
             {"steps": 1.5},
             TypeError,
-            r"steps must be an int in \[1, 9223372036854775807\], got 1.5 of type float",
+            r"steps must be an int in \[1, 9223372036854775807\], got 1.5 of type",
         ),
         (
             {"batch_size": True},
@@ -198,7 +197,7 @@ def test_every_setting_is_described_once() -> None:
         ),
     ],
 )
-def test_bad_settings_are_named(
+def test_bad_settings_are_refused(
     setting: dict[str, object], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -218,7 +217,7 @@ MODEL_SIZES = ["vocab_size", "d_model", "n_heads", "n_layers", "d_ff", "span"]
 
 
 def test_every_int_has_a_largest_value() -> None:
-    """Later it becomes a float or goes to C, where a larger one would be a bare error."""
+    """A larger value would raise an unclear error when it is used."""
     limits = dict.fromkeys(COUNTS, 2**63 - 1) | dict.fromkeys(SIZES, 2**28)
     limits |= {"seed": 2**31 - 1, "curriculum": 64}
     assert limits.keys() == {
@@ -229,7 +228,8 @@ def test_every_int_has_a_largest_value() -> None:
         for value in (largest + 1, 2**64, 10**400):
             with pytest.raises(
                 ValueError,
-                match=rf"^{name} must be an int in \[[01], {largest}\], got (an int of )?\d",
+                match=rf"^{name} must be an int in \[[01], {largest}\], "
+                r"got (an int of )?\d",
             ):
                 Recipe(**{name: value})
     assert [
@@ -239,14 +239,15 @@ def test_every_int_has_a_largest_value() -> None:
         for value in (2**28 + 1, 2**64, 10**400):
             with pytest.raises(
                 ValueError,
-                match=rf"^{name} must be an int in \[1, 268435456\], got (an int of )?\d",
+                match=rf"^{name} must be an int in \[1, 268435456\], "
+                r"got (an int of )?\d",
             ):
                 Config(**{"vocab_size": 5, "d_ff": 3, name: value})
     with pytest.raises(ValueError, match=r"^d_ff must be .* got 536870912$"):
         Config(5, d_model=2**27, n_heads=1)  # four times as wide
 
 
-def test_the_largest_counts_can_be_trained_with() -> None:
+def test_largest_counts_give_finite_schedules() -> None:
     most = 2**63 - 1
     recipe = Recipe(steps=most, warmup=most)
     assert recipe.learning_rate(0) == recipe.lr / most
@@ -258,7 +259,7 @@ def test_the_largest_counts_can_be_trained_with() -> None:
     )
 
 
-def test_any_real_number_will_do_and_becomes_a_float():
+def test_real_numbers_are_converted_to_float():
     numbers = {
         "lr": np.float32(1e-3),
         "weight_decay": Fraction(1, 10),

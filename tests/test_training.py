@@ -1,4 +1,4 @@
-"""Training: what a step does, what a run leaves behind, and that stopping one changes nothing."""
+"""Training: steps, evaluations, files, interrupts and resumed runs."""
 
 import json
 import math
@@ -20,15 +20,16 @@ import fbt
 from fbt import CharTokenizer, Config, LanguageModel
 from fbt.data import random_windows
 from fbt.pretrained import CHECKPOINT_FILE
-from fbt.training import evaluate, resume, train
+from fbt.training import evaluate, resume, train, validation
 from fbt.training import loop as training_loop
 from fbt.training.checkpoint import Best, Checkpoint
 from fbt.training.evaluation import total_loss
-from fbt.training.loop import Interrupt, Trainer, adamw, step_seed
+from fbt.training.interrupt import Interrupt
+from fbt.training.loop import Trainer, adamw, step_seed
 from fbt.training.metrics import METRICS_FILE
 from fbt.training.processes import Processes
 from fbt.training.recipe import PRESETS, Recipe
-from fbt.training.run import LOSS_FIGURE
+from fbt.training.result import LOSS_FIGURE
 
 ALONE = Processes(torch.device("cpu"))
 VARIANTS = ("parallel", "feedback", "shared-kv")
@@ -40,11 +41,11 @@ SMALL_RECIPE = {
 
 
 class Killed(BaseException):
-    """Stands for the end of the process: nothing in the package may catch it."""
+    """Stands for a kill: nothing in the package may catch it."""
 
 
 def die_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, but the process ends when it is called for the `call`-th time."""
+    """Return a function that raises Killed in the given call, counted from 1."""
     calls = iter(range(1, 10**9))
 
     def dying(*args: Any, **kwargs: Any) -> Any:
@@ -55,17 +56,19 @@ def die_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
     return dying
 
 
-# --- what a step does
-# -------------------------------------------------------------------------------------
+# --- steps ---
 
 
-def by_hand(
+def plain_training(
     text: str,
     config: Config,
     recipe: Recipe,
     context: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> tuple[list[float], LanguageModel]:
-    """Training with carried memory, written out: losses and model. Each step computes in a new context."""
+    """Train with carried memory in a plain loop; return the losses and the model.
+
+    Each step runs in a new `context()`.
+    """
     torch.manual_seed(recipe.seed)
     tokenizer = CharTokenizer(text)
     model = LanguageModel(config, tokenizer)
@@ -116,11 +119,10 @@ def by_hand(
 
 @pytest.mark.parametrize("clip", [0.0, 0.3])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_carried_memory_clipping_and_schedule_are_those_of_a_loop_by_hand(
+def test_run_equals_a_plain_loop_with_carry_clipping_and_schedule(
     variant: str, clip: float
 ) -> None:
-    # Three streams of 120 characters make 9 blocks of 13: step 9 begins the text
-    # again.
+    # Three streams of 120 characters have 9 blocks of 13, so step 9 starts again.
     changes = {
         "carry": True,
         "steps": 11,
@@ -131,7 +133,9 @@ def test_carried_memory_clipping_and_schedule_are_those_of_a_loop_by_hand(
     }
     run = small_run(TEXT[:400], variant=variant, **changes)
     assert any(metric.get("grad_norm", 0.0) > 0.3 for metric in run.metrics)
-    losses, model = by_hand(TEXT[:400], run.settings.config, run.settings.recipe)
+    losses, model = plain_training(
+        TEXT[:400], run.settings.config, run.settings.recipe
+    )
     assert [m["loss"] for m in run.metrics if "loss" in m] == pytest.approx(
         losses, rel=1e-4
     )
@@ -146,7 +150,7 @@ def bfloat16() -> AbstractContextManager[Any]:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_autocast_around_a_run_casts_the_weights_of_every_step_anew(
+def test_autocast_does_not_reuse_casts_of_earlier_weights(
     variant: str,
 ) -> None:
     changes = {
@@ -159,15 +163,15 @@ def test_autocast_around_a_run_casts_the_weights_of_every_step_anew(
     }
     with bfloat16():
         run = small_run(TEXT[:400], variant=variant, **changes)
-    losses, model = by_hand(
+    losses, model = plain_training(
         TEXT[:400], run.settings.config, run.settings.recipe, bfloat16
     )
-    # To the rounding of bfloat16; with the weights of the first step the loss would
-    # stay what it was.
+    # Equal up to the rounding of bfloat16. With casts of the first weights the loss
+    # would not fall.
     assert [m["loss"] for m in run.metrics if "loss" in m] == pytest.approx(
         losses, rel=1e-2
     )
-    assert losses[-1] < losses[0] / 2
+    assert losses[-1] < 0.6 * losses[0]
     with bfloat16():
         assert evaluate(model.eval(), last_windows(TEXT[:400], 13)) == pytest.approx(
             run.val_loss, rel=2e-2
@@ -176,7 +180,7 @@ def test_autocast_around_a_run_casts_the_weights_of_every_step_anew(
 
 
 def last_windows(text: str, length: int) -> Tensor:
-    """The windows [W, T + 1] of the last evaluation."""
+    """Return the windows [W, T + 1] of the last evaluation."""
     held_out = CharTokenizer(text).encode(text)[int(0.9 * len(text)) :]
     count = (len(held_out) - 1) // length
     return torch.stack(
@@ -193,7 +197,7 @@ MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("carry", [False, True])
-def test_modes_of_the_caller_do_not_reach_a_run(
+def test_run_ignores_gradient_modes_and_default_device_of_the_caller(
     mode: str, carry: bool, tmp_path: Path
 ) -> None:
     expected = small_run(dropout=0.2, carry=carry)
@@ -211,12 +215,12 @@ def test_modes_of_the_caller_do_not_reach_a_run(
     assert_same_run(run, expected)
     assert text == expected.model.generate("to", 9, seed=1)
     assert torch.equal(attention, expected.model.attention(torch.tensor([[1]])))
-    # and its weights are no inference tensors
+    # The weights are not inference tensors.
     run.model.train()(torch.tensor([[1, 2]])).sum().backward()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_stream_may_begin_in_inference_mode_and_go_on_outside(variant: str) -> None:
+def test_stream_can_leave_inference_mode(variant: str) -> None:
     model = small_run(steps=1, variant=variant).model
     with torch.inference_mode():
         stream = model.stream("to ", 9, seed=1)
@@ -224,7 +228,7 @@ def test_a_stream_may_begin_in_inference_mode_and_go_on_outside(variant: str) ->
     assert "to " + "".join([first, *stream]) == model.generate("to ", 9, seed=1)
 
 
-def test_a_default_dtype_does_not_reach_a_model_that_is_read() -> None:
+def test_default_dtype_does_not_change_evaluation_or_generation() -> None:
     model, windows = small_run(steps=1).model, last_windows(TEXT, 7)
     expected = evaluate(model, windows), model.generate("to ", 9, seed=1)
     for dtype in (torch.float64, torch.bfloat16):
@@ -239,21 +243,21 @@ def test_a_default_dtype_does_not_reach_a_model_that_is_read() -> None:
 
 
 @pytest.mark.parametrize("kind", ["alone", "warm"])
-def test_the_weights_a_run_begins_with_are_those_of_its_seed(kind: str) -> None:
-    start = small_run(variant="parallel", steps=1).model if kind == "warm" else None
+def test_seed_determines_initial_weights(kind: str) -> None:
+    initial = small_run(variant="parallel", steps=1).model if kind == "warm" else None
     changes: dict[str, Any] = {"lr": 0.0, "weight_decay": 0.0, "steps": 1, "seed": 5}
-    if start is None:
+    if initial is None:
         run = small_run(**changes)
         torch.manual_seed(5)
         expected = LanguageModel(run.settings.config)
     else:
-        run = train(TEXT, preset="tiny", init_from=start, progress=False, **changes)
-        expected = LanguageModel.from_parallel(start)
+        run = train(TEXT, preset="tiny", init_from=initial, progress=False, **changes)
+        expected = LanguageModel.from_parallel(initial)
     for name, value in expected.state_dict().items():
         assert torch.equal(run.model.state_dict()[name], value), name
 
 
-def test_runs_in_threads_are_the_runs_they_would_be_alone() -> None:
+def test_concurrent_runs_in_threads_are_independent() -> None:
     kinds: list[dict[str, Any]] = [
         {"seed": 1},
         {"seed": 1},
@@ -261,10 +265,10 @@ def test_runs_in_threads_are_the_runs_they_would_be_alone() -> None:
         {"seed": 1, "variant": "parallel"},
     ]
     expected = [small_run(dropout=0.3, **kind) for kind in kinds]
-    start, runs = threading.Barrier(len(kinds)), {}
+    barrier, runs = threading.Barrier(len(kinds)), {}
 
     def run(number: int) -> None:
-        start.wait()
+        barrier.wait()
         runs[number] = small_run(dropout=0.3, **kinds[number])
 
     threads = [
@@ -278,13 +282,13 @@ def test_runs_in_threads_are_the_runs_they_would_be_alone() -> None:
         assert_same_run(runs[number], alone)
 
 
-def test_another_thread_may_seed_and_draw_while_a_run_goes_on(
+def test_run_does_not_use_the_global_generator(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Here between any two steps of the run; its numbers and those of the thread are as if alone."""
+    """The caller draws numbers between the steps of the run."""
     expected, drawn = small_run(dropout=0.3), []
     torch.manual_seed(9)
-    wanted = torch.rand(11).tolist()
+    expected_draws = torch.rand(11).tolist()
     update = Trainer._update
 
     def disturbed(self: Trainer) -> Any:
@@ -294,11 +298,11 @@ def test_another_thread_may_seed_and_draw_while_a_run_goes_on(
     monkeypatch.setattr(Trainer, "_update", disturbed)
     torch.manual_seed(9)
     run = small_run(dropout=0.3)
-    assert drawn == wanted
+    assert drawn == expected_draws
     assert_same_run(run, expected)
 
 
-def test_the_memory_is_carried_and_forgotten_where_the_text_begins_again() -> None:
+def test_carried_memory_is_reset_when_the_text_starts_again() -> None:
     run = small_run(steps=1)
     text = TEXT[:400]
     settings = run.settings
@@ -336,8 +340,7 @@ def test_the_memory_is_carried_and_forgotten_where_the_text_begins_again() -> No
 
 
 def test_batches_depend_on_seed_and_step() -> None:
-    # Equal low halves once gave every seed the same batches: torch's CPU generator
-    # reads 32 bits.
+    # Torch's CPU generator reads only 32 bits of a seed.
     seeds = {
         step_seed(seed, step) % 2**32 for seed in range(50) for step in range(50)
     }
@@ -392,8 +395,10 @@ def test_only_matrices_of_linear_layers_decay(variant: str) -> None:
         )
 
 
-def astray(step: int, patch: pytest.MonkeyPatch, *, gradient: bool = False) -> None:
-    """Have the loss of a step be infinite, or the gradient alone."""
+def make_infinite(
+    step: int, patch: pytest.MonkeyPatch, *, gradient: bool = False
+) -> None:
+    """Make the loss of a step infinite, or only its gradient."""
     cross_entropy = F.cross_entropy
     calls = iter(range(1, 10**9))
 
@@ -406,24 +411,25 @@ def astray(step: int, patch: pytest.MonkeyPatch, *, gradient: bool = False) -> N
     patch.setattr(F, "cross_entropy", exploding)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
+def test_infinite_loss_stops_the_run_and_keeps_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    astray(9, monkeypatch)
+    make_infinite(9, monkeypatch)
     with pytest.raises(FloatingPointError) as caught:
         small_run(folder=tmp_path / "run")
     assert str(caught.value).startswith("loss inf and gradient norm ")
     assert str(caught.value).endswith(
-        " at step 9 must be finite: try an lr below 0.004, a longer warmup than 2, or clip below 1.0"
+        " at step 9 must be finite: try lr below 0.004, warmup above 2, or clip "
+        "below 1.0"
     )
     assert caught.value.__notes__ == [
-        f"in {tmp_path / 'run'} the checkpoint of step 6 is as it was; a run with other settings is another "
-        f"one and needs another folder"
+        f"the checkpoint of step 6 is intact in {tmp_path / 'run'}; for other "
+        "settings use another folder"
     ]
     monkeypatch.undo()
     whole = small_run()
-    # The metrics say how it came to that, up to the last step that was taken; a
-    # resumed run takes them back.
+    # The metrics up to the failed step show how the run diverged. A resumed run
+    # removes those after the checkpoint.
     lines = (tmp_path / "run" / METRICS_FILE).read_text().splitlines()
     assert [m["step"] for m in map(json.loads, lines) if "loss" in m] == list(
         range(1, 9)
@@ -431,10 +437,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
     assert_same_run(resume(tmp_path / "run", TEXT, progress=False), whole)
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run(
+def test_infinite_gradient_stops_the_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    astray(5, monkeypatch, gradient=True)
+    make_infinite(5, monkeypatch, gradient=True)
     with pytest.raises(
         FloatingPointError,
         match=r"^loss \d\.\d+ and gradient norm inf at step 5 must be finite",
@@ -442,10 +448,10 @@ def test_a_gradient_that_is_not_finite_stops_the_run(
         small_run(clip=0.0)
 
 
-def test_a_validation_loss_that_is_not_finite_stops_the_run(
+def test_nan_validation_loss_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training_loop, "total_loss", lambda model, windows: math.nan)
+    monkeypatch.setattr(validation, "total_loss", lambda model, windows: math.nan)
     with pytest.raises(
         FloatingPointError,
         match=r"^validation loss nan at step 4 must be finite: .* or clip=1",
@@ -454,14 +460,14 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run(
     assert Checkpoint.load(tmp_path).step == 3
 
 
-def test_weights_that_are_not_finite_do_not_replace_a_checkpoint(
+def test_infinite_weights_are_not_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     update = Trainer._update
 
     def ruining(self: Trainer) -> Any:
         values = update(self)
-        # the loss of step 6 is fine; what it leads to is seen before it is saved
+        # The loss of step 6 is finite; its weights are checked before they are saved.
         if self.step == 5:
             self.model.head.weight.data[0, 0] = math.inf
         return values
@@ -469,7 +475,7 @@ def test_weights_that_are_not_finite_do_not_replace_a_checkpoint(
     monkeypatch.setattr(Trainer, "_update", ruining)
     with pytest.raises(
         FloatingPointError,
-        match=r"^the weights after step 6 must be finite: try an lr below",
+        match=r"^the weights after step 6 must be finite: try lr below",
     ):
         small_run(folder=tmp_path)
     checkpoint = Checkpoint.load(tmp_path)
@@ -478,13 +484,13 @@ def test_weights_that_are_not_finite_do_not_replace_a_checkpoint(
         assert value.isfinite().all(), name
 
 
-def test_a_start_that_is_not_finite_is_named(tmp_path: Path) -> None:
+def test_nan_in_the_initial_model_is_refused(tmp_path: Path) -> None:
     parallel = small_run(steps=1, variant="parallel").model
     with torch.no_grad():
         parallel.head.weight[0, 0] = math.nan
     with pytest.raises(
         FloatingPointError,
-        match=r"^the weights after step 0 must be finite: start from others$",
+        match=r"^the weights after step 0 must be finite: use another initial model$",
     ):
         train(
             TEXT,
@@ -497,11 +503,10 @@ def test_a_start_that_is_not_finite_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / CHECKPOINT_FILE).exists()
 
 
-# --- evaluation
-# -------------------------------------------------------------------------------------------
+# --- evaluation ---
 
 
-def test_evaluation_does_not_disturb_the_run() -> None:
+def test_evaluation_does_not_change_the_run() -> None:
     often, never = (
         small_run(dropout=0.2, eval_every=every, sample=every) for every in (1, 100)
     )
@@ -513,7 +518,7 @@ def test_evaluation_does_not_disturb_the_run() -> None:
         assert torch.equal(value, never.model.state_dict()[name]), name
 
 
-def test_evaluate_is_the_mean_over_all_characters_and_keeps_the_mode() -> None:
+def test_evaluate_returns_the_mean_loss_and_keeps_the_mode() -> None:
     torch.manual_seed(0)
     model = LanguageModel(
         Config(5, d_model=6, n_heads=2, n_layers=1, span=3, dropout=0.5)
@@ -528,25 +533,25 @@ def test_evaluate_is_the_mean_over_all_characters_and_keeps_the_mode() -> None:
     assert losses == pytest.approx([sum(each) / 7] * 3)
 
 
-def test_evaluations_look_at_fixed_windows_and_the_last_one_at_all(
+def test_last_evaluation_uses_all_windows_and_others_fixed_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[Tensor] = []
     monkeypatch.setattr(
-        training_loop,
+        validation,
         "total_loss",
         lambda model, windows: seen.append(windows) or 1.0,
     )
     small_run()
     held_out = CharTokenizer(TEXT).encode(TEXT)[int(0.9 * len(TEXT)) :]
-    # In the end once more at the fixed ones, for a loss to compare with the earlier
-    # ones.
+    # After the last evaluation, the fixed windows again: their loss is compared with
+    # the earlier ones.
     assert [len(windows) for windows in seen] == [5, 5, (len(held_out) - 1) // 7, 5]
     assert torch.equal(seen[0], seen[1]) and torch.equal(seen[0], seen[3])
     assert torch.equal(seen[2][:, :-1].flatten(), held_out[: len(seen[2]) * 7])
 
 
-def test_the_returned_loss_is_that_of_the_returned_model() -> None:
+def test_val_loss_is_the_loss_of_the_returned_model() -> None:
     run = small_run()
     held_out = CharTokenizer(TEXT).encode(TEXT)[int(0.9 * len(TEXT)) :]
     windows = torch.stack(
@@ -559,14 +564,14 @@ def test_the_returned_loss_is_that_of_the_returned_model() -> None:
 @pytest.mark.parametrize(
     "dtype, rounding", [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)]
 )
-def test_losses_of_a_half_model_are_summed_in_full_precision(
+def test_losses_of_half_precision_models_are_summed_in_float32(
     dtype: torch.dtype, rounding: float
 ) -> None:
     torch.manual_seed(0)
     model = LanguageModel(
         Config(5, d_model=6, n_heads=2, n_layers=1, span=3, variant="parallel")
     ).to(dtype)
-    # in all more nats than float16 has numbers
+    # The sum exceeds the largest float16.
     windows = torch.randint(5, (128, 401))
     with torch.no_grad():
         logits = model(windows[:, :-1])
@@ -578,13 +583,13 @@ def test_losses_of_a_half_model_are_summed_in_full_precision(
     assert 0 < abs(exact - whole) < rounding * whole
 
 
-def test_the_training_loss_of_a_half_model_is_computed_in_full_precision() -> None:
+def test_training_loss_of_half_precision_models_is_computed_in_float32() -> None:
     config = Config(
         len(set(TEXT)), variant="parallel", d_model=16, n_heads=2, n_layers=1, span=5
     )
-    start = LanguageModel(config, CharTokenizer(TEXT)).bfloat16()
+    initial = LanguageModel(config, CharTokenizer(TEXT)).bfloat16()
     run = train(
-        TEXT, preset="tiny", init_from=start, steps=1, sample=0, progress=False
+        TEXT, preset="tiny", init_from=initial, steps=1, sample=0, progress=False
     )
     assert run.model.head.weight.dtype == torch.bfloat16
     tokens, recipe = (
@@ -595,14 +600,16 @@ def test_the_training_loss_of_a_half_model_is_computed_in_full_precision() -> No
     batch = random_windows(
         tokens, length=32, batch_size=recipe.batch_size, generator=generator
     )
-    logits = LanguageModel.from_parallel(start)(batch[:, :-1])
+    logits = LanguageModel.from_parallel(initial)(batch[:, :-1])
     exact = F.cross_entropy(
         logits.double().flatten(0, 1), batch[:, 1:].flatten()
     ).item()
     assert run.metrics[0]["loss"] == pytest.approx(exact, rel=1e-6)
 
 
-def test_the_last_evaluation_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_last_evaluation_has_a_largest_number_of_characters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     settings = small_run(steps=1).settings
 
     def windows_of(size: int, length: int) -> Tensor:
@@ -618,33 +625,34 @@ def test_the_last_evaluation_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
             None,
             ALONE,
         )
-        return trainer.last_windows
+        return trainer.validation.last_windows
 
-    # Of Tiny Shakespeare it looks at all there is: (111,540 - 1) // T windows.
+    # All (111,540 - 1) // T windows of Tiny Shakespeare.
     assert [len(windows_of(1_115_394, length)) for length in (32, 64, 128)] == [
         3485,
         1742,
         871,
     ]
     assert windows_of(3_000_000, 64).shape == (131_072 // 64, 65)
-    monkeypatch.setattr(training_loop, "LAST_CHARACTERS", 21)
+    monkeypatch.setattr(validation, "LAST_CHARACTERS", 21)
     held_out = torch.arange(60)
-    monkeypatch.setattr(training_loop, "_parts", lambda *_: (held_out, held_out))
+    monkeypatch.setattr(
+        training_loop, "split_tokens", lambda *_: (held_out, held_out)
+    )
     assert windows_of(600, 7)[:, 0].tolist() == [0, 26, 52]  # evenly spaced
     assert windows_of(600, 29)[:, 0].tolist() == [0]
 
 
-def test_a_model_learns() -> None:
+def test_training_lowers_the_loss() -> None:
     run = small_run(steps=60, lr=2e-2, eval_every=20)
     assert run.evaluations[0]["val_loss"] > run.val_loss
     assert run.val_loss < math.log(len(set(TEXT))) - 1
 
 
-# --- what a run leaves behind
-# -----------------------------------------------------------------------------
+# --- files and output ---
 
 
-def test_metrics_files_and_weights(tmp_path: Path) -> None:
+def test_run_writes_metrics_weights_and_figure(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "run"
     run = small_run(folder=folder)
     assert sorted(path.name for path in folder.iterdir()) == sorted(
@@ -666,7 +674,7 @@ def test_metrics_files_and_weights(tmp_path: Path) -> None:
     assert [m["step"] for m in run.evaluations] == [4, 8, 11]
     for m in run.evaluations:
         assert m.keys() == {"step", "val_loss", "sample", "layer_weights", "seconds"}
-        assert len(m["sample"]) == 4  # the newline it started from and three more
+        assert len(m["sample"]) == 4  # the newline of the prompt and three more
     assert run.evaluations[-1]["layer_weights"] == run.model.layer_weights().tolist()
     assert run.evaluations[0]["layer_weights"] != run.evaluations[1]["layer_weights"]
     seconds = [m["seconds"] for m in metrics]
@@ -679,7 +687,7 @@ def test_metrics_files_and_weights(tmp_path: Path) -> None:
         assert torch.equal(value, loaded.state_dict()[name]), name
 
 
-def test_without_a_folder_nothing_is_written(
+def test_run_without_folder_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -687,7 +695,7 @@ def test_without_a_folder_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_matplotlib_a_line_says_so(
+def test_missing_matplotlib_is_reported_in_one_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -706,15 +714,16 @@ def test_without_matplotlib_a_line_says_so(
     assert not (tmp_path / LOSS_FIGURE).exists()
 
 
-def test_repr_is_short(tmp_path: Path) -> None:
+def test_repr_of_a_run(tmp_path: Path) -> None:
     run = small_run(folder=tmp_path)
     assert (
         repr(run)
-        == f"Run(shared-kv, 11 of 11 steps, validation loss {run.val_loss:.4f}, in {tmp_path})"
+        == f"Run(shared-kv, 11 of 11 steps, validation loss {run.val_loss:.4f}, "
+        f"in {tmp_path})"
     )
 
 
-def test_the_callers_random_numbers_are_left_alone() -> None:
+def test_run_does_not_change_the_global_random_state() -> None:
     parallel = small_run(variant="parallel", steps=1).model
     torch.manual_seed(3)
     expected = torch.rand(4)
@@ -724,7 +733,7 @@ def test_the_callers_random_numbers_are_left_alone() -> None:
     assert torch.equal(torch.rand(4), expected)
 
 
-def test_bar_and_samples_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_written_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     run = small_run(progress=True, sample=30)
     out, err = capsys.readouterr()
     assert out == ""
@@ -745,19 +754,18 @@ def test_without_progress_nothing_is_printed(
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_text_without_newlines_is_sampled_from_its_first_character() -> None:
+def test_text_without_newlines_is_sampled_from_its_first_character() -> None:
     run = small_run(TEXT.replace("\n", " "))
     assert all(metric["sample"].startswith(TEXT[0]) for metric in run.evaluations)
     assert all(metric["sample"] == "" for metric in small_run(sample=0).evaluations)
 
 
-def test_a_byte_order_mark_is_not_learnt(tmp_path: Path) -> None:
+def test_byte_order_mark_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8-sig")
     assert_same_run(small_run(tmp_path / "text.txt"), small_run())
 
 
-# --- stopping and going on
-# --------------------------------------------------------------------------------
+# --- stopping and resuming ---
 
 KINDS: dict[str, dict[str, Any]] = {
     "random windows": {"dropout": 0.2},
@@ -769,12 +777,12 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_run_goes_on_bit_for_bit(
+def test_killed_run_resumes_with_equal_bits(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = small_run(**KINDS[kind])
-    # Before its first checkpoint but one, between its metrics and its checkpoint, and
-    # just after both.
+    # Killed before the second checkpoint, between metrics and checkpoint, and after
+    # both.
     for call, name in ((3, "_update"), (3, "checkpoint_bytes"), (2, "_update")):
         with monkeypatch.context() as patch:
             if name == "_update":
@@ -797,7 +805,7 @@ def test_a_killed_run_goes_on_bit_for_bit(
 
 
 @pytest.mark.parametrize("stop", [1, 5, 10, 11])
-def test_an_interrupt_ends_the_run_after_the_step_and_loses_nothing(
+def test_interrupt_ends_the_run_after_the_step(
     stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = small_run(dropout=0.2)
@@ -817,10 +825,10 @@ def test_an_interrupt_ends_the_run_after_the_step_and_loses_nothing(
     assert_same_run(resume(tmp_path, TEXT, progress=False), expected)
 
 
-def test_a_run_stopped_before_its_first_evaluation_says_so(
+def test_val_loss_before_the_first_evaluation_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Interrupt, "asked", True)
+    monkeypatch.setattr(Interrupt, "requested", True)
     run = small_run()
     assert repr(run) == "Run(shared-kv, 0 of 11 steps)"
     with pytest.raises(
@@ -829,26 +837,26 @@ def test_a_run_stopped_before_its_first_evaluation_says_so(
         _ = run.val_loss
 
 
-def test_a_second_interrupt_stops_at_once() -> None:
-    # a job in the background may ignore it
+def test_second_interrupt_stops_immediately() -> None:
+    # the shell may have started this job with SIGINT ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt:
         signal.raise_signal(signal.SIGINT)
-        assert interrupt.asked
+        assert interrupt.requested
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_finished_run_resumes_to_itself(tmp_path: Path) -> None:
+def test_resuming_a_finished_run_returns_it(tmp_path: Path) -> None:
     run = small_run(folder=tmp_path)
     assert_same_run(small_run(folder=tmp_path, resume=True), run)
 
 
-def test_resume_starts_a_folder_without_a_run(tmp_path: Path) -> None:
+def test_resume_starts_a_run_in_an_empty_folder(tmp_path: Path) -> None:
     assert_same_run(small_run(folder=tmp_path, resume=True), small_run())
 
 
-def test_leftovers_of_a_killed_write_are_cleared_and_other_files_are_not(
+def test_temporary_files_of_killed_writers_are_removed(
     tmp_path: Path,
 ) -> None:
     small_run(folder=tmp_path)
@@ -863,7 +871,7 @@ def test_leftovers_of_a_killed_write_are_cleared_and_other_files_are_not(
     assert not leftover.exists()
 
 
-def test_resume_finds_the_text_where_it_was(tmp_path: Path) -> None:
+def test_resume_reads_the_text_from_its_path(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text(TEXT, encoding="utf-8")
     run = small_run(path, folder=tmp_path / "run")
@@ -877,28 +885,29 @@ def test_resume_finds_the_text_where_it_was(tmp_path: Path) -> None:
     )
     path.write_text(TEXT + "!", encoding="utf-8")
     with pytest.raises(
-        ValueError, match=r"text\.txt is not what the run in .* began with"
+        ValueError,
+        match=r"text\.txt is not the text that the run in .* was trained on",
     ):
         resume(tmp_path / "run", progress=False)
 
 
-def test_resume_asks_for_a_text_that_was_given_in_python(tmp_path: Path) -> None:
+def test_resume_needs_a_text_that_was_passed_in_python(tmp_path: Path) -> None:
     small_run(folder=tmp_path)
-    with pytest.raises(
-        ValueError, match="was given its text in Python: give the same text again"
-    ):
+    with pytest.raises(ValueError, match="was passed in Python: pass it again"):
         resume(tmp_path)
     with pytest.raises(
-        ValueError, match=r"the text given is not what the run in .* began with"
+        ValueError,
+        match=r"the text is not the text that the run in .* was trained on",
     ):
         resume(tmp_path, TEXT[1:])
 
 
-def test_resume_names_the_settings_that_differ(tmp_path: Path) -> None:
+def test_resume_reports_settings_that_differ(tmp_path: Path) -> None:
     small_run(folder=tmp_path)
     with pytest.raises(
         ValueError,
-        match=r"other settings \(given, stored\): dropout: 0\.1, 0\.0; lr: 0\.5, 0\.004",
+        match=r"other settings \(given, stored\): "
+        r"dropout: 0\.1, 0\.0; lr: 0\.5, 0\.004",
     ):
         small_run(folder=tmp_path, resume=True, lr=0.5, dropout=0.1)
     with pytest.raises(ValueError, match="data_sha256"):
@@ -908,13 +917,13 @@ def test_resume_names_the_settings_that_differ(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("second", [False, True])
-def test_the_last_evaluation_is_interrupted_and_made_by_the_resumed_run(
+def test_resumed_run_repeats_an_interrupted_last_evaluation(
     second: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # a job in the background may ignore it
+    # the shell may have started this job with SIGINT ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
     expected = small_run(dropout=0.2)
-    monkeypatch.setattr(training_loop, "BATCH", 8)  # 51 windows are 7 batches
+    monkeypatch.setattr(validation, "BATCH_SIZE", 8)  # 51 windows are 7 batches
     assert small_run(dropout=0.2).val_loss == pytest.approx(
         expected.val_loss, rel=1e-6
     )
@@ -930,7 +939,7 @@ def test_the_last_evaluation_is_interrupted_and_made_by_the_resumed_run(
         return total_loss(model, windows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_loop, "total_loss", interrupting)
+        patch.setattr(validation, "total_loss", interrupting)
         if second:
             with pytest.raises(KeyboardInterrupt):
                 small_run(folder=tmp_path, dropout=0.2)
@@ -942,12 +951,12 @@ def test_the_last_evaluation_is_interrupted_and_made_by_the_resumed_run(
     assert_same_run(resume(tmp_path, TEXT, progress=False), whole)
 
 
-def test_an_interrupted_evaluation_on_the_way_is_made_later(
+def test_resumed_run_repeats_an_interrupted_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # a job in the background may ignore it
+    # the shell may have started this job with SIGINT ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    monkeypatch.setattr(training_loop, "BATCH", 2)
+    monkeypatch.setattr(validation, "BATCH_SIZE", 2)
     whole, calls = small_run(), iter(range(1, 100))
 
     def interrupting(model: LanguageModel, windows: Tensor) -> float:
@@ -956,7 +965,7 @@ def test_an_interrupted_evaluation_on_the_way_is_made_later(
         return total_loss(model, windows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_loop, "total_loss", interrupting)
+        patch.setattr(validation, "total_loss", interrupting)
         run = small_run(folder=tmp_path)
     assert (run.finished, run.step, [m["step"] for m in run.evaluations]) == (
         False,
@@ -966,7 +975,7 @@ def test_an_interrupted_evaluation_on_the_way_is_made_later(
     assert_same_run(resume(tmp_path, TEXT, progress=False), whole)
 
 
-def test_a_long_evaluation_shows_how_far_it_is(
+def test_evaluation_shows_a_progress_bar(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bars: list[Any] = []
@@ -976,19 +985,19 @@ def test_a_long_evaluation_shows_how_far_it_is(
             super().__init__(*args, **kwargs)
             bars.append((kwargs["desc"], kwargs["total"], self))
 
-    monkeypatch.setattr(training_loop, "tqdm", Recorded)
+    for module in (training_loop, validation):
+        monkeypatch.setattr(module, "tqdm", Recorded)
     small_run(progress=True)
     shown = [(name, total, bar.n) for name, total, bar in bars]
     assert shown[0] == ("shared-kv", 11, 11)
     assert shown[1:] == [("validation", n, n) for n in (5, 5, 51, 5)]
 
 
-# --- the best weights
-# -------------------------------------------------------------------------------------
+# --- the best weights ---
 
-# Losses of four evaluations during a run and of the last one; then, over the windows
-# of the evaluations on the way, that of the last weights; then, over those of the
-# last one, that of the best.
+# The losses of four evaluations and of the last one; then the loss of the last
+# weights over the windows of the earlier evaluations; then that of the best weights
+# over the windows of the last one. Then the expected step and loss.
 SCRIPTS: dict[str, tuple[list[float], int, float]] = {
     "the last is the best": ([3.0, 2.0, 2.5, 1.5, 1.7, 1.4], 9, 1.7),
     "an earlier one is": ([3.0, 1.0, 2.5, 1.5, 1.7, 1.4, 1.2], 4, 1.2),
@@ -997,10 +1006,14 @@ SCRIPTS: dict[str, tuple[list[float], int, float]] = {
 }
 
 
-def scripted(
+def script_losses(
     losses: list[float], patch: pytest.MonkeyPatch
 ) -> dict[int, dict[str, Tensor]]:
-    """Have evaluations find these losses; the weights after each step, filled in as a run goes on."""
+    """Let evaluations return these losses.
+
+    Returns:
+        A dict that a run fills with the weights after each step.
+    """
     weights: dict[int, dict[str, Tensor]] = {}
     rest, update = iter(losses), Trainer._update
 
@@ -1013,7 +1026,7 @@ def scripted(
 
     patch.setattr(Trainer, "_update", updating)
     patch.setattr(
-        training_loop,
+        validation,
         "total_loss",
         lambda model, windows: next(rest) * windows[:, 1:].numel(),
     )
@@ -1021,11 +1034,11 @@ def scripted(
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_the_best_weights_are_returned_and_saved(
+def test_best_weights_are_returned_and_saved(
     script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses, step, loss = SCRIPTS[script]
-    weights = scripted(losses, monkeypatch)
+    weights = script_losses(losses, monkeypatch)
     run = small_run(folder=tmp_path, eval_every=2, steps=9)
     assert isinstance(run.best, Best) and (
         run.best.step,
@@ -1045,21 +1058,21 @@ def test_the_best_weights_are_returned_and_saved(
         assert torch.equal(value, run.best.weights[name])
         assert torch.equal(checkpoint.tensors[f"model.{name}"], weights[9][name])
     assert checkpoint.best is not None and checkpoint.best.step == step
-    said = (
+    phrase = (
         "validation loss 1.2000 at step 4 (1.7000 at step 9)"
         if step == 4
         else f"loss {loss:.4f}, in"
     )
-    assert said in repr(run)
+    assert phrase in repr(run)
     assert_same_run(resume(tmp_path, TEXT, progress=False), run)
 
 
-def test_an_interrupted_run_returns_its_last_weights_and_has_its_best(
+def test_interrupted_run_returns_last_and_best_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # a job in the background may ignore it
+    # the shell may have started this job with SIGINT ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    weights = scripted([3.0, 1.0, 2.5], monkeypatch)
+    weights = script_losses([3.0, 1.0, 2.5], monkeypatch)
     update = Trainer._update
 
     def interrupted(self: Trainer) -> Any:
@@ -1077,19 +1090,19 @@ def test_an_interrupted_run_returns_its_last_weights_and_has_its_best(
 
 
 @pytest.mark.parametrize("call", range(1, 6))
-def test_the_best_weights_outlive_a_kill(
+def test_best_weights_survive_a_kill(
     call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A learning rate far too high: the loss over the validation text is lowest at step 2."""
+    """With a learning rate that grows too far, the loss is lowest at step 4 of 9."""
     changes: dict[str, Any] = {
         "eval_every": 2,
         "steps": 9,
-        "lr": 0.3,
-        "warmup": 3,
+        "lr": 0.2,
+        "warmup": 9,
         "folder": tmp_path,
     }
     whole = small_run(**changes | {"folder": None})
-    assert whole.best is not None and whole.best.step == 2
+    assert whole.best is not None and whole.best.step == 4
     assert (
         evaluate(whole.model, last_windows(TEXT, 7))
         == whole.val_loss
@@ -1112,41 +1125,40 @@ def test_the_best_weights_outlive_a_kill(
     )
 
 
-# --- starting from a parallel model
-# -----------------------------------------------------------------------
+# --- initialising from a parallel model ---
 
 
-def test_a_run_resumes_in_the_dtype_of_the_model_it_started_from(
+def test_run_resumes_in_the_dtype_of_its_initial_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = Config(
         len(set(TEXT)), variant="parallel", d_model=16, n_heads=2, n_layers=1, span=5
     )
-    start = LanguageModel(config, CharTokenizer(TEXT)).double()
+    initial = LanguageModel(config, CharTokenizer(TEXT)).double()
     settings: dict[str, Any] = {
         "preset": "tiny",
         "steps": 5,
         "checkpoint_every": 2,
         "progress": False,
     }
-    whole = train(TEXT, **settings, init_from=start)
+    whole = train(TEXT, **settings, init_from=initial)
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_update", die_at(4, Trainer._update))
         with pytest.raises(Killed):
-            train(TEXT, **settings, init_from=start, folder=tmp_path)
+            train(TEXT, **settings, init_from=initial, folder=tmp_path)
     run = resume(tmp_path, TEXT, progress=False)
     assert run.model.head.weight.dtype == torch.float64
     assert_same_run(run, whole)
 
 
 @pytest.mark.parametrize("variant", ["feedback", "shared-kv"])
-def test_a_run_starts_from_a_parallel_model_and_resumes(
+def test_run_initialised_from_a_parallel_model_resumes(
     variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parallel = small_run(
         variant="parallel", folder=tmp_path / "parallel", steps=40, lr=2e-2
     )
-    # these come from the parallel model
+    # The sizes come from the parallel model.
     sizes = {"d_model", "n_heads", "n_layers", "span"}
     settings = {k: v for k, v in SMALL.items() if k not in sizes} | {
         "variant": variant,
@@ -1163,12 +1175,12 @@ def test_a_run_starts_from_a_parallel_model_and_resumes(
     assert given.settings.init_from == "a model"
     assert run.settings.init_from == str(tmp_path / "parallel")
     assert run.model.config.d_model == 16
-    # Warm, it begins better than the cold run does.
+    # The initialised run starts with a lower loss.
     assert run.metrics[0]["loss"] < small_run(variant=variant).metrics[0]["loss"]
     assert parallel.model.config.variant == "parallel"
 
 
-def test_a_start_may_know_more_characters_but_not_fewer() -> None:
+def test_vocabulary_of_the_initial_model_must_contain_the_text() -> None:
     parallel = small_run(TEXT + "?!", variant="parallel").model
     run = train(
         TEXT, preset="tiny", init_from=parallel, steps=2, progress=False, sample=0
@@ -1178,7 +1190,7 @@ def test_a_start_may_know_more_characters_but_not_fewer() -> None:
         train(TEXT + "Z", preset="tiny", init_from=parallel, steps=2, progress=False)
 
 
-def test_a_start_must_be_parallel_and_keeps_its_sizes(tmp_path: Path) -> None:
+def test_initial_model_must_be_parallel_and_keeps_its_sizes(tmp_path: Path) -> None:
     feedback = small_run(steps=1).model
     with pytest.raises(
         ValueError,
@@ -1201,11 +1213,10 @@ def test_a_start_must_be_parallel_and_keeps_its_sizes(tmp_path: Path) -> None:
         train(TEXT, init_from=LanguageModel(parallel.config))
 
 
-# --- TensorBoard
-# ------------------------------------------------------------------------------------------
+# --- TensorBoard ---
 
 
-def test_tensorboard_holds_the_metrics(tmp_path: Path) -> None:
+def test_tensorboard_events_contain_the_metrics(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import (
         EventAccumulator,
@@ -1231,35 +1242,34 @@ def test_tensorboard_holds_the_metrics(tmp_path: Path) -> None:
     assert [event.step for event in events.Scalars("val_loss")] == [4, 8, 11]
 
 
-def test_without_tensorboard_nothing_is_begun(
+def test_missing_tensorboard_is_reported_before_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(
         ImportError,
-        match="log='tensorboard' needs the package tensorboard: pip install tensorboard",
+        match="log='tensorboard' needs the package tensorboard: pip install",
     ):
         small_run(folder=tmp_path / "run", log="tensorboard")
     assert not (tmp_path / "run").exists()
 
 
-# --- what is refused
-# --------------------------------------------------------------------------------------
+# --- errors ---
 
 
-def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
+def test_run_is_not_overwritten(tmp_path: Path) -> None:
     small_run(folder=tmp_path)
     files = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(
         FileExistsError,
-        match="holds a run already: resume that one, or give another folder",
+        match=r"already contains a run\. Pass resume=True to continue it",
     ):
         small_run(folder=tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files
 
 
 @pytest.mark.parametrize("inside", ["", "sub"])
-def test_a_folder_that_cannot_be_written_is_named_before_the_first_step(
+def test_unwritable_folder_is_refused_before_the_first_step(
     inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("in the way")
@@ -1279,7 +1289,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_first_step(
         (
             TEXT[:60],
             {},
-            r"last tenth of the text must have more than seq_len=7 characters, got 6 of 60",
+            "last tenth of the text must have more than seq_len=7 characters, got 6",
         ),
         (
             TEXT[:200],
@@ -1289,12 +1299,12 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_first_step(
         (
             "a",
             {},
-            "more than seq_len=7 characters, got 1 of 1; to train on a file, pass its Path",
+            "more than seq_len=7 characters, got 1 of 1; to train on a file, pass",
         ),
         ("", {}, "text must have at least one character"),
     ],
 )
-def test_a_text_too_short_is_refused_before_anything_is_written(
+def test_short_text_is_refused_before_anything_is_written(
     text: str, settings: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -1302,12 +1312,12 @@ def test_a_text_too_short_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_shortest_text_will_do() -> None:
+def test_shortest_allowed_text() -> None:
     assert small_run(TEXT[:71]).finished
     assert small_run(TEXT[:200], seq_len=17, carry=True, batch_size=10).finished
 
 
-def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "latin.txt"
     path.write_bytes(b"caf\xe9 " * 50)
     with pytest.raises(
@@ -1322,7 +1332,7 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
         (
             {"stepz": 1},
             ValueError,
-            r"unknown settings \['stepz'\]; there are .*'steps'",
+            r"unknown settings \['stepz'\]; allowed are .*'steps'",
         ),
         ({"vocab_size": 3}, ValueError, r"unknown settings \['vocab_size'\]"),
         (
@@ -1353,7 +1363,7 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
         (
             {"device": "abacus"},
             ValueError,
-            "device must be one that torch can use here, got 'abacus'",
+            "device must be a device that torch can use here, got 'abacus'",
         ),
         (
             {"text": 3},
@@ -1368,7 +1378,7 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
         ({"n_heads": 3}, ValueError, "n_heads must divide d_model"),
     ],
 )
-def test_bad_arguments_are_named(
+def test_bad_arguments_are_refused(
     settings: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -1380,19 +1390,19 @@ def test_train_is_a_public_name() -> None:
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_weights_are_not_replaced_by_a_run(tmp_path: Path, resume: bool) -> None:
-    start = small_run(variant="parallel", steps=1).model
-    path = start.save_pretrained(tmp_path)
+def test_weights_in_the_folder_are_not_replaced(tmp_path: Path, resume: bool) -> None:
+    initial = small_run(variant="parallel", steps=1).model
+    path = initial.save_pretrained(tmp_path)
     before = path.read_bytes()
     with pytest.raises(
-        FileExistsError, match="holds weights, which a new run would replace"
+        FileExistsError, match="contains weights, which a new run would replace"
     ):
         small_run(folder=tmp_path, init_from=tmp_path, resume=resume)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_run_without_its_metrics_says_so(tmp_path: Path) -> None:
+def test_missing_metrics_are_reported(tmp_path: Path) -> None:
     small_run(folder=tmp_path)
     (tmp_path / METRICS_FILE).unlink()
     with pytest.raises(
@@ -1401,7 +1411,7 @@ def test_a_run_without_its_metrics_says_so(tmp_path: Path) -> None:
         small_run(folder=tmp_path, resume=True)
 
 
-def test_a_figure_that_cannot_be_made_does_not_end_the_run(
+def test_error_of_matplotlib_does_not_end_the_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -1417,7 +1427,7 @@ def test_a_figure_that_cannot_be_made_does_not_end_the_run(
     )
 
 
-def test_a_checkpoint_is_not_kept_in_memory_by_the_run_that_resumes(
+def test_resumed_run_frees_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[Checkpoint] = []
@@ -1431,7 +1441,7 @@ def test_a_checkpoint_is_not_kept_in_memory_by_the_run_that_resumes(
 
 
 @pytest.mark.parametrize("other", [None, signal.SIG_IGN])
-def test_a_signal_that_python_did_not_set_or_that_is_ignored_is_left_alone(
+def test_ignored_and_foreign_signal_handlers_are_kept(
     other: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handlers = {signal.SIGTERM: other, signal.SIGINT: signal.default_int_handler}
@@ -1445,15 +1455,15 @@ def test_a_signal_that_python_did_not_set_or_that_is_ignored_is_left_alone(
     assert touched == [signal.SIGINT, signal.SIGINT]
 
 
-def test_no_windows_are_refused() -> None:
+def test_evaluate_refuses_empty_windows() -> None:
     with pytest.raises(
         ValueError,
-        match=r"windows must have shape \[N, T \+ 1\] with every size >= 1, got \[0, 5\]",
+        match=r"windows must have shape \[N, T \+ 1\] with every size >= 1, got \[0",
     ):
         evaluate(small_run(steps=1).model, torch.empty(0, 5, dtype=torch.long))
 
 
-def test_a_model_whose_moments_will_not_fit_is_refused_before_the_first_step(
+def test_checkpoint_too_large_with_moments_is_refused_at_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = small_run(steps=1).model.save_pretrained(tmp_path / "size")

@@ -34,8 +34,9 @@ from fbt import _weights
 from fbt.language_model import LanguageModel, weight_shapes
 from fbt.pretrained import CHECKPOINT_FILE, WEIGHTS_FILE
 from fbt.training import resume
-from fbt.training.checkpoint import Checkpoint, Settings
+from fbt.training.checkpoint import Checkpoint
 from fbt.training.recipe import Recipe
+from fbt.training.settings import Settings
 
 TOKENIZER = fbt.CharTokenizer("\n abcdefghijklmnopq")
 HUGE = 2**26  # a quarter of the largest size that Config allows
@@ -659,7 +660,8 @@ import hashlib, random, sys, torch
 from pathlib import Path
 import fbt
 from fbt import _weights
-from fbt.training.checkpoint import Fingerprint, Settings, checkpoint_bytes
+from fbt.training.checkpoint import Fingerprint, checkpoint_bytes
+from fbt.training.settings import Settings
 from fbt.training.recipe import Recipe
 
 torch.manual_seed(0)
@@ -1053,7 +1055,7 @@ def test_tensors_have_the_dtype_of_the_weights(
     )
     message = refusal(checkpoint, lambda: Checkpoint.load(checkpoint.parent))
     assert re.search(
-        rf"'{part}.*' must be of torch.float32 as the weights are, got torch\.\w+$",
+        rf"'{part}.*' must be torch.float32 like the weights, got torch\.\w+$",
         message,
     )
 
@@ -1108,7 +1110,7 @@ def test_superfluous_moments_take_no_memory(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     "part, message",
     [
-        ("optimizer.", "there are no moments after 11 steps"),
+        ("optimizer.", "moments are missing after 11 steps"),
         ("state.", "missing 'state.keys.0'"),
     ],
 )

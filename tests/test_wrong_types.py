@@ -17,8 +17,8 @@ import fbt
 from fbt import tasks
 from fbt.data import even_windows, random_windows, split
 from fbt.training import evaluate, resume
-from fbt.training.checkpoint import Settings
 from fbt.training.recipe import Recipe
+from fbt.training.settings import Settings
 from fbt.views import figures
 from fbt.views.choices import Choices
 from fbt.views.memory import MemoryExplorer, snapshot

@@ -16,7 +16,7 @@ LOCAL = ("data:", "blob:", "about:")
 
 
 def built_pages() -> list[Path]:
-    """Return every page except the first, which redirects, and templates in _static."""
+    """Return all pages except the first, which redirects, and templates."""
     pages = sorted(
         page
         for page in build_book.HTML.rglob("*.html")
@@ -67,7 +67,7 @@ class Watched:
         return [url for url in self.requests if not url.startswith((home, *LOCAL))]
 
     def unreadable(self) -> list[str]:
-        """Return lines and texts with too little contrast or size; see readable.js."""
+        """Return texts and lines with low contrast or small size."""
         return self.page.evaluate(READABLE)
 
 

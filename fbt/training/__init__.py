@@ -1,6 +1,7 @@
-"""Training on text: `fbt.train(...)` in a notebook, `python -m fbt.training` on the command line."""
+"""Train language models: `fbt.train(...)` or `python -m fbt.training`."""
 
 from fbt.training.evaluation import evaluate
-from fbt.training.run import Run, resume, train
+from fbt.training.result import Run
+from fbt.training.run import resume, train
 
 __all__ = ["Run", "evaluate", "resume", "train"]

@@ -14,77 +14,73 @@ from fbt.config import VARIANTS, Config
 from fbt.training.folder import resume_command
 from fbt.training.processes import by_torchrun
 from fbt.training.recipe import PRESETS, Recipe
-from fbt.training.run import Run, resume, train
+from fbt.training.result import Run
+from fbt.training.run import resume, train
 
 PROGRAM = "python -m fbt.training"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train as the arguments say.
+    """Train a model with the settings of the command line.
 
     Args:
-        arguments: the words of the command line; None takes them from the shell.
+        arguments: the arguments; None reads those of the process.
 
     Returns:
-        The exit status: 0 finished, 130 interrupted, 2 something is wrong and a line
-        on stderr says what.
+        The exit status: 0 if the run has finished, 130 if it was interrupted, 2 after
+        an error, which is printed to stderr in one line.
     """
-    given = vars(_parser().parse_args(arguments))
+    options = vars(_parser().parse_args(arguments))
     try:
-        run = _start(given)
-        said = _said(run)
+        run = _start(options)
+        summary = _summary(run)
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-        return _refused(str(error), error)
+        return _report(str(error), error)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
-        return _refused(f"it does not fit into memory: {one_line(str(error))}", error)
+        return _report(f"not enough memory: {one_line(str(error))}", error)
     except KeyboardInterrupt:
-        print(
-            f"{PROGRAM}: stopped at once; the last checkpoint is as it was",
-            file=sys.stderr,
-        )
+        print(f"{PROGRAM}: stopped; the last checkpoint is intact", file=sys.stderr)
         return 130
-    # of several processes the first one speaks
+    # Of several processes, only the first one prints.
     if not (by_torchrun() and int(os.environ["RANK"])):
-        print(said)
+        print(summary)
     return 0 if run.finished else 130
 
 
-def _refused(reason: str, error: Exception) -> int:
-    """Say why there is no run, or no more of it; notes say what is left of it and how to go on."""
-    print(
-        "; ".join([f"{PROGRAM}: {reason}", *getattr(error, "__notes__", [])]),
-        file=sys.stderr,
-    )
+def _report(message: str, error: Exception) -> int:
+    """Print an error and its notes to stderr, and return the exit status."""
+    notes = getattr(error, "__notes__", [])
+    print("; ".join([f"{PROGRAM}: {message}", *notes]), file=sys.stderr)
     return 2
 
 
-def _said(run: Run) -> str:
-    """How a run ended."""
+def _summary(run: Run) -> str:
+    """Return a line about the end of a run."""
     if run.finished:
         loss = f"validation loss {run.val_loss:.4f}{run.when}"
         return f"{loss}; weights, metrics and loss curve are in {run.folder}"
-    return f"stopped after step {run.step}; go on with: {resume_command(str(run.folder))}"
+    command = resume_command(str(run.folder))
+    return f"stopped after step {run.step}; resume with: {command}"
 
 
-def _start(given: dict[str, Any]) -> Run:
-    """Start or resume the run; `given` holds what was said on the command line and nothing else."""
-    data = given.pop("data", None)
+def _start(options: dict[str, Any]) -> Run:
+    """Start or resume the run; `options` are those of the command line only."""
+    data = options.pop("data", None)
     text = None if data is None else Path(data)
-    if "resume" not in given:
-        preset, variant = (
-            given.get("preset", "small"),
-            given.get("variant", "shared-kv"),
-        )
-        return train(text, **{"folder": f"runs/{variant}-{preset}"} | given)
-    folder = given.pop("resume")
-    surplus = sorted(set(given) - {"device", "log"})
-    if surplus:
+    if "resume" not in options:
+        preset = options.get("preset", "small")
+        variant = options.get("variant", "shared-kv")
+        return train(text, **{"folder": f"runs/{variant}-{preset}"} | options)
+    folder = options.pop("resume")
+    if unused := sorted(set(options) - {"device", "log"}):
+        flags = ", ".join("--" + name.replace("_", "-") for name in unused)
         raise ValueError(
-            f"--resume takes all settings from {folder}; it leaves no room for {surplus}"
+            f"--resume takes all settings from {folder} and cannot be combined with "
+            f"{flags}"
         )
-    return resume(folder, text, **given)
+    return resume(folder, text, **options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,47 +90,47 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description=f"Train a character language model.\n\npresets:\n{presets}",
-        epilog="Ctrl-C saves a checkpoint after the step under way and ends the run; twice stops at once.\n"
-        "Several processes share a run: torchrun --nproc-per-node=2 -m fbt.training ...",
+        epilog="Ctrl-C finishes the step, saves a checkpoint and ends the run.\n"
+        "Pressed twice, it stops immediately.\n"
+        "To train with two processes:\n"
+        "  torchrun --nproc-per-node=2 -m fbt.training ...",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )
     about = _descriptions(Config)
-    parser.add_argument(
-        "--preset", choices=PRESETS, help="size and schedule to start from [small]"
-    )
+    parser.add_argument("--preset", choices=PRESETS, help="size and schedule [small]")
     parser.add_argument(
         "--variant", choices=VARIANTS, help=f"{about['variant']} [shared-kv]"
     )
     parser.add_argument(
-        "--data", metavar="FILE", help="a text in UTF-8 [Tiny Shakespeare]"
+        "--data", metavar="FILE", help="text to learn, in UTF-8 [Tiny Shakespeare]"
     )
     parser.add_argument(
-        "--folder", metavar="FOLDER", help="where the run goes [runs/VARIANT-PRESET]"
+        "--folder", metavar="FOLDER", help="folder of the run [runs/VARIANT-PRESET]"
     )
     parser.add_argument(
         "--resume",
         metavar="FOLDER",
-        help="go on with the run in FOLDER, with its own settings",
+        help="resume the run in FOLDER with its own settings",
     )
     parser.add_argument(
         "--init-from",
         metavar="FOLDER",
-        help="start from the parallel model saved in FOLDER",
+        help="initialise from the parallel model saved in FOLDER",
     )
     parser.add_argument(
         "--log",
         choices=["tensorboard"],
-        help="also write event files into the run's folder",
+        help="also write event files into the folder of the run",
     )
     parser.add_argument(
-        "--device", help="where to compute [a CUDA GPU if there is one]"
+        "--device", help="device to train on [a CUDA GPU if there is one]"
     )
-    model = parser.add_argument_group("model, where it differs from the preset")
+    model = parser.add_argument_group("model; replaces values of the preset")
     for field in fields(Config):
         if field.name not in ("vocab_size", "variant"):
             _add_option(model, field, about[field.name])
-    recipe = parser.add_argument_group("recipe, where it differs from the preset")
+    recipe = parser.add_argument_group("recipe; replaces values of the preset")
     about = _descriptions(Recipe)
     for field in fields(Recipe):
         _add_option(recipe, field, about[field.name])
@@ -142,16 +138,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_option(group: Any, field: Field[Any], about: str) -> None:
-    """One option a field; left out, the field keeps the preset's value, which the help gives in brackets."""
+    """Add the option of a field; its help ends with the default in brackets."""
     flag = "--" + field.name.replace("_", "-")
     values = {
         name: (preset.model | preset.recipe).get(field.name, field.default)
         for name, preset in PRESETS.items()
     }
     if len(set(values.values())) > 1:
-        about += (
-            f" [{', '.join(f'{name} {value}' for name, value in values.items())}]"
-        )
+        defaults = ", ".join(f"{name} {value}" for name, value in values.items())
+        about += f" [{defaults}]"
     elif field.default is not None:
         about += f" [{field.default}]"
     kind: Any = field.type
@@ -162,7 +157,7 @@ def _add_option(group: Any, field: Field[Any], about: str) -> None:
 
 
 def _descriptions(cls: type) -> dict[str, str]:
-    """What the docstring of a class says about each argument: the one place that says it."""
+    """Return the descriptions of the arguments in the docstring of a class."""
     entries = re.findall(
         r"^    (\w+): (.*(?:\n {8}.*)*)", inspect.getdoc(cls) or "", re.MULTILINE
     )

@@ -1,9 +1,9 @@
-"""Checkpoints of a training run: one safetensors file with all that the next step needs.
+"""Checkpoints of a training run: one safetensors file with all that a step needs.
 
-It holds the weights, AdamW's moments, the carried memory, the best weights so far if
-these are others and, in its metadata, the step, the settings and the fingerprint of
-the metrics. No random state is kept: batches and dropout of a step depend on the seed
-and the step's number alone.
+It contains the weights, AdamW's moments, the carried memory and, if they differ, the
+best weights so far. Its metadata contain the step, the settings, the backend and the
+fingerprint of the metrics. A random state is not needed, since batches and dropout
+depend only on the seed and the step.
 """
 
 import json
@@ -11,12 +11,16 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fbt._checks import check_bool, check_instance, check_int, check_real
+from fbt._checks import (
+    check_bool,
+    check_instance,
+    check_int,
+    check_real,
+)
 from fbt._files import errors_about, quoted_path
 from fbt._text import dataclass_from, parse_json
 from fbt._weights import (
@@ -29,24 +33,23 @@ from fbt._weights import (
     serialise,
     without_prefix,
 )
-from fbt.config import Config
 from fbt.language_model import LanguageModel, weight_shapes
 from fbt.pretrained import CHECKPOINT_FILE, CHECKPOINT_PART, check_tokenizer
 from fbt.state import State
 from fbt.tokenizer import CharTokenizer
-from fbt.training.recipe import Recipe
+from fbt.training.settings import Settings, check_backend
 
 PARTS = (CHECKPOINT_PART, "state.", "optimizer.", "best.")
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of a parameter
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What the file of metrics looked like when the checkpoint was written.
+    """Size and hash of the file of metrics when the checkpoint was written.
 
     Attributes:
-        size: its length in bytes; lines that were written later are not counted.
-        sha256: SHA-256 of these bytes, 64 hexadecimal digits.
+        size: the size of the file in bytes, without lines that were added later.
+        sha256: SHA-256 of these bytes, as 64 hexadecimal digits.
     """
 
     size: int
@@ -67,7 +70,7 @@ class Fingerprint:
 
     @classmethod
     def from_json(cls, text: str) -> "Fingerprint":
-        """Return the inverse of `to_json`.
+        """Parse the result of `to_json`.
 
         Raises:
             TypeError, ValueError: if a field is missing, unknown or not allowed.
@@ -75,86 +78,17 @@ class Fingerprint:
         return dataclass_from("metrics", cls, parse_json("metrics", text))
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a run is: two runs with equal settings on equal software give equal losses.
-
-    Attributes:
-        config, recipe: the model and how it is trained.
-        data: where the text came from: "tiny-shakespeare", the path of a file, or
-            None for a text given in Python. Two runs may differ in it: it is the hash
-            that counts.
-        data_sha256: hash of the text in UTF-8.
-        init_from: folder of the parallel model the run started from, "a model" if
-            that was given in Python, or None.
-    """
-
-    config: Config
-    recipe: Recipe
-    data: str | None
-    data_sha256: str
-    init_from: str | None
-
-    def __post_init__(self) -> None:
-        """Check the type of every field."""
-        check_instance("config", self.config, Config)
-        check_instance("recipe", self.recipe, Recipe)
-        check_instance("data_sha256", self.data_sha256, str)
-        for name in ("data", "init_from"):
-            check_instance(name, getattr(self, name), str, type(None))
-
-    def to_json(self) -> str:
-        """All settings as a JSON object."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "Settings":
-        """The inverse of `to_json`; every field is checked anew.
-
-        Raises:
-            TypeError, ValueError: a field is missing, unknown, of the wrong type or
-                out of range.
-        """
-        check_instance("text", text, str)
-        values = parse_json("settings", text)
-        check_instance("settings", values, dict)
-        parts: tuple[tuple[str, type[Config] | type[Recipe]], ...] = (
-            ("config", Config),
-            ("recipe", Recipe),
-        )
-        for name, kind in parts:
-            if name in values:
-                values[name] = dataclass_from(name, kind, values[name])
-        return dataclass_from("settings", cls, values)
-
-    def differences(self, other: "Settings") -> list[str]:
-        """The settings in which two runs differ, as "name: this value, that value"."""
-        check_instance("other", other, Settings)
-        mine, theirs = self.compared(), other.compared()
-        return [
-            f"{name}: {mine[name]!r}, {theirs[name]!r}"
-            for name in mine
-            if mine[name] != theirs[name]
-        ]
-
-    def compared(self) -> dict[str, Any]:
-        """What two runs must have in common to be one."""
-        names = {"data_sha256": self.data_sha256, "init_from": self.init_from}
-        return names | asdict(self.config) | asdict(self.recipe)
-
-
 @dataclass(frozen=True, eq=False)
 class Best:
     """The weights with the lowest validation loss of a run so far.
 
     Attributes:
-        step: after how many steps.
-        val_loss: their loss in nats per character, over the windows of the
-            evaluations during the run or, once `final`, over the windows of the last
-            one.
-        final: whether the last evaluation has been made, so that the run returns
-            these weights.
-        weights: by name, as in the model's state dict.
+        step: the number of steps taken.
+        val_loss: the loss in nats per character, over the windows of the evaluations
+            during the run or, if `final`, of the last evaluation.
+        final: whether the last evaluation has finished. The run then returns these
+            weights.
+        weights: tensors by name, as in the state dict of the model.
     """
 
     step: int
@@ -163,7 +97,7 @@ class Best:
     weights: dict[str, Tensor]
 
     def to_json(self) -> str:
-        """Everything but the weights."""
+        """Return all fields except the weights as a JSON object."""
         return json.dumps(
             {"step": self.step, "val_loss": self.val_loss, "final": self.final}
         )
@@ -182,17 +116,17 @@ def checkpoint_bytes(
     """Return the bytes of the checkpoint after `step` steps.
 
     Args:
-        path: where the file is going to be, for messages.
+        path: the path of the file, for messages.
         step: the number of steps taken.
-        settings: of the run.
-        model: with its tokenizer.
-        optimizer: whose moments are saved.
-        state: the carried memory, if any.
+        settings: the settings of the run.
+        model: the model, with its tokenizer and the backend that computes the run.
+        optimizer: the optimiser, with its moments.
+        state: the carried memory, or None.
         metrics: fingerprint of the file of metrics up to this step.
-        best: the best weights so far, stored unless they are the model's own.
+        best: the best weights so far. They are stored if the model's weights differ.
 
     Raises:
-        ValueError: if it would be larger than `Checkpoint.load` reads.
+        ValueError: if the file would be larger than `Checkpoint.load` can read.
     """
     tensors = {
         f"{CHECKPOINT_PART}{name}": value
@@ -218,8 +152,10 @@ def checkpoint_bytes(
             tensors |= {f"best.{name}": value for name, value in best.weights.items()}
     if model.tokenizer is not None:
         metadata["vocabulary"] = json.dumps(model.tokenizer.vocabulary)
-    # The first checkpoint has neither moments, two numbers per weight, nor best
-    # weights; that a later one would be too large shows now.
+    if model.backend != "auto":
+        metadata["backend"] = model.backend
+    # The first checkpoint contains neither moments, twice the size of the weights,
+    # nor best weights. Refuse it if later ones would be too large.
     check_sizes(
         path, 4 * sum(p.numel() * p.element_size() for p in model.parameters()), b""
     )
@@ -227,7 +163,7 @@ def checkpoint_bytes(
 
 
 def _step(text: str, high: int | None = None) -> int:
-    """The step from its text in the metadata, at most `high`."""
+    """Parse the step, which is at most `high`."""
     step: int = parse_json("step", text)
     check_int("step", step, low=0, high=high)
     return step
@@ -235,17 +171,18 @@ def _step(text: str, high: int | None = None) -> int:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint read back from disk.
+    """A checkpoint that was read from disk.
 
     Attributes:
-        path: where it was read.
-        step: how many steps had been taken.
-        settings: what the run is.
+        path: the path of the file.
+        step: the number of steps taken.
+        settings: the settings of the run.
         metrics: fingerprint of the file of metrics up to this step.
-        vocabulary: the tokenizer's characters.
+        vocabulary: the characters of the tokenizer.
         tensors: weights, moments, carried memory and best weights, by their names in
             the file.
         best: the best evaluation so far, or None; its weights are in `tensors`.
+        backend: the backend that computed the run, or None if it is not recorded.
     """
 
     path: Path
@@ -255,21 +192,22 @@ class Checkpoint:
     vocabulary: str
     tensors: dict[str, Tensor]
     best: Best | None = None
+    backend: str | None = None
 
     @classmethod
     def load(cls, folder: Path) -> "Checkpoint":
         """Read the checkpoint of a run.
 
         Raises:
-            FileNotFoundError: the folder has none.
-            ValueError: the file is damaged, is not a checkpoint or is larger than 4
-                GiB, or its tensors are not those of its settings; which is checked
-                before memory is taken for them.
+            FileNotFoundError: if the folder does not contain a checkpoint.
+            ValueError: if the file is damaged, is not a checkpoint or is larger than
+                4 GiB, or if its tensors do not match its settings. This is checked
+                before memory is allocated for them.
         """
         path = folder / CHECKPOINT_FILE
         if not path.exists():
             raise FileNotFoundError(
-                f"no {CHECKPOINT_FILE} in {quoted_path(folder)}: there is no run to resume"
+                f"no {CHECKPOINT_FILE} in {quoted_path(folder)}: cannot resume a run"
             )
         with reading_tensors(path, "checkpoint") as file:
             settings = Settings.from_json(file.text("settings"))
@@ -279,6 +217,9 @@ class Checkpoint:
                 parse_json("vocabulary", file.text("vocabulary"))
             )
             check_tokenizer(tokenizer, settings.config)
+            backend = file.metadata.get("backend")
+            if backend is not None:
+                check_backend(backend, settings.config.variant)
             check_weights(
                 file.tensors,
                 weight_shapes(settings.config),
@@ -299,29 +240,31 @@ class Checkpoint:
             if unknown := [
                 name for name in file.tensors if not name.startswith(PARTS)
             ]:
+                names = ", ".join(f"{part}*" for part in PARTS)
                 raise ValueError(
-                    f"its tensors must be named {'*, '.join(PARTS)}*, got {unknown[0]!r}"
+                    f"its tensors must be named {names}, got {unknown[0]!r}"
                 )
             weights, moments = (
                 without_prefix(file.tensors, part)
                 for part in (CHECKPOINT_PART, "optimizer.")
             )
-            if _numbers(moments) > 2 * _numbers(weights) + len(weights):
+            if _numel(moments) > 2 * _numel(weights) + len(weights):
                 raise ValueError(
-                    f"it has {_numbers(moments)} moments for {_numbers(weights)} weights"
+                    f"it has {_numel(moments)} moments for {_numel(weights)} weights"
                 )
             dtype = file.tensors[f"{CHECKPOINT_PART}token_embedding.weight"].dtype
             for name, entry in file.tensors.items():
                 if entry.dtype != dtype and not name.endswith(".step"):
                     got = entry.dtype
                     raise ValueError(
-                        f"{name!r} must be of {dtype} as the weights are, got {got}"
+                        f"{name!r} must be {dtype} like the weights, got {got}"
                     )
             tensors = dict(file.read())
         if best is not None:
             part = "best." if best.step != step else CHECKPOINT_PART
             best.weights.update(without_prefix(tensors, part))
-        return cls(path, step, settings, metrics, tokenizer.vocabulary, tensors, best)
+        vocabulary = tokenizer.vocabulary
+        return cls(path, step, settings, metrics, vocabulary, tensors, best, backend)
 
     def restore(
         self,
@@ -329,10 +272,13 @@ class Checkpoint:
         optimizer: torch.optim.Optimizer,
         device: torch.device,
     ) -> State | None:
-        """Put weights and moments back, and return the memory that was carried, if any.
+        """Copy weights and moments into a model and its optimiser.
+
+        Returns:
+            The carried memory, or None.
 
         Raises:
-            ValueError: the moments are not those of the optimizer's parameters.
+            ValueError: if the moments do not match the parameters of the optimiser.
         """
         weights = without_prefix(self.tensors, CHECKPOINT_PART)
         model.to(weights["token_embedding.weight"].dtype).load_state_dict(weights)
@@ -355,10 +301,10 @@ class Checkpoint:
         )
 
     def _moments(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-        """The moments of the optimizer's parameters; one that never got a gradient has none.
+        """Return the moments; parameters that never had a gradient do not have any.
 
         Raises:
-            ValueError: they are others, or have seen more steps than there were.
+            ValueError: if they do not match the parameters or the step.
         """
         moments = without_prefix(self.tensors, "optimizer.")
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -372,20 +318,20 @@ class Checkpoint:
         check_tensors(self.tensors, expected, "optimizer.")
         for name, value in moments.items():
             if name.endswith(".step") and not 1 <= value <= self.step:
+                got = value.item()
                 raise ValueError(
-                    f"optimizer.{name} must be in [1, {self.step}], got {value.item()}"
+                    f"optimizer.{name} must be in [1, {self.step}], got {got}"
                 )
         if self.step and not moments:
-            raise ValueError(f"there are no moments after {self.step} steps")
+            raise ValueError(f"moments are missing after {self.step} steps")
         return moments
 
 
 def _best(text: str | None, step: int) -> Best | None:
-    """The best evaluation as a checkpoint's metadata describes it, without its weights.
+    """Parse the best evaluation, which is stored without its weights.
 
     Raises:
-        TypeError, ValueError: a field is missing, unknown, of the wrong type or out
-            of range.
+        TypeError, ValueError: if a field is missing, unknown or not allowed.
     """
     if text is None:
         return None
@@ -398,18 +344,21 @@ def _best(text: str | None, step: int) -> Best | None:
     return best
 
 
-def _numbers(tensors: Mapping[str, TensorInfo]) -> int:
+def _numel(tensors: Mapping[str, TensorInfo]) -> int:
     return sum(tensor.numel() for tensor in tensors.values())
 
 
 def _state_shapes(
-    settings: Settings, step: int, found: Mapping[str, TensorInfo]
+    settings: Settings, step: int, tensors: Mapping[str, TensorInfo]
 ) -> Iterator[tuple[str, Shape]]:
-    """Names and shapes of the carried memory after a step; how long it is, up to the span, the file says."""
+    """Yield the expected names and shapes of the carried memory.
+
+    Its length, up to the span, is that of the first tensor in the file.
+    """
     config, recipe = settings.config, settings.recipe
     if not (recipe.carry and step):
         return
-    length, first = config.span, found.get("state.keys.0")
+    length, first = config.span, tensors.get("state.keys.0")
     if first is not None and len(first.shape) == 4 and 1 <= first.shape[2] <= length:
         length = first.shape[2]
     for kind in ("keys", "values"):

@@ -1,4 +1,4 @@
-"""How well a model predicts windows of a text."""
+"""The loss of a model on windows of a text."""
 
 import torch
 import torch.nn.functional as F
@@ -11,51 +11,55 @@ from fbt.language_model import LanguageModel
 
 
 def evaluate(model: LanguageModel, windows: Tensor, batch_size: int = 128) -> float:
-    """Mean cross-entropy over windows, without dropout and each from an empty memory.
+    """Return the mean cross-entropy over windows, each read from an empty memory.
 
     Args:
-        model: predicts, in evaluation mode whatever its own mode is.
+        model: the model. It is evaluated without dropout, whatever its mode is.
         windows: token ids [N, T + 1].
-        batch_size: windows at a time.
+        batch_size: windows per forward pass.
 
     Returns:
-        Nats per character, summed in float32 or more.
+        The loss in nats per character, summed in float32 or a wider type.
 
     Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: there are no windows, or none of at least two tokens, or a token
-            is outside the vocabulary.
+        TypeError: if an argument is of the wrong type.
+        ValueError: if there are no windows, if they have fewer than two tokens, or if
+            a token is outside the vocabulary.
     """
     check_instance("model", uncompiled(model), LanguageModel)
     check_tokens("windows", windows, "[N, T + 1]", model.config.vocab_size)
     if windows.shape[1] < 2:
-        raise ValueError(
-            f"windows must have shape [N, T + 1] with T >= 1, got {list(windows.shape)}"
-        )
+        got = list(windows.shape)
+        raise ValueError(f"windows must have shape [N, T + 1] with T >= 1, got {got}")
     check_values("windows", windows)
     check_int("batch_size", batch_size, low=1)
-    return total_loss(model, windows, batch_size) / windows[:, 1:].numel()
+    total = total_loss(evaluation_copy(model), windows, batch_size)
+    return total / windows[:, 1:].numel()
 
 
 def total_loss(model: LanguageModel, windows: Tensor, batch_size: int = 128) -> float:
-    """The sum, over all characters of some windows [N, T + 1] or none, of what `evaluate` takes the mean."""
-    if not len(windows):
-        return 0.0
-    total, model = 0.0, evaluation_copy(model)
+    """Return the sum of the cross-entropy over windows [N, T + 1], N >= 0.
+
+    Args:
+        model: a model in evaluation mode.
+        windows: token ids [N, T + 1].
+        batch_size: windows per forward pass.
+    """
+    total = 0.0
     device = model.token_embedding.weight.device
     with without_gradients():
-        for batch in torch.split(windows, batch_size):
+        for batch in torch.split(windows, batch_size) if len(windows) else ():
             batch = batch.to(device)
-            total += cross_entropy(
-                model(batch[:, :-1]), batch[:, 1:], reduction="sum"
-            ).item()
+            logits = model(batch[:, :-1])
+            total += cross_entropy(logits, batch[:, 1:], reduction="sum").item()
     return total
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    """Cross-entropy of logits [B, T, V] and targets [B, T], computed in float32 or more.
+    """Return the cross-entropy of logits [B, T, V] and targets [B, T].
 
-    In half precision a sum of thousands of losses has three digits, or overflows.
+    It is computed in float32 or a wider type. In half precision, a sum of thousands
+    of losses would overflow or keep only three digits.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return F.cross_entropy(

@@ -1,4 +1,4 @@
-"""Metrics as TensorBoard events, so that a run can be watched live."""
+"""TensorBoard events, to follow the metrics of a run while it trains."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -7,24 +7,25 @@ from typing import Any
 
 from fbt.training.metrics import Metric
 
-Watch = Callable[[Metric], None]
+MetricWriter = Callable[[Metric], None]
 
 
 def event_writer(
     folder: Path | None, log: str | None
-) -> Callable[[int], AbstractContextManager[Watch]]:
-    """A way to write metrics as TensorBoard events, or one that does nothing.
+) -> Callable[[int], AbstractContextManager[MetricWriter]]:
+    """Return a function that opens the event file of a run.
 
     Args:
-        folder: where the event files go.
-        log: "tensorboard", or None for nothing.
+        folder: the folder of the event file.
+        log: "tensorboard", or None to write nothing.
 
     Returns:
-        What opens the file at a step of the run, and yields a function that writes a
-        metric. Events after that step, of a run that was killed, are taken back.
+        A function of the step at which the run starts. It returns a context manager,
+        which yields a function that writes one metric. Later events, from a run that
+        was killed, are purged.
 
     Raises:
-        ImportError: tensorboard is not installed; said before anything is written.
+        ImportError: if tensorboard is not installed. Nothing has been written yet.
     """
     if log is None:
         return lambda step: nullcontext(lambda metric: None)
@@ -36,7 +37,7 @@ def event_writer(
         ) from error
 
     @contextmanager
-    def events(step: int) -> Iterator[Watch]:
+    def events(step: int) -> Iterator[MetricWriter]:
         with SummaryWriter(str(folder), purge_step=step + 1) as writer:
             yield lambda metric: _write(writer, metric)
 

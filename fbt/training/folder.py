@@ -1,4 +1,4 @@
-"""The folder of a run: one process writes into it, never over files of another run."""
+"""The folder of a run, which one process at a time writes into."""
 
 import errno
 import os
@@ -11,25 +11,22 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO
 
-from fbt._files import replacing_file
+from fbt._files import open_descriptor, replacing_file
 from fbt._weights import header_of
 from fbt.pretrained import CHECKPOINT_FILE, WEIGHTS_FILE
 
 if sys.platform != "win32":
     import fcntl
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Whether files can be written relative to an open folder, wherever that is now.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Whether the system can write files relative to an open folder.
 RELATIVE = {
     os.open,
     os.stat,
     os.unlink,
     os.rename,
 } <= os.supports_dir_fd and os.scandir in os.supports_fd
-# Flags of `os.open` that Windows does not have, or that only Windows has.
-WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0)
-WITHOUT_FOLLOWING = getattr(os, "O_NOFOLLOW", 0)
-BINARY = getattr(os, "O_BINARY", 0)
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows does not have it
 
 
 class FolderGone(FileNotFoundError):
@@ -41,39 +38,38 @@ class FolderTaken(FileExistsError):
 
 
 class RunFolder:
-    """The folder of a run, written by one process at a time.
+    """The folder of a run, which one process at a time locks and writes into.
 
-    While it is held, files are written relative to the open folder: none of them can
-    end up in another folder that was put in its place. Where the system only knows
-    whole paths, as Windows does, the path is checked before each file.
+    While the folder is locked, files are written relative to the open folder. If
+    another folder takes its path, nothing is written there. Systems that support full
+    paths only, such as Windows, check the path before each file instead.
 
-    The lock is on the open folder itself and ends with the process, so that it cannot
-    be stale. Some systems (Windows, some network file systems) have no such locks.
-    There a process that finds another checkpoint than the one it wrote last stops.
+    The lock is on the open folder and ends with the process, so it is never stale.
+    Some systems (Windows, some network file systems) do not have such locks. There, a
+    process stops if the checkpoint is not the one that it wrote last.
 
     Args:
-        path: the folder. The checkpoint in it, if there is one, is the state of the
-            run.
+        path: the folder, which may contain the checkpoint of a run.
 
     Attributes:
-        path: the folder, as given.
+        path: the folder, as passed.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._identity: os.stat_result | None = None  # set while the folder is held
+        self._identity: os.stat_result | None = None  # set while it is locked
         self._descriptor: int | None = None
         self._checkpoint = self._header()
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the folder, which is created if it does not exist.
+    def locked(self) -> Iterator[None]:
+        """Create the folder if it does not exist, and lock it.
 
         Raises:
-            BlockingIOError: if another process holds it.
-            FolderTaken: if another run was written into it since this object was
-                made.
-            OSError: if it cannot be created or opened.
+            BlockingIOError: if another process has locked the folder.
+            FolderTaken: if another run wrote into the folder after this object was
+                created.
+            OSError: if the folder cannot be created or opened.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -86,7 +82,7 @@ class RunFolder:
             self._release()
             reason = f"the folder of the run cannot be written ({error.strerror})"
             raise OSError(error.errno, reason, str(self.path)) from error
-        _HELD.add(self)
+        _LOCKED.add(self)
         try:
             self._lock()
             if self._header() != self._checkpoint:
@@ -98,32 +94,32 @@ class RunFolder:
             self._release()
 
     def check(self) -> None:
-        """Raise unless the path leads to the folder and its checkpoint is this run's.
+        """Check that the folder is still at its path and contains this run.
 
         Raises:
             FolderGone: if the folder was moved or removed.
-            FolderTaken: if another process has written a checkpoint there.
-            BlockingIOError: if this process does not hold the folder, as a fork of
-                the one that does.
+            FolderTaken: if another process has written a checkpoint.
+            BlockingIOError: if this process has not locked the folder. It may be a
+                fork of the process that did.
         """
         if self._identity is None:
-            reason = "only the process that began the run may write into its folder"
+            reason = "only the process that locked the folder may write into it"
             raise BlockingIOError(errno.EAGAIN, reason, str(self.path))
-        found = self._header()
+        header = self._header()
         try:
             if not os.path.samestat(self.path.stat(), self._identity):
                 raise self._gone()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise self._gone() from error
-        if found not in (None, self._checkpoint):
+        if header not in (None, self._checkpoint):
             raise self._taken()
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file, whole or not at all.
+        """Write a file, completely or not at all.
 
         Raises:
             FolderGone, FolderTaken, BlockingIOError: as in `check`.
-            OSError: if it cannot be written; the message names the file.
+            OSError: if the file cannot be written; the message names it.
         """
         with self.writing(name) as file:
             file.write(data)
@@ -132,7 +128,7 @@ class RunFolder:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[IO[bytes]]:
-        """Open a file that takes its name when it is complete; raises as `write` does."""
+        """Open a file that replaces `name` when it is complete; see `write`."""
         self.check()
         try:
             with replacing_file(self.path / name, self._dir_fd) as file:
@@ -141,34 +137,32 @@ class RunFolder:
             raise self._gone() from error
 
     def append(self, name: str, data: bytes, size: int) -> bool:
-        """Append to a file of that size; a kill meanwhile may leave a part of the data.
+        """Append to a file; if the process is killed, a part of the data may remain.
 
         Args:
-            name: the file.
-            data: what to append.
-            size: its length so far, in bytes.
+            name: the name of the file.
+            data: the bytes to append.
+            size: the expected size of the file before, in bytes.
 
         Returns:
             False if nothing was written, because the file cannot be opened, has
-            another size, or has a second name: a copy of the folder made with links
-            would change.
+            another size, or has more than one hard link. Appending would then also
+            change a copy of the folder.
 
         Raises:
             FolderGone, FolderTaken, BlockingIOError: as in `check`.
-            OSError: if it cannot be written; the message names the file.
+            OSError: if the file cannot be written; the message names it.
         """
         self.check()
         try:
-            file = self._open(name, os.O_RDWR | WITHOUT_FOLLOWING)
+            file = self._open(name, os.O_RDWR | NO_FOLLOW)
         except OSError:
             return False
         try:
             with file:
-                found = os.fstat(file.fileno())
-                if not stat.S_ISREG(found.st_mode) or (
-                    found.st_size,
-                    found.st_nlink,
-                ) != (size, 1):
+                info = os.fstat(file.fileno())
+                is_expected = (info.st_size, info.st_nlink) == (size, 1)
+                if not (stat.S_ISREG(info.st_mode) and is_expected):
                     return False
                 file.seek(size)
                 file.write(data)
@@ -181,43 +175,34 @@ class RunFolder:
         return True
 
     def advice(self, error: Exception, saved: int) -> str:
-        """Return what is left of a run that an error stopped, and how to go on.
+        """Return a note that tells how to continue after an error.
 
         Args:
-            error: what stopped the run.
+            error: the error that ended the run.
             saved: the step of its last checkpoint.
         """
-        kept = f"the checkpoint of step {saved} is as it was"
+        intact = f"the checkpoint of step {saved} is intact"
         if isinstance(error, FloatingPointError):
-            other = (
-                "a run with other settings is another one and needs another folder"
-            )
-            return f"in {self.path} {kept}; {other}"
+            return f"{intact} in {self.path}; for other settings use another folder"
         if isinstance(error, FolderGone):
-            return f"if it was moved, {kept}; go on with: {resume_command('WHERE-IT-IS-NOW')}"
+            command = resume_command("NEW-FOLDER")
+            return f"if the folder was moved, {intact}; resume with: {command}"
         if isinstance(error, FolderTaken):
-            return (
-                f"this run ends here; what is in {self.path} now is the other run's"
-            )
-        full = isinstance(error, OSError) and error.errno in FULL
-        when = "once there is room" if full else "once this is mended"
-        return f"{kept}; go on {when} with: {resume_command(self.path)}"
+            return f"this run ends; {self.path} now contains the other run"
+        is_full = isinstance(error, OSError) and error.errno in DISK_FULL
+        when = "once there is free space" if is_full else "once this is fixed"
+        return f"{intact}; {when}, resume with: {resume_command(self.path)}"
 
     @property
     def _dir_fd(self) -> int | None:
-        """What names are relative to, or None for whole paths."""
+        """The folder that names are relative to, or None for full paths."""
         return self._descriptor if RELATIVE else None
 
     def _relative(self, name: str) -> str:
         return str(self.path / name) if self._dir_fd is None else name
 
     def _open(self, name: str, flags: int) -> IO[bytes]:
-        descriptor = os.open(
-            self._relative(name),
-            flags | WITHOUT_WAITING | BINARY,
-            dir_fd=self._dir_fd,
-        )
-        return os.fdopen(descriptor, "rb+" if flags & os.O_RDWR else "rb")
+        return open_descriptor(self._relative(name), flags, self._dir_fd)
 
     def _has(self, name: str) -> bool:
         with suppress(FileNotFoundError):
@@ -226,7 +211,7 @@ class RunFolder:
         return False
 
     def _header(self) -> bytes | None:
-        """The header of the checkpoint, which tells it from any other; None without one."""
+        """Return the header of the checkpoint, which identifies it, or None."""
         try:
             with self._open(CHECKPOINT_FILE, os.O_RDONLY) as file:
                 is_regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
@@ -245,22 +230,22 @@ class RunFolder:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             reason = "another process is training into this folder"
-            refused = BlockingIOError(error.errno, reason, str(self.path))
-            refused.add_note(_way_on(_holders(self._descriptor)))
-            raise refused from error
+            locked = BlockingIOError(error.errno, reason, str(self.path))
+            locked.add_note(_unlock_advice(_lock_owners(self._descriptor)))
+            raise locked from error
         except OSError:
             pass  # a file system without locks
 
     def _release(self) -> None:
-        _HELD.discard(self)
+        _LOCKED.discard(self)
         if sys.platform != "win32" and self._descriptor is not None:
-            # to close it is not enough where a child has it too
+            # Closing is not enough if a child process has inherited the descriptor.
             with suppress(OSError):
                 fcntl.flock(self._descriptor, fcntl.LOCK_UN)
         self.leave()
 
     def leave(self) -> None:
-        """Close the folder but not unlock it: in a forked child, whose parent goes on."""
+        """Close the folder without unlocking it, in a forked child."""
         if self._descriptor is not None:
             os.close(self._descriptor)
         self._descriptor = self._identity = None
@@ -271,52 +256,51 @@ class RunFolder:
 
     def _taken(self) -> FolderTaken:
         return FolderTaken(
-            f"another process has trained into {self.path} meanwhile: resume that run"
+            f"another process has trained into {self.path} meanwhile: resume its run"
         )
 
 
-_HELD: set[RunFolder] = set()
+_LOCKED: set[RunFolder] = set()
 
 
 def _leave_all() -> None:
-    """In a forked child: the lock on a folder belongs to the process that trains."""
-    for folder in tuple(_HELD):
+    """Close all folders in a forked child; the locks belong to its parent."""
+    for folder in tuple(_LOCKED):
         folder.leave()
-    _HELD.clear()
+    _LOCKED.clear()
 
 
 if sys.platform != "win32":
     os.register_at_fork(after_in_child=_leave_all)
 
 
-def _holders(descriptor: int) -> list[int]:
-    """The processes that have locked an open folder, as far as /proc tells."""
-    found = set()
+def _lock_owners(descriptor: int) -> list[int]:
+    """Return the processes that have locked an open folder, according to /proc."""
+    owners = set()
     with suppress(OSError):
-        place = Path(f"/proc/self/fd/{descriptor}").readlink()
+        target = Path(f"/proc/self/fd/{descriptor}").readlink()
         for process in Path("/proc").iterdir():
-            with suppress(OSError):  # it has ended, or is another user's
+            with suppress(OSError):  # it has ended or belongs to another user
                 for number in (process / "fd").iterdir():
-                    # By name: to look at what else is open may wait for a network.
-                    if process.name.isdecimal() and number.readlink() == place:
+                    # Compare names: stat of a network file may wait for the network.
+                    if process.name.isdecimal() and number.readlink() == target:
                         details = (process / "fdinfo" / number.name).read_text()
                         if "FLOCK" in details:
-                            found.add(int(process.name))
-    return sorted(found)
+                            owners.add(int(process.name))
+    return sorted(owners)
 
 
-def _way_on(holders: list[int]) -> str:
-    """What can be done about the processes that hold a folder."""
-    if os.getpid() in holders:
-        return "it is this process itself"
-    found = " ".join(map(str, holders))
-    command = f" with: kill {found}" if found else ""
-    return f"if it was left behind, as by a torchrun that was killed, end it{command}"
+def _unlock_advice(owners: list[int]) -> str:
+    """Return a note about the processes that have locked a folder."""
+    if os.getpid() in owners:
+        return "it is this process"
+    command = f" with: kill {' '.join(map(str, owners))}" if owners else ""
+    return f"if it is left over, for example from a killed torchrun, end it{command}"
 
 
 def resume_command(folder: str | Path) -> str:
-    """What to type to go on with the run in a folder."""
+    """Return the shell command that resumes the run in a folder."""
     name = str(folder)
-    if name.startswith("-"):  # which would be taken for an option
+    if name.startswith("-"):  # would be parsed as an option
         name = f"./{name}"
     return f"python -m fbt.training --resume {shlex.quote(name)}"

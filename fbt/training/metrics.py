@@ -1,4 +1,4 @@
-"""The metrics of a run, and the file in its folder that keeps them: a line of JSON each."""
+"""The metrics of a run and their file, one JSON object per line."""
 
 import hashlib
 import json
@@ -19,14 +19,14 @@ Metric = dict[str, Any]
 
 
 class MetricsFile:
-    """The file of metrics in a run's folder, which grows with the run.
+    """The file of metrics in the folder of a run.
 
-    It is written whole once and then appended to. A process killed while it appends
-    may leave a part of a line at the end; the checkpoint, which is written
-    afterwards, says how much of the file belongs to it.
+    The first write creates the file, later ones append to it. If the process is
+    killed while it appends, the last line may be incomplete. The checkpoint, which is
+    written afterwards, records how many bytes belong to it.
 
     Args:
-        folder: of the run, and held.
+        folder: the folder of the run, which must be locked.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -37,17 +37,16 @@ class MetricsFile:
         self._count, self._size, self._hash = 0, 0, hashlib.sha256()
 
     def write(self, metrics: Sequence[Metric]) -> Fingerprint:
-        """Bring the file up to date.
+        """Write the metrics that the file does not contain yet.
 
         Args:
-            metrics: all metrics of the run so far, of which only new ones are
-                written.
+            metrics: all metrics of the run so far.
 
         Returns:
-            What the file looks like now.
+            The fingerprint of the file.
 
         Raises:
-            OSError: if it cannot be written.
+            OSError: if the file cannot be written.
         """
         new = b"".join(map(_line, metrics[self._count :]))
         if self._count and self._folder.append(METRICS_FILE, new, self._size):
@@ -74,38 +73,36 @@ def _line(metric: Metric) -> bytes:
 
 
 def read_metrics(folder: Path, expected: Fingerprint, step: int) -> list[Metric]:
-    """Read the metrics that belong to a checkpoint, without any written later.
+    """Read the metrics that belong to a checkpoint; later ones are ignored.
 
     Args:
-        folder: of the run.
-        expected: what the checkpoint says of the file.
-        step: of the checkpoint.
+        folder: the folder of the run.
+        expected: the fingerprint in the checkpoint.
+        step: the step of the checkpoint.
 
     Raises:
-        FileNotFoundError: if there is no file.
-        ValueError: if it is not what the checkpoint was saved with, or holds no
-            metrics.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file does not match the fingerprint, or does not contain
+            metrics up to this step.
     """
     if step == 0:
         return []
     path = folder / METRICS_FILE
     if not path.exists():
         raise FileNotFoundError(
-            f"no {METRICS_FILE} in {quoted_path(folder)}, which holds the metrics of {step} steps"
+            f"no {METRICS_FILE} in {quoted_path(folder)}, with the metrics of "
+            f"{step} steps"
         )
     with reading_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         data = file.read(min(size, expected.size))
     if sha256(data) != expected.sha256:
-        total = f"{expected.size} bytes"
-        found = (
-            f"{size} of {total} are left"
-            if size < expected.size
-            else f"its first {total} differ"
-        )
+        problem = f"its first {expected.size} bytes differ"
+        if size < expected.size:
+            problem = f"only {size} of {expected.size} bytes are left"
         raise ValueError(
-            f"{quoted_path(path)} must be the file that the checkpoint of step {step} was saved with, "
-            f"but {found}: restore it from a copy, or train in another folder"
+            f"{quoted_path(path)} does not match the checkpoint of step {step}: "
+            f"{problem}. Restore the file from a copy, or train into another folder"
         )
     with errors_about(path, "file of metrics"):
         lines = data.splitlines()
@@ -114,15 +111,15 @@ def read_metrics(folder: Path, expected: Fingerprint, step: int) -> list[Metric]
             for number, line in enumerate(lines, start=1)
         ]
         if not metrics or metrics[-1]["step"] != step:
-            last = metrics[-1]["step"] if metrics else 0
+            got = metrics[-1]["step"] if metrics else 0
             raise ValueError(
-                f"its last step must be {step}, as in the checkpoint, got {last}"
+                f"its last step must be {step}, as in the checkpoint, got {got}"
             )
     return metrics
 
 
 def _metric(name: str, line: bytes) -> Metric:
-    """A metric from its line, with the fields that a run relies on."""
+    """Parse and check the metric in a line."""
     metric: Metric = parse_json(name, line)
     check_instance(name, metric, dict)
     check_int(f"step in {name}", metric.get("step"), low=0)
@@ -130,10 +127,7 @@ def _metric(name: str, line: bytes) -> Metric:
         if field == "sample":
             check_instance(f"sample in {name}", value, str)
         else:
-            for number in (
-                value
-                if field == "layer_weights" and isinstance(value, list)
-                else [value]
-            ):
+            numbers = value if isinstance(value, list) else [value]
+            for number in numbers if field == "layer_weights" else [value]:
                 check_real(f"{field} in {name}", number, low=0.0)
     return metric

@@ -1,10 +1,9 @@
-"""The processes of a run: one, or as many as torchrun has started, each with its share of every batch.
+"""The processes of a run: one, or those of torchrun, which share every batch.
 
-All take the same steps on the same weights. DistributedDataParallel adds up the
-gradients, and what else must be known of all, losses, carried memory and the wish to
-stop, is a sum too, of tensors that one process after another has filled in. So the
-run is the same as one process would make, up to the order of summation, but for
-dropout, which each process draws for itself.
+All processes take the same steps with the same weights. DistributedDataParallel
+averages the gradients. Losses, carried memory and requests to stop are summed over
+the processes too. The run therefore equals that of a single process up to the order
+of summation. Only dropout differs, since each process draws its own masks.
 """
 
 import atexit
@@ -28,11 +27,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Processes:
-    """This process and how many there are; alone, it has the whole share, and sums are what they were.
+    """This process and the number of processes.
+
+    A single process takes whole batches, and its sums return their argument.
 
     Attributes:
-        device: where this process computes.
-        rank: its number, from 0.
+        device: the device of this process.
+        rank: the number of this process, from 0.
         count: the number of processes.
     """
 
@@ -42,27 +43,30 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes files, shows progress and generates samples."""
+        """Whether this process writes files, shows progress and generates samples."""
         return self.rank == 0
 
     def share(self, rows: Tensor) -> Tensor:
-        """The rows [b, ...] of [B, ...] that are this process's: as even as can be, a view."""
+        """Return the rows [b, ...] of [B, ...] that this process computes, as a view.
+
+        The shares of the processes differ by at most one row.
+        """
         return rows.tensor_split(self.count)[self.rank]
 
     def gather(self, share: Tensor, rows: int) -> Tensor:
-        """All rows [B, ...] of what each process has its share [b, ...] of."""
-        whole = share.new_zeros(rows, *share.shape[1:])
-        self.share(whole).copy_(share)
-        return self.sum(whole)
+        """Return all rows [B, ...] when each process passes its share [b, ...]."""
+        gathered = share.new_zeros(rows, *share.shape[1:])
+        self.share(gathered).copy_(share)
+        return self.sum(gathered)
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all processes, which all receive and all wait for."""
+        """Add up a tensor over all processes, in place; all wait for the result."""
         if self.count > 1:
             dist.all_reduce(values)
         return values
 
     def total(self, value: float) -> float:
-        """The sum of a number over all processes."""
+        """Return the sum of a number over all processes."""
         if self.count == 1:
             return value
         return self.sum(
@@ -70,32 +74,34 @@ class Processes:
         ).item()
 
     def mean(self, value: float) -> float:
-        """The mean of a number over all processes."""
+        """Return the mean of a number over all processes."""
         return self.total(value) / self.count
 
     def wait(self) -> None:
-        """Go on when all are here."""
+        """Wait until all processes have called this method."""
         self.total(0.0)
 
-    def agree(self, what: str) -> None:
-        """See that all processes are about to do the same; numbers of different runs would be added up.
+    def agree(self, description: str) -> None:
+        """Check that all processes pass the same description of the run.
 
         Raises:
-            ValueError: in each process, if they are not.
+            ValueError: in every process, if the descriptions differ.
         """
-        number = int.from_bytes(hashlib.sha256(what.encode()).digest()[:5], "big")
-        other = (
-            self.sum(torch.tensor(number, device=self.device)).item()
-            != self.count * number
-        )
-        if self.total(other):
+        digest = hashlib.sha256(description.encode()).digest()
+        number = int.from_bytes(digest[:5], "big")
+        total = self.sum(torch.tensor(number, device=self.device)).item()
+        if self.total(total != self.count * number):
+            found = one_line(description)
             raise ValueError(
-                f"the {self.count} processes of a run must have the same settings and text and see the same "
-                f"checkpoint; process {self.rank} has {one_line(what)}"
+                f"all {self.count} processes of a run must have the same settings, "
+                f"text, backend and checkpoint; process {self.rank} has {found}"
             )
 
     def first_then_others(self, work: Callable[[], T]) -> T:
-        """Do something in every process, but in the first one before the others: these find its files."""
+        """Call a function in the first process, then in the others.
+
+        The others find the files that the first one has written, such as a download.
+        """
         if not self.is_first:
             self.wait()
         result = work()
@@ -103,64 +109,67 @@ class Processes:
             self.wait()
         return result
 
-    def replica(self, model: nn.Module) -> nn.Module:
-        """The model with the first process's weights; `backward` averages gradients over all processes."""
+    def synchronised(self, model: nn.Module) -> nn.Module:
+        """Return a module whose `backward` averages gradients over all processes.
+
+        All processes take the weights of the first one.
+        """
         return model if self.count == 1 else DistributedDataParallel(model)
 
 
 def by_torchrun() -> bool:
-    """Whether torchrun started this process."""
+    """Return whether torchrun started this process."""
     return dist.is_available() and dist.is_torchelastic_launched()
 
 
 @contextmanager
 def join_processes(device: str | torch.device | None) -> Iterator[Processes]:
-    """Join the processes that torchrun started beside this one, or those whose group exists already.
+    """Join the processes of torchrun, or those of an existing process group.
 
     Args:
-        device: where to compute; None takes a CUDA GPU if there is one. Of several
-            GPUs, "cuda" is the one that has the process's number on its machine.
+        device: the device; None uses a CUDA GPU if there is one. With several GPUs,
+            "cuda" is the one whose index is the local rank of this process.
 
     Raises:
-        ValueError: torch cannot use the device.
-        ConnectionError: another process ended before this one.
+        ValueError: if torch cannot use the device.
+        ConnectionError: if another process ended before this one.
     """
     grouped = dist.is_available() and dist.is_initialized()
     started = not grouped and by_torchrun() and int(os.environ["WORLD_SIZE"]) > 1
-    place = _device(device, int(os.environ["LOCAL_RANK"]) if started else None)
+    chosen = _device(device, int(os.environ["LOCAL_RANK"]) if started else None)
     if not (started or grouped):
-        yield Processes(place)
+        yield Processes(chosen)
         return
     try:
         if started:
-            dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
-            # Not before: torch cannot make the group that torchrun provides for a
-            # second time.
+            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+            # Destroyed at exit only: under torchrun, torch cannot create the group
+            # a second time.
             atexit.register(dist.destroy_process_group)
-        yield Processes(place, dist.get_rank(), dist.get_world_size())
+        yield Processes(chosen, dist.get_rank(), dist.get_world_size())
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         raise ConnectionError(
-            "another process of this run has ended, and what it printed says why; the run can be resumed "
-            "from its last checkpoint, by any number of processes"
+            "another process of this run has ended; see its output for the reason. "
+            "Any number of processes can resume the run from its last checkpoint"
         ) from error
 
 
-def _device(name: str | torch.device | None, number: int | None) -> torch.device:
-    """The device of that name; `number` is this process's on its machine if it has several."""
+def _device(name: str | torch.device | None, local_rank: int | None) -> torch.device:
+    """Return the device of that name, with its index."""
     device: Any = (
         ("cuda" if torch.cuda.is_available() else "cpu") if name is None else name
     )
     try:
-        if number is not None and torch.device(device).type == "cuda":
-            torch.cuda.set_device(
-                number if torch.device(device).index is None else device
-            )
+        if local_rank is not None and torch.device(device).type == "cuda":
+            has_index = torch.device(device).index is not None
+            torch.cuda.set_device(device if has_index else local_rank)
         return torch.empty(0, device=device).device
-    # torch built without CUDA asserts
+    # A torch built without CUDA raises an AssertionError.
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0][:200]
         raise ValueError(
-            f"device must be one that torch can use here, got {shorten(name)}: {reason}"
+            "device must be a device that torch can use here, got "
+            f"{shorten(name)}: {reason}"
         ) from error

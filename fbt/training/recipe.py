@@ -1,13 +1,14 @@
-"""How a model is trained: the settings, the schedules that follow from them, and the presets."""
+"""Settings of a training run, its schedules, and the presets."""
 
 import math
 from dataclasses import dataclass
 from typing import Any
 
-from fbt._checks import check_bool, check_int, check_real
+from fbt._checks import check_bool, check_choice, check_int, check_real
 from fbt.config import LARGEST_SIZE
+from fbt.shared_kv import SharedKVBody
 
-LARGEST_COUNT = 2**63 - 1  # an int64, and a float
+LARGEST_COUNT = 2**63 - 1  # the largest int64, which also converts to a float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,31 +17,34 @@ class Recipe:
 
     Args:
         steps: optimiser steps.
-        batch_size: sequences a step.
-        seq_len: characters a sequence, T.
-        lr: highest learning rate of AdamW.
-        min_lr_ratio: the cosine ends at this share of the highest learning rate.
+        batch_size: sequences per step.
+        seq_len: characters per sequence, T.
+        lr: peak learning rate of AdamW.
+        min_lr_ratio: final learning rate as a fraction of `lr`.
         warmup: steps of linear warm-up.
-        weight_decay: decay of the matrices of linear layers; biases, norms and tables
-            have none.
-        beta2: AdamW's decay of the squared gradient; the gradient's own decay is 0.9.
-        clip: largest norm of the gradient; 0 turns clipping off.
-        curriculum: first sequence length, which doubles up to `seq_len` over the
-            first half of the steps while the characters a step stay about the same; 0
-            is none.
-        carry: read the text in order and carry the memory, detached, from block to
+        weight_decay: weight decay of the matrices of linear layers; other weights do
+            not decay.
+        beta2: decay rate of AdamW's squared gradients; beta1 is 0.9.
+        clip: largest norm of the gradient; 0 disables clipping.
+        curriculum: length of the first sequences, which doubles up to `seq_len` over
+            the first half of the steps, with about as many characters per step; 0
+            disables it.
+        carry: read the text in order, and carry the detached memory from block to
             block.
         eval_every: steps between evaluations.
-        eval_windows: fixed validation windows an evaluation looks at; the last one
-            looks at all, or at evenly spaced ones of 131,072 characters in all where
-            there are more.
+        eval_windows: validation windows per evaluation, always the same; the last
+            evaluation uses all of them, or evenly spaced ones with 131,072 characters
+            in total if there are more.
         sample: characters of text to generate at each evaluation.
         checkpoint_every: steps between checkpoints.
-        seed: decides initial weights, batches and dropout.
+        seed: seed of initial weights, batches and dropout.
+        backend: how the body is computed, "auto", "reference", "stack" (feedback and
+            shared-kv), "sequence" or "native" (both shared-kv). "auto" is resolved
+            once, when the run begins; a resumed run keeps its backend.
 
     Raises:
-        TypeError, ValueError: a setting is of the wrong type or out of range; the
-            message says which.
+        TypeError, ValueError: if a setting is of the wrong type or out of range; the
+            message names the setting.
     """
 
     steps: int = 2000
@@ -59,6 +63,7 @@ class Recipe:
     sample: int = 100
     checkpoint_every: int = 250
     seed: int = 0
+    backend: str = "auto"
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -75,16 +80,21 @@ class Recipe:
         check_real("min_lr_ratio", self.min_lr_ratio, low=0.0, high=1.0)
         check_real("beta2", self.beta2, low=0.0, high=1.0, open_high=True)
         for name in ("lr", "weight_decay", "clip", "min_lr_ratio", "beta2"):
-            # any real, but a file has one kind
+            # Any real number is accepted, but a checkpoint stores floats.
             object.__setattr__(self, name, float(getattr(self, name)))
         check_bool("carry", self.carry)
+        check_choice("backend", self.backend, ("auto", *SharedKVBody.backends))
         if self.carry and self.curriculum:
+            got = self.curriculum
             raise ValueError(
-                f"carry needs blocks of one length: curriculum must be 0, got {self.curriculum}"
+                f"carry needs blocks of one length: curriculum must be 0, got {got}"
             )
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of step 0, 1, ...: linear warm-up, then half a cosine down to `min_lr_ratio`."""
+        """Return the learning rate of a step, counted from 0.
+
+        It rises linearly, then falls along half a cosine to `lr * min_lr_ratio`.
+        """
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
         progress = (step - self.warmup) / max(1, self.steps - self.warmup)
@@ -92,11 +102,13 @@ class Recipe:
         return self.lr * (self.min_lr_ratio + (1 - self.min_lr_ratio) * cosine)
 
     def batch_shape(self, step: int) -> tuple[int, int]:
-        """Sequences B and characters a sequence T at a step. A curriculum trades one for the other."""
+        """Return the number B and the length T of the sequences of a step.
+
+        A curriculum uses more sequences while they are shorter.
+        """
         if not self.curriculum:
             return self.batch_size, self.seq_len
-        # As many lengths as it takes to double from the first to seq_len, each for an
-        # equal share of steps.
+        # Each length from the first one to seq_len is used for as many steps.
         lengths = ((self.seq_len - 1) // self.curriculum).bit_length() + 1
         index = min(lengths - 1, 2 * lengths * step // self.steps)
         length = min(self.seq_len, self.curriculum * 2**index)
@@ -105,7 +117,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Preset:
-    """A named size: fields of `Config`, fields of `Recipe`, and what to expect of it."""
+    """A named size of a run.
+
+    Attributes:
+        model: fields of `Config`.
+        recipe: fields of `Recipe`.
+        about: the size and the training time, in a line.
+    """
 
     model: dict[str, Any]
     recipe: dict[str, Any]
@@ -128,7 +146,8 @@ PRESETS = {
     "small": Preset(
         {"d_model": 128, "n_heads": 4, "n_layers": 4, "span": 64},
         {"lr": 4e-3},
-        "nanoGPT's CPU setting: 4 layers, 128 wide, 64 characters, 2000 steps of 12 sequences",
+        "nanoGPT's CPU setting: 4 layers, 128 wide, 64 characters, 2000 steps of 12 "
+        "sequences",
     ),
     "base": Preset(
         {"d_model": 192, "n_heads": 6, "n_layers": 6, "span": 128, "dropout": 0.1},
@@ -139,6 +158,7 @@ PRESETS = {
             "lr": 1e-3,
             "eval_every": 500,
         },
-        "6 layers, 192 wide, 128 characters, 5000 steps of 32 sequences: an hour or two",
+        "6 layers, 192 wide, 128 characters, 5000 steps of 32 sequences: an hour or "
+        "two",
     ),
 }

@@ -1,10 +1,8 @@
-"""A run from its settings to its files: `train` starts one, `resume` goes on with one."""
+"""Start a run with `train`, or continue one with `resume`."""
 
-import contextlib
-import io
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,121 +14,36 @@ from fbt._checks import (
     check_instance,
     check_path,
     describe,
-    shorten,
 )
-from fbt._files import quoted_path, read_file, sha256
-from fbt._text import one_line
+from fbt._files import quoted_path, sha256
 from fbt.config import Config
-from fbt.corpus import load_tiny_shakespeare
 from fbt.initialisation import initialising
-from fbt.language_model import LanguageModel, model_bytes
+from fbt.language_model import LanguageModel
 from fbt.pretrained import CHECKPOINT_FILE, WEIGHTS_FILE
 from fbt.tokenizer import CharTokenizer
-from fbt.training.checkpoint import Best, Checkpoint, Settings
+from fbt.training.backend import choose_backend, using_backend
+from fbt.training.checkpoint import Checkpoint
 from fbt.training.events import event_writer
 from fbt.training.folder import RunFolder
-from fbt.training.loop import Interrupt, Trainer
-from fbt.training.metrics import Metric
+from fbt.training.interrupt import Interrupt
+from fbt.training.loop import Trainer
 from fbt.training.processes import Processes, join_processes
 from fbt.training.recipe import PRESETS, Recipe
+from fbt.training.result import Run, save_results
+from fbt.training.settings import Settings
+from fbt.training.text import TINY_SHAKESPEARE, read_text
 from fbt.warm_start import config_from_parallel
 
-LOSS_FIGURE = "loss.svg"
-LONGEST_NAME = 250  # characters; a system may refuse to look for a longer one
-TINY_SHAKESPEARE = "tiny-shakespeare"
 
-
-@dataclass(repr=False)
-class Run:
-    """A finished or interrupted training run.
-
-    Attributes:
-        model: the trained model, in evaluation mode. A finished run returns the
-            weights with the lowest validation loss among its evaluations, which need
-            not be the last weights; an interrupted run returns the weights of its
-            last step.
-        settings: what it was trained with.
-        metrics: one dict a step with "step", "loss" (training, nats a character),
-            "grad_norm" (before clipping), "lr", "length" (characters a sequence) and
-            "seconds" since the start; and one an evaluation with "step", "val_loss",
-            the generated "sample", the "layer_weights" [L + 1] of a feedback model,
-            and "seconds".
-        finished: False where the run was interrupted.
-        folder: where the files are, or None. `model.safetensors` holds the weights of
-            `model`, and the checkpoint the weights of the last step.
-        best: the best evaluation so far, or None before the first: its `step`, its
-            `val_loss` in nats per character, and the `weights`, for
-            `model.load_state_dict`.
-    """
-
-    model: LanguageModel
-    settings: Settings
-    metrics: list[Metric]
-    finished: bool
-    folder: Path | None
-    best: Best | None = None
-
-    @property
-    def step(self) -> int:
-        """How many steps were taken."""
-        return int(self.metrics[-1]["step"]) if self.metrics else 0
-
-    @property
-    def evaluations(self) -> list[Metric]:
-        """The metrics of the evaluations."""
-        return [metric for metric in self.metrics if "val_loss" in metric]
-
-    @property
-    def val_loss(self) -> float:
-        """The validation loss of `model`, or the last one if the run was interrupted.
-
-        It is in nats per character. The loss of the last evaluation is in
-        `evaluations[-1]`.
-
-        Raises:
-            ValueError: the run was interrupted before its first evaluation.
-        """
-        if self.finished and self.best is not None:
-            return self.best.val_loss
-        evaluations = self.evaluations
-        if not evaluations:
-            raise ValueError(
-                f"no evaluation yet: the run was stopped after step {self.step}"
-            )
-        return float(evaluations[-1]["val_loss"])
-
-    @property
-    def when(self) -> str:
-        """A phrase that says which step `val_loss` belongs to; empty if it is the last."""
-        if not self.finished or self.best is None or self.best.step == self.step:
-            return ""
-        last = self.evaluations[-1]["val_loss"]
-        return f" at step {self.best.step} ({last:.4f} at step {self.step})"
-
-    def __repr__(self) -> str:
-        parts = [
-            self.settings.config.variant,
-            f"{self.step} of {self.settings.recipe.steps} steps",
-        ]
-        if self.evaluations:
-            parts.append(f"validation loss {self.val_loss:.4f}{self.when}")
-        if self.folder is not None:
-            parts.append(f"in {self.folder}")
-        return f"Run({', '.join(parts)})"
-
-
-@contextlib.contextmanager
+@contextmanager
 def _own_modes() -> Iterator[None]:
-    """A context, or a decorator, without the caller's no_grad, inference mode and default device.
+    """Turn off the caller's no_grad, inference mode and default device.
 
-    Autocast and the default dtype apply to a run.
+    The caller's autocast and default dtype apply to a run.
     """
-    device = torch.get_default_device().type != "cpu" and torch.device("cpu")
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        device or contextlib.nullcontext(),
-    ):
+    is_cpu = torch.get_default_device().type == "cpu"
+    device = nullcontext() if is_cpu else torch.device("cpu")
+    with torch.inference_mode(False), torch.enable_grad(), device:
         yield
 
 
@@ -148,55 +61,60 @@ def train(
     log: str | None = None,
     **changes: Any,
 ) -> Run:
-    """Train a language model on a text, nine tenths of it for training and the last tenth for validation.
+    """Train a language model on a text.
 
-    Called in every process that torchrun has started, it makes one run of them: each
-    takes its share of every batch, and the first one alone writes files, generates
-    samples and shows progress. Where the caller has initialised torch's default
-    process group, the processes of that make one run.
+    The first nine tenths of the text are for training, the last tenth is for
+    validation.
 
-    Whatever stops a run, a kill included, leaves the last checkpoint in `folder`
-    whole; an error has a note that says how to go on.
+    If torchrun has started several processes, or the caller has initialised torch's
+    default process group, they train together: each computes its share of every
+    batch. Only the first one writes files, generates samples and shows progress.
+
+    Whatever ends a run, even a kill, the last checkpoint in `folder` stays intact.
+    Errors have a note that tells how to continue.
 
     Args:
-        text: what to learn: the text itself, or the Path of a file in UTF-8; None
-            loads Tiny Shakespeare.
+        text: the text to learn, or the Path of a file in UTF-8; None loads Tiny
+            Shakespeare.
         preset: "tiny" (half a minute), "small" (nanoGPT's CPU setting) or "base"; see
             `fbt.training.recipe.PRESETS`.
         variant: "parallel", "feedback" or "shared-kv".
-        folder: where checkpoints, metrics, the loss curve and the final weights go;
-            None writes nothing.
-        resume: continue the run in `folder` where its last checkpoint left it: bit
-            for bit in one process on the same machine, software and number of
-            threads, to rounding in several (the API page says more under "The same
-            numbers again"). A folder without a checkpoint is started afresh.
-        init_from: start from a parallel model, given or saved in a folder, whose
-            sizes then replace the preset's; see `LanguageModel.from_parallel`. It
-            must know every character of the text.
-        device: where to compute; None takes a CUDA GPU if there is one.
+        folder: the folder for checkpoints, metrics, the loss curve and the final
+            weights; None writes nothing.
+        resume: continue the run in `folder` from its last checkpoint. The numbers are
+            the same to the last bit in one process on the same machine, with the same
+            software, number of threads and backend. Otherwise they agree up to
+            rounding; see "The same numbers again" on the API page. If there is no
+            checkpoint, a new run starts.
+        init_from: initialise from a parallel model, or from the folder of one. Its
+            sizes replace those of the preset; see `LanguageModel.from_parallel`. Its
+            vocabulary must contain every character of the text.
+        device: the device to train on; None uses a CUDA GPU if there is one.
         progress: show a progress bar, and a sample of text at each evaluation, on
             stderr.
         log: "tensorboard" also writes event files into `folder`.
-        **changes: fields of `Recipe` and `Config` that differ from the preset:
-            steps=500, dropout=0.1.
+        **changes: fields of `Recipe` and `Config` that replace those of the preset,
+            such as steps=500 or dropout=0.1.
 
     Returns:
-        The `Run`. An interrupt (Ctrl-C, or the stop button of a notebook) ends the
-        run after the step under way, saves a checkpoint and returns what there is.
+        The `Run`. An interrupt (Ctrl-C, or the stop button of a notebook) ends it
+        after the current step and saves a checkpoint.
 
     Raises:
-        TypeError, ValueError: a setting is unknown or out of range, the text is too
-            short, `resume` meets other settings, or the processes of a run differ in
-            settings, text or checkpoint.
-        FileExistsError: the folder holds a run and `resume` is False, or weights and
-            no run, or another process has just ended one.
-        OSError: a file cannot be read, or the metrics of the run are gone; the folder
-            cannot be written, which is said before the first step, or no longer (the
-            disk is full, the folder was moved away); or another process trains into
-            it.
-        ConnectionError: another process of the run has ended.
-        ImportError: `log` asks for tensorboard, and it is not installed.
-        FloatingPointError: a loss, the gradient or a weight is no longer finite.
+        TypeError, ValueError: if a setting is unknown or out of range, if the text is
+            too short, if `resume` finds a run with other settings, if the backend
+            cannot be used here, or if the processes differ in settings, text, backend
+            or checkpoint.
+        FileExistsError: if the folder contains a run and `resume` is False, if it
+            contains weights without a run, or if another process has just finished a
+            run there.
+        OSError: if a file cannot be read, if the metrics of the run are missing, if
+            another process trains into the folder, or if the folder cannot be
+            written. The latter is checked before the first step; later the disk may
+            be full or the folder may have been moved.
+        ConnectionError: if another process of the run has ended.
+        ImportError: if `log` is "tensorboard" and it is not installed.
+        FloatingPointError: if a loss, the gradient or a weight is not finite.
     """
     check_choice("preset", preset, tuple(PRESETS))
     check_instance("init_from", init_from, str, Path, LanguageModel, type(None))
@@ -204,44 +122,46 @@ def train(
         check_path("init_from", init_from)
     check_bool("resume", resume)
     _check_arguments(text, folder, device, progress, log)
-    place = None if folder is None else Path(folder)
-    if resume and place is None:
+    path = None if folder is None else Path(folder)
+    if resume and path is None:
         raise ValueError("resume needs the folder of a run, got folder=None")
-    run_folder = None if place is None else RunFolder(place)
-    found = place is not None and (place / CHECKPOINT_FILE).exists()
-    if found and not resume:
+    run_folder = None if path is None else RunFolder(path)
+    has_run = path is not None and (path / CHECKPOINT_FILE).exists()
+    if has_run and not resume:
         raise FileExistsError(
-            f"{folder} holds a run already: resume that one, or give another folder"
+            f"{folder} already contains a run. Pass resume=True to continue it, or "
+            "choose another folder"
         )
-    if place is not None and not found and (place / WEIGHTS_FILE).exists():
+    if path is not None and not has_run and (path / WEIGHTS_FILE).exists():
         raise FileExistsError(
-            f"{folder} holds weights, which a new run would replace: give another folder"
+            f"{folder} contains weights, which a new run would replace: choose "
+            "another folder"
         )
     with join_processes(device) as processes:
-        words, source = processes.first_then_others(lambda: _read(text))
-        start = (
-            LanguageModel.from_pretrained(init_from)
-            if isinstance(init_from, str | Path)
-            else init_from
-        )
-        config, recipe = _resolve(preset, variant, changes, words, start)
-        origin = (
-            None
-            if init_from is None
-            else "a model"
-            if init_from is start
-            else str(init_from)
-        )
-        settings = Settings(config, recipe, source, sha256(words.encode()), origin)
-        checkpoint = Checkpoint.load(place) if place is not None and found else None
+        content, source = processes.first_then_others(lambda: read_text(text))
+        origin = None if init_from is None else "a model"
+        if isinstance(init_from, str | Path):
+            origin = str(init_from)
+            init_from = LanguageModel.from_pretrained(init_from)
+        config, recipe = _resolve(preset, variant, changes, content, init_from)
+        settings = Settings(config, recipe, source, sha256(content.encode()), origin)
+        checkpoint = Checkpoint.load(path) if path is not None and has_run else None
         if checkpoint is not None:
             differences = settings.differences(checkpoint.settings)
             if differences:
                 raise ValueError(
-                    f"the run in {folder} has other settings (given, stored): {'; '.join(differences)}"
+                    f"the run in {folder} has other settings (given, stored): "
+                    f"{'; '.join(differences)}"
                 )
         return _run(
-            settings, words, start, checkpoint, run_folder, processes, progress, log
+            settings,
+            content,
+            init_from,
+            checkpoint,
+            run_folder,
+            processes,
+            progress,
+            log,
         )
 
 
@@ -254,13 +174,13 @@ def resume(
     progress: bool = True,
     log: str | None = None,
 ) -> Run:
-    """Continue a run with its own settings, bit for bit as in `train`.
+    """Continue a run with its own settings; see `resume` in `train`.
 
     Args:
-        folder: where the run is.
-        text: the text of the run or the Path of its file; None reads it where the run
-            had it from.
-        device: where to compute; None takes a CUDA GPU if there is one.
+        folder: the folder of the run.
+        text: the text of the run, or the Path of its file; None reads it from where
+            the run read it.
+        device: the device to train on; None uses a CUDA GPU if there is one.
         progress: show a progress bar, and a sample of text at each evaluation, on
             stderr.
         log: "tensorboard" also writes event files into `folder`.
@@ -269,9 +189,9 @@ def resume(
         The `Run`, as from `train`.
 
     Raises:
-        FileNotFoundError: the folder holds no run or no metrics of it, or the text is
-            no longer where it was.
-        ValueError: the checkpoint is damaged, or the text is not the one of the run.
+        FileNotFoundError: if the folder does not contain a checkpoint and metrics, or
+            if the text has been moved.
+        ValueError: if the checkpoint is damaged, or if the text has changed.
         OSError, ConnectionError, ImportError, FloatingPointError: as in `train`.
     """
     check_instance("folder", folder, str, Path)
@@ -281,23 +201,25 @@ def resume(
     settings = checkpoint.settings
     if text is None and settings.data is None:
         raise ValueError(
-            f"the run in {folder} was given its text in Python: give the same text again"
+            f"the text of the run in {folder} was passed in Python: pass it again"
         )
     if text is None and settings.data != TINY_SHAKESPEARE:
         text = Path(str(settings.data))
-        # a stranger's checkpoint may name something that never ends
+        # A foreign checkpoint may name a device, which could be read for ever.
         if not text.is_file():
             raise FileNotFoundError(
-                f"the text of the run in {quoted_path(folder)} is no longer in {quoted_path(text)}: say where it is"
+                f"{quoted_path(text)}, the text of the run in {quoted_path(folder)}, "
+                "is not a file: pass its new path"
             )
     with join_processes(device) as processes:
-        words, source = processes.first_then_others(lambda: _read(text))
-        if sha256(words.encode()) != settings.data_sha256:
+        content, source = processes.first_then_others(lambda: read_text(text))
+        if sha256(content.encode()) != settings.data_sha256:
             raise ValueError(
-                f"{source or 'the text given'} is not what the run in {folder} began with"
+                f"{source or 'the text'} is not the text that the run in {folder} "
+                "was trained on"
             )
         return _run(
-            settings, words, None, checkpoint, run_folder, processes, progress, log
+            settings, content, None, checkpoint, run_folder, processes, progress, log
         )
 
 
@@ -308,11 +230,11 @@ def _check_arguments(
     progress: bool,
     log: str | None,
 ) -> None:
-    """Raise unless the arguments that `train` and `resume` share are of their types."""
+    """Check the arguments that `train` and `resume` share."""
     if not isinstance(text, str | Path | None):
         raise TypeError(
-            f"text must be a str, a Path or None, got {describe(text)}: pass the Path of a file, "
-            "bytes decoded, and lines joined"
+            f"text must be a str, a Path or None, got {describe(text)}: pass the "
+            "Path of a file, decode bytes, join lines"
         )
     if isinstance(text, Path):
         check_path("text", text)
@@ -324,70 +246,41 @@ def _check_arguments(
         check_choice("log", log, ("tensorboard",))
 
 
-def _read(text: str | Path | None) -> tuple[str, str | None]:
-    """A text, and where it came from as `Settings.data` says it."""
-    if text is None:
-        return load_tiny_shakespeare(), TINY_SHAKESPEARE
-    if isinstance(text, str):
-        if "\n" not in text and len(text) < LONGEST_NAME and Path(text).is_file():
-            raise ValueError(
-                f"text must be the text itself, got the name of a file, {shorten(text)}: pass its Path"
-            )
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            found = f"got {text[error.start]!r} at position {error.start}"
-            raise ValueError(
-                f"text must have no halves of characters, {found}"
-            ) from error
-        return text, None
-    source = str(text.resolve())
-    try:
-        # A byte order mark is no character to learn, and all line ends are alike.
-        return io.TextIOWrapper(
-            io.BytesIO(read_file(text)), encoding="utf-8-sig"
-        ).read(), source
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise ValueError(
-            f"{quoted_path(source)} must be UTF-8, got byte {byte:#04x} at position {error.start}"
-        ) from error
-
-
 def _resolve(
     preset: str,
     variant: str,
     changes: dict[str, Any],
     text: str,
-    start: LanguageModel | None,
+    initial: LanguageModel | None,
 ) -> tuple[Config, Recipe]:
-    """The preset with the changes applied; the shape of the model comes from `start` where there is one."""
+    """Return the preset with the changes, and with the sizes of an initial model."""
     model_names = {f.name for f in fields(Config)} - {"vocab_size", "variant"}
     recipe_names = {f.name for f in fields(Recipe)}
     unknown = sorted(set(changes) - model_names - recipe_names)
     if unknown:
         raise ValueError(
-            f"unknown settings {unknown}; there are {sorted(model_names | recipe_names)}"
+            f"unknown settings {unknown}; allowed are "
+            f"{sorted(model_names | recipe_names)}"
         )
     model = {k: v for k, v in changes.items() if k in model_names}
     recipe = Recipe(
         **PRESETS[preset].recipe
         | {k: v for k, v in changes.items() if k in recipe_names}
     )
-    if start is None:
+    if initial is None:
         vocab_size = CharTokenizer(text).vocab_size
         return Config(
             vocab_size, variant=variant, **PRESETS[preset].model | model
         ), recipe
-    check_instance("init_from", start, LanguageModel)
-    return config_from_parallel(start.config, variant, **model), recipe
+    check_instance("init_from", initial, LanguageModel)
+    return config_from_parallel(initial.config, variant, **model), recipe
 
 
 def _initial_model(
-    settings: Settings, text: str, start: LanguageModel | None
+    settings: Settings, text: str, initial: LanguageModel | None
 ) -> LanguageModel:
     config = settings.config
-    if start is None:
+    if initial is None:
         with initialising(settings.recipe.seed):
             return LanguageModel(config, CharTokenizer(text))
     changes = {
@@ -395,13 +288,13 @@ def _initial_model(
         "memory": config.memory,
         "memory_norm": config.memory_norm,
     }
-    return LanguageModel.from_parallel(start, config.variant, **changes)
+    return LanguageModel.from_parallel(initial, config.variant, **changes)
 
 
 def _run(
     settings: Settings,
     text: str,
-    start: LanguageModel | None,
+    initial: LanguageModel | None,
     checkpoint: Checkpoint | None,
     folder: RunFolder | None,
     processes: Processes,
@@ -410,14 +303,11 @@ def _run(
 ) -> Run:
     if log is not None and folder is None:
         raise ValueError(f"log={log!r} needs a folder to write to, got folder=None")
-    place = None if folder is None else folder.path
-    events = event_writer(place, log if processes.is_first else None)
-    processes.agree(
-        f"{settings.compared()} {None if checkpoint is None else checkpoint.step}"
-    )
+    path = None if folder is None else folder.path
+    events = event_writer(path, log if processes.is_first else None)
     with Interrupt() as interrupt:
         if checkpoint is None:
-            model = _initial_model(settings, text, start)
+            model = _initial_model(settings, text, initial)
         else:
             tokenizer = CharTokenizer.from_vocabulary(checkpoint.vocabulary)
             with initialising():
@@ -425,65 +315,55 @@ def _run(
         trainer = Trainer(settings, text, model, folder, processes)
         if checkpoint is not None:
             trainer.restore(checkpoint)
-            checkpoint.tensors.clear()  # which would be kept in memory to the end
-        # before the first one writes, all have seen what the folder holds
+            checkpoint.tensors.clear()  # free the memory
+        backend = None if checkpoint is None else checkpoint.backend
+        if backend is None or not trainer.finished:
+            backend = choose_backend(model, settings.recipe.backend, backend)
+        begun = "none" if checkpoint is None else f"of step {checkpoint.step}"
+        processes.agree(
+            f"backend {backend!r}, checkpoint {begun}, settings {settings.compared()}"
+        )
+        # All processes have read the folder before the first one writes into it.
         processes.wait()
-        writes = folder if processes.is_first else None
+        own_folder = folder if processes.is_first else None
         with (
-            writes.held() if writes is not None else contextlib.nullcontext(),
-            _explaining(trainer),
-            events(trainer.step) as watch,
+            using_backend(model, backend),
+            own_folder.locked() if own_folder is not None else nullcontext(),
+            _adding_advice(trainer),
+            events(trainer.step) as write_metric,
         ):
-            trainer.save()  # what is wrong with the folder shows now, not in an hour
-            finished = trainer.run(interrupt, watch, progress and processes.is_first)
+            trainer.save()  # fail now rather than in an hour
+            show = progress and processes.is_first
+            finished = trainer.run(interrupt, write_metric, show)
             if finished and trainer.best is not None:
                 model.load_state_dict(trainer.best.weights)
             run = Run(
-                model.eval(), settings, trainer.metrics, finished, place, trainer.best
+                model.eval(),
+                settings,
+                trainer.metrics,
+                finished,
+                path,
+                trainer.best,
+                backend,
             )
-            if writes is not None:
+            if own_folder is not None:
                 if finished:
-                    _save_results(run, writes)
-                writes.check()  # the run that is returned says where its files are
-    processes.wait()  # where this returns, the files are there
+                    save_results(run, own_folder)
+                own_folder.check()  # the returned run names this folder
+    processes.wait()  # until the first process has written the files
     return run
 
 
-@contextlib.contextmanager
-def _explaining(trainer: Trainer) -> Iterator[None]:
-    """Add to an error what is left of the run, and how to go on; the first process knows, which saves."""
+@contextmanager
+def _adding_advice(trainer: Trainer) -> Iterator[None]:
+    """Add a note to errors that tells how to continue, in the first process."""
     try:
         yield
     except Exception as error:
         if isinstance(error, FloatingPointError):
-            with contextlib.suppress(OSError):
-                # up to there, for whoever asks how it came to that
-                trainer.save_metrics()
-        if (
-            trainer.processes.is_first
-            and trainer.folder is not None
-            and trainer.saved is not None
-        ):
-            error.add_note(trainer.folder.advice(error, trainer.saved))
+            with suppress(OSError):
+                trainer.save_metrics()  # they show how the run diverged
+        folder, saved = trainer.folder, trainer.saved_step
+        if trainer.processes.is_first and folder is not None and saved is not None:
+            error.add_note(folder.advice(error, saved))
         raise
-
-
-def _save_results(run: Run, folder: RunFolder) -> None:
-    """Write the final weights and the loss curve."""
-    folder.write(WEIGHTS_FILE, model_bytes(run.model, folder.path / WEIGHTS_FILE))
-    _save_loss_curve(run, folder)
-
-
-def _save_loss_curve(run: Run, folder: RunFolder) -> None:
-    try:
-        from fbt.views import figures
-
-        figure = figures.loss_curves({run.settings.config.variant: run.metrics})
-    except ImportError:
-        print(f"no {LOSS_FIGURE}: it needs the package matplotlib", file=sys.stderr)
-        return
-    # whatever matplotlib's settings lead to, the run has ended well
-    except Exception as error:
-        print(f"no {LOSS_FIGURE}: {one_line(str(error))}", file=sys.stderr)
-        return
-    folder.write(LOSS_FIGURE, figures.svg_of(figure))

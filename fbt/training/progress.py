@@ -1,0 +1,12 @@
+"""The progress bar of a run, `tqdm`."""
+
+import warnings
+
+from tqdm import TqdmWarning
+
+with warnings.catch_warnings():
+    # In a notebook without ipywidgets, tqdm draws its bar as text and warns.
+    warnings.simplefilter("ignore", TqdmWarning)
+    from tqdm.auto import tqdm
+
+__all__ = ["tqdm"]
