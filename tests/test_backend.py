@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hostile_files import put_together, taken_apart
+from hostile_files import build_file, parse_file
 from small_runs import TEXT, assert_same_run, small_run, untimed
 from torch import nn
 
@@ -238,11 +238,11 @@ def test_checkpoint_without_a_backend_is_resumed_with_the_automatic_one(
     whole, folder = small_run(), tmp_path / "run"
     stopped_run(folder)
     path = folder / CHECKPOINT_FILE
-    header, numbers = taken_apart(path.read_bytes())
+    header, numbers = parse_file(path.read_bytes())
     metadata = header["__metadata__"]
     assert metadata.pop("backend") == "sequence"
     metadata["settings"] = metadata["settings"].replace(', "backend": "auto"', "")
-    path.write_bytes(put_together(header, numbers))
+    path.write_bytes(build_file(header, numbers))
     assert Checkpoint.load(folder).backend is None
     assert_same_run(resume(folder, TEXT, progress=False), whole)
     assert Checkpoint.load(folder).backend == "sequence"
@@ -254,9 +254,9 @@ def test_checkpoint_with_a_backend_of_another_variant_is_refused(
 ) -> None:
     small_run(folder=tmp_path, steps=1, variant="feedback")
     path = tmp_path / CHECKPOINT_FILE
-    header, numbers = taken_apart(path.read_bytes())
+    header, numbers = parse_file(path.read_bytes())
     header["__metadata__"]["backend"] = backend
-    path.write_bytes(put_together(header, numbers))
+    path.write_bytes(build_file(header, numbers))
     message = f"backend of a 'feedback' model must be one of .*, got {backend!r}"
     with pytest.raises(ValueError, match=message):
         Checkpoint.load(tmp_path)
