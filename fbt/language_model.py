@@ -39,9 +39,10 @@ from fbt._weights import Shape, TensorFile, check_weights, reading_tensors, seri
 from fbt.attention import Dropout
 from fbt.config import Config
 from fbt.data import CharTokenizer
-from fbt.engines import Decoder, hook_of, why_not_folded
+from fbt.engines import Decoder
 from fbt.evaluation_copy import evaluation_copy
 from fbt.feedback import FeedbackBody
+from fbt.folding import describe_override, why_not_folded
 from fbt.generation import Reader, check_sampling, sample
 from fbt.initialisation import initialising
 from fbt.parallel import ParallelBody
@@ -491,7 +492,9 @@ def decoder_of(model: LanguageModel, state: State) -> Decoder | None:
     body = model.body
     if not isinstance(body, SharedKVBody) or model.backend not in body.decoders:
         return None
-    bypassed = any(hook_of(part) for part in (model, body, model.dropout))
+    bypassed = any(
+        describe_override(module) for module in (model, body, model.dropout)
+    )
     made = (type(model).step, type(model).forward, type(body).forward)
     own = (LanguageModel.step, LanguageModel.forward, SharedKVBody.forward)
     if bypassed or "step" in vars(model) or made != own:

@@ -65,7 +65,9 @@ class SharedKVBody(FeedbackBody):
         run = engines.run_sequence
         if torch.compiler.is_compiling():
             run = torch.compiler.disable(run)
-        return *run(self, x, state, engine, self.recompute), None
+        # `choose` has checked the body.
+        checked = backend == "auto"
+        return *run(self, x, state, engine, self.recompute, checked), None
 
     def decoder(self, state: State, backend: str = "auto") -> engines.Decoder:
         """Go on from a state one step at a time, without gradients.

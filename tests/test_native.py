@@ -15,7 +15,6 @@ from torch.nn.modules.module import register_module_forward_hook
 import fbt
 from fbt import _files, engines, native
 from fbt.native import build
-from fbt.sequence.native import NativeBackward
 
 
 @pytest.fixture
@@ -378,7 +377,7 @@ def sizes(**changes):
         "L",
         "F",
         "R",
-        "room",
+        "capacity",
         "past",
         "span",
         "norm_memory",
@@ -525,9 +524,9 @@ def test_auto_takes_the_fastest_that_is_here(built, monkeypatch):
     module, x, used = body("shared-kv"), normal(2, 9, 14), []
     run = engines.run_sequence
 
-    def noted(body, x, state, engine, recompute):
+    def noted(body, x, state, engine, *options):
         used.append(engine)
-        return run(body, x, state, engine, recompute)
+        return run(body, x, state, engine, *options)
 
     monkeypatch.setattr(engines, "run_sequence", noted)
     assert_same(
@@ -579,12 +578,14 @@ def test_a_decoder_of_a_changed_body_is_refused():
 def test_backward_has_no_more_threads_than_groups(monkeypatch):
     """Each would make sums of its own for nothing."""
     made, threads = [], torch.get_num_threads()
-    run = NativeBackward.steps
-    monkeypatch.setattr(
-        NativeBackward,
-        "steps",
-        lambda loop, *args: made.append(loop.threads) or run(loop, *args),
-    )
+    run = native.run
+
+    def recorded(direction, dtype, layout, tensors):
+        if direction == "backward":
+            made.append(layout.threads)
+        run(direction, dtype, layout, tensors)
+
+    monkeypatch.setattr(native, "run", recorded)
     module = body("shared-kv")
     torch.set_num_threads(3)
     try:

@@ -26,8 +26,9 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fbt.sequence.forward import Forward
-from fbt.sequence.parts import CHUNK
+from fbt.sequence.python_engine import PythonEngine
 
+CHUNK = PythonEngine.chunk_steps
 pytestmark = pytest.mark.usefixtures("native")
 VARIANT = "shared-kv"
 both = pytest.mark.parametrize("backend", ("sequence", "native"))
