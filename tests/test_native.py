@@ -3,6 +3,7 @@
 import copy
 import ctypes
 import os
+import re
 import shlex
 import time
 from pathlib import Path
@@ -15,6 +16,13 @@ from torch.nn.modules.module import register_module_forward_hook
 import fbt
 from fbt import _files, engines, native
 from fbt.native import build
+from fbt.sequence import layout
+from fbt.sequence.native_engine import (
+    BackwardTensors,
+    ChunkLayout,
+    ForwardTensors,
+    LayerInputs,
+)
 
 
 @pytest.fixture
@@ -367,25 +375,64 @@ def test_what_is_no_compiler_is_named(
     assert not empty_cache.exists()
 
 
-def sizes(**changes):
-    """The struct `Sizes` of loop.cpp."""
-    names = (
-        "T",
-        "B",
-        "H",
-        "D",
-        "L",
-        "F",
-        "R",
-        "capacity",
-        "past",
-        "span",
-        "norm_memory",
-        "gelu",
+STRUCTS = (
+    ChunkLayout,
+    layout.Weights,
+    layout.Outputs,
+    layout.Chunk,
+    layout.ChunkGradients,
+    LayerInputs,
+    layout.SequenceGradients,
+)
+
+
+def struct_fields(name):
+    """Return types and names of the fields of a struct in loop.cpp, in order."""
+    source = native.SOURCE.read_text(encoding="utf-8")
+    (body,) = re.findall(
+        rf"^(?:template .*)?struct {name} {{(.*?)^}};", source, re.M | re.S
     )
-    chunk = ("first", "stop", "low", "width", "group", "threads")
-    return list(
-        (dict.fromkeys([*names, *chunk], 0) | {"threads": 1} | changes).values()
+    body = re.sub(r"//.*|.*\(.*", "", body)  # comments and methods
+    return [
+        (kind.removesuffix("<S>"), field)
+        for kind, names in re.findall(r"(\S+)\s+([^;]+);", body)
+        for field in re.findall(r"\w+", names)
+    ]
+
+
+@pytest.mark.parametrize("struct", STRUCTS, ids=lambda struct: struct.__name__)
+def test_structs_of_cpp_have_the_fields_that_python_passes(struct):
+    (kind,) = {kind for kind, _ in struct_fields(struct.__name__)}
+    assert kind == ("Int" if struct is ChunkLayout else "S")
+    assert [field for _, field in struct_fields(struct.__name__)] == list(
+        struct._fields
+    )
+
+
+@pytest.mark.parametrize(
+    "name, tensors", [("Forward", ForwardTensors), ("Backward", BackwardTensors)]
+)
+def test_arguments_of_cpp_have_the_structs_that_python_passes(name, tensors):
+    passed = [
+        (kind.__name__, field) for field, kind in tensors.__annotations__.items()
+    ]
+    assert struct_fields(name) == passed
+
+
+def test_structs_of_cpp_have_the_size_that_python_passes():
+    """The compiler counts the fields, so that none escapes the two tests above."""
+    library = native._open(fbt.build_native())
+    assert library.layout_fields() == len(ChunkLayout._fields)
+    for name, tensors in ("forward", ForwardTensors), ("backward", BackwardTensors):
+        structs = tensors.__annotations__.values()
+        count = sum(len(struct._fields) for struct in structs)
+        assert getattr(library, f"{name}_fields")() == count
+
+
+def chunk_layout(**changes):
+    """Return sizes that are 0, unless they are changed."""
+    return ChunkLayout(
+        **dict.fromkeys(ChunkLayout._fields, 0) | {"threads": 1} | changes
     )
 
 
@@ -395,7 +442,7 @@ def sizes(**changes):
 def test_out_of_memory_is_an_error_and_not_the_end(direction, dtype, threads):
     """What a group of sequences needs is asked for before any tensor is read."""
     fbt.build_native()
-    huge = sizes(
+    huge = chunk_layout(
         T=1,
         B=2**30,
         H=1,
@@ -421,7 +468,7 @@ def test_out_of_memory_is_an_error_and_not_the_end(direction, dtype, threads):
 def test_what_blas_cannot_count_is_refused(changes):
     """It counts in 32 bits."""
     fbt.build_native()
-    large = sizes(
+    large = chunk_layout(
         **{"T": 1, "B": 1, "H": 1, "D": 8, "L": 1, "F": 8, "stop": 1, "group": 1}
         | changes
     )
@@ -580,10 +627,10 @@ def test_backward_has_no_more_threads_than_groups(monkeypatch):
     made, threads = [], torch.get_num_threads()
     run = native.run
 
-    def recorded(direction, dtype, layout, tensors):
+    def recorded(direction, dtype, chunk, tensors):
         if direction == "backward":
-            made.append(layout.threads)
-        run(direction, dtype, layout, tensors)
+            made.append(chunk.threads)
+        run(direction, dtype, chunk, tensors)
 
     monkeypatch.setattr(native, "run", recorded)
     module = body("shared-kv")
