@@ -66,7 +66,7 @@ def check_folded(body: FeedbackBody, engine: str) -> None:
 
 
 def check_tensor(engine: str, x: Tensor) -> None:
-    """Raise the reason why an engine cannot compute tensors like x, if there is one."""
+    """Raise unless an engine can compute tensors like x."""
     if (reason := ENGINES[engine].why_not(x)) is not None:
         raise reason
 
@@ -79,11 +79,11 @@ def run_sequence(
     recompute: bool,
     checked: bool = False,
 ) -> tuple[Tensor, State]:
-    """Compute a body with one cache for x [B, T, d], with the numbers of its plain loop.
+    """Compute a body with one cache, with the numbers of its plain loop.
 
     Args:
         body: the body.
-        x: embeddings.
+        x: embeddings [B, T, d].
         state: carried in, or None.
         engine: a key of `ENGINES`.
         recompute: keep only what cannot be recomputed in backward.

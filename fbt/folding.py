@@ -67,15 +67,13 @@ def why_not_folded(body: FeedbackBody) -> str | None:
         ):
             return f"{name} has {change}"
         if isinstance(module, Dropout) and active_dropout(module) != dropout:
-            return (
-                f"{name} has p={active_dropout(module)} now, and layers.0.dropout has "
-                f"p={dropout}"
-            )
+            p = active_dropout(module)
+            return f"{name} has p={p} now, and layers.0.dropout has p={dropout}"
     return None
 
 
 def active_dropout(dropout: Dropout) -> float:
-    """Return the probability with which a module drops an entry in its current mode."""
+    """Return the probability of a drop in the module's current mode."""
     return dropout.p if dropout.training else 0.0
 
 
@@ -88,7 +86,7 @@ def describe_override(module: nn.Module) -> str | None:
 
 
 def describe_change(body: FeedbackBody, name: str, module: nn.Module) -> str | None:
-    """Return what distinguishes a module from the one the body was built with, or None."""
+    """Return how a module differs from the one the body was built with, or None."""
     *parents, last = name.split(".")
     in_list = last.isdecimal() and parents
     expected = ITEMS.get(parents[-1]) if in_list else CLASSES.get(last)
@@ -138,7 +136,7 @@ def fold(body: FeedbackBody, rows: int) -> Weights:
         w_kv, b_kv = w_kv * body.memory.norm.weight, w_kv @ body.memory.norm.bias
 
     def stacked(folded: Callable[[FeedbackLayer], Tensor]) -> Tensor:
-        """Stack over layers; folding one by one, autograd keeps no copy of a weight."""
+        """Stack over layers. Folded one by one, autograd copies no weight."""
         return torch.stack([folded(layer) for layer in body.layers])
 
     return Weights(

@@ -1,1 +1,1 @@
-"""The loop of a shared-KV body as one autograd Function: see `fbt.sequence.function`."""
+"""The loop of a shared-KV body as one autograd Function: see `function`."""

@@ -98,7 +98,7 @@ class Backward:
     def weight_gradients(
         self, steps: range, grads: ChunkGradients, inputs: MatrixInputs
     ) -> None:
-        """Add a chunk's contribution to each matrix: one product over all its steps."""
+        """Add a chunk's part of each matrix gradient: a product over all steps."""
         outputs = {"w_q": grads.q, "w_o": grads.y, "w_1": grads.a, "w_2": grads.f}
         for name, gradient in outputs.items():
             if name in self.wanted:

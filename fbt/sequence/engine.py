@@ -1,4 +1,4 @@
-"""The interface of an engine: it computes the steps of a chunk, in both directions."""
+"""The interface of an engine, which computes the steps of a chunk."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar
@@ -28,13 +28,13 @@ class Engine(ABC):
             `copies_matrices`), in backward [out, in].
     """
 
-    # Steps per chunk; `sys.maxsize` for the whole sequence at once. 4 is as fast as 8;
-    # with 16 and more, the buffers of a chunk leave the cache.
+    # Steps per chunk; `sys.maxsize` for the whole sequence at once. 4 is as fast as
+    # 8; with 16 and more, the buffers of a chunk leave the cache.
     chunk_steps: ClassVar[int] = 8
     # Whether keys in forward, and values in backward, are stored as [HB, D, J]: the
     # operands that are multiplied transposed. Their shape is [HB, J, D] either way.
     transposed: ClassVar[bool] = False
-    # Whether [in, out] matrices are contiguous; otherwise they are views of [out, in].
+    # Whether [in, out] matrices are contiguous, or views of [out, in].
     copies_matrices: ClassVar[bool] = True
 
     def __init__(self, layout: Layout, weights: Weights) -> None:
@@ -53,8 +53,8 @@ class Engine(ABC):
             steps: the steps.
             outputs: everything before these steps is filled in, and the inputs of the
                 first layer. To be filled in for these steps.
-            chunk: to be filled in, except for the first layer's `q`, the dropout masks
-                and `p` beyond the span.
+            chunk: to be filled in, except for the first layer's `q`, the dropout
+                masks and `p` beyond the span.
         """
 
     @abstractmethod

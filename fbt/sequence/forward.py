@@ -95,7 +95,7 @@ class Forward:
         torch.addmm(b_q, z, w_q, out=chunk.q[0].view(rows))
 
     def draw_dropout(self, steps: range, chunk: Chunk) -> Chunk:
-        """Draw the masks of a chunk in the order of the plain loop: by step and layer."""
+        """Draw the masks of a chunk in the plain loop's order, step by step."""
         layout, sizes = self.layout, self.layout.sizes
         chunk = chunk._replace(
             attention_dropout=torch.zeros_like(chunk.p),
@@ -121,8 +121,8 @@ class Forward:
 def input_first(weight: Tensor) -> Tensor:
     """Copy matrices [..., out, in] to [..., in, out], one by one.
 
-    A product with few rows is up to twice as fast with [in, out]. All matrices at once
-    would take five times as long to copy.
+    A product with few rows is up to twice as fast with [in, out]. All matrices at
+    once would take five times as long to copy.
     """
     result = weight.new_empty(weight.mT.shape)
     size = weight.shape[-2:]

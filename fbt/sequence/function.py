@@ -3,8 +3,8 @@ r"""The loop of the shared-KV body as one autograd Function.
 Plain autograd records every operation of every step, and at every step computes a
 gradient of every weight: a product with few rows. Here forward runs the loop
 unrecorded and keeps what backward needs. Backward runs the loop in reverse for the
-gradients of activations only; a weight's gradient is one matrix product over all steps
-of a chunk.
+gradients of activations only; a weight's gradient is one matrix product over all
+steps of a chunk.
 
 Layers are counted from 0: $X[l]$ is the input of layer $l$, $X[L]$ the top. Forward,
 at step $t$ and layer $l$, from $x = X[l, t]$ to $x' = X[l + 1, t]$:
@@ -32,9 +32,9 @@ $$
 
 $n$ is the normalisation without gain and bias, $N$ its backward. Gains, biases and
 $1 / \sqrt D$ are folded into the weights by `fbt.folding.fold`, in plain autograd.
-$dm$ comes from the key and the value of the step. $dK_t$ and $dV_t$ sum what all later
-steps contribute that read them: step by step for those of the same chunk, and in one
-product for each later chunk.
+$dm$ comes from the key and the value of the step. $dK_t$ and $dV_t$ sum what all
+later steps contribute that read them: step by step for those of the same chunk, and
+in one product for each later chunk.
 """
 
 from itertools import islice

@@ -94,9 +94,10 @@ class ChunkGradients(NamedTuple):
 
 
 class SequenceGradients(NamedTuple):
-    """Gradients of the whole sequence. An engine reads the first, fills or adds to the rest.
+    """Gradients of the whole sequence.
 
-    The gradients of matrices are not among them: they are products of a chunk.
+    An engine reads `top`, fills in `x` and adds to the others. The gradients of
+    matrices are not among them: they are products of a chunk.
     """
 
     top: Tensor  # [T, B, d]
@@ -181,7 +182,7 @@ class Layout:
         return self.oldest_key(steps.start), self.past + steps.stop - 1
 
     def slides(self, steps: range) -> bool:
-        """Return whether some step of a chunk no longer sees the chunk's oldest key."""
+        """Return whether the chunk's oldest key is beyond the span of some step."""
         return self.oldest_key(steps.start) < self.oldest_key(steps.stop - 1)
 
     def starts_empty(self, steps: range) -> bool:

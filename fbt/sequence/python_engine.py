@@ -1,4 +1,4 @@
-"""The engine "sequence": the equations of `fbt.sequence`, one tensor operation each."""
+"""The engine "sequence": the equations as tensor operations."""
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +51,7 @@ class PythonEngine(Engine):
             self.remember(t, outputs)
 
     def layer(self, step: ForwardStep, l: int) -> None:
-        """Compute layer l: attention to earlier steps, then the feed-forward block."""
+        """Compute layer l: attention to earlier steps, then feed-forward."""
         w, x, y = self.layers[l], step.x[l], step.y[l]
         if l:  # the queries of the first layer are known
             torch.addmm(w.b_q, plain_norm(x)[0], w.w_q, out=step.q[l])
@@ -199,7 +199,7 @@ class PythonEngine(Engine):
         return dm
 
     def push(self, c: BackwardChunk) -> None:
-        """Add a chunk's contribution to the gradients of the keys and values before it."""
+        """Add a chunk's part of the gradients of the keys and values before it."""
         low, high = self.layout.keys_of_step(c.steps.start)
         if count := high - low:
             ds, p = c.grads.scores[:, :, :count], c.grads.p[:, :, :count]
@@ -237,4 +237,7 @@ def weights_by_layer(weights: Weights) -> list[Weights]:
     *stacked, mix, w_kv, b_kv = weights
     layers = zip(*(weight.unbind() for weight in stacked), strict=True)
     # Not by _make, which torch 2.6 cannot compile.
-    return [Weights(*own, mix, w_kv, b_kv) for own in layers]  # type: ignore[call-arg]
+    return [
+        Weights(*own, mix, w_kv, b_kv)  # type: ignore[call-arg]
+        for own in layers
+    ]
