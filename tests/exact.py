@@ -1,7 +1,6 @@
-"""What the exactness tests share: small float64 models with nothing at a special value, and comparisons.
+"""Small float64 models without special values, and comparisons, for exact tests.
 
-Sizes are different primes wherever they can be, so that no two axes can be mistaken
-for each other.
+Sizes are different primes wherever possible, so that no two axes can be confused.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ M = TypeVar("M", bound=nn.Module)
 
 SIZES = {"d_model": 14, "n_heads": 2, "n_layers": 3, "d_ff": 11, "span": 13}
 BATCH, VOCABULARY = 5, 19
-# the least, the least with memory, an odd one, one beyond the span
+# The shortest, the shortest with memory, an odd one, one beyond the span.
 LENGTHS = (1, 2, 9, 17)
 VARIANTS = ("parallel", "feedback", "shared-kv")
 FEEDBACK = ("feedback", "shared-kv")
@@ -42,7 +41,10 @@ def config(variant: str, **changes) -> fbt.Config:
 
 
 def perturbed(module: M, seed: int = 1) -> M:
-    """The module in float64 with noise on every parameter, since many start at zero or one."""
+    """Return the module in float64, with noise on every parameter.
+
+    Many parameters start at zero or one.
+    """
     generator = torch.Generator().manual_seed(seed)
     module.double()
     with torch.no_grad():
@@ -66,7 +68,7 @@ def model(
 
 
 def normal(*shape: int, seed: int = 2) -> Tensor:
-    """A float64 leaf that wants a gradient."""
+    """Return a float64 leaf that requires a gradient."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(
         shape, dtype=torch.float64, generator=generator
@@ -79,7 +81,7 @@ def some_tokens(batch: int, length: int, seed: int = 3) -> Tensor:
 
 
 def some_state(shape: fbt.Config, length: int, batch: int = BATCH) -> fbt.State:
-    """A state of leaves, as if carried from an earlier block."""
+    """Return a state of leaves, as if carried from an earlier block."""
     caches = 1 if shape.variant == "shared-kv" else shape.n_layers
     sizes = (batch, shape.n_heads, length, shape.d_head)
     return fbt.State(
@@ -91,7 +93,7 @@ def some_state(shape: fbt.Config, length: int, batch: int = BATCH) -> fbt.State:
 def leaves(
     module: nn.Module, x: Tensor | None = None, state: fbt.State | None = None
 ) -> dict[str, Tensor]:
-    """Everything a gradient may be asked for, by name."""
+    """Return the parameters, the input and the state's tensors by name."""
     named = dict(module.named_parameters())
     if x is not None:
         named["x"] = x
@@ -104,9 +106,9 @@ def leaves(
 def gradients(
     outputs: Iterable[Tensor], named: Mapping[str, Tensor], retain: bool = False
 ) -> dict[str, Tensor]:
-    """The gradient of one fixed random weighted sum of the outputs with respect to each named tensor.
+    """Return the gradients of a fixed random weighted sum of the outputs, by name.
 
-    A tensor that plays no part has gradient zero.
+    The gradient of a tensor that is not used is zero.
     """
     loss = sum(
         (o * normal(*o.shape, seed=i).detach().to(o.device)).sum()
@@ -129,7 +131,7 @@ def assert_same(
     rtol: float = 1e-10,
     atol: float = 1e-11,
 ) -> None:
-    """Compare tensors, or lists or dicts of them; an error names the one that differs."""
+    """Compare tensors, or lists or dicts of them; an error names the tensor."""
     if isinstance(actual, Tensor):
         torch.testing.assert_close(
             actual,
@@ -153,5 +155,5 @@ def assert_same(
 
 
 def everything(y: Tensor, state: fbt.State) -> list[Tensor]:
-    """Outputs and state as one list."""
+    """Return outputs and state as one list."""
     return [y, *state.keys, *state.values]

@@ -1,8 +1,8 @@
 """The equations of the three models as plain loops: per step, per layer, per head.
 
-Nothing here uses the package. Parameters come as a dict of tensors with the names the
-package gives them, so that gradients of both sides refer to the same leaves. Slow and
-obvious on purpose.
+Nothing here uses the package. Parameters are a dict of tensors with the names that
+the package gives them, so that gradients of both sides refer to the same leaves. Slow
+and simple on purpose.
 """
 
 import math
@@ -16,7 +16,7 @@ Cache = list[list[Tensor]]  # [step][head] -> [B, D]
 
 
 def linear(p: Parameters, name: str, x: Tensor) -> Tensor:
-    """W x, plus b where there is one."""
+    """Return W x + b, or W x if there is no b."""
     y = x @ p[f"{name}.weight"].T
     return y + p[f"{name}.bias"] if f"{name}.bias" in p else y
 
@@ -36,7 +36,7 @@ def activate(name: str, x: Tensor) -> Tensor:
 
 
 def heads(config, x: Tensor) -> list[Tensor]:
-    """Cut [B, d] into H pieces [B, D]."""
+    """Split [B, d] into H pieces [B, D]."""
     return [
         x[:, h * config.d_head : (h + 1) * config.d_head]
         for h in range(config.n_heads)
@@ -53,10 +53,10 @@ def attend_one_head(
     bias: Tensor,
     query_bias: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """One query [B, D] over J keys: ((q + u) . K_j + q . E_r + s_r) / sqrt(D), softmax, weighted sum.
+    """Attend from one query [B, D] to J keys; return the result and the weights.
 
-    The row of distance r in `embedding` and `bias` is span - r: the tables run from
-    far to near.
+    A score is ((q + u) . K_j + q . E_r + s_r) / sqrt(D). The row of distance r in
+    `embedding` and `bias` is span - r: the tables run from far to near.
     """
     rows = [config.span - r for r in distances]
     content = ((query + query_bias)[:, None] * torch.stack(list(keys), dim=1)).sum(-1)
@@ -76,7 +76,11 @@ def attention(
     steps: Sequence[int],
     now: int,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Layer l attends from normalised z [B, d] at step `now` to the given steps; also weights per head."""
+    """Attend from normalised z [B, d] at step `now` to the given steps.
+
+    Returns:
+        The output [B, d], and the weights of each head.
+    """
     table = f"relative.{l if config.relative == 'per-layer' else 0}"
     queries = heads(config, linear(p, f"layers.{l}.attention.query", z))
     outputs, weights = [], []
@@ -108,7 +112,7 @@ def feed_forward(p: Parameters, config, l: int, x: Tensor) -> Tensor:
 
 
 def layer_weights(p: Parameters, config) -> list[Tensor | float]:
-    """w_0..w_L: a softmax of the logits, or fixed."""
+    """Return w_0, ..., w_L: a softmax of the logits, or fixed."""
     L = config.n_layers
     if config.memory == "learned":
         exponentials = [torch.exp(logit) for logit in p["memory.layer_logits"]]
@@ -121,7 +125,7 @@ def layer_weights(p: Parameters, config) -> list[Tensor | float]:
 
 
 def history(caches: Sequence[Tensor]) -> list[Cache]:
-    """Carried tensors [B, H, P, D], one per cache, as lists of steps of heads."""
+    """Return carried tensors [B, H, P, D] as caches: lists of steps of heads."""
     return [
         [
             [cache[:, h, j] for h in range(cache.shape[1])]
@@ -136,7 +140,7 @@ def empty(n_caches: int) -> tuple[list[Cache], list[Cache]]:
 
 
 def newest(config, caches: Sequence[Cache]) -> tuple[Tensor, ...]:
-    """What is carried on: the last S steps of each cache as [B, H, J, D]."""
+    """Return the state: the last S steps of each cache as [B, H, J, D]."""
     return tuple(
         torch.stack(
             [torch.stack(step, dim=1) for step in cache[-config.span :]], dim=2
@@ -146,15 +150,16 @@ def newest(config, caches: Sequence[Cache]) -> tuple[Tensor, ...]:
 
 
 def feedback(p: Parameters, config, x: Tensor, past=None):
-    """Weighted memory, with keys and values per layer or shared, from x [B, T, d].
+    """Compute a feedback body, with keys and values per layer or shared.
 
     Args:
-        past: (keys, values) as carried by an earlier block, each a tuple of [B, H, P,
-            D], or None.
+        p: parameters.
+        config: the configuration.
+        x: inputs [B, T, d].
+        past: keys and values carried in, each a tuple of [B, H, P, D], or None.
 
     Returns:
-        Top outputs [B, T, d]; keys and values to carry on; attention weights [L, B,
-        H, T, P + T].
+        Top outputs [B, T, d], the state, and attention weights [L, B, H, T, P + T].
     """
     B, T, _ = x.shape
     L, H = config.n_layers, config.n_heads
@@ -181,7 +186,9 @@ def feedback(p: Parameters, config, x: Tensor, past=None):
                 ).detach()
                 h = h + o
             outputs.append(h + feed_forward(p, config, l, h))
-        memory = sum(share * output for share, output in zip(w, outputs, strict=True))
+        memory = sum(
+            weight * output for weight, output in zip(w, outputs, strict=True)
+        )
         if config.memory_norm:
             memory = layer_norm(p, "memory.norm", memory)
         for cache in range(n_caches):
@@ -200,11 +207,12 @@ def feedback(p: Parameters, config, x: Tensor, past=None):
 
 
 def parallel(p: Parameters, config, x: Tensor, past=None, strict: bool = False):
-    """The parallel transformer, computed one step and one layer at a time; arguments and results as above.
+    """Compute the parallel transformer, one step and one layer at a time.
+
+    Arguments and results are those of `feedback`.
 
     Args:
-        strict: hide a query's own step, so that step 0 has nothing to attend to and
-            skips attention.
+        strict: hide a query's own step; step 0 then skips attention.
     """
     B, T, _ = x.shape
     L, H = config.n_layers, config.n_heads
@@ -240,7 +248,7 @@ def parallel(p: Parameters, config, x: Tensor, past=None, strict: bool = False):
 
 
 def body(p: Parameters, config, x: Tensor, past=None):
-    """`parallel` or `feedback`, as the configuration says."""
+    """Compute `parallel` or `feedback`, depending on the configuration."""
     return (parallel if config.variant == "parallel" else feedback)(
         p, config, x, past
     )
