@@ -73,8 +73,11 @@ def test_pass_repeats_bit_for_bit(variant, backend):
 
 @each_case
 def test_dropout_of_an_own_generator_equals_that_of_the_global_one(variant, backend):
-    found, expected = one_pass(variant, backend, own=True), one_pass(variant, backend)
-    assert_same(found, expected, rtol=0, atol=0)
+    actual, expected = (
+        one_pass(variant, backend, own=True),
+        one_pass(variant, backend),
+    )
+    assert_same(actual, expected, rtol=0, atol=0)
 
 
 def test_pass_on_two_threads_repeats_bit_for_bit(two_threads):
@@ -121,10 +124,10 @@ def test_no_operation_is_nondeterministic(variant, backend):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            found = one_pass(variant, backend)
+            actual = one_pass(variant, backend)
     finally:
         torch.use_deterministic_algorithms(False)
-    assert_same(found, expected, rtol=0, atol=0)
+    assert_same(actual, expected, rtol=0, atol=0)
 
 
 def trained(variant: str) -> str:

@@ -504,13 +504,13 @@ def test_every_head_width_agrees_in_single_precision():
         named, results = leaves(module, x), []
         for backend in ("stack", "native"):
             y = module(x, backend=backend)[0]
-            found = torch.autograd.grad(
+            computed = torch.autograd.grad(
                 y.square().mean(),
                 list(named.values()),
                 materialize_grads=True,
                 allow_unused=True,
             )
-            results.append([y, *found])
+            results.append([y, *computed])
         assert_same(results[1], results[0], rtol=1e-3, atol=1e-4)
 
 
