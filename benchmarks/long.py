@@ -34,7 +34,7 @@ RESULTS = Path(fbt.__file__).parent / "measurements" / "long.json"
 MODEL: dict[str, Any] = {"d_model": 128, "n_heads": 4, "n_layers": 4, "span": 256}
 BLOCK = 512
 LENGTHS = (512, 1024, 2048, 4096, 8192)
-# The longest text of each way. The plain loop stops earlier: it takes the most memory.
+# The longest text of each way. The plain loop stops earlier, as it takes most memory.
 WAYS = {
     "parallel": 8192,
     "reference": 4096,

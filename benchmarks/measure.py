@@ -35,7 +35,7 @@ from contenders import (
 from sdpa import Decoder, Transformer
 from torch import Tensor
 
-from fbt.sequence.parts import CHUNK
+from fbt.sequence.native_engine import NativeEngine
 from fbt.shared_kv import SharedKVBody
 from fbt.state import State
 
@@ -219,7 +219,8 @@ def floor(size: Size, threads: int) -> list[Row]:
     buffer = torch.ones(max(1, size.T // 2) * step_bytes // 4 // size.d, size.d)
     vector = torch.ones(size.d)
     speed = buffer.numel() * 4 / best(lambda: torch.mv(buffer, vector), threads)
-    passes = size.L - 1 + 1 / CHUNK  # the first layer reads once per chunk
+    # The first layer reads once per chunk.
+    passes = size.L - 1 + 1 / NativeEngine.chunk_steps
     traffic = 2 * passes * sum(range(size.T)) * step_bytes
     row = size._asdict() | {"threads": threads, "bytes_per_second": speed}
     row |= {"traffic_bytes": traffic}

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from fbt._checks import check_instance, check_int, check_real
 from fbt._modes import without_gradients
-from fbt.engines import Decoder, hook_of, why_not_folded
+from fbt.engines import Decoder
+from fbt.folding import describe_override, why_not_folded
 from fbt.shared_kv import SharedKVBody
 from fbt.state import State
 from fbt.tokenizer import CharTokenizer
@@ -215,7 +216,7 @@ def decoder_of(
     """
     if not isinstance(body, SharedKVBody) or backend not in body.decoders:
         return None
-    if hook_of(body) or type(body).forward is not SharedKVBody.forward:
+    if describe_override(body) or type(body).forward is not SharedKVBody.forward:
         return None
     if state.keys[0].dtype != dtype:
         return None

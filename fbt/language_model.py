@@ -34,9 +34,9 @@ from fbt._modes import without_gradients
 from fbt._weights import Shape
 from fbt.attention import Dropout
 from fbt.config import Config
-from fbt.engines import hook_of
 from fbt.evaluation_copy import evaluation_copy
 from fbt.feedback import FeedbackBody, WeightedMemory
+from fbt.folding import describe_override
 from fbt.generation import Reader, TextReader, decoder_of, stream_texts
 from fbt.initialisation import initialising, shapes_only
 from fbt.parallel import ParallelBody
@@ -322,8 +322,8 @@ class LanguageModel(nn.Module):
             type(self).step is not LanguageModel.step
             or type(self).forward is not LanguageModel.forward
             or "step" in vars(self)
-            or hook_of(self)
-            or hook_of(self.dropout)
+            or describe_override(self)
+            or describe_override(self.dropout)
         ):
             return None
         dtype = self.token_embedding.weight.dtype

@@ -66,7 +66,9 @@ class SharedKVBody(FeedbackBody):
         run = engines.run_sequence
         if torch.compiler.is_compiling():
             run = torch.compiler.disable(run)
-        return *run(self, x, state, engine, self.recompute), None
+        # `choose` has checked the body.
+        checked = backend == "auto"
+        return *run(self, x, state, engine, self.recompute, checked), None
 
     def decoder(self, state: State, backend: str = "auto") -> engines.Decoder:
         """Return a decoder, which continues from a state without gradients.

@@ -1,4 +1,4 @@
-"""`make bench`: its numbers are right and its records whole. How fast anything is, no test asks."""
+"""`make bench`: its numbers are right and its records complete."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def record(part: str) -> dict:
 # The yardstick
 
 
-def test_the_yardstick_step_by_step_is_the_yardstick_at_once():
+def test_yardstick_step_by_step_equals_one_pass():
     torch.manual_seed(0)
     model = sdpa.Transformer(SMALL.d, SMALL.H, SMALL.F, SMALL.L)
     x = torch.randn(SMALL.B, SMALL.T, SMALL.d)
@@ -38,7 +38,7 @@ def test_the_yardstick_step_by_step_is_the_yardstick_at_once():
         torch.testing.assert_close(torch.cat(parts, dim=1), whole)
 
 
-def test_the_yardstick_is_causal():
+def test_yardstick_is_causal():
     torch.manual_seed(0)
     model = sdpa.Transformer(SMALL.d, SMALL.H, SMALL.F, SMALL.L)
     x = torch.randn(SMALL.B, SMALL.T, SMALL.d, requires_grad=True)
@@ -58,12 +58,12 @@ def test_our_contenders_compute_the_same():
             outputs[name] = contenders.build(name, SMALL).run(x).detach()
         except Unavailable:
             assert name.startswith("native")
-    for name, found in outputs.items():
-        torch.testing.assert_close(found, outputs["reference"], msg=name)
+    for name, output in outputs.items():
+        torch.testing.assert_close(output, outputs["reference"], msg=name)
 
 
 @pytest.mark.parametrize("name", EVERYONE)
-def test_a_contender_gives_gradients_to_all_it_should_or_says_why_not(name):
+def test_contenders_compute_all_gradients_or_say_why_not(name):
     x = torch.randn(SMALL.B, SMALL.T, SMALL.d, requires_grad=True)
     try:
         contender = contenders.build(name, SMALL)
@@ -78,31 +78,35 @@ def test_a_contender_gives_gradients_to_all_it_should_or_says_why_not(name):
 # What is measured
 
 
-def test_every_kind_of_job_gives_whole_rows(monkeypatch):
+def test_every_kind_of_job_returns_complete_rows(monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
     names = [YARDSTICK, "sequence"]
     limits = {"threads": 1, "rounds": 2, "patience": 1.0}
-    found = {
+    results = {
         "steps": measure.steps(SMALL, names=names, **limits),
         "grow": measure.grow([{"size": SMALL._asdict(), "names": names}], **limits),
         "decode": measure.decode(SMALL, steps=3, **limits),
         "ingest": measure.ingest(SMALL, names=names, **limits),
     }
-    for what, rows in found.items():
+    for what, rows in results.items():
         for row in rows:
             assert row.items() >= SMALL._asdict().items(), what
             assert row["name"] and row["threads"] == 1
             assert "gemm" in row or row["low"] <= row["seconds"] <= row["high"]
-    assert {row["name"] for row in found["decode"]} == {YARDSTICK, "state", "decoder"}
+    assert {row["name"] for row in results["decode"]} == {
+        YARDSTICK,
+        "state",
+        "decoder",
+    }
     assert all(
         row["tokens_per_second"] == row["B"] * row["steps"] / row["seconds"]
-        for row in found["decode"]
+        for row in results["decode"]
     )
-    cache = {row["name"]: row["cache_bytes_per_token"] for row in found["decode"]}
+    cache = {row["name"]: row["cache_bytes_per_token"] for row in results["decode"]}
     assert cache[YARDSTICK] == SMALL.L * cache["state"] == SMALL.L * 2 * SMALL.d * 4
 
 
-def test_a_ratio_is_taken_within_a_round():
+def test_ratios_are_taken_within_a_round():
     assert measure.ratio([9.0, 2.0, 6.0, 4.0], [1.0, 1.0, 2.0, 4.0]) == 2.0
     assert measure.ratio([6.0], [9.0, 1.0, 2.0, 3.0]) == 3.0
     assert measure.ratio([6.0], [3.0]) == 2.0
@@ -155,7 +159,7 @@ def test_targets_are_judged_from_the_rows():
     }
 
 
-def test_a_record_is_printed_as_tables():
+def test_record_is_printed_as_tables():
     text = report.report(fake("speed", "M", {YARDSTICK: 2.0, "sequence": 5.0}))
     lines = text.splitlines()
     assert lines[0] == "speed: A processor, 2 cores, AVX2, torch 2.13.0, a day"
@@ -172,10 +176,10 @@ def test_a_record_is_printed_as_tables():
     assert cells == [["T", "parallel", "(SDPA)", "native"], ["7", "2", "-"]]
 
 
-def test_decoding_is_one_table_of_all_sizes_threads_and_batches():
-    places = [(threads, batch) for threads in (1, 2) for batch in (1, 64)]
-    found = fake("decoding", "d = 10", {})
-    found["rows"] = [
+def test_decoding_is_printed_as_one_table():
+    settings = [(threads, batch) for threads in (1, 2) for batch in (1, 64)]
+    record = fake("decoding", "d = 10", {})
+    record["rows"] = [
         row
         | {
             "what": "decode",
@@ -184,18 +188,18 @@ def test_decoding_is_one_table_of_all_sizes_threads_and_batches():
             "steps": 3,
             "tokens_per_second": 5.0,
         }
-        for threads, batch in places
+        for threads, batch in settings
         for row in fake("decoding", "d = 10", {YARDSTICK: 2.0, "decoder": 1.0})[
             "rows"
         ]
     ]
-    lines = report.report(found).splitlines()
+    lines = report.report(record).splitlines()
     first = lines.index("decode, T = 7; 1 thread: CPU time, 2: wall time") + 1
     assert lines[first].split()[:7] == ["d", "H", "F", "L", "threads", "B", "steps"]
     ours = [line.split() for line in lines[first + 1 :] if line.startswith("decoder")]
     assert [cells[1:8] for cells in ours] == [
         ["10", "2", "14", "3", str(threads), str(batch), "3"]
-        for threads, batch in places
+        for threads, batch in settings
     ]
     assert lines.count("not run, no compiler: native") == 1
 
@@ -204,7 +208,7 @@ def test_decoding_is_one_table_of_all_sizes_threads_and_batches():
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_the_plan_names_who_there_is_and_compares_each_with_the_yardstick(quick):
+def test_plans_name_known_contenders_and_the_yardstick(quick):
     plans = (run.speed, run.memory, run.growth, run.decoding)
     for job in (job for plan in plans for job in plan(quick)):
         assert callable(getattr(measure, job["what"]))
@@ -216,7 +220,7 @@ def test_the_plan_names_who_there_is_and_compares_each_with_the_yardstick(quick)
         json.dumps(job)
 
 
-def test_every_target_is_measured_by_a_full_run():
+def test_full_run_measures_every_target():
     plans = {
         "speed": run.speed,
         "memory": run.memory,
@@ -228,7 +232,7 @@ def test_every_target_is_measured_by_a_full_run():
         assert any(job.items() >= target.where.items() for job in jobs), target
 
 
-def test_a_job_goes_into_the_store_whole_and_is_not_measured_again(tmp_path):
+def test_finished_job_is_loaded_and_not_measured_again(tmp_path):
     job = run.step("M", SMALL, 1, (YARDSTICK,), 1, 0.0)
     store = tmp_path / "job.json"
     store.write_text('[{"name": "measured before"}]', encoding="utf-8")
@@ -241,26 +245,22 @@ def test_a_job_goes_into_the_store_whole_and_is_not_measured_again(tmp_path):
 
 
 @pytest.mark.parametrize("part", run.PARTS)
-def test_a_record_says_where_and_how_it_was_measured(part):
-    found = record(part)
-    assert found["part"] == part
-    assert (
-        found["machine"]["cpu"]
-        and found["machine"]["cores"]
-        and found["machine"]["torch"]
-    )
-    assert found["settings"]["yardstick"] == YARDSTICK
-    assert set(found["settings"]["differences"]) <= set(EVERYONE)
-    assert [t["where"] for t in found["targets"]] == [
+def test_record_names_machine_and_settings(part):
+    measured = record(part)
+    assert measured["part"] == part
+    assert all(measured["machine"][name] for name in ("cpu", "cores", "torch"))
+    assert measured["settings"]["yardstick"] == YARDSTICK
+    assert set(measured["settings"]["differences"]) <= set(EVERYONE)
+    assert [t["where"] for t in measured["targets"]] == [
         t.where for t in report.TARGETS if t.part == part
     ]
-    for row in found["rows"]:
+    for row in measured["rows"]:
         assert {"what", "label", "name", "threads", *Size._fields} <= set(row)
         assert {"not_run", "seconds", "memory_mb", "gemm"} & set(row)
-    assert report.report(found)
+    assert report.report(measured)
 
 
-def test_the_records_hold_what_the_book_draws():
+def test_records_contain_what_the_book_plots():
     def names(part: str, **where: object) -> set[str]:
         return {
             row["name"]
@@ -290,7 +290,7 @@ def test_the_records_hold_what_the_book_draws():
         }
 
 
-def test_the_records_are_in_the_wheel():
+def test_records_are_in_the_wheel():
     configured = (run.ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert '"measurements/*.json"' in configured
     assert {path.suffix for path in Path(run.MEASUREMENTS).iterdir()} == {".json"}
@@ -300,7 +300,7 @@ def test_the_records_are_in_the_wheel():
 
 
 @pytest.mark.parametrize("way", long.WAYS)
-def test_a_long_text_is_measured(way):
+def test_long_text_is_measured(way):
     row = measure.in_a_fork(
         long.measured, way, "to be or not to be, that is the question" * 4
     )
@@ -308,7 +308,7 @@ def test_a_long_text_is_measured(way):
     assert row["memory_mb"] > 0 and row["seconds"] > 0
 
 
-def test_blocks_are_the_whole_text_with_gradients_cut_between_them():
+def test_blocks_equal_the_whole_text_but_for_gradients_between_them():
     torch.manual_seed(0)
     lm = LanguageModel(Config(11, d_model=8, n_heads=2, n_layers=2, span=5)).double()
     tokens = torch.randint(11, (1, 14))
@@ -319,7 +319,7 @@ def test_blocks_are_the_whole_text_with_gradients_cut_between_them():
         return {name: p.grad.clone() for name, p in lm.named_parameters()}
 
     whole, blocks = gradients(13), gradients(4)
-    # the same outputs
+    # The outputs are the same.
     torch.testing.assert_close(whole["head.weight"], blocks["head.weight"])
     assert not torch.allclose(
         whole["token_embedding.weight"], blocks["token_embedding.weight"]

@@ -1,4 +1,4 @@
-"""The same numbers again: what "The same numbers again" in book/api.md promises."""
+"""The promises of "The same numbers again" in book/api.md."""
 
 import hashlib
 import subprocess
@@ -38,7 +38,10 @@ def two_threads():
 def one_pass(
     variant: str, backend: str, batch: int = 13, own: bool = False
 ) -> list[torch.Tensor]:
-    """Outputs and gradients with dropout, from a seed; of torch's global generator, or of an own one."""
+    """Return outputs and gradients with dropout.
+
+    The masks come from torch's global generator, or from an own one.
+    """
     torch.manual_seed(0)
     c = fbt.Config(
         9, variant=variant, d_model=16, n_heads=2, n_layers=2, span=8, dropout=0.1
@@ -62,20 +65,23 @@ def one_pass(
 
 
 @each_case
-def test_a_pass_repeats_to_the_last_bit(variant, backend):
+def test_pass_repeats_bit_for_bit(variant, backend):
     assert_same(
         one_pass(variant, backend), one_pass(variant, backend), rtol=0, atol=0
     )
 
 
 @each_case
-def test_dropout_from_an_own_generator_is_that_of_the_global_one(variant, backend):
-    found, expected = one_pass(variant, backend, own=True), one_pass(variant, backend)
-    assert_same(found, expected, rtol=0, atol=0)
+def test_dropout_of_an_own_generator_equals_that_of_the_global_one(variant, backend):
+    actual, expected = (
+        one_pass(variant, backend, own=True),
+        one_pass(variant, backend),
+    )
+    assert_same(actual, expected, rtol=0, atol=0)
 
 
-def test_a_pass_on_two_threads_repeats_to_the_last_bit(two_threads):
-    """The loops' own operations are too small to be shared; test_native.py counts threads there."""
+def test_pass_on_two_threads_repeats_bit_for_bit(two_threads):
+    """Operations of the other backends are too small for threads."""
     assert_same(
         one_pass("parallel", "reference"),
         one_pass("parallel", "reference"),
@@ -84,8 +90,8 @@ def test_a_pass_on_two_threads_repeats_to_the_last_bit(two_threads):
     )
 
 
-def test_groups_of_sequences_are_added_up_in_one_order(two_threads):
-    """More groups than threads: which thread takes which must not depend on who is free first."""
+def test_groups_of_sequences_are_summed_in_one_order(two_threads):
+    """With more groups than threads, their order must not depend on timing."""
     for batch in (13, 140):
         first = one_pass("shared-kv", "native", batch)
         for _ in range(4):
@@ -96,7 +102,7 @@ def test_groups_of_sequences_are_added_up_in_one_order(two_threads):
     "variant, backend", [("parallel", "reference"), ("shared-kv", "sequence")]
 )
 def test_threads_change_no_more_than_rounding(variant, backend):
-    """Those of "native" are counted in test_native.py."""
+    """For "native", see test_native.py."""
     module, x = body(variant, d_model=32, n_layers=1, span=4), normal(5, 6, 32)
     results = []
     for threads in (1, 2):
@@ -112,22 +118,22 @@ def test_threads_change_no_more_than_rounding(variant, backend):
 
 
 @each_case
-def test_nothing_that_torch_calls_nondeterministic_is_used(variant, backend):
+def test_no_operation_is_nondeterministic(variant, backend):
     expected = one_pass(variant, backend)
     torch.use_deterministic_algorithms(True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            found = one_pass(variant, backend)
+            actual = one_pass(variant, backend)
     finally:
         torch.use_deterministic_algorithms(False)
-    assert_same(found, expected, rtol=0, atol=0)
+    assert_same(actual, expected, rtol=0, atol=0)
 
 
 def trained(variant: str) -> str:
-    """A hash of the weights after a short run with the default backend, and of a text it writes."""
+    """Return a hash of the weights after a short run, and of a generated text."""
     size = {"steps": 3, "batch_size": 5, "seq_len": 12, "d_model": 32, "dropout": 0.1}
-    # two take long where operations are small
+    # Two threads are slow where operations are small.
     torch.set_num_threads(2 if variant == "shared-kv" else 1)
     try:
         run = fbt.train(TEXT, preset="tiny", variant=variant, progress=False, **size)
@@ -140,7 +146,7 @@ def trained(variant: str) -> str:
     return hashlib.sha256(weights + text.encode()).hexdigest()
 
 
-def test_a_run_repeats_in_another_process_to_the_last_bit():
+def test_run_in_another_process_repeats_bit_for_bit():
     elsewhere = subprocess.run(
         [sys.executable, __file__], capture_output=True, text=True, check=True
     )

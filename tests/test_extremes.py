@@ -1,7 +1,7 @@
-"""Numbers at the ends of their range: finite wherever the plain loop is finite, and as near to the truth.
+"""Extreme numbers: results are finite and accurate wherever the plain loop's are.
 
-The truth is the reference in float64, one step at a time through `State`: nothing is
-masked there.
+Errors are differences to the reference in float64, one step at a time through
+`State`, where nothing is masked.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ EVERY_OPTION = (
     {"recompute": True},
     {"recompute": True, "activation": "gelu"},
 )
-LENGTH = 17  # beyond the span, and more than one chunk
+LENGTH = 17  # beyond the span, with more than one chunk
 pytestmark = pytest.mark.usefixtures("native")
 each_case = pytest.mark.parametrize("variant, backend", CASES)
 FLOAT = torch.finfo(torch.float32)
@@ -51,7 +51,7 @@ def named(outputs: list[Tensor]) -> dict[str, Tensor]:
 def whole(
     module: nn.Module, x: Tensor, backend: str, autocast: torch.dtype | None = None
 ) -> dict[str, Tensor]:
-    """Outputs, state and gradients of one pass."""
+    """Return outputs, state and gradients of one pass."""
     context = (
         torch.autocast("cpu", autocast) if autocast else contextlib.nullcontext()
     )
@@ -63,9 +63,10 @@ def whole(
 
 
 def by_backend(module: nn.Module, x: Tensor) -> dict[str, dict[str, Tensor]]:
-    """Outputs, state, gradients of all of these, and of the outputs alone.
+    """Return outputs, state and gradients of each backend.
 
-    Dropout draws the same masks for each backend.
+    The gradients are those of outputs and state, and those of the outputs alone. The
+    dropout masks of all backends are the same.
     """
     results, x = {}, x[:, :11].detach().requires_grad_()  # two chunks
     for backend in ("reference", "sequence", "native"):
@@ -83,7 +84,7 @@ def by_backend(module: nn.Module, x: Tensor) -> dict[str, dict[str, Tensor]]:
 
 
 def stepwise(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """The same in float64, step by step."""
+    """Return outputs, state and gradients in float64, computed step by step."""
     module, x = module.double(), x.detach().double().requires_grad_()
     steps, state = [], None
     for step in x.split(1, dim=1):
@@ -101,7 +102,7 @@ def made(
     recompute: bool = False,
     **options,
 ) -> tuple[nn.Module, Tensor]:
-    """A body that went through `change`, and an input of this size, both in `dtype`."""
+    """Return a changed body, and an input of this scale, both in `dtype`."""
     module = body(variant, **SIZES | options).train()
     module.recompute = recompute
     x = scale * normal(2, LENGTH, module.d_model)
@@ -111,7 +112,7 @@ def made(
 
 
 def times(factor: float, *kinds: str) -> Change:
-    """Multiply all parameters, or those of these kinds."""
+    """Return a change that multiplies all parameters, or some kinds of them."""
 
     def change(module: nn.Module) -> None:
         for name, parameter in module.named_parameters():
@@ -122,13 +123,16 @@ def times(factor: float, *kinds: str) -> Change:
 
 
 def hide(module: nn.Module) -> None:
-    """A window of two steps, made by biases of -inf: keys before a chunk are hidden all at once."""
+    """Hide all keys but the newest two with biases of -inf.
+
+    All keys before a chunk are then hidden.
+    """
     for table in module.relative:
         table.key_bias[:, :-2] = -torch.inf
 
 
 def large_and_small(module: nn.Module) -> None:
-    """Numbers whose squares are infinite, into the activation."""
+    """Give the activation inputs whose squares are infinite."""
     for layer in module.layers:
         layer.feed_forward.inner.bias.copy_(
             torch.tensor([1e37, -1e37, 1e20, -1e20, 0.0])
@@ -168,35 +172,35 @@ EXTREMES: dict[str, tuple[Change, float]] = {
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", EXTREMES)
-def test_finite_and_as_near_to_the_truth_as_the_reference(variant, name, activation):
-    """What the last bit of each weight can change counts too, and the last bits of the largest gradient."""
+def test_errors_are_as_small_as_those_of_the_reference(variant, name, activation):
+    """The allowed error includes the effect of the last bit of each weight."""
     change, scale = EXTREMES[name]
     module, x = made(variant, change, torch.float32, scale, activation=activation)
     results = {backend: whole(module, x, backend) for backend in module.backends}
-    truth = stepwise(module, x)
+    exact_results = stepwise(module, x)
     with torch.no_grad():
         for i, parameter in enumerate(module.parameters()):
             parameter *= 1 + FLOAT.eps * normal(*parameter.shape, seed=i).clamp(-1, 1)
-    shaken = stepwise(module, x)
+    perturbed_results = stepwise(module, x)
     inputs = leaves(module, x)
-    largest = max(truth[part].abs().max() for part in inputs)
+    largest = max(exact_results[part].abs().max() for part in inputs)
     for backend, result in results.items():
         errors = {
             part: (result[part].double() - exact).abs().max()
-            for part, exact in truth.items()
+            for part, exact in exact_results.items()
         }
-        for part, exact in truth.items():
+        for part, exact in exact_results.items():
             assert result[part].isfinite().all(), f"{backend}: {part} is not finite"
             rounding = [
-                (found[part].double() - exact).abs().max()
-                for found in (shaken, results["reference"])
+                (other[part].double() - exact).abs().max()
+                for other in (perturbed_results, results["reference"])
             ]
             allowed = 1e-5 * exact.abs().max() + 20 * max(rounding) + FLOAT.tiny
             allowed += 10 * FLOAT.eps * largest if part in inputs else 0
             assert errors[part] <= allowed, (
                 f"{backend}: {part} is off by {errors[part]}, allowed {allowed}"
             )
-        # a ReLU has a kink, across which a last bit may push
+        # With a ReLU, a last bit may decide on which side of zero an input is.
         if activation == "gelu":
             assert (
                 max(errors[part] for part in inputs) <= 1e-2 * largest + FLOAT.tiny
@@ -205,18 +209,18 @@ def test_finite_and_as_near_to_the_truth_as_the_reference(variant, name, activat
 
 @pytest.mark.parametrize("options", EVERY_OPTION, ids=str)
 @pytest.mark.parametrize("name", EXTREMES)
-def test_finite_with_every_option_where_the_reference_is(name, options):
+def test_finite_with_every_option_where_the_reference_is_finite(name, options):
     change, scale = EXTREMES[name]
     module, x = made("shared-kv", change, torch.float32, scale, **options)
     results = by_backend(module, x)
     for backend, result in results.items():
         for part, expected in results["reference"].items():
-            lost = expected.isfinite() & ~result[part].isfinite()
-            assert not lost.any(), f"{backend}: {part} is not finite"
+            wrong = expected.isfinite() & ~result[part].isfinite()
+            assert not wrong.any(), f"{backend}: {part} is not finite"
 
 
 def switched_off(module: nn.Module) -> None:
-    """A hidden unit that never fires."""
+    """Switch off a hidden unit."""
     module.layers[0].feed_forward.inner.bias[1] = -torch.inf
 
 
@@ -271,8 +275,8 @@ INFINITE = {
 
 @pytest.mark.parametrize("options", ({}, *EVERY_OPTION), ids=str)
 @pytest.mark.parametrize("name", INFINITE)
-def test_infinities_and_nan_are_those_of_the_reference(name, options):
-    """In outputs, state and every gradient, also of the outputs alone."""
+def test_infinities_and_nan_equal_those_of_the_reference(name, options):
+    """In outputs, state and all gradients, also those of the outputs alone."""
     for dtype in (torch.float32, torch.float64):
         module, x = made("shared-kv", INFINITE[name], dtype, 1, **options)
         results = by_backend(module, x)
@@ -286,7 +290,7 @@ def test_infinities_and_nan_are_those_of_the_reference(name, options):
                 )
                 same &= result[part].isfinite() | ~expected.isfinite()
                 assert same.all(), (
-                    f"{backend}, {dtype}: {part} is not as in the reference"
+                    f"{backend}, {dtype}: {part} differs from the reference"
                 )
             if dtype == torch.float64:
                 finite = {n: t.nan_to_num(0, 0, 0) for n, t in result.items()}
@@ -296,8 +300,8 @@ def test_infinities_and_nan_are_those_of_the_reference(name, options):
                 assert_same(finite, expected, backend, rtol=1e-8, atol=1e-9)
 
 
-def test_a_relu_of_minus_infinity_is_zero():
-    """Worked out by hand: with a single unit, the feed-forward block is its outer bias."""
+def test_relu_of_minus_infinity_is_zero():
+    """With a single unit, the feed-forward block returns its outer bias."""
     for backend in ("reference", "stack", "sequence", "native"):
         module = body(
             "shared-kv",
@@ -324,7 +328,10 @@ def test_a_relu_of_minus_infinity_is_zero():
 
 
 def saturated(seed: int) -> tuple[fbt.LanguageModel, Tensor]:
-    """A random model whose weights are times 30, so that nearly all attention weights are 0 or 1."""
+    """Return a random model with weights times 30, and tokens.
+
+    Nearly all attention weights are 0 or 1.
+    """
     draw = random.Random(seed)
     heads = draw.choice([1, 2, 4])
     config = fbt.Config(
@@ -345,22 +352,24 @@ def saturated(seed: int) -> tuple[fbt.LanguageModel, Tensor]:
 
 @torch.no_grad()
 def errors(model: fbt.LanguageModel, tokens: Tensor, *backends: str) -> list[float]:
-    """How far the logits of each backend in float32 are from those of the reference in float64."""
-    truth = copy.deepcopy(model).double()
-    truth.backend = "reference"
-    found = []
+    """Return the largest error of the logits of each backend in float32.
+
+    Errors are differences to the reference in float64.
+    """
+    exact = copy.deepcopy(model).double()
+    exact.backend = "reference"
+    largest = []
     for model.backend in backends:
-        found.append(float((model(tokens) - truth(tokens)).abs().max()))
-    return found
+        largest.append(float((model(tokens) - exact(tokens)).abs().max()))
+    return largest
 
 
-def test_a_saturated_softmax_costs_each_backend_the_same():
-    """Errors grow from step to step there: one bit may decide which of two keys is read.
+def test_saturated_softmax_gives_each_backend_the_same_error():
+    """Errors grow from step to step: one bit may decide which of two keys is read.
 
-    So the error in a single configuration is a matter of luck, and a large ratio of
-    two means nothing. What must agree is the typical error. And where a backend is
-    much further off than the reference, the reference is as far off for weights that
-    differ in their last bit.
+    So errors of a single configuration are random, and only medians are compared. If
+    the error of a backend is much larger than that of the reference, the reference
+    must have a similar error for weights that differ in their last bit.
     """
     ratios: dict[str, list[float]] = {"sequence": [], "native": []}
     for seed in range(1000 if LONG else 40):
@@ -371,49 +380,47 @@ def test_a_saturated_softmax_costs_each_backend_the_same():
         if max(others) > 4 * reference:
             for i in range(24):
                 with torch.no_grad():
-                    shaken = copy.deepcopy(model)
-                    for j, parameter in enumerate(shaken.parameters()):
+                    perturbed = copy.deepcopy(model)
+                    for j, parameter in enumerate(perturbed.parameters()):
                         noise = normal(*parameter.shape, seed=100 * i + j).clamp(
                             -1, 1
                         )
                         parameter *= 1 + FLOAT.eps * noise.float()
-                reference = max(reference, *errors(shaken, tokens, "reference"))
+                reference = max(reference, *errors(perturbed, tokens, "reference"))
             assert max(others) <= 4 * reference, (
                 f"seed {seed}: {others}, reference {reference}"
             )
-    for backend, found in ratios.items():
-        assert statistics.median(found) < 1.5, (
-            f"{backend}: {statistics.median(found)}"
-        )
+    for backend, values in ratios.items():
+        assert statistics.median(values) < 1.5, backend
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    "variant, backend, way",
+    "variant, backend, method",
     [
         *((*case, "autocast") for case in CASES),
-        # that one refuses
+        # "native" raises
         *((*case, "whole model") for case in CASES if case[1] != "native"),
     ],
 )
-def test_half_precision_costs_its_rounding_and_no_more(
-    variant, backend, way, precision
+def test_half_precision_errors_are_those_of_rounding(
+    variant, backend, method, precision
 ):
-    dtype = torch.float32 if way == "autocast" else precision
+    dtype = torch.float32 if method == "autocast" else precision
     module, x = made(variant, times(1), dtype, 1)
-    result = whole(module, x, backend, precision if way == "autocast" else None)
-    truth = stepwise(module, x)
+    result = whole(module, x, backend, precision if method == "autocast" else None)
+    exact = stepwise(module, x)
     assert {tensor.dtype for tensor in result.values()} <= {dtype, precision}
     rounding = 20 * torch.finfo(precision).eps
     for kind in (
         list(leaves(module, x)),
-        [part for part in truth if "output" in part[:6]],
+        [part for part in exact if "output" in part[:6]],
     ):
         error, size = (
             torch.cat([tensor.flatten() for tensor in of]).norm()
             for of in (
-                [result[part].double() - truth[part] for part in kind],
-                [truth[part] for part in kind],
+                [result[part].double() - exact[part] for part in kind],
+                [exact[part] for part in kind],
             )
         )
         assert error < rounding * size
@@ -421,7 +428,7 @@ def test_half_precision_costs_its_rounding_and_no_more(
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
-def test_a_model_of_half_precision_writes(variant, precision):
+def test_model_in_half_precision_generates(variant, precision):
     torch.manual_seed(0)
     lm = fbt.LanguageModel(
         fbt.Config(3, variant=variant, d_model=6, n_heads=2, n_layers=2),
@@ -435,7 +442,7 @@ def test_a_model_of_half_precision_writes(variant, precision):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 5e-324, 1e300])
-def test_a_model_that_predicts_no_number_says_so_instead_of_writing(temperature):
+def test_logits_that_are_not_finite_raise(temperature):
     lm = fbt.LanguageModel(fbt.Config(3, d_model=4), fbt.CharTokenizer("abc"))
     with torch.no_grad():
         lm.head.bias[1] = -torch.inf
@@ -449,37 +456,34 @@ def test_a_model_that_predicts_no_number_says_so_instead_of_writing(temperature)
 
 
 @each_case
-def test_a_step_without_memory_learns_nothing_about_attention(variant, backend):
-    """The one row that is masked throughout is step 0 of a feedback model, and it skips attention.
+def test_single_step_has_no_attention_gradients(variant, backend):
+    """Step 0 of a feedback model skips attention.
 
-    A step of a parallel model sees itself, so that there is no such row; with one key
-    its softmax is flat.
+    A step of a parallel model sees itself; with one key its softmax is constant.
     """
     module, x = body(variant), normal(2, 1, 14)
-    found = gradients([module(x, backend=backend)[0]], leaves(module, x))
-    assert all(gradient.isfinite().all() for gradient in found.values())
-    touched = {name for name, gradient in found.items() if gradient.any()}
-    asking = {name for name in found if "relative" in name or "query" in name}
-    answering = {
+    named = gradients([module(x, backend=backend)[0]], leaves(module, x))
+    assert all(gradient.isfinite().all() for gradient in named.values())
+    touched = {name for name, gradient in named.items() if gradient.any()}
+    query_side = {name for name in named if "relative" in name or "query" in name}
+    value_side = {
         name
-        for name in found
+        for name in named
         if "attention.output" in name or "value" in name or "memory" in name
     }
-    assert not touched & asking
+    assert not touched & query_side
     assert (
-        not touched & answering
+        not touched & value_side
         if variant in FEEDBACK
         else touched
-        >= answering - {name for name in answering if "key.weight" in name}
+        >= value_side - {name for name in value_side if "key.weight" in name}
     )
     assert "x" in touched
 
 
 @each_case
-def test_what_is_not_a_number_stays_none_and_reaches_no_other_sequence(
-    variant, backend
-):
-    """Or a run would go on with a loss that means nothing; in a feedback model nor any earlier step."""
+def test_nan_spreads_to_later_steps_only(variant, backend):
+    """Not to other sequences; in a parallel model, earlier steps are not checked."""
     for dtype in (torch.float32, torch.float64):
         module, x = (
             body(variant, activation="relu").to(dtype),
@@ -499,7 +503,7 @@ LONG_TEXT = {"d_model": 4, "n_heads": 1, "n_layers": 1, "d_ff": 5, "span": 7}
 def in_blocks(
     module: nn.Module, x: Tensor, steps: int, backend: str
 ) -> dict[str, Tensor]:
-    """What `whole` computes, with blocks of so many steps carried through `State`."""
+    """Return what `whole` returns, computed in blocks of so many steps."""
     state, blocks = None, []
     for block in x.split(steps, dim=1):
         y, state, _ = module(block, state, backend=backend)
@@ -511,16 +515,19 @@ def in_blocks(
 
 
 def test_8192_steps():
-    """Outputs as the reference's, gradients as in blocks; `make test-properties` has the reference's too."""
+    """Outputs equal the reference's, gradients those in blocks.
+
+    `make test-properties` compares gradients with the reference, too.
+    """
     module, x = body("shared-kv", **LONG_TEXT), normal(1, 8192, 4)
-    found = whole(module, x, "native")
-    assert_same(found, in_blocks(module, x, 512, "native"), "blocks")
-    assert_same(found, whole(module, x, "sequence"), "sequence")
+    actual = whole(module, x, "native")
+    assert_same(actual, in_blocks(module, x, 512, "native"), "blocks")
+    assert_same(actual, whole(module, x, "sequence"), "sequence")
     if LONG:
-        assert_same(found, whole(module, x, "reference"), "reference")
+        assert_same(actual, whole(module, x, "reference"), "reference")
     else:
         with torch.no_grad():
-            assert_same(found["output 0"], module(x, backend="reference")[0])
+            assert_same(actual["output 0"], module(x, backend="reference")[0])
 
 
 if LONG:
@@ -541,8 +548,7 @@ def test_8192_steps_of_a_parallel_model_equal_blocks_of_256():
 
 @each_case
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_a_nan_inside_a_block_comes_out_of_it(variant, backend, activation):
-    """Nothing takes it for a zero."""
+def test_nan_in_feed_forward_reaches_the_output(variant, backend, activation):
     module, x = (
         body(variant, **SIZES | {"activation": activation}),
         normal(2, LENGTH, SIZES["d_model"]),

@@ -1,8 +1,9 @@
-"""Building the native backend, and what is said where it cannot be built. Its numbers: test_sequence.py."""
+"""Building and calling the native backend; test_sequence.py compares its numbers."""
 
 import copy
 import ctypes
 import os
+import re
 import shlex
 import time
 from pathlib import Path
@@ -15,42 +16,49 @@ from torch.nn.modules.module import register_module_forward_hook
 import fbt
 from fbt import _files, engines, native
 from fbt.native import build
-from fbt.sequence.native import NativeBackward
+from fbt.sequence import layout
+from fbt.sequence.native_engine import (
+    BackwardTensors,
+    ChunkLayout,
+    ForwardTensors,
+    LayerInputs,
+)
 
 
 @pytest.fixture
 def empty_cache(tmp_path, monkeypatch):
-    """A cache folder of its own, with a space in its path."""
+    """An empty cache folder, with a space in its path."""
     monkeypatch.setenv("FBT_CACHE", str(tmp_path / "a cache"))
     return tmp_path / "a cache"
 
 
 @pytest.fixture
 def quick_compiler(tmp_path, monkeypatch):
-    """A compiler that copies what has been compiled before."""
+    """A compiler that copies a library compiled before."""
     code, compiler = tmp_path / "code", tmp_path / "compiler"
     code.write_bytes(fbt.build_native().read_bytes()[: -native.DIGEST])
     compiler.write_text(
-        f'#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\ncp {shlex.quote(str(code))} "$2"\n'
+        '#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\n'
+        f'cp {shlex.quote(str(code))} "$2"\n'
     )
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
 
 
 @pytest.fixture
-def kept(quick_compiler, empty_cache, monkeypatch):
-    """A library in a cache of its own, which this process has not loaded."""
-    monkeypatch.setattr(build, "TRIAL", "")
+def library(quick_compiler, empty_cache, monkeypatch):
+    """A library in a cache folder of its own, which this process has not loaded."""
+    monkeypatch.setattr(build, "TEST", "")
     native._build(native.library_path())
     native._warn.cache_clear()
     return native.library_path()
 
 
 def assert_refused(reason):
-    """Nothing is loaded; "auto" warns once and does without; "native" raises."""
+    """Check that nothing is loaded, "auto" warns once and "native" raises."""
     module, x = body("shared-kv"), normal(2, 5, 14)
     with pytest.warns(
-        RuntimeWarning, match=rf'"auto" does without the native loop: .*{reason}'
+        RuntimeWarning, match=rf'"auto" does not use the native loop: .*{reason}'
     ) as warned:
         assert not native.is_built()
         assert_same(module(x)[0], module(x, backend="sequence")[0], rtol=0, atol=0)
@@ -59,7 +67,7 @@ def assert_refused(reason):
         module(x, backend="native")
 
 
-def test_it_is_built_once_and_kept(empty_cache, monkeypatch):
+def test_library_is_built_once(empty_cache, monkeypatch):
     assert not native.is_built()
     library = fbt.build_native()
     assert library.is_relative_to(empty_cache) and native.is_built()
@@ -68,7 +76,7 @@ def test_it_is_built_once_and_kept(empty_cache, monkeypatch):
     assert fbt.build_native() == library
 
 
-def test_unbuilt_it_says_what_to_call(empty_cache):
+def test_error_without_library_names_build_native(empty_cache):
     with pytest.raises(
         RuntimeError,
         match=r'backend="native" is not built here: call fbt.build_native\(\)',
@@ -76,17 +84,17 @@ def test_unbuilt_it_says_what_to_call(empty_cache):
         body("shared-kv")(normal(2, 5, 14), backend="native")
 
 
-def test_without_a_compiler_it_says_what_to_do(empty_cache, monkeypatch):
+def test_error_without_compiler_says_what_to_do(empty_cache, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(
         RuntimeError,
-        match=r"needs a C.. compiler, and there is no 'no-such-compiler' here",
+        match=r"could not find the C.. compiler 'no-such-compiler'",
     ):
         fbt.build_native()
     assert not empty_cache.exists()
 
 
-def test_a_compiler_that_fails_is_quoted(empty_cache, monkeypatch):
+def test_error_of_the_compiler_is_quoted(empty_cache, monkeypatch):
     monkeypatch.setenv("CXX", "false")
     with pytest.raises(
         RuntimeError, match=r"build_native: false .* failed with status 1"
@@ -95,53 +103,49 @@ def test_a_compiler_that_fails_is_quoted(empty_cache, monkeypatch):
     assert not empty_cache.exists()
 
 
-def test_another_system_is_named(empty_cache, monkeypatch):
+def test_build_on_another_system_raises(empty_cache, monkeypatch):
     monkeypatch.setattr(native.sys, "platform", "win32")
     with pytest.raises(
-        RuntimeError, match="build_native works on Linux, and this is 'win32'"
+        RuntimeError, match="build_native works on Linux, got 'win32'"
     ):
         fbt.build_native()
 
 
-@pytest.mark.parametrize("left", [0, 1, 64, 9_000, 0.5, -65, -1], ids=str)
-def test_a_library_cut_short_is_not_loaded_but_built_again(kept, left):
-    """Loading it would end this process by SIGBUS."""
-    whole = kept.read_bytes()
-    kept.write_bytes(
-        whole[: int(len(whole) * left) if isinstance(left, float) else left]
-    )
+@pytest.mark.parametrize("length", [0, 1, 64, 9_000, 0.5, -65, -1], ids=str)
+def test_truncated_library_is_rebuilt(library, length):
+    """Loading it would end this process with SIGBUS."""
+    whole = library.read_bytes()
+    if isinstance(length, float):
+        length = int(len(whole) * length)
+    library.write_bytes(whole[:length])
     assert_refused("is damaged: call fbt.build_native")
     fbt.build_native()
-    assert kept.read_bytes() == whole
+    assert library.read_bytes() == whole
     assert native.is_built()
 
 
-def test_a_library_with_one_other_bit_is_not_loaded(kept):
-    whole = bytearray(kept.read_bytes())
+def test_library_with_a_flipped_bit_is_not_loaded(library):
+    whole = bytearray(library.read_bytes())
     whole[len(whole) // 2] ^= 1
-    kept.write_bytes(whole)
+    library.write_bytes(whole)
     assert_refused("is damaged")
 
 
-def test_what_is_no_library_is_not_loaded(kept):
+def test_file_that_is_not_a_library_is_not_loaded(library):
     code = b"not a library"
-    kept.write_bytes(code + _files.sha256(code).encode())
+    library.write_bytes(code + _files.sha256(code).encode())
     assert_refused("does not load: .* Call fbt.build_native")
 
 
-def test_a_library_that_crashes_gets_no_name(
-    quick_compiler, empty_cache, monkeypatch
-):
+def test_crashing_library_is_not_installed(quick_compiler, empty_cache, monkeypatch):
     code = native._compile()[:9000]
     monkeypatch.setattr(native, "_compile", lambda: code)
-    with pytest.raises(
-        RuntimeError, match="the process that tried out the new library"
-    ):
+    with pytest.raises(RuntimeError, match="the process that tested the new library"):
         fbt.build_native()
     assert list(native.library_path().parent.iterdir()) == []
 
 
-def test_a_library_that_computes_something_else_gets_no_name(
+def test_library_with_wrong_numbers_is_not_installed(
     empty_cache, monkeypatch, tmp_path
 ):
     text = native.SOURCE.read_text()
@@ -158,10 +162,10 @@ def test_a_library_that_computes_something_else_gets_no_name(
     assert list(native.library_path().parent.iterdir()) == []
 
 
-# permissions; the number of a user and group that is not ours
+# Permissions, and the number of another user and group.
 MINE, OTHERS = 0o755, 54321
 as_root = pytest.mark.skipif(
-    os.geteuid() != 0, reason="files can be given away by root only"
+    os.geteuid() != 0, reason="only root can change the owner of a file"
 )
 
 
@@ -175,24 +179,24 @@ as_root = pytest.mark.skipif(
         (0, OTHERS, 0o775, "is writable by its group"),
     ],
 )
-def test_what_others_can_have_written_is_not_loaded(
-    kept, monkeypatch, parent, user, group, mode, reason
+def test_library_writable_for_others_is_not_loaded(
+    library, monkeypatch, parent, user, group, mode, reason
 ):
-    place = [kept, *kept.parents][parent]
-    os.chown(place, user, group)
-    place.chmod(mode)
+    path = [library, *library.parents][parent]
+    os.chown(path, user, group)
+    path.chmod(mode)
     monkeypatch.setattr(
-        ctypes, "CDLL", lambda path: pytest.fail(f"{path} was loaded")
+        ctypes, "CDLL", lambda name: pytest.fail(f"{name} was loaded")
     )
-    assert_refused(f"{place.name} {reason}")
+    assert_refused(f"{path.name} {reason}")
     monkeypatch.undo()
-    monkeypatch.setenv("FBT_CACHE", str(kept.parents[1]))
-    monkeypatch.setattr(build, "TRIAL", "")
+    monkeypatch.setenv("FBT_CACHE", str(library.parents[1]))
+    monkeypatch.setattr(build, "TEST", "")
     monkeypatch.setattr(
-        native, "_compile", lambda: kept.read_bytes()[: -native.DIGEST]
+        native, "_compile", lambda: library.read_bytes()[: -native.DIGEST]
     )
-    if parent:  # it is not for us to change whose folder this is
-        with pytest.raises(RuntimeError, match=f"{place.name} {reason}"):
+    if parent:  # a folder of another user is left as it is
+        with pytest.raises(RuntimeError, match=f"{path.name} {reason}"):
             fbt.build_native()
     else:
         fbt.build_native()
@@ -200,23 +204,21 @@ def test_what_others_can_have_written_is_not_loaded(
 
 
 @as_root
-def test_a_link_that_others_made_is_not_followed(kept, tmp_path):
-    """Though what it points to is ours."""
-    kept.rename(tmp_path / "ours.so")
-    kept.symlink_to(tmp_path / "ours.so")
-    os.chown(kept, OTHERS, OTHERS, follow_symlinks=False)
+def test_link_of_another_user_is_not_followed(library, tmp_path):
+    """Even if it points to a file of ours."""
+    library.rename(tmp_path / "ours.so")
+    library.symlink_to(tmp_path / "ours.so")
+    os.chown(library, OTHERS, OTHERS, follow_symlinks=False)
     assert_refused("belongs to the user with id 54321")
 
 
 @as_root
-def test_an_ordinary_user_is_refused_what_another_wrote_but_not_what_root_did(
-    kept, monkeypatch
-):
+def test_files_of_root_are_accepted_and_of_other_users_refused(library, monkeypatch):
     monkeypatch.setattr("os.geteuid", lambda: 1000)
-    _files.check_owned(kept)
-    os.chown(kept, OTHERS, OTHERS)
+    _files.check_owned(library)
+    os.chown(library, OTHERS, OTHERS)
     with pytest.raises(PermissionError, match="belongs to the user with id 54321"):
-        _files.check_owned(kept)
+        _files.check_owned(library)
 
 
 @pytest.mark.parametrize("members, primary, acl, allowed", [
@@ -226,10 +228,10 @@ def test_an_ordinary_user_is_refused_what_another_wrote_but_not_what_root_did(
     ([], ["another"], False, False),
     ([], [], True, False),
 ])  # fmt: skip
-def test_the_group_of_one_user_may_write(
+def test_group_with_a_single_user_may_write(
     tmp_path, monkeypatch, members, primary, acl, allowed
 ):
-    """The umask is often 002 where each user has a group; a list may name more users."""
+    """Where each user has a group, the umask is often 002; an ACL may name others."""
     uid, gid = os.geteuid(), tmp_path.stat().st_gid
     user = type("User", (), {"pw_name": "me", "pw_uid": uid, "pw_gid": gid})
     others = [
@@ -250,14 +252,13 @@ def test_the_group_of_one_user_may_write(
             _files.check_owned(tmp_path)
 
 
-def test_a_folder_like_tmp_may_hold_the_cache(kept):
-    kept.parents[1].chmod(0o1777)
+def test_cache_in_a_sticky_folder_is_accepted(library):
+    library.parents[1].chmod(0o1777)
     assert native.is_built()
 
 
-def test_a_cache_in_the_current_folder_is_not_loaded(kept, monkeypatch):
-    """Wherever one happens to be."""
-    monkeypatch.chdir(kept.parents[1])
+def test_relative_cache_folder_is_refused(library, monkeypatch):
+    monkeypatch.chdir(library.parents[1])
     monkeypatch.setenv("FBT_CACHE", ".")
     assert_refused("FBT_CACHE must be an absolute path")
     with pytest.raises(RuntimeError, match="FBT_CACHE must be an absolute path"):
@@ -265,22 +266,21 @@ def test_a_cache_in_the_current_folder_is_not_loaded(kept, monkeypatch):
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o002, 0o077], ids=oct)
-def test_others_cannot_write_to_what_is_built(kept, umask):
-    kept.unlink()
-    kept.parent.rmdir()
-    kept.parents[1].rmdir()
+def test_built_library_is_not_writable_for_others(library, umask):
+    library.unlink()
+    library.parent.rmdir()
+    library.parents[1].rmdir()
     before = os.umask(umask)
     try:
         fbt.build_native()
     finally:
         os.umask(before)
     assert native.is_built()
-    assert not [
-        place for place in (kept, *kept.parents[:2]) if place.stat().st_mode & 0o022
-    ]
+    for path in (library, *library.parents[:2]):
+        assert not path.stat().st_mode & 0o022
 
 
-def test_a_cache_folder_of_nobody_is_said_once(monkeypatch):
+def test_warning_for_an_unknown_cache_folder_is_given_once(monkeypatch):
     native._warn.cache_clear()
     monkeypatch.setenv("FBT_CACHE", "~nobody-of-this-name/cache")
     assert_refused("FBT_CACHE must name a folder, got '~nobody-of-this-name/cache'")
@@ -292,8 +292,8 @@ def test_a_cache_folder_of_nobody_is_said_once(monkeypatch):
         fbt.build_native()
 
 
-def test_a_user_without_a_home_is_told_so(monkeypatch):
-    """Not given a folder named "~" in the current one."""
+def test_cache_folder_without_a_home_raises(monkeypatch):
+    """No folder named "~" is created."""
     monkeypatch.delenv("FBT_CACHE", raising=False)
     monkeypatch.setattr(
         _files.platformdirs, "user_cache_dir", lambda *_, **__: "~/.cache/fbt"
@@ -305,9 +305,12 @@ def test_a_user_without_a_home_is_told_so(monkeypatch):
 
 
 WRONG_COMPILERS = {
-    "hangs": ("sleep 300 & echo $! >PID; sleep 300", "took more than 1 seconds"),
+    "hangs": (
+        "sleep 300 & echo $! >PID; sleep 300",
+        "did not finish within 1 seconds",
+    ),
     "prints much": ("exec yes", r"printed more than \d+ bytes"),
-    "prints what is no text": (
+    "prints bytes that are not text": (
         r"printf '\377\376 bad \303' >&2; exit 3",
         "(?s)status 3.*\ufffd bad",
     ),
@@ -315,17 +318,15 @@ WRONG_COMPILERS = {
     "writes nothing": ("exit 0", "wrote no library"),
     "writes an empty file": (
         'while [ "$1" != -o ]; do shift; done; : >"$2"',
-        "tried out the new library",
+        "tested the new library",
     ),
     "is killed": ("kill -SEGV $$", "was ended by signal 11"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG_COMPILERS)
-def test_a_compiler_that_misbehaves_is_named(
-    empty_cache, tmp_path, monkeypatch, name
-):
-    """In few words, in time, with all that it started ended and no file left."""
+def test_faulty_compiler_raises(empty_cache, tmp_path, monkeypatch, name):
+    """A short message, in time; no process and no file is left."""
     script, message = WRONG_COMPILERS[name]
     compiler, pid = tmp_path / "compiler", tmp_path / "pid"
     compiler.write_text(
@@ -334,7 +335,7 @@ def test_a_compiler_that_misbehaves_is_named(
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     if name == "hangs":
-        monkeypatch.setattr(build, "SECONDS", 1.0)
+        monkeypatch.setattr(build, "TIME_LIMIT", 1.0)
     with pytest.raises(RuntimeError, match=message) as raised:
         fbt.build_native()
     assert len(str(raised.value)) < 6000
@@ -350,11 +351,11 @@ def test_a_compiler_that_misbehaves_is_named(
     "command, message",
     [
         ("'", 'CXX must be a command, got "\'": No closing quotation'),
-        ("", "needs a C.. compiler, and there is no '' here"),
+        ("", "could not find the C.. compiler ''"),
         ("TEXT", "does not start: .*Exec format error"),
     ],
 )
-def test_what_is_no_compiler_is_named(
+def test_invalid_compiler_command_raises(
     empty_cache, tmp_path, monkeypatch, command, message
 ):
     text = tmp_path / "text"
@@ -366,35 +367,74 @@ def test_what_is_no_compiler_is_named(
     assert not empty_cache.exists()
 
 
-def sizes(**changes):
-    """The struct `Sizes` of loop.cpp."""
-    names = (
-        "T",
-        "B",
-        "H",
-        "D",
-        "L",
-        "F",
-        "R",
-        "room",
-        "past",
-        "span",
-        "norm_memory",
-        "gelu",
+STRUCTS = (
+    ChunkLayout,
+    layout.Weights,
+    layout.Outputs,
+    layout.Chunk,
+    layout.ChunkGradients,
+    LayerInputs,
+    layout.SequenceGradients,
+)
+
+
+def struct_fields(name):
+    """Return types and names of the fields of a struct in loop.cpp, in order."""
+    source = native.SOURCE.read_text(encoding="utf-8")
+    (body,) = re.findall(
+        rf"^(?:template .*)?struct {name} {{(.*?)^}};", source, re.M | re.S
     )
-    chunk = ("first", "stop", "low", "width", "group", "threads")
-    return list(
-        (dict.fromkeys([*names, *chunk], 0) | {"threads": 1} | changes).values()
+    body = re.sub(r"//.*|.*\(.*", "", body)  # comments and methods
+    return [
+        (kind.removesuffix("<S>"), field)
+        for kind, names in re.findall(r"(\S+)\s+([^;]+);", body)
+        for field in re.findall(r"\w+", names)
+    ]
+
+
+@pytest.mark.parametrize("struct", STRUCTS, ids=lambda struct: struct.__name__)
+def test_structs_of_cpp_have_the_fields_that_python_passes(struct):
+    (kind,) = {kind for kind, _ in struct_fields(struct.__name__)}
+    assert kind == ("Int" if struct is ChunkLayout else "S")
+    assert [field for _, field in struct_fields(struct.__name__)] == list(
+        struct._fields
+    )
+
+
+@pytest.mark.parametrize(
+    "name, tensors", [("Forward", ForwardTensors), ("Backward", BackwardTensors)]
+)
+def test_arguments_of_cpp_have_the_structs_that_python_passes(name, tensors):
+    passed = [
+        (kind.__name__, field) for field, kind in tensors.__annotations__.items()
+    ]
+    assert struct_fields(name) == passed
+
+
+def test_structs_of_cpp_have_the_size_that_python_passes():
+    """The compiler counts the fields, so that none escapes the two tests above."""
+    library = native._open(fbt.build_native())
+    assert library.layout_fields() == len(ChunkLayout._fields)
+    for name, tensors in ("forward", ForwardTensors), ("backward", BackwardTensors):
+        structs = tensors.__annotations__.values()
+        count = sum(len(struct._fields) for struct in structs)
+        assert getattr(library, f"{name}_fields")() == count
+
+
+def chunk_layout(**changes):
+    """Return sizes that are 0, unless they are changed."""
+    return ChunkLayout(
+        **dict.fromkeys(ChunkLayout._fields, 0) | {"threads": 1} | changes
     )
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("dtype", native.DTYPES)
-def test_out_of_memory_is_an_error_and_not_the_end(direction, dtype, threads):
-    """What a group of sequences needs is asked for before any tensor is read."""
+def test_out_of_memory_raises(direction, dtype, threads):
+    """The memory for a group of sequences is allocated before any tensor is read."""
     fbt.build_native()
-    huge = sizes(
+    huge = chunk_layout(
         T=1,
         B=2**30,
         H=1,
@@ -417,10 +457,10 @@ def test_out_of_memory_is_an_error_and_not_the_end(direction, dtype, threads):
     [{"F": 2**31}, {"D": 2**30}, {"group": 2**31}, {"L": 2**10, "width": 2**21}],
     ids=str,
 )
-def test_what_blas_cannot_count_is_refused(changes):
-    """It counts in 32 bits."""
+def test_matrices_too_large_for_blas_raise(changes):
+    """The integers of BLAS have 32 bits."""
     fbt.build_native()
-    large = sizes(
+    large = chunk_layout(
         **{"T": 1, "B": 1, "H": 1, "D": 8, "L": 1, "F": 8, "stop": 1, "group": 1}
         | changes
     )
@@ -431,10 +471,10 @@ def test_what_blas_cannot_count_is_refused(changes):
 
 @pytest.mark.parametrize(
     ("batch", "width"),
-    # from 256 on, idle threads share a group's products
+    # From 256 on, threads share the products of a group.
     [(1, 32), (5, 32), (150, 32), (1, 256), (2, 256)],
 )
-def test_threads_change_no_number(batch, width):
+def test_number_of_threads_changes_no_number(batch, width):
     fbt.build_native()
     module, x = body("shared-kv", d_model=width, span=9), normal(batch, 19, width)
     named, results = leaves(module, x), []
@@ -449,8 +489,8 @@ def test_threads_change_no_number(batch, width):
     assert_same(results[2], results[0])
 
 
-def test_every_width_of_a_head_agrees_in_single_precision():
-    """Widths of one, two, four and eight registers are programs of their own."""
+def test_every_head_width_agrees_in_single_precision():
+    """There are special programs for one, two, four and eight registers."""
     fbt.build_native()
     for width in (5, 8, 16, 32, 64, 128):
         module, x = (
@@ -462,18 +502,18 @@ def test_every_width_of_a_head_agrees_in_single_precision():
         named, results = leaves(module, x), []
         for backend in ("stack", "native"):
             y = module(x, backend=backend)[0]
-            found = torch.autograd.grad(
+            computed = torch.autograd.grad(
                 y.square().mean(),
                 list(named.values()),
                 materialize_grads=True,
                 allow_unused=True,
             )
-            results.append([y, *found])
+            results.append([y, *computed])
         assert_same(results[1], results[0], rtol=1e-3, atol=1e-4)
 
 
-def test_gelu_in_single_precision_is_torchs():
-    """The exponential and the error function of loop.cpp are its own."""
+def test_gelu_in_single_precision_equals_that_of_torch():
+    """loop.cpp has its own exponential and error function."""
     fbt.build_native()
     module = body(
         "shared-kv",
@@ -487,7 +527,7 @@ def test_gelu_in_single_precision_is_torchs():
     feed_forward = module.layers[0].feed_forward
     with torch.no_grad():
         feed_forward.inner.weight.zero_()
-        # what the activation gets to see
+        # These are the inputs of the activation.
         feed_forward.inner.bias.copy_(torch.linspace(-12, 12, 4001))
     x, named, results = normal(2, 3, 16).float(), leaves(module), []
     for backend in ("stack", "native"):
@@ -507,7 +547,7 @@ def test_gelu_in_single_precision_is_torchs():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_what_it_cannot_compute_in_is_named(dtype):
+def test_half_precision_raises(dtype):
     module, x = body("shared-kv").to(dtype), normal(2, 9, 14).to(dtype)
     with pytest.raises(
         TypeError, match=rf'"native" computes in float32 or float64, got {dtype}'
@@ -516,18 +556,18 @@ def test_what_it_cannot_compute_in_is_named(dtype):
 
 
 @pytest.mark.parametrize("built", [False, True])
-def test_auto_takes_the_fastest_that_is_here(built, monkeypatch):
+def test_auto_takes_the_fastest_engine(built, monkeypatch):
     fbt.build_native()
     if not built:
         monkeypatch.setattr(native, "why_not", lambda x: native.NotBuilt())
     module, x, used = body("shared-kv"), normal(2, 9, 14), []
     run = engines.run_sequence
 
-    def noted(body, x, state, engine, recompute):
+    def recorded(body, x, state, engine, *options):
         used.append(engine)
-        return run(body, x, state, engine, recompute)
+        return run(body, x, state, engine, *options)
 
-    monkeypatch.setattr(engines, "run_sequence", noted)
+    monkeypatch.setattr(engines, "run_sequence", recorded)
     assert_same(
         everything(*module(x)[:2]), everything(*module(x, backend="reference")[:2])
     )
@@ -537,12 +577,12 @@ def test_auto_takes_the_fastest_that_is_here(built, monkeypatch):
     assert used == ["native" if built else "sequence", "sequence"]
 
 
-def test_auto_runs_hooks_and_modules_put_in_place_of_others():
+def test_auto_runs_hooks_and_replaced_modules():
     plain, x = body("shared-kv"), normal(2, 9, 14)
     hooked, changed, calls = copy.deepcopy(plain), copy.deepcopy(plain), []
     hooked.layers[1].attention.query.register_forward_hook(lambda *_: calls.append(1))
     assert_same(hooked(x)[0], plain(x)[0])
-    assert len(calls) == 8  # the first step of all has nothing to ask
+    assert len(calls) == 8  # the very first step does not attend
 
     class Doubled(torch.nn.Linear):
         def forward(self, z):
@@ -552,6 +592,12 @@ def test_auto_runs_hooks_and_modules_put_in_place_of_others():
     changed.load_state_dict(plain.state_dict())
     plain.layers[1].attention.query.weight.data *= 2
     assert_same(changed(x)[0], plain(x)[0])
+
+
+def test_modules_that_are_not_called_may_have_any_class():
+    module, x = body("shared-kv"), normal(2, 9, 14)
+    module.probe = torch.nn.Sequential(torch.nn.Identity())
+    assert_same(module(x, backend="sequence")[0], module(x, backend="stack")[0])
 
 
 def test_auto_runs_hooks_on_all_modules():
@@ -564,7 +610,7 @@ def test_auto_runs_hooks_on_all_modules():
     assert calls.count(module.layers[1].attention.query) == 8
 
 
-def test_a_decoder_of_a_changed_body_is_refused():
+def test_decoder_of_a_changed_body_raises():
     module = body("shared-kv")
     state = module(normal(2, 3, 14))[1].detach()
     module.layers[1].norm2.eps = 0.1
@@ -575,14 +621,16 @@ def test_a_decoder_of_a_changed_body_is_refused():
 
 
 def test_backward_has_no_more_threads_than_groups(monkeypatch):
-    """Each would make sums of its own for nothing."""
+    """Each thread allocates sums of its own."""
     made, threads = [], torch.get_num_threads()
-    run = NativeBackward.steps
-    monkeypatch.setattr(
-        NativeBackward,
-        "steps",
-        lambda loop, *args: made.append(loop.threads) or run(loop, *args),
-    )
+    run = native.run
+
+    def recorded(direction, dtype, chunk, tensors):
+        if direction == "backward":
+            made.append(chunk.threads)
+        run(direction, dtype, chunk, tensors)
+
+    monkeypatch.setattr(native, "run", recorded)
     module = body("shared-kv")
     torch.set_num_threads(3)
     try:
@@ -595,10 +643,10 @@ def test_backward_has_no_more_threads_than_groups(monkeypatch):
     assert made == [1, 1, 2, 2, 3, 3]  # two chunks each
 
 
-def test_a_library_that_cannot_be_written_leaves_none(tmp_path, monkeypatch):
+def test_failed_write_leaves_no_file(tmp_path, monkeypatch):
     monkeypatch.setenv("FBT_CACHE", str(tmp_path))
     monkeypatch.setattr(native, "_compile", lambda: b"machine code")
-    monkeypatch.setattr(native, "try_out", lambda library: None)
+    monkeypatch.setattr(native, "verify_library", lambda library: None)
     monkeypatch.setattr(
         "os.fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left"))
     )
@@ -608,7 +656,7 @@ def test_a_library_that_cannot_be_written_leaves_none(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "place, name, other",
+    "owner, name, value",
     [
         (torch, "__version__", "2.99"),
         (native, "FLAGS", ("-O0",)),
@@ -618,12 +666,12 @@ def test_a_library_that_cannot_be_written_leaves_none(tmp_path, monkeypatch):
     ],
     ids=["torch", "flags", "machine", "source", "processor"],
 )
-def test_a_library_is_for_one_source_torch_and_processor(
-    monkeypatch, place, name, other
+def test_library_depends_on_source_torch_and_processor(
+    monkeypatch, owner, name, value
 ):
     before = native.library_path()
     native._key.cache_clear()
-    monkeypatch.setattr(place, name, other)
+    monkeypatch.setattr(owner, name, value)
     try:
         assert native.library_path() != before
     finally:

@@ -1,6 +1,6 @@
-"""Properties over random shapes and options: whatever a user does around a model, all backends stay equal.
+"""All backends agree for random shapes and options, and whatever a user does.
 
-`make test-properties` tries many more examples than `make test` does.
+`make test-properties` tries many more examples than `make test`.
 """
 
 import copy
@@ -41,7 +41,7 @@ FAST = {"rtol": 1e-8, "atol": 1e-9}
 
 
 class Case(NamedTuple):
-    """A model, how it is computed, and the sizes of what it reads."""
+    """A configuration, a backend, a device and the sizes of the input."""
 
     config: fbt.Config
     backend: str
@@ -51,7 +51,7 @@ class Case(NamedTuple):
     carried: int
 
     def model(self, backend: str = "") -> fbt.LanguageModel:
-        """The same weights each time."""
+        """Return a model; its weights are always the same."""
         torch.manual_seed(0)
         lm = perturbed(fbt.LanguageModel(self.config)).to(self.device)
         lm.backend = backend or self.backend
@@ -66,7 +66,7 @@ class Case(NamedTuple):
         return x.detach().to(self.device).requires_grad_()
 
     def state(self) -> fbt.State | None:
-        """As if carried from an earlier block: leaves, or None."""
+        """Return leaves as if carried from an earlier block, or None."""
         if not self.carried:
             return None
         state = some_state(self.config, self.carried, self.batch)
@@ -109,7 +109,10 @@ def cases(draw: st.DrawFn, dropout: bool = False) -> Case:
 
 
 def strided(x: Tensor, how: str) -> Tensor:
-    """The same shape, other strides: part of something larger, transposed, or one row for all."""
+    """Return a tensor of the same shape with other strides.
+
+    It is a slice of a larger tensor, transposed, or its first row expanded.
+    """
     if how == "slice":
         larger = torch.stack([x, torch.full_like(x, 7)], dim=-1)
         return larger[..., 0]
@@ -123,8 +126,8 @@ def strided(x: Tensor, how: str) -> Tensor:
 strides = st.sampled_from(["contiguous", "slice", "transposed", "expanded"])
 
 
-def kept(module: nn.Module, x: Tensor | None = None) -> dict[str, Tensor]:
-    """What backward has left; nothing where something took no part counts as zero."""
+def accumulated(module: nn.Module, x: Tensor | None = None) -> dict[str, Tensor]:
+    """Return the `grad` of each tensor by name; None counts as zero."""
     return {
         name: torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
         for name, tensor in leaves(module, x).items()
@@ -132,12 +135,12 @@ def kept(module: nn.Module, x: Tensor | None = None) -> dict[str, Tensor]:
 
 
 def both(case: Case, run: Any) -> None:
-    """`run(model)` gives the same tensors, list or dict, for the backend of the case and the reference."""
+    """Check that `run(model)` returns what it returns for the reference."""
     assert_same(run(case.model()), run(case.model("reference")), str(case), **FAST)
 
 
 @given(cases(dropout=True), strides, strides, st.booleans())
-def test_a_body_reads_any_strides_and_takes_gradients_of_any(
+def test_body_with_inputs_and_gradients_of_any_strides(
     case, of_input, of_gradient, training
 ):
     def run(lm: fbt.LanguageModel) -> dict[str, Tensor]:
@@ -151,7 +154,7 @@ def test_a_body_reads_any_strides_and_takes_gradients_of_any(
             strided(normal(*o.shape, seed=i).detach().to(o.device), of_gradient)
             for i, o in enumerate(outputs)
         ]
-        found = torch.autograd.grad(
+        computed = torch.autograd.grad(
             outputs,
             list(named.values()),
             upstream,
@@ -159,14 +162,14 @@ def test_a_body_reads_any_strides_and_takes_gradients_of_any(
             materialize_grads=True,
         )
         return {f"output {i}": o for i, o in enumerate(outputs)} | dict(
-            zip(named, found, strict=True)
+            zip(named, computed, strict=True)
         )
 
     both(case, run)
 
 
 @given(cases(), strides, st.sampled_from([torch.int64, torch.int32]))
-def test_tokens_of_any_strides(case, how, dtype):
+def test_tokens_with_any_strides(case, how, dtype):
     def run(lm: fbt.LanguageModel) -> list[Tensor]:
         tokens = strided(case.tokens().to(dtype), how)
         logits, state = lm(tokens, case.state(), return_state=True)
@@ -177,7 +180,7 @@ def test_tokens_of_any_strides(case, how, dtype):
 
 
 @given(cases(), st.data())
-def test_whoever_wants_a_gradient_gets_it_and_nobody_else_does(case, data):
+def test_any_subset_of_tensors_gets_gradients(case, data):
     """Any subset of weights, input and carried state."""
     names = list(leaves(case.model().body, case.x(), case.state()))
     wanted = data.draw(st.sets(st.sampled_from(names), min_size=1))
@@ -188,7 +191,7 @@ def test_whoever_wants_a_gradient_gets_it_and_nobody_else_does(case, data):
         for name, tensor in named.items():
             tensor.requires_grad_(name in wanted)
         outputs = everything(*module(x, state, backend=lm.backend)[:2])
-        # a single step reads no table, and has no graph
+        # A single step may have no graph, since it reads no table.
         if any(output.requires_grad for output in outputs):
             sum(
                 ((i + 1) * output).square().sum() for i, output in enumerate(outputs)
@@ -214,60 +217,66 @@ def test_whoever_wants_a_gradient_gets_it_and_nobody_else_does(case, data):
         [torch.no_grad, torch.inference_mode, partial(torch.set_grad_enabled, False)]
     ),
 )
-def test_without_gradients_the_numbers_are_the_same(case, context):
+def test_numbers_without_gradients_are_the_same(case, context):
     lm, reference, state = case.model(), case.model("reference"), case.state()
     expected, after = reference(case.tokens(), state, return_state=True)
     with context():
-        logits, found = lm(case.tokens(), state, return_state=True)
-        assert_same(everything(logits, found), everything(expected, after), **FAST)
-        again, _ = lm.step(case.tokens()[:, 0], found)
-    assert not logits.requires_grad and not found.keys[0].requires_grad
-    assert_same(again, reference.step(case.tokens()[:, 0], after)[0], **FAST)
+        logits, new_state = lm(case.tokens(), state, return_state=True)
+        assert_same(
+            everything(logits, new_state), everything(expected, after), **FAST
+        )
+        step, _ = lm.step(case.tokens()[:, 0], new_state)
+    assert not logits.requires_grad and not new_state.keys[0].requires_grad
+    assert_same(step, reference.step(case.tokens()[:, 0], after)[0], **FAST)
 
 
 @given(cases(dropout=True), st.booleans(), st.booleans())
-def test_checkpoints_around_body_and_model(case, use_reentrant, saved_on_cpu):
-    """What is computed again in backward, masks included, is what was computed before."""
+def test_checkpointing_changes_no_number(case, use_reentrant, saved_on_cpu):
+    """Backward recomputes the same numbers, dropout masks included."""
 
-    def run(around: bool, lm: fbt.LanguageModel) -> dict[str, Tensor]:
+    def run(use_checkpoint: bool, lm: fbt.LanguageModel) -> dict[str, Tensor]:
         module, x, state = lm.body.train(), case.x(), case.state()
         torch.manual_seed(5)
-        place = torch.autograd.graph.save_on_cpu() if saved_on_cpu else nullcontext()
-        with place:
+        context = (
+            torch.autograd.graph.save_on_cpu() if saved_on_cpu else nullcontext()
+        )
+        with context:
             step = lambda x: module(x, state, backend=lm.backend)[0]  # noqa: E731
             y = (
                 checkpoint(step, x, use_reentrant=use_reentrant)
-                if around
+                if use_checkpoint
                 else step(x)
             )
             logits = lm.head(lm.norm(y))
         logits.square().sum().backward()
-        return kept(lm, x) | {"y": y}
+        return accumulated(lm, x) | {"y": y}
 
     plain = run(False, case.model("reference"))
     assert_same(run(True, case.model()), plain, **FAST)
 
 
 @given(cases(), st.integers(1, 3))
-def test_gradients_accumulate_over_pieces_of_a_batch(case, pieces):
+def test_gradients_accumulate_over_parts_of_a_batch(case, pieces):
     lm, whole = case.model(), case.model("reference")
     for tokens in case.tokens().chunk(pieces):
         lm(tokens).square().sum().backward()
     whole(case.tokens()).square().sum().backward()
-    assert_same(kept(lm), kept(whole), **FAST)
+    assert_same(accumulated(lm), accumulated(whole), **FAST)
 
 
 @given(cases(), st.sampled_from(["pickle", "deepcopy", "state_dict"]))
-def test_a_copy_is_the_same_model_and_shares_nothing(case, way):
+def test_copy_computes_the_same_and_shares_nothing(case, method):
     lm = case.model()
     lm(case.tokens()).sum().backward()
-    if way == "state_dict":
+    if method == "state_dict":
         twin = fbt.LanguageModel(case.config).double().to(case.device)
         twin.load_state_dict(lm.state_dict())
         twin.backend = case.backend
     else:
         twin = (
-            copy.deepcopy(lm) if way == "deepcopy" else pickle.loads(pickle.dumps(lm))
+            copy.deepcopy(lm)
+            if method == "deepcopy"
+            else pickle.loads(pickle.dumps(lm))
         )
     other = case.tokens(seed=4)
     expected = lm(other)
@@ -286,7 +295,7 @@ def test_a_copy_is_the_same_model_and_shares_nothing(case, way):
 
 
 @given(case=cases())
-def test_a_tied_weight_has_both_gradients_and_is_saved(case, tmp_path_factory):
+def test_tied_weight_gets_both_gradients_and_is_saved(case, tmp_path_factory):
     tied, untied = case.model(), case.model("reference")
     tied.head.weight = tied.token_embedding.weight
     with torch.no_grad():
@@ -296,7 +305,7 @@ def test_a_tied_weight_has_both_gradients_and_is_saved(case, tmp_path_factory):
         lm.zero_grad()
         logits = lm(case.tokens())
         logits.square().sum().backward()
-        grads = kept(lm)
+        grads = accumulated(lm)
         if lm is untied:
             grads["token_embedding.weight"] = grads[
                 "token_embedding.weight"
@@ -312,16 +321,16 @@ def test_a_tied_weight_has_both_gradients_and_is_saved(case, tmp_path_factory):
 
 @given(cases())
 def test_functional_calls(case):
-    """Weights from outside; `torch.func.grad` and `vmap` with the reference, or they refuse."""
+    """`functional_call`; `torch.func.grad` and `vmap` where they are supported."""
     lm = case.model()
-    given_weights = {name: 1.1 * p.detach() for name, p in lm.named_parameters()}
+    new_weights = {name: 1.1 * p.detach() for name, p in lm.named_parameters()}
     expected = case.model("reference")
-    expected.load_state_dict(given_weights, strict=False)
-    weights = {name: p.clone().requires_grad_() for name, p in given_weights.items()}
+    expected.load_state_dict(new_weights, strict=False)
+    weights = {name: p.clone().requires_grad_() for name, p in new_weights.items()}
     logits = torch.func.functional_call(lm, weights, (case.tokens(),))
-    wanted = gradients([expected(case.tokens())], leaves(expected))
+    expected_gradients = gradients([expected(case.tokens())], leaves(expected))
     assert_same(logits, expected(case.tokens()), **FAST)
-    assert_same(gradients([logits], weights), wanted, **FAST)
+    assert_same(gradients([logits], weights), expected_gradients, **FAST)
 
     upstream = normal(*logits.shape, seed=0).detach().to(logits.device)
 
@@ -330,31 +339,33 @@ def test_functional_calls(case):
     def loss(weights: dict[str, Tensor]) -> Tensor:
         return (torch.func.functional_call(lm, weights, (tokens,)) * upstream).sum()
 
-    both_weights = {
-        name: torch.stack([p, p / 2]) for name, p in given_weights.items()
-    }
-    works = case.config.variant == "parallel" or lm.backend == "reference"
+    both_weights = {name: torch.stack([p, p / 2]) for name, p in new_weights.items()}
+    supported = case.config.variant == "parallel" or lm.backend == "reference"
     with (
-        nullcontext() if works else pytest.raises(RuntimeError, match="setup_context")
+        nullcontext()
+        if supported
+        else pytest.raises(RuntimeError, match="setup_context")
     ):
-        assert_same(torch.func.grad(loss)(given_weights), wanted, **FAST)
+        assert_same(torch.func.grad(loss)(new_weights), expected_gradients, **FAST)
     with (
-        nullcontext() if works else pytest.raises(RuntimeError, match="setup_context")
+        nullcontext()
+        if supported
+        else pytest.raises(RuntimeError, match="setup_context")
     ):
-        found = torch.func.vmap(loss)(both_weights)
-        halves = {name: p / 2 for name, p in given_weights.items()}
-        assert_same(found, torch.stack([loss(given_weights), loss(halves)]), **FAST)
+        losses = torch.func.vmap(loss)(both_weights)
+        halves = {name: p / 2 for name, p in new_weights.items()}
+        assert_same(losses, torch.stack([loss(new_weights), loss(halves)]), **FAST)
 
 
-# a single step may have no inputs to it
+# A module may have no inputs with gradients in a single step.
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 @given(
     cases(),
     st.sampled_from(["forward", "forward_pre", "full_backward", "full_backward_pre"]),
     st.data(),
 )
-def test_hooks_on_any_part_fire_or_are_refused(case, kind, data):
-    """As often, and with the same effect, as with the reference."""
+def test_hooks_on_any_module_fire_or_raise(case, kind, data):
+    """Hooks fire as often, and have the same effect, as with the reference."""
     parts = [name for name, _ in case.model().body.named_modules() if name]
     part = data.draw(st.sampled_from(parts))
 
@@ -365,11 +376,12 @@ def test_hooks_on_any_part_fire_or_are_refused(case, kind, data):
         )
         x = case.x()
         y = lm.body(x, case.state(), backend=lm.backend)[0]
-        found = gradients([y], leaves(lm.body, x))
-        return found | {"y": y, "calls": torch.tensor(len(calls))}
+        named = gradients([y], leaves(lm.body, x))
+        return named | {"y": y, "calls": torch.tensor(len(calls))}
 
     if case.backend in ("sequence", "native"):
-        reason = rf"without calling them, but {re.escape(part)} has a (forward|backward) (pre-)?hook"
+        hook = "has a (forward|backward) (pre-)?hook"
+        reason = rf"without calling them, but {re.escape(part)} {hook}"
         with pytest.raises(ValueError, match=reason):
             run(case.model())
     else:
@@ -424,7 +436,7 @@ CHANGES = {
 
 
 @given(cases(dropout=True), st.sampled_from(list(CHANGES)), st.data())
-def test_a_changed_part_counts_or_is_refused(case, change, data):
+def test_changed_module_has_its_effect_or_raises(case, change, data):
     l = data.draw(st.integers(0, case.config.n_layers - 1))
 
     def run(lm: fbt.LanguageModel) -> dict[str, Tensor]:
@@ -447,7 +459,7 @@ def test_a_changed_part_counts_or_is_refused(case, change, data):
 COMPILERS = ("eager", "aot_eager", "inductor") if LONG else ("eager",)
 
 
-# of torch, by its own compiler
+# Warnings of torch about its own compiler.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings(
     "ignore:Guards may run slower on Python 3.13.0:RuntimeWarning"
@@ -457,9 +469,9 @@ COMPILERS = ("eager", "aot_eager", "inductor") if LONG else ("eager",)
 )
 @pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_compiled_model_computes_the_same(variant, compiler):
-    """The loop is compiled; "sequence" and "native" stay outside of what is."""
-    # Without LONG: "auto", and "sequence" if it is one.
+def test_compiled_model_computes_the_same(variant, compiler):
+    """The loop is compiled; "sequence" and "native" run outside of the graph."""
+    # Without LONG: "auto", and "sequence" where it is supported.
     for backend in ("auto", *BODIES[variant].backends)[:: 1 if LONG else 3]:
         torch.compiler.reset()
         c = config(variant, n_layers=1, d_model=6, d_ff=5, span=2)
@@ -483,7 +495,7 @@ def test_a_compiled_model_computes_the_same(variant, compiler):
 @pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not:UserWarning"
 )
-def test_a_compiled_model_refuses_hooks_as_one_that_is_not():
+def test_compiled_model_with_hooks_raises():
     torch.compiler.reset()
     case = Case(config("shared-kv"), "sequence", "cpu", batch=2, length=3, carried=0)
     lm = case.model()
@@ -500,7 +512,7 @@ def test_a_compiled_model_refuses_hooks_as_one_that_is_not():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("memory", ["learned", "uniform", "top", "embedding"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_model_is_made_in_the_default_dtype(variant, memory, dtype):
+def test_model_has_the_default_dtype(variant, memory, dtype):
     torch.set_default_dtype(dtype)
     try:
         lm = fbt.LanguageModel(config(variant, memory=memory))
@@ -519,8 +531,7 @@ def test_a_model_is_made_in_the_default_dtype(variant, memory, dtype):
 
 @pytest.mark.parametrize("backend", BODIES["shared-kv"].backends)
 @pytest.mark.parametrize("part", ["input", "a weight"])
-def test_dtypes_that_do_not_fit_are_refused(backend, part):
-    """And never read as if they did."""
+def test_mismatched_dtypes_raise(backend, part):
     lm = Case(config("shared-kv"), backend, "cpu", 2, 9, 0).model()
     x = normal(2, 9, 14)
     if part == "input":
@@ -535,8 +546,8 @@ def test_dtypes_that_do_not_fit_are_refused(backend, part):
 
 
 @given(cases(), st.sampled_from([torch.float16, torch.bfloat16, torch.float32]))
-def test_casting_there_and_back(case, dtype):
-    """A model that has been in another dtype computes in float64 again, with rounded weights."""
+def test_casting_to_another_dtype_and_back(case, dtype):
+    """A model that was in another dtype computes in float64, with rounded weights."""
     lm = case.model()
     lm.to(dtype)
     if not (case.backend == "native" and dtype != torch.float32):

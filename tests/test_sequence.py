@@ -1,6 +1,7 @@
-"""One Function for the whole loop, in Python and in C++, against the equations and the other backends."""
+"""The loop as one Function, with both engines, against the other backends."""
 
 import copy
+import sys
 from itertools import product
 
 import plain
@@ -25,16 +26,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from fbt import engines
 from fbt.sequence.forward import Forward
-from fbt.sequence.parts import CHUNK
+from fbt.sequence.python_engine import PythonEngine
 
+CHUNK = PythonEngine.chunk_steps
 pytestmark = pytest.mark.usefixtures("native")
 VARIANT = "shared-kv"
 both = pytest.mark.parametrize("backend", ("sequence", "native"))
 
 
 def check(backend, length, state=None, batch=BATCH, **changes):
-    """Outputs, state and every gradient against the plain loop over steps, layers and heads."""
+    """Compare outputs, state and all gradients with a loop over steps and heads."""
     c = config(VARIANT, **changes)
     module, x = body(VARIANT, **changes), normal(batch, length, c.d_model)
     named = leaves(module, x, state)
@@ -64,14 +67,14 @@ def test_every_option_equals_a_loop_over_steps(backend, changes):
 @pytest.mark.parametrize(
     "length, carried", [(1, 1), (1, 13), (2, 6), (9, 6), (17, 13)]
 )
-def test_a_carried_state_equals_a_loop_over_steps(backend, length, carried):
+def test_carried_state_equals_a_loop_over_steps(backend, length, carried):
     check(backend, length, some_state(config(VARIANT), carried))
 
 
 @both
 @pytest.mark.parametrize("length", [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3])
 @pytest.mark.parametrize("span", [3, CHUNK, 2 * CHUNK + 1, 89])
-def test_chunks_and_spans_of_every_relation_agree(backend, length, span):
+def test_chunks_and_spans_of_all_lengths_agree(backend, length, span):
     module, x = body(VARIANT, span=span), normal(2, length, 14)
     named = leaves(module, x)
     results = [
@@ -126,7 +129,7 @@ def test_random_configurations_agree(
 
 @both
 @pytest.mark.parametrize("carried", [0, 6])
-def test_dropout_draws_what_the_loop_draws(backend, carried):
+def test_dropout_masks_equal_those_of_the_loop(backend, carried):
     state = some_state(config(VARIANT), carried) if carried else None
     module, x = body(VARIANT, dropout=0.3).train(), normal(BATCH, 19, 14)
     named, results = leaves(module, x, state), []
@@ -140,9 +143,7 @@ def test_dropout_draws_what_the_loop_draws(backend, carried):
 @both
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_memory_that_nobody_wrote_is_never_read(
-    monkeypatch, backend, dropout, recompute
-):
+def test_uninitialised_memory_is_never_read(monkeypatch, backend, dropout, recompute):
     module, x = body(VARIANT, span=5, dropout=dropout).train(), normal(BATCH, 19, 14)
     module.recompute = recompute
     named = leaves(module, x)
@@ -164,7 +165,7 @@ def test_memory_that_nobody_wrote_is_never_read(
 
 
 @both
-def test_input_of_any_strides(backend):
+def test_input_with_any_strides(backend):
     module = body(VARIANT)
     x = normal(14, 9, BATCH).transpose(0, 2)
     assert not x.is_contiguous()
@@ -174,23 +175,23 @@ def test_input_of_any_strides(backend):
 
 
 @both
-def test_frozen_parameters_get_no_gradient_and_the_others_the_same(backend):
+def test_frozen_parameters_do_not_change_other_gradients(backend):
     module, x = body(VARIANT), normal(BATCH, 19, 14)
-    everyone = leaves(module, x)
-    expected = gradients(module(x, backend=backend)[:1], everyone)
+    all_leaves = leaves(module, x)
+    expected = gradients(module(x, backend=backend)[:1], all_leaves)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_("query" in name or "layer_logits" in name)
     wanted = {
-        name: tensor for name, tensor in everyone.items() if tensor.requires_grad
+        name: tensor for name, tensor in all_leaves.items() if tensor.requires_grad
     }
-    assert 0 < len(wanted) < len(everyone)
-    found = gradients(module(x, backend=backend)[:1], wanted)
-    assert_same(found, {name: expected[name] for name in wanted})
+    assert 0 < len(wanted) < len(all_leaves)
+    actual = gradients(module(x, backend=backend)[:1], wanted)
+    assert_same(actual, {name: expected[name] for name in wanted})
 
 
 @both
-@pytest.mark.parametrize("part", ["y", "keys", "values"])
-def test_gradients_of_a_part_of_the_results(backend, part):
+@pytest.mark.parametrize("output", ["y", "keys", "values"])
+def test_gradients_of_a_single_output(backend, output):
     module, x, state = (
         body(VARIANT),
         normal(BATCH, 19, 14),
@@ -201,7 +202,7 @@ def test_gradients_of_a_part_of_the_results(backend, part):
         y, after, _ = module(x, state, backend=name)
         results.append(
             gradients(
-                [{"y": y, "keys": after.keys[0], "values": after.values[0]}[part]],
+                [{"y": y, "keys": after.keys[0], "values": after.values[0]}[output]],
                 named,
             )
         )
@@ -209,8 +210,8 @@ def test_gradients_of_a_part_of_the_results(backend, part):
 
 
 @both
-def test_nothing_is_kept_between_calls(backend):
-    """Two models, two forwards before a backward, an evaluation in between, a second backward, a copy."""
+def test_calls_are_independent(backend):
+    """With two models, two forwards, an evaluation, a second backward and a copy."""
     one, two = body(VARIANT), body(VARIANT, n_layers=2)
     x = normal(BATCH, 19, 14)
     expected = [
@@ -229,20 +230,20 @@ def test_nothing_is_kept_between_calls(backend):
 
 
 @both
-def test_without_gradients_no_chunk_is_kept(backend, monkeypatch):
-    module, x, kept = body(VARIANT), normal(BATCH, 2 * CHUNK + 3, 14), []
+def test_no_chunk_is_saved_without_gradients(backend, monkeypatch):
+    module, x, saved = body(VARIANT), normal(BATCH, 2 * CHUNK + 3, 14), []
     run = Forward.run
     monkeypatch.setattr(
-        Forward, "run", lambda loop: kept.append(run(loop)) or kept[-1]
+        Forward, "run", lambda loop: saved.append(run(loop)) or saved[-1]
     )
     expected = module(x, backend=backend)[0]
     with torch.no_grad():
         assert_same(module(x, backend=backend)[0], expected, rtol=0, atol=0)
-    assert [len(chunks) for chunks in kept] == [3, 0]
+    assert [len(chunks) for chunks in saved] == [3, 0]
 
 
 @both
-def test_a_second_derivative_is_refused(backend):
+def test_second_derivative_raises(backend):
     module, x = body(VARIANT), normal(2, 5, 14)
     y = module(x, backend=backend)[0]
     with pytest.raises(
@@ -252,7 +253,7 @@ def test_a_second_derivative_is_refused(backend):
 
 
 @both
-def test_under_autocast_it_computes_in_the_dtype_of_the_weights(backend):
+def test_autocast_computes_in_the_dtype_of_the_weights(backend):
     module, x = (
         body(VARIANT).float(),
         normal(2, 5, 14).float().detach().requires_grad_(),
@@ -267,8 +268,8 @@ def test_under_autocast_it_computes_in_the_dtype_of_the_weights(backend):
     assert_same(rounded, module(x, state, backend=backend)[0], rtol=0, atol=0.1)
 
 
-def test_no_shape_depends_on_a_value():
-    """Under fake tensors nothing has a value: what needs one, an `.item()` say, raises."""
+def test_fake_tensors_have_the_right_shapes():
+    """Fake tensors have no values: whatever needs one, such as `.item()`, raises."""
     for carried, dropout in product((0, 6), (0.0, 0.3)):
         module = body(VARIANT, dropout=dropout)
         state = some_state(config(VARIANT), carried) if carried else None
@@ -280,7 +281,7 @@ def test_no_shape_depends_on_a_value():
 
 
 @both
-def test_the_attention_weights_come_from_the_loop(backend):
+def test_attention_weights_equal_those_of_the_loop(backend):
     module, x = body(VARIANT), normal(BATCH, 9, 14)
     y, state, weights = module(x, backend=backend, need_weights=True)
     expected_y, expected_state, expected_weights = module(
@@ -293,7 +294,7 @@ def test_the_attention_weights_come_from_the_loop(backend):
 
 
 @both
-def test_a_language_model_computes_the_same_by_it(backend):
+def test_language_model_computes_the_same(backend):
     by_stack, tokens = model(VARIANT), some_tokens(3, 19)
     by_sequence = copy.deepcopy(by_stack)
     by_sequence.backend = backend
@@ -314,7 +315,7 @@ def test_a_language_model_computes_the_same_by_it(backend):
 @pytest.mark.parametrize(
     "carried, dropout, span", [(0, 0.0, 13), (6, 0.0, 13), (0, 0.3, 5), (3, 0.3, 40)]
 )
-def test_recomputing_changes_what_is_kept_and_no_number(
+def test_recompute_saves_memory_and_changes_no_number(
     backend, carried, dropout, span
 ):
     state = some_state(config(VARIANT, span=span), carried) if carried else None
@@ -322,12 +323,12 @@ def test_recomputing_changes_what_is_kept_and_no_number(
         body(VARIANT, dropout=dropout, span=span).train(),
         normal(BATCH, 2 * CHUNK + 3, 14),
     )
-    named, results, kept = leaves(module, x, state), [], []
+    named, results, saved_bytes = leaves(module, x, state), [], []
     for recompute in (False, True):
         module.recompute = recompute
         torch.manual_seed(4)
         results.append(everything(*module(x, state, backend=backend)[:2]))
-        kept.append(
+        saved_bytes.append(
             sum(
                 tensor.nbytes
                 for tensor in results[-1][0]
@@ -335,15 +336,16 @@ def test_recomputing_changes_what_is_kept_and_no_number(
                 .saved_tensors
             )
         )
-    assert kept[1] < 0.7 * kept[0] if not dropout else kept[1] < kept[0]
+    limit = saved_bytes[0] if dropout else 0.7 * saved_bytes[0]
+    assert saved_bytes[1] < limit
     assert_same(results[1], results[0])
     assert_same(gradients(results[1], named), gradients(results[0], named))
 
 
 @both
 @pytest.mark.parametrize("carried", [1, 4, 5])
-def test_a_decoder_goes_on_from_a_state(backend, carried):
-    """Past the span, and past the room for twice the span; the state stays as it is."""
+def test_decoder_continues_from_a_state(backend, carried):
+    """Beyond the span, and beyond the buffers for twice the span."""
     module, x = (
         body(VARIANT, span=5, dropout=0.3).eval(),
         normal(BATCH, 40, 14).detach(),
@@ -357,7 +359,7 @@ def test_a_decoder_goes_on_from_a_state(backend, carried):
     assert_same([state.keys[0], state.values[0]], before, rtol=0, atol=0)
 
 
-def test_a_decoder_of_an_unknown_backend_is_refused():
+def test_decoder_with_unknown_backend_raises():
     module = body(VARIANT)
     state = module(normal(BATCH, 3, 14))[1].detach()
     with pytest.raises(
@@ -365,3 +367,24 @@ def test_a_decoder_of_an_unknown_backend_is_refused():
         match="backend of a decoder must be one of 'auto', 'sequence', 'native'",
     ):
         module.decoder(state, "stack")
+
+
+class WholeSequenceEngine(PythonEngine):
+    """One chunk for all steps, as a GPU kernel may need, and the other layouts."""
+
+    chunk_steps = sys.maxsize
+    transposed = False
+    copies_matrices = False
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_an_engine_chooses_its_chunk_and_its_layout(monkeypatch, recompute):
+    state = some_state(config(VARIANT), 6)
+    module, x = body(VARIANT), normal(BATCH, 2 * CHUNK + 3, 14)
+    module.recompute = recompute
+    named, results = leaves(module, x, state), []
+    for engine in (PythonEngine, WholeSequenceEngine):
+        monkeypatch.setitem(engines.ENGINES, "sequence", engine)
+        outputs = everything(*module(x, state, backend="sequence")[:2])
+        results.append(outputs + list(gradients(outputs, named).values()))
+    assert_same(results[1], results[0])

@@ -1,13 +1,13 @@
-"""The loop of `fbt.sequence` in C++: built once by whoever wants it, kept for this machine and this torch.
+"""Compile and call `loop.cpp`, the steps of `fbt.sequence` in C++.
 
-`loop.cpp` knows nothing of Python or torch: it takes sizes and addresses, and calls
-the matrix product that torch brings along. So a build takes seconds, and needs a
-compiler but no headers.
+`loop.cpp` does not depend on Python or torch: it takes sizes and addresses, and calls
+the BLAS inside torch. So a build takes seconds and needs a compiler, but no headers.
+The library is kept for this machine and this version of torch.
 
-Nor does it need a lock. `torch.utils.cpp_extension.load` makes a file named `lock`
-while it builds; if it is killed the file stays, and every later call waits for it to
-go. Here two builds at once each compile in a temporary folder of their own, and each
-library takes its name whole.
+A build needs no lock either. `torch.utils.cpp_extension.load` creates a lock file
+while it builds; if it is killed, the file stays, and every later call waits for ever.
+Here each build compiles in a temporary folder of its own, and the complete library is
+then renamed.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from fbt._files import cache_folder, check_owned, sha256, writing_file
-from fbt.native.build import INSTEAD, compiled, try_out
+from fbt.native.build import ALTERNATIVE, compile_library, verify_library
 
 SOURCE = files("fbt.native") / "loop.cpp"
 FLAGS = (
@@ -37,32 +37,31 @@ FLAGS = (
     "-fopenmp",
 )
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
-DIGEST = 64  # hexadecimal digits at the end of a library: the SHA-256 of the rest
+DIGEST = 64  # characters at the end of a library: the SHA-256 of the rest
 
 
 class NotBuilt(RuntimeError):
-    """There is no library for this machine yet."""
+    """The library has not been built on this machine."""
 
 
 def build_native() -> Path:
-    """Compile the native backend, unless this machine has it already for this version of torch.
+    """Compile the native backend, if this version of torch has none yet.
 
-    Takes seconds. Afterwards backend="auto" of a shared-KV model takes it on the CPU,
-    in float32 and float64, in this process and in later ones, and text is generated
-    by it. A damaged library is replaced. A new one takes its place only after another
-    process has loaded it and compared its numbers with those of backend="sequence".
+    Takes seconds. From then on, in this and later processes, shared-KV models with
+    backend="auto" use it on the CPU in float32 and float64, also to generate text. A
+    damaged library is replaced. Before a new library is installed, another process
+    loads it and compares its numbers with those of backend="sequence".
 
     Returns:
-        The library, in the folder that `FBT_CACHE` names or in the user's cache
-        folder.
+        The path of the library, in the folder `FBT_CACHE` or the user's cache folder.
 
     Raises:
-        RuntimeError: this is not Linux, there is no C++ compiler, it failed, or the
-            cache folder is relative or may be written by others; the message says
-            what to do.
-        OSError: the library cannot be written.
+        RuntimeError: if this is not Linux, there is no C++ compiler, the compiler
+            fails, or the cache folder is relative or writable for others. The message
+            says what to do.
+        OSError: if the library cannot be written.
     """
-    library = _place()
+    library = _library_path()
     try:
         _open(library)
     except RuntimeError:
@@ -72,31 +71,31 @@ def build_native() -> Path:
 
 
 def why_not(x: Tensor) -> Exception | None:
-    """Return why tensors like x cannot be computed here, as an error, or None."""
+    """Return why the library cannot compute tensors like x, as an error, or None."""
     if x.device.type != "cpu":
         return ValueError(
-            f'backend="native" computes on the CPU, got {x.device}. {INSTEAD}'
+            f'backend="native" computes on the CPU, got {x.device}. {ALTERNATIVE}'
         )
     if x.dtype not in DTYPES:
         allowed = " or ".join(DTYPES.values())
         return TypeError(
-            f'backend="native" computes in {allowed}, got {x.dtype}. {INSTEAD}'
+            f'backend="native" computes in {allowed}, got {x.dtype}. {ALTERNATIVE}'
         )
     if not is_plain(x):
         return TypeError(
             f'backend="native" reads plain tensors, got a {type(x).__name__}'
         )
     try:
-        _open(_place())
+        _open(_library_path())
     except RuntimeError as error:
         return error
     return None
 
 
 def is_built() -> bool:
-    """Whether `build_native` has run here and its library can be used.
+    """Return whether the library has been built here and can be used.
 
-    Warns, once for each reason, of a library that is there but cannot be used.
+    Warns, once per reason, if there is a library that cannot be used.
     """
     reason = why_not(torch.empty(0, dtype=torch.float32, device="cpu"))
     if reason is not None:
@@ -105,7 +104,7 @@ def is_built() -> bool:
 
 
 def warn_if_refused(reason: Exception) -> None:
-    """Warn, once for each reason, of a library that is there but cannot be used."""
+    """Warn, once per reason, if there is a library that cannot be used."""
     if isinstance(reason, RuntimeError) and not isinstance(reason, NotBuilt):
         _warn(str(reason))
 
@@ -116,33 +115,32 @@ def run(
     sizes: Iterable[int],
     tensors: Iterable[Tensor | None],
 ) -> None:
-    """Run the steps of a chunk.
+    """Compute the steps of a chunk.
 
     Args:
         direction: "forward" or "backward".
-        dtype: float32 or float64, that of all tensors.
-        sizes: the fields of `Sizes` in loop.cpp.
-        tensors: those of `Forward` or `Backward` in loop.cpp, contiguous; None is a
-            null pointer.
+        dtype: float32 or float64.
+        sizes: the fields of `ChunkLayout` in loop.cpp.
+        tensors: the fields of `Forward` or `Backward` in loop.cpp, contiguous; None
+            is a null pointer.
 
     Raises:
-        RuntimeError: there is no library that can be used; the message names
-            `build_native`.
-        MemoryError: the loop needs more memory than there is.
-        TypeError: there is nothing for this dtype, or a tensor has another one or is
-            of a subclass.
-        ValueError: a matrix is too large for the BLAS that torch comes with.
+        RuntimeError: if the library is not built or cannot be used.
+        MemoryError: if there is not enough memory.
+        TypeError: if `dtype` is another one, or a tensor has another dtype or is an
+            instance of a subclass.
+        ValueError: if a matrix is too large for the BLAS inside torch.
     """
     if dtype not in DTYPES:
         allowed = " or ".join(DTYPES.values())
         raise TypeError(
-            f'backend="native" computes in {allowed}, got {dtype}. {INSTEAD}'
+            f'backend="native" computes in {allowed}, got {dtype}. {ALTERNATIVE}'
         )
-    numbers = list(sizes)
+    fields = list(sizes)
     addresses = [None if t is None else _address(t, dtype) for t in tensors]
-    function = getattr(_open(_place()), f"{direction}_{DTYPES[dtype]}")
+    function = getattr(_open(_library_path()), f"{direction}_{DTYPES[dtype]}")
     status = function(
-        (ctypes.c_int64 * len(numbers))(*numbers),
+        (ctypes.c_int64 * len(fields))(*fields),
         (ctypes.c_void_p * len(addresses))(*addresses),
     )
     if status:
@@ -150,105 +148,110 @@ def run(
 
 
 def _error(status: int, direction: str) -> Exception:
-    """The exception for a `Status` of loop.cpp other than `done`."""
+    """Return the exception for a `Status` of loop.cpp other than `done`."""
     if status == 1:
         return MemoryError(
             f'backend="native" ran out of memory in its {direction} pass'
         )
     return ValueError(
-        f'backend="native" needs matrices with less than 2**31 rows and columns. {INSTEAD}'
+        'backend="native" needs matrices with less than 2**31 rows and columns. '
+        f"{ALTERNATIVE}"
     )
 
 
 def _address(tensor: Tensor, dtype: torch.dtype) -> int | None:
-    """Where the numbers of a tensor begin; None if it has none."""
+    """Return the address of a tensor's data; None if it is empty."""
     if not is_plain(tensor):
         raise TypeError(
-            f"loop.cpp reads plain tensors, got a {type(tensor).__name__}"
+            f"tensors for loop.cpp must be plain, got a {type(tensor).__name__}"
         )
     if tensor.dtype != dtype:
         raise TypeError(
-            f"loop.cpp reads tensors of one dtype, {dtype} here, got {tensor.dtype}"
+            f"all tensors for loop.cpp must be {dtype}, got {tensor.dtype}"
         )
     if not tensor.is_contiguous() or tensor.device.type != "cpu":
         raise ValueError(
-            f"loop.cpp reads contiguous tensors on the CPU, got strides {tensor.stride()}"
+            "tensors for loop.cpp must be contiguous and on the CPU, got strides "
+            f"{tensor.stride()} on {tensor.device}"
         )
     return tensor.data_ptr() if tensor.numel() else None
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether the numbers of a tensor are in memory: those of a subclass may be elsewhere, or nowhere."""
+    """Return whether a tensor is not an instance of a subclass.
+
+    The data of a subclass may be elsewhere, or nowhere.
+    """
     return type(tensor) in (Tensor, torch.nn.Parameter)
 
 
 def library_path() -> Path:
-    """Where the library for this source, this torch and this processor is, or would be."""
+    """Return the path of the library for this source, torch and processor."""
     return cache_folder() / "native" / f"loop-{_key()}.so"
 
 
 @functools.cache
 def _key() -> str:
-    """What a library must have been built for: the source, the flags, the version of torch, the processor."""
+    """Return a hash of the source, the flags, torch's version and the processor."""
     cpu = platform.processor()
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
+    cpu_info = Path("/proc/cpuinfo")
+    if cpu_info.is_file():
         features = ("flags", "Features")  # x86 and ARM
-        lines = information.read_text().splitlines()
+        lines = cpu_info.read_text().splitlines()
         cpu = next((line for line in lines if line.startswith(features)), cpu)
-    parts = [
+    inputs = [
         SOURCE.read_text(encoding="utf-8"),
         *FLAGS,
         torch.__version__,
         platform.machine(),
         cpu,
     ]
-    return sha256("\n".join(parts).encode())[:16]
+    return sha256("\n".join(inputs).encode())[:16]
 
 
-def _place() -> Path:
-    """`library_path()`, or a RuntimeError where there is no cache folder."""
+def _library_path() -> Path:
+    """Return `library_path()`; raise a RuntimeError if there is no cache folder."""
     try:
         return library_path()
     except ValueError as error:
         raise RuntimeError(
-            f"the native backend has no folder: {error}. {INSTEAD}"
+            f"could not find a folder for the native backend: {error}. {ALTERNATIVE}"
         ) from error
 
 
 def _build(library: Path) -> None:
-    """Compile the library, try it out under another name, and give it its own."""
+    """Compile the library, test it under another name, and rename it."""
     folders = (library.parent.parent, library.parent)
     _check_owned(f for f in folders if f.exists() or not f.is_absolute())
     code = _compile()
-    for folder in folders:  # one by one: `mode` does not count for parents
+    for folder in folders:  # one by one: `mode` has no effect on parents
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     with writing_file(library) as file:
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         os.chmod(file.fileno(), mode & ~(stat.S_IWGRP | stat.S_IWOTH))  # noqa: PTH101
         file.write(code + sha256(code).encode())
         file.flush()
-        try_out(Path(file.name))
+        verify_library(Path(file.name))
 
 
 def _compile() -> bytes:
-    """The library as bytes, without its digest."""
-    return compiled(SOURCE, FLAGS)
+    """Return the library as bytes, without its digest."""
+    return compile_library(SOURCE, FLAGS)
 
 
-def _check_owned(places: Iterable[Path]) -> None:
+def _check_owned(paths: Iterable[Path]) -> None:
     """Raise a RuntimeError if others may write to one of these files and folders."""
-    for place in places:
+    for path in paths:
         try:
-            check_owned(place)
+            check_owned(path)
         except PermissionError as error:
             raise RuntimeError(
-                f"others could change the library: {error}. {INSTEAD}"
+                f"others could change the library: {error}. {ALTERNATIVE}"
             ) from error
 
 
 def _is_file(path: Path) -> bool:
-    """Whether there is a file; False also in a folder that this user may not read."""
+    """Return whether there is a file; False if this user may not read the folder."""
     try:
         return path.is_file()
     except OSError:
@@ -257,34 +260,36 @@ def _is_file(path: Path) -> bool:
 
 @functools.cache
 def _open(library: Path) -> ctypes.CDLL:
-    """Load the library, after checking who may have written it and its digest.
+    """Load the library, after checking its permissions and its digest.
 
-    Loading runs code, and loading a file that was cut short can end the process.
+    Loading runs code, and loading a truncated file can end the process.
 
     Raises:
-        NotBuilt: there is no library.
-        RuntimeError: it cannot be used; the message says why.
+        NotBuilt: if there is no library.
+        RuntimeError: if it cannot be used; the message says why.
     """
     if sys.platform != "linux" or not _is_file(library):
         raise NotBuilt(
-            f'backend="native" is not built here: call fbt.build_native() once. {INSTEAD}'
+            'backend="native" is not built here: call fbt.build_native() once. '
+            f"{ALTERNATIVE}"
         )
     try:
         _check_owned((library.parent.parent, library.parent, library))
         data = library.read_bytes()
         if sha256(data[:-DIGEST]).encode() != data[-DIGEST:]:
             raise RuntimeError(
-                f"{library} is damaged: call fbt.build_native() again. {INSTEAD}"
+                f"{library} is damaged: call fbt.build_native() again. {ALTERNATIVE}"
             )
         return ctypes.CDLL(str(library))
     except OSError as error:
         raise RuntimeError(
-            f"{library} does not load: {error}. Call fbt.build_native() again. {INSTEAD}"
+            f"{library} does not load: {error}. Call fbt.build_native() again. "
+            f"{ALTERNATIVE}"
         ) from error
 
 
 @functools.cache
 def _warn(reason: str) -> None:
-    """Say once why the native backend is not used."""
-    message = f'backend="auto" does without the native loop: {reason}'
+    """Warn, once per reason, that the native backend is not used."""
+    message = f'backend="auto" does not use the native loop: {reason}'
     warnings.warn(message, RuntimeWarning, stacklevel=3)

@@ -1,4 +1,4 @@
-"""Compile the library, and try it out in a process of its own."""
+"""Compile the library, and test it in a process of its own."""
 
 import json
 import os
@@ -15,14 +15,16 @@ from importlib.resources import as_file
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-INSTEAD = 'Nothing depends on it: backend="sequence" computes the same numbers without a compiler.'
-SECONDS = 600.0  # for the compiler, and for the process that tries the library
-MOST_PRINTED = 2**24  # bytes
-QUOTED = 4000  # bytes of what a command printed
+ALTERNATIVE = (
+    'backend="sequence" computes the same numbers and does not need a compiler.'
+)
+TIME_LIMIT = 600.0  # seconds, for the compiler, and for the test of the library
+OUTPUT_LIMIT = 2**24  # bytes that a command may print
+QUOTED_BYTES = 4000  # of the output, in an error message
 
-# A program that compares outputs and gradients with backend="sequence". It is a text
-# because it needs the whole package, which this module must not import.
-TRIAL = """
+# A program that compares outputs and gradients with backend="sequence". It is a
+# string because it needs the whole package, which this module must not import.
+TEST = """
 import json, pathlib, sys
 sys.path[:], library = json.loads(sys.argv[1]), pathlib.Path(sys.argv[2])
 import torch, fbt
@@ -30,133 +32,143 @@ fbt.native.library_path = lambda: library
 torch.manual_seed(0)
 tokens = torch.randint(5, (3, 11))
 for dtype in fbt.native.DTYPES:
-    model = fbt.LanguageModel(fbt.Config(5, d_model=32, n_heads=2, n_layers=2, d_ff=8, span=7)).to(dtype)
-    found = []
+    config = fbt.Config(5, d_model=32, n_heads=2, n_layers=2, d_ff=8, span=7)
+    model = fbt.LanguageModel(config).to(dtype)
+    results = []
     for model.backend in ("sequence", "native"):
         logits = model(tokens)
-        found.append([logits, *torch.autograd.grad(logits.square().sum(), list(model.parameters()))])
-    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
+        loss = logits.square().sum()
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        results.append([logits, *gradients])
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
 """
 
 
-def compiled(source: Traversable, flags: Sequence[str]) -> bytes:
-    """Compile `source` into a shared library that is linked to torch; return its bytes.
+def compile_library(source: Traversable, flags: Sequence[str]) -> bytes:
+    """Compile `source` into a shared library linked to torch, and return its bytes.
 
     Raises:
-        RuntimeError: this is not Linux, there is no C++ compiler, or it failed, took
-            longer than `SECONDS` or printed more than `MOST_PRINTED` bytes.
-        OSError: there is no room for temporary files.
+        RuntimeError: if this is not Linux, there is no C++ compiler, or it fails,
+            takes longer than `TIME_LIMIT` or prints more than `OUTPUT_LIMIT` bytes.
+        OSError: if temporary files cannot be written.
     """
     if sys.platform != "linux":
         raise RuntimeError(
-            f"build_native works on Linux, and this is {sys.platform!r}. {INSTEAD}"
+            f"build_native works on Linux, got {sys.platform!r}. {ALTERNATIVE}"
         )
-    # Takes longer to import than all of fbt, and is needed only here.
+    # Imported here because it takes longer to import than all of fbt.
     from torch.utils import cpp_extension
 
-    given = cpp_extension.get_cxx_compiler()
+    value = cpp_extension.get_cxx_compiler()
     try:
-        compiler = shlex.split(given)  # with ccache before it, for one
+        compiler = shlex.split(value)  # such as "ccache g++"
     except ValueError as error:
         raise RuntimeError(
-            f"CXX must be a command, got {given[:80]!r}: {error}. {INSTEAD}"
+            f"CXX must be a command, got {value[:80]!r}: {error}. {ALTERNATIVE}"
         ) from error
     if not compiler or shutil.which(compiler[0]) is None:
         raise RuntimeError(
-            f"build_native needs a C++ compiler, and there is no {' '.join(compiler)!r} here: install one "
-            f"(on Debian, Ubuntu and Colab by 'apt install g++') or name yours in the variable CXX. {INSTEAD}"
+            f"build_native could not find the C++ compiler {' '.join(compiler)!r}: "
+            "install one (on Debian, Ubuntu and Colab with 'apt install g++') or set "
+            f"CXX to the command of yours. {ALTERNATIVE}"
         )
-    # From a package inside a zip file the source is put into a file of its own.
-    with tempfile.TemporaryDirectory() as folder, as_file(source) as path:
-        made = Path(folder) / "loop.so"
-        libraries = [
+    # If the package is in a zip file, `as_file` extracts the source.
+    with tempfile.TemporaryDirectory() as folder, as_file(source) as source_path:
+        library = Path(folder) / "loop.so"
+        search_paths = [
             option
-            for place in cpp_extension.library_paths()
-            for option in ("-L", place)
+            for path in cpp_extension.library_paths()
+            for option in ("-L", path)
         ]
         options = [
             *flags,
             "-shared",
             "-fPIC",
-            str(path),
+            str(source_path),
             "-o",
-            str(made),
-            *libraries,
+            str(library),
+            *search_paths,
             "-ltorch_cpu",
         ]
         command = [*compiler, *options]
         _run(" ".join(command), command)
         try:
-            return made.read_bytes()
+            return library.read_bytes()
         except FileNotFoundError as error:
-            name = " ".join(command)
             raise RuntimeError(
-                f"build_native: {name} wrote no library. {INSTEAD}"
+                f"build_native: {' '.join(command)} wrote no library. {ALTERNATIVE}"
             ) from error
 
 
-def try_out(library: Path) -> None:
+def verify_library(library: Path) -> None:
     """Load a library in a process of its own and compare it with backend="sequence".
 
-    A library that is damaged or made for another processor may end the process.
+    A library that is damaged or built for another processor may end the process.
 
     Raises:
-        RuntimeError: it does not load, crashes or computes something else.
+        RuntimeError: if it does not load, crashes or computes other numbers.
     """
-    path = json.dumps([str(place) for place in sys.path])
-    command = [sys.executable, "-W", "ignore", "-c", TRIAL, path, str(library)]
-    _run("the process that tried out the new library", command)
+    path = json.dumps([str(entry) for entry in sys.path])
+    command = [sys.executable, "-W", "ignore", "-c", TEST, path, str(library)]
+    _run("the process that tested the new library", command)
 
 
 def _run(name: str, command: list[str]) -> None:
-    """Run a command without input, within the limits `SECONDS` and `MOST_PRINTED`.
+    """Run a command without input, within `TIME_LIMIT` and `OUTPUT_LIMIT`.
 
     Raises:
-        RuntimeError: it does not start, fails, or exceeds a limit and is killed with
-            all processes it has started. The message contains `name` and what was
-            printed.
+        RuntimeError: if it does not start, fails, or exceeds a limit; it is then
+            killed with all processes it has started. The message contains `name` and
+            the output.
     """
-    # A file and not a pipe, which stays open as long as any process that was started.
-    with tempfile.TemporaryFile() as printed:
+    # Not a pipe, which stays open as long as any process that was started.
+    with tempfile.TemporaryFile() as output:
         try:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=printed,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
         except OSError as error:
             raise RuntimeError(
-                f"build_native: {name} does not start: {error}. {INSTEAD}"
+                f"build_native: {name} does not start: {error}. {ALTERNATIVE}"
             ) from error
         try:
-            problem = _wait(process, printed.fileno())
+            problem = _wait(process, output.fileno())
         except BaseException:
             _kill(process)
             raise
         if problem:
-            printed.seek(0)
+            output.seek(0)
             text = (
-                printed.read(QUOTED).decode(errors="replace").strip()
+                output.read(QUOTED_BYTES).decode(errors="replace").strip()
                 or "It printed nothing."
             )
-            raise RuntimeError(f"build_native: {name} {problem}. {INSTEAD}\n{text}")
+            raise RuntimeError(
+                f"build_native: {name} {problem}. {ALTERNATIVE}\n{text}"
+            )
 
 
-def _wait(process: subprocess.Popen[bytes], printed: int) -> str | None:
-    """Wait for a process; return what went wrong, or None."""
-    deadline = time.monotonic() + SECONDS
+def _wait(process: subprocess.Popen[bytes], output: int) -> str | None:
+    """Wait for a process; return what went wrong, or None.
+
+    Args:
+        process: the process.
+        output: the file descriptor of its output.
+    """
+    deadline = time.monotonic() + TIME_LIMIT
     while process.poll() is None:
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=0.05)
-        size = os.fstat(printed).st_size
-        if size > MOST_PRINTED:
+        size = os.fstat(output).st_size
+        if size > OUTPUT_LIMIT:
             _kill(process)
-            return f"printed more than {MOST_PRINTED} bytes"
+            return f"printed more than {OUTPUT_LIMIT} bytes"
         if time.monotonic() > deadline:
             _kill(process)
-            return f"took more than {SECONDS:g} seconds"
+            return f"did not finish within {TIME_LIMIT:g} seconds"
     if process.returncode < 0:
         number = -process.returncode
         return f"was ended by signal {number} ({signal.strsignal(number)})"
@@ -164,7 +176,7 @@ def _wait(process: subprocess.Popen[bytes], printed: int) -> str | None:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all others of its session."""
+    """End a process and all others in its session."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

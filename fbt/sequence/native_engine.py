@@ -1,0 +1,163 @@
+"""The engine "native": the steps of a chunk in C++ (`fbt.native`)."""
+
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fbt import native
+from fbt.sequence.engine import Engine
+from fbt.sequence.layout import (
+    Buffers,
+    Chunk,
+    ChunkGradients,
+    Layout,
+    MatrixInputs,
+    Outputs,
+    SequenceGradients,
+    Weights,
+)
+from fbt.sequence.norm import plain_norm
+
+GROUP = 64  # sequences that a thread takes through a chunk at once
+# Fields of `SequenceGradients` of which each thread has its own.
+SUMS = ("b_q", "b_o", "b_1", "b_2", "table", "s")
+
+
+class ChunkLayout(NamedTuple):
+    """The struct `ChunkLayout` of loop.cpp, which explains the fields."""
+
+    T: int
+    B: int
+    H: int
+    D: int
+    L: int
+    F: int
+    R: int
+    capacity: int
+    past: int
+    span: int
+    norm_memory: int
+    gelu: int
+    first: int
+    stop: int
+    low: int
+    width: int
+    group: int
+    threads: int
+
+
+class LayerInputs(NamedTuple):
+    """The struct `LayerInputs` of loop.cpp: `MatrixInputs` that C++ fills in."""
+
+    w_q: Tensor
+    w_1: Tensor
+    w_2: Tensor
+
+
+class ForwardTensors(NamedTuple):
+    """The struct `Forward` of loop.cpp."""
+
+    w: Weights
+    out: Outputs
+    chunk: Chunk
+
+
+class BackwardTensors(NamedTuple):
+    """The struct `Backward` of loop.cpp."""
+
+    w: Weights
+    out: Outputs
+    chunk: Chunk
+    grads: ChunkGradients
+    inputs: LayerInputs
+    total: SequenceGradients
+
+
+class NativeEngine(Engine):
+    """Computes a chunk in C++, on the CPU, in float32 or float64."""
+
+    def __init__(self, layout: Layout, weights: Weights) -> None:
+        super().__init__(layout, weights)
+        self.buffers = Buffers(weights.b_q)
+
+    @classmethod
+    def why_not(cls, x: Tensor) -> Exception | None:
+        """Return why tensors like x cannot be computed, as an error, or None."""
+        return native.why_not(x)
+
+    def forward_chunk(self, steps: range, outputs: Outputs, chunk: Chunk) -> None:
+        """Compute the steps of a chunk."""
+        tensors = ForwardTensors(self.weights, outputs, chunk)
+        layout = self.chunk_layout(steps, outputs, chunk, torch.get_num_threads())
+        native.run("forward", outputs.x.dtype, layout, chain(*tensors))
+
+    def backward_chunk(
+        self,
+        steps: range,
+        outputs: Outputs,
+        chunk: Chunk,
+        grads: ChunkGradients,
+        total: SequenceGradients,
+    ) -> MatrixInputs:
+        """Compute the gradients of the steps of a chunk, after all later chunks."""
+        # Each thread adds to sums of its own, so there is one for each group at most.
+        groups = -(-self.layout.B // self.group)
+        layout = self.chunk_layout(
+            steps, outputs, chunk, min(torch.get_num_threads(), groups)
+        )
+        inputs = LayerInputs(
+            w_q=self.buffers.get("w_q", *chunk.y.shape),
+            w_1=self.buffers.get("w_1", *chunk.y.shape),
+            w_2=self.buffers.get("w_2", *chunk.a.shape) if layout.gelu else chunk.a,
+        )
+        sums: dict[str, Any] = {
+            name: None if sum is None else sum.new_zeros(layout.threads, *sum.shape)
+            for name, sum in total._asdict().items()
+            if name in SUMS
+        }
+        tensors = BackwardTensors(
+            self.weights, outputs, chunk, grads, inputs, total._replace(**sums)
+        )
+        native.run("backward", outputs.x.dtype, layout, chain(*tensors))
+        for name, of_threads in sums.items():
+            if of_threads is not None:
+                getattr(total, name).add_(of_threads.sum(0))
+        memories = outputs.m[steps.start : steps.stop]
+        return MatrixInputs(
+            w_o=chunk.o,
+            w_kv=plain_norm(memories)[0] if layout.norm_memory else memories,
+            **inputs._asdict(),
+        )
+
+    @property
+    def group(self) -> int:
+        """The number of sequences that a thread takes at once."""
+        return min(GROUP, -(-self.layout.B // torch.get_num_threads()))
+
+    def chunk_layout(
+        self, steps: range, outputs: Outputs, chunk: Chunk, threads: int
+    ) -> ChunkLayout:
+        """Return the sizes of a chunk."""
+        layout = self.layout
+        return ChunkLayout(
+            T=layout.T,
+            B=layout.B,
+            H=layout.H,
+            D=layout.D,
+            L=layout.L,
+            F=layout.F,
+            R=layout.R,
+            capacity=outputs.keys.shape[1],
+            past=layout.past,
+            span=layout.span,
+            norm_memory=int(layout.sizes.norm_memory),
+            gelu=int(layout.sizes.gelu),
+            first=steps.start,
+            stop=steps.stop,
+            low=layout.oldest_key(steps.start),
+            width=chunk.p.shape[2],
+            group=self.group,
+            threads=threads,
+        )
