@@ -227,4 +227,174 @@ def sweep(model, x, memories):
 """
         ],
     ),
+    "7.1": Answers(
+        wrong={
+            "def flip(state):\n    return state": "no answer changed",
+            """
+def flip(state):
+    return fbt.State(tuple(-key for key in state.keys), state.values)
+""": "need its key",
+            """
+def flip(state):
+    return fbt.State(state.keys, tuple(0 * value for value in state.values))
+""": "answers flipped",
+            """
+def flip(state):
+    return state.keys, tuple(-value for value in state.values)
+""": "return fbt.State",
+        },
+        right=[
+            """
+def flip(state):
+    (value,) = state.values
+    return fbt.State(state.keys, (value[..., [0, 1, 3, 2]],))
+"""
+        ],
+    ),
+    "7.2": Answers(
+        wrong={
+            "def best_guess(table, k):\n    return 1 / len(table)": "lamp, 1 move",
+            """
+def best_guess(table, k):
+    n, moves = table.shape
+    return moves**k / n
+""": "is no probability",
+            """
+def best_guess(table, k):
+    meet = [column.bincount().max() for column in table.T]
+    return (sum(meet) / len(meet) / len(table)).item()
+""": "go through all k moves",
+            "def best_guess(table, k):\n    return 1 - 0.5**k": "bring two states",
+        },
+        right=[
+            """
+import itertools
+
+
+def best_guess(table, k):
+    n, moves = table.shape
+    shares = []
+    for sequence in itertools.product(range(moves), repeat=k):
+        ends = list(range(n))
+        for move in sequence:
+            ends = [table[state, move].item() for state in ends]
+        shares.append(max(ends.count(state) for state in ends) / n)
+    return sum(shares) / len(shares)
+"""
+        ],
+    ),
+    "7.3": Answers(
+        wrong={
+            """
+def compare(first, second):
+    def last(curve, axis):
+        return [p[2] for p in curve if p[axis] <= first[-1][axis]][-1]
+
+    return tuple((last(first, axis), last(second, axis)) for axis in (0, 1))
+""": "not its last ones",
+            """
+def compare(first, second):
+    ends = max(p[2] for p in first), max(p[2] for p in second)
+    return ends, ends
+""": "by those tokens",
+            """
+def compare(first, second):
+    def best(curve, axis):
+        return max(p[2] for p in curve if p[axis] <= first[-1][axis])
+
+    return tuple((best(first, axis), best(second, axis)) for axis in (1, 0))
+""": "tokens come first",
+            "def compare(first, second):\n    return (0.9, 0.6), (0.9, 0.95)": "best weights",
+        },
+        right=[
+            """
+def compare(first, second):
+    budget, pairs = first[-1], []
+    for axis in range(2):
+        reached = []
+        for curve in (first, second):
+            best = 0.0
+            for point in curve:
+                if point[axis] <= budget[axis]:
+                    best = max(best, point[2])
+            reached.append(best)
+        pairs.append(reached)
+    return pairs
+"""
+        ],
+    ),
+    "7.4": Answers(
+        wrong={
+            """
+def lamp_machine():
+    return fbt.LanguageModel(fbt.Config(3, d_model=6, n_heads=1, n_layers=2))
+""": "one layer must do",
+            """
+def lamp_machine():
+    sizes = {"d_model": 6, "n_heads": 1, "n_layers": 1}
+    model = fbt.LanguageModel(fbt.Config(3, **sizes))
+    model.head.weight.data.zero_()
+    model.head.bias.data = torch.tensor([1.0, 0.0, 0.0])
+    return model
+""": "must turn over",
+            """
+def lamp_machine():
+    sizes = {"d_model": 6, "n_heads": 1, "n_layers": 1, "d_ff": 4, "span": 1}
+    model = fbt.LanguageModel(fbt.Config(3, memory="top", **sizes))
+    layer = model.body.layers[0]
+    wait, push, off = [0, 0, -1, 1, -1, 1], [0, 0, 1, -1, -1, 1], [0, 0, -1, 1, 1, -1]
+    keep_p = torch.diag(torch.tensor([1, 1, 0, 0, 0, 0]))
+    into_p = torch.outer(torch.tensor([1, -1, 0, 0, 0, 0]), torch.tensor([1, 1, -1, 1]))
+    weights = {
+        model.token_embedding.weight: [wait, push, off],
+        model.body.key_values[0].value.weight: keep_p,
+        layer.attention.output.weight: torch.eye(6),
+        layer.feed_forward.inner.weight: [
+            [-1, 0, 1, 0, 0, 0],
+            [1, 0, -1, 0, 0, 0],
+            [1, 0, 0, 0, 0, 0],
+            [-1, 0, 0, 0, 0, 0],
+        ],
+        layer.feed_forward.inner.bias: [0, 0, 0, 0],
+        layer.feed_forward.outer.weight: into_p,
+        layer.feed_forward.outer.bias: [-1, 1, 0, 0, 0, 0],
+        model.head.weight: [[-3, 0, 0, 0, 0, 0], [3, 0, 0, 0, 0, 0], [0] * 6],
+        model.head.bias: [0, 0, -9],
+    }
+    for parameter, value in weights.items():
+        parameter.data.copy_(torch.as_tensor(value))
+    return model
+""": "win over either p",
+        },
+        right=[
+            """
+def lamp_machine():
+    sizes = {"d_model": 6, "n_heads": 1, "n_layers": 1, "d_ff": 4, "span": 1}
+    model = fbt.LanguageModel(fbt.Config(3, memory="top", **sizes))
+    layer = model.body.layers[0]
+    wait, push, off = [0, 0, -1, 1, -1, 1], [0, 0, 1, -1, -1, 1], [0, 0, -1, 1, 1, -1]
+    keep_p = torch.diag(torch.tensor([1, 1, 0, 0, 0, 0]))
+    into_p = torch.outer(torch.tensor([1, -1, 0, 0, 0, 0]), torch.tensor([1, 1, -1, 1]))
+    weights = {
+        model.token_embedding.weight: [wait, push, off],
+        model.body.key_values[0].value.weight: keep_p,
+        layer.attention.output.weight: torch.eye(6),
+        layer.feed_forward.inner.weight: [
+            [-1, 0, 1, 0, -1, 0],
+            [1, 0, -1, 0, -1, 0],
+            [1, 0, 0, 0, 0, 0],
+            [-1, 0, 0, 0, 0, 0],
+        ],
+        layer.feed_forward.inner.bias: [-1, -1, 0, 0],
+        layer.feed_forward.outer.weight: into_p,
+        layer.feed_forward.outer.bias: [-1, 1, 0, 0, 0, 0],
+        model.head.weight: [[-3, 0, 0, 0, 0, 0], [3, 0, 0, 0, 0, 0], [0] * 6],
+        model.head.bias: [0, 0, -9],
+    }
+    for parameter, value in weights.items():
+        parameter.data.copy_(torch.as_tensor(value))
+    return model
+"""
+        ],
+    ),
 }
