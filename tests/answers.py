@@ -304,7 +304,10 @@ def compare(first, second):
 
     return tuple((best(first, axis), best(second, axis)) for axis in (1, 0))
 """: "tokens come first",
-            "def compare(first, second):\n    return (0.9, 0.6), (0.9, 0.95)": "best weights",
+            """
+def compare(first, second):
+    return (0.9, 0.6), (0.9, 0.95)
+""": "best weights",
         },
         right=[
             """
@@ -344,7 +347,8 @@ def lamp_machine():
     layer = model.body.layers[0]
     wait, push, off = [0, 0, -1, 1, -1, 1], [0, 0, 1, -1, -1, 1], [0, 0, -1, 1, 1, -1]
     keep_p = torch.diag(torch.tensor([1, 1, 0, 0, 0, 0]))
-    into_p = torch.outer(torch.tensor([1, -1, 0, 0, 0, 0]), torch.tensor([1, 1, -1, 1]))
+    to_p, into_p = torch.zeros(6, 1), torch.tensor([1, 1, -1, 1])
+    to_p[:2, 0] = torch.tensor([1.0, -1.0])
     weights = {
         model.token_embedding.weight: [wait, push, off],
         model.body.key_values[0].value.weight: keep_p,
@@ -356,7 +360,7 @@ def lamp_machine():
             [-1, 0, 0, 0, 0, 0],
         ],
         layer.feed_forward.inner.bias: [0, 0, 0, 0],
-        layer.feed_forward.outer.weight: into_p,
+        layer.feed_forward.outer.weight: to_p * into_p,
         layer.feed_forward.outer.bias: [-1, 1, 0, 0, 0, 0],
         model.head.weight: [[-3, 0, 0, 0, 0, 0], [3, 0, 0, 0, 0, 0], [0] * 6],
         model.head.bias: [0, 0, -9],
@@ -374,7 +378,8 @@ def lamp_machine():
     layer = model.body.layers[0]
     wait, push, off = [0, 0, -1, 1, -1, 1], [0, 0, 1, -1, -1, 1], [0, 0, -1, 1, 1, -1]
     keep_p = torch.diag(torch.tensor([1, 1, 0, 0, 0, 0]))
-    into_p = torch.outer(torch.tensor([1, -1, 0, 0, 0, 0]), torch.tensor([1, 1, -1, 1]))
+    to_p, into_p = torch.zeros(6, 1), torch.tensor([1, 1, -1, 1])
+    to_p[:2, 0] = torch.tensor([1.0, -1.0])
     weights = {
         model.token_embedding.weight: [wait, push, off],
         model.body.key_values[0].value.weight: keep_p,
@@ -386,7 +391,7 @@ def lamp_machine():
             [-1, 0, 0, 0, 0, 0],
         ],
         layer.feed_forward.inner.bias: [-1, -1, 0, 0],
-        layer.feed_forward.outer.weight: into_p,
+        layer.feed_forward.outer.weight: to_p * into_p,
         layer.feed_forward.outer.bias: [-1, 1, 0, 0, 0, 0],
         model.head.weight: [[-3, 0, 0, 0, 0, 0], [3, 0, 0, 0, 0, 0], [0] * 6],
         model.head.bias: [0, 0, -9],
