@@ -1,8 +1,8 @@
-"""Answers to the book's exercises that readers may give, beside the printed solutions.
+"""Answers to the book's exercises that readers may give, beside the solutions.
 
-For each exercise: answers that its check must reject, of different kinds and each with
-a word that its hint must contain, and answers that it must accept although they differ
-from the solution. Each answer replaces the whole stub.
+For each exercise: answers of different kinds that its check must reject, each with a
+part of its hint, and answers that it must accept although they differ from the
+solution. Each answer replaces the whole stub.
 """
 
 from typing import NamedTuple
@@ -170,9 +170,9 @@ def without_loop(model, x):
     ),
     "2.2": Answers(
         wrong={
-            "earliest = dict(parallel=5, learned=0, top=0, embedding=5, blocks=8)": "embedding",
-            "earliest = dict(parallel=5, learned=0, top=0, embedding=None, blocks=None)": "3 right",
-            "earliest = dict(parallel=7, learned=5, top=0, embedding=7, blocks=0)": "parallel, learned, blocks",
+            "earliest |= dict(learned=0, top=0, embedding=5)": "embedding",
+            "earliest |= dict(parallel=5, learned=0, top=0)": "3 right",
+            "earliest |= dict(parallel=7, learned=5, top=0)": "parallel, learned",
         },
         right=[
             "earliest.update(parallel=5, learned=0, top=0, embedding=7, blocks=8)"
