@@ -354,10 +354,10 @@ def score_endings(model, prompt, endings):
     ),
     "3.3": Answers(
         wrong={
-            "def absorb(W_k, W_v, W_q, W_o): return W_k @ W_q, W_o @ W_v": "W_o is right",
-            "def absorb(W_k, W_v, W_q, W_o): return W_k.T @ W_q, W_v @ W_o": "W_q is right",
-            "def absorb(W_k, W_v, W_q, W_o): return W_q, W_o": "begin with W_q",
-            "def absorb(W_k, W_v, W_q, W_o): return W_k.T @ W_q": "Not yet",
+            "def absorb(k, v, q, o): return k @ q, o @ v": "W_o is right",
+            "def absorb(k, v, q, o): return k.T @ q, v @ o": "W_q is right",
+            "def absorb(k, v, q, o): return q, o": "begin with W_q",
+            "def absorb(k, v, q, o): return k.T @ q": "Not yet",
         },
         right=[
             """
