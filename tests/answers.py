@@ -233,7 +233,7 @@ def sweep(model, x, memories):
 def cache_bytes(config, batch_size, length, bytes_per_number=4):
     steps = min(length, config.span)
     return config.n_layers * batch_size * steps * config.d_model * bytes_per_number
-""": "a key and a value",
+""": "is there a key",
             """
 def cache_bytes(config, batch_size, length, bytes_per_number=4):
     caches = 1 if config.variant == "shared-kv" else config.n_layers
@@ -244,7 +244,7 @@ def cache_bytes(config, batch_size, length, bytes_per_number=4):
     steps = min(length, config.span)
     numbers = 2 * config.n_layers * batch_size * steps * config.d_model
     return numbers * bytes_per_number
-""": "shared-kv, 1 sequences, 4 steps: how many caches",
+""": "shared-kv, 2 sequences, 4 steps: how many caches",
             """
 def cache_bytes(config, batch_size, length, bytes_per_number=4):
     caches = 1 if config.variant == "shared-kv" else config.n_layers
@@ -252,7 +252,7 @@ def cache_bytes(config, batch_size, length, bytes_per_number=4):
 """: "bytes, not numbers",
             """
 def cache_bytes(config, batch_size, length, bytes_per_number=4):
-    return config.n_heads * length
+    return 1000 * length
 """: "which sizes matter",
             "def cache_bytes(*args): return 'many'": "Not yet",
             "def cache_bytes(*args): return 0": "which sizes matter",
