@@ -227,4 +227,144 @@ def sweep(model, x, memories):
 """
         ],
     ),
+    "3.1": Answers(
+        wrong={
+            """
+def cache_bytes(config, batch_size, length, bytes_per_number=4):
+    steps = min(length, config.span)
+    return config.n_layers * batch_size * steps * config.d_model * bytes_per_number
+""": "is there a key",
+            """
+def cache_bytes(config, batch_size, length, bytes_per_number=4):
+    caches = 1 if config.variant == "shared-kv" else config.n_layers
+    return caches * 2 * batch_size * length * config.d_model * bytes_per_number
+""": "beyond the span",
+            """
+def cache_bytes(config, batch_size, length, bytes_per_number=4):
+    steps = min(length, config.span)
+    numbers = 2 * config.n_layers * batch_size * steps * config.d_model
+    return numbers * bytes_per_number
+""": "shared-kv, 2 sequences, 4 steps: how many caches",
+            """
+def cache_bytes(config, batch_size, length, bytes_per_number=4):
+    caches = 1 if config.variant == "shared-kv" else config.n_layers
+    return caches * 2 * batch_size * min(length, config.span) * config.d_model
+""": "bytes, not numbers",
+            """
+def cache_bytes(config, batch_size, length, bytes_per_number=4):
+    return 1000 * length
+""": "which sizes matter",
+            "def cache_bytes(*args): return 'many'": "Not yet",
+            "def cache_bytes(*args): return 0": "which sizes matter",
+        },
+        right=[
+            """
+def cache_bytes(config, batch_size, length, bytes_per_number=4):
+    caches = {"shared-kv": 1}.get(config.variant, config.n_layers)
+    width = config.d_model // config.n_heads
+    shape = 2, caches, batch_size, config.n_heads, min(length, config.span), width
+    return torch.Size(shape).numel() * bytes_per_number
+""",
+        ],
+    ),
+    "3.2": Answers(
+        wrong={
+            """
+def score_endings(model, prompt, endings):
+    scores = []
+    for ending in endings:
+        logs = model(torch.cat([prompt, ending])[None])[0].log_softmax(-1)
+        rows = logs[len(prompt) - 1 : -1]
+        scores.append(rows.gather(1, ending[:, None]).sum())
+    return scores
+""": "more than once",
+            """
+def score_endings(model, prompt, endings):
+    logits, state = model(prompt[None], return_state=True)
+    scores = []
+    for ending in endings:
+        rows = logits[:, -1:]
+        if len(ending) > 1:
+            more, state = model(ending[None, :-1], state, return_state=True)
+            rows = torch.cat([rows, more], dim=1)
+        logs = rows[0].log_softmax(-1)
+        scores.append(logs.gather(1, ending[:, None]).sum())
+    return scores
+""": "start from the prompt",
+            """
+def score_endings(model, prompt, endings):
+    _, state = model(prompt[None], return_state=True)
+    scores = []
+    for ending in endings:
+        logs = model(ending[None], state)[0, :-1].log_softmax(-1)
+        scores.append(logs.gather(1, ending[1:, None]).sum())
+    return scores
+""": "first tokens",
+            """
+def score_endings(model, prompt, endings):
+    logits, state = model(prompt[None], return_state=True)
+    losses = []
+    for ending in endings:
+        rows = torch.cat([logits[0, -1:], model(ending[None], state)[0, :-1]])
+        losses.append(F.cross_entropy(rows, ending, reduction="sum"))
+    return losses
+""": "a loss",
+            """
+def score_endings(model, prompt, endings):
+    logits, state = model(prompt[None], return_state=True)
+    losses = []
+    for ending in endings:
+        rows = torch.cat([logits[0, -1:], model(ending[None], state)[0, :-1]])
+        losses.append(-F.cross_entropy(rows, ending))
+    return losses
+""": "means",
+            """
+def score_endings(model, prompt, endings):
+    logits, state = model(prompt[None], return_state=True)
+    return [logits[0, -1, ending].sum() for ending in endings]
+""": "numbers differ",
+            "def score_endings(model, prompt, endings): return [0.0]": "3 numbers",
+        },
+        right=[
+            # All endings in one batch, padded, from one state.
+            """
+def score_endings(model, prompt, endings):
+    logits, state = model(prompt[None], return_state=True)
+    count = len(endings)
+    padded = nn.utils.rnn.pad_sequence(endings, batch_first=True)
+    states = state.map(lambda cache: cache.expand(count, -1, -1, -1))
+    first = logits[:, -1:].expand(count, -1, -1)
+    rows = torch.cat([first, model(padded, states)[:, :-1]], dim=1)
+    logs = rows.log_softmax(-1).gather(2, padded[..., None])[..., 0]
+    lengths = torch.tensor([len(ending) for ending in endings])
+    return (logs * (torch.arange(logs.shape[1]) < lengths[:, None])).sum(1)
+""",
+            # Tensors of one element.
+            """
+def score_endings(model, prompt, endings):
+    logits, state = model(prompt[None], return_state=True)
+    scores = []
+    for ending in endings:
+        rows = torch.cat([logits[:, -1:], model(ending[None], state)[:, :-1]], dim=1)
+        logs = rows.log_softmax(-1).gather(2, ending[None, :, None])
+        scores.append(logs.sum(dim=1)[0])
+    return scores
+""",
+        ],
+    ),
+    "3.3": Answers(
+        wrong={
+            "def absorb(k, v, q, o): return k @ q, o @ v": "W_o is right",
+            "def absorb(k, v, q, o): return k.T @ q, v @ o": "W_q is right",
+            "def absorb(k, v, q, o): return q, o": "begin with W_q",
+            "def absorb(k, v, q, o): return k.T @ q": "Not yet",
+        },
+        right=[
+            """
+def absorb(W_k, W_v, W_q, W_o):
+    query = torch.einsum("dk,dq->kq", W_k, W_q)
+    return query, (W_v.T @ W_o.T).T
+"""
+        ],
+    ),
 }
