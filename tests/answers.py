@@ -229,12 +229,18 @@ def sweep(model, x, memories):
     ),
     "4.1": Answers(
         wrong={
-            "def items_copied(steps, span):\n    return steps * (steps - 1) // 2": "use the span",
+            """
+def items_copied(steps, span):
+    return steps * (steps - 1) // 2
+""": "use the span",
             """
 def items_copied(steps, span):
     return sum(min(t, span) for t in range(steps + 1))
 """: "reads the last item",
-            "def items_copied(steps, span):\n    return steps * span": "does step t see",
+            """
+def items_copied(steps, span):
+    return steps * span
+""": "does step t see",
         },
         right=[
             """
@@ -338,7 +344,8 @@ class Slide(torch.autograd.Function):
     def backward(ctx, grad):
         earlier = grad[..., :-1, :]
         if ctx.full:
-            earlier = torch.cat([torch.zeros_like(earlier[..., :1, :]), earlier], dim=-2)
+            zero = torch.zeros_like(earlier[..., :1, :])
+            earlier = torch.cat([zero, earlier], dim=-2)
         return earlier, grad[..., -1:, :], None, None, None
 """
         ],
