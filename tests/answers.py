@@ -367,4 +367,179 @@ def absorb(W_k, W_v, W_q, W_o):
 """
         ],
     ),
+    "4.1": Answers(
+        wrong={
+            """
+def items_copied(steps, span):
+    return steps * (steps - 1) // 2
+""": "use the span",
+            """
+def items_copied(steps, span):
+    return sum(min(t, span) for t in range(steps + 1))
+""": "reads the last item",
+            """
+def items_copied(steps, span):
+    return steps * span
+""": "does step t see",
+        },
+        right=[
+            """
+def items_copied(steps, span):
+    full = min(steps - 1, span)
+    return full * (full + 1) // 2 + max(0, steps - 1 - span) * span
+"""
+        ],
+    ),
+    "4.2": Answers(
+        wrong={
+            """
+class Slide(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, window, item, buffer, t, span):
+        buffer[..., t : t + 1, :] = item
+        return buffer.data[..., : t + 1, :]
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad[..., :-1, :], grad[..., -1:, :], None, None, None
+""": "windows still grow",
+            """
+class Slide:
+    @staticmethod
+    def apply(window, item, buffer, t, span):
+        return torch.cat([window, item], dim=-2)[..., -span:, :]
+""": "it copies",
+            """
+class Slide(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, window, item, buffer, t, span):
+        ctx.window = window.clone()
+        buffer[..., t : t + 1, :] = item
+        return buffer.data[..., max(0, t + 1 - span) : t + 1, :]
+
+    @staticmethod
+    def backward(ctx, grad):
+        dropped = ctx.window.shape[-2] + 1 - grad.shape[-2]
+        earlier = F.pad(grad[..., :-1, :], (0, 0, dropped, 0))
+        return earlier, grad[..., -1:, :], None, None, None
+""": "save no tensor",
+            """
+class Slide:
+    @staticmethod
+    def apply(window, item, buffer, t, span):
+        buffer.data[..., t : t + 1, :] = item.detach()
+        return buffer.data[..., max(0, t + 1 - span) : t + 1, :]
+""": "no gradient",
+            """
+class Slide(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, window, item, buffer, t, span):
+        buffer[..., t : t + 1, :] = item
+        return buffer.data[..., max(0, t + 1 - span) : t + 1, :]
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad[..., :-1, :], grad[..., -1:, :], None, None, None
+""": "as long as the window was",
+            """
+class Slide(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, window, item, buffer, t, span):
+        buffer[..., t : t + 1, :] = item
+        ctx.rows = window.shape[-2]
+        return buffer.data[..., max(0, t + 1 - span) : t + 1, :]
+
+    @staticmethod
+    def backward(ctx, grad):
+        dropped = ctx.rows + 1 - grad.shape[-2]
+        earlier = F.pad(grad[..., :-1, :], (0, 0, 0, dropped))
+        return earlier, grad[..., -1:, :], None, None, None
+""": "At which end",
+            """
+class Slide(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, window, item, buffer, t, span):
+        buffer[..., t : t + 1, :] = item
+        ctx.shape = window.shape
+        return buffer.data[..., max(0, t + 1 - span) : t + 1, :]
+
+    @staticmethod
+    def backward(ctx, grad):
+        earlier = torch.zeros(ctx.shape, dtype=grad.dtype)
+        kept = grad.shape[-2] - 1
+        earlier[..., ctx.shape[-2] - kept :, :] = grad.data[..., :-1, :]
+        return earlier, grad[..., -1:, :], None, None, None
+""": "second derivative",
+        },
+        right=[
+            """
+class Slide(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, window, item, buffer, t, span):
+        buffer.data[..., t, :] = item[..., 0, :]
+        ctx.full = window.shape[-2] == span
+        return buffer.data[..., : t + 1, :][..., -span:, :]
+
+    @staticmethod
+    def backward(ctx, grad):
+        earlier = grad[..., :-1, :]
+        if ctx.full:
+            zero = torch.zeros_like(earlier[..., :1, :])
+            earlier = torch.cat([zero, earlier], dim=-2)
+        return earlier, grad[..., -1:, :], None, None, None
+"""
+        ],
+    ),
+    "4.3": Answers(
+        wrong={
+            """
+def trustworthy(make):
+    x, weight = normal(2, 3, 13, 4), normal(4, 4)
+    results = [loop(x, weight, m(13, 5)) for m in (make, makers["TorchStack"])]
+    return torch.allclose(*results)
+""": "the usual way",
+            """
+def trustworthy(make):
+    x, weight = normal(2, 3, 13, 4).requires_grad_(), normal(4, 4)
+    results = [loop(x, weight, m(13, 3)) for m in (make, makers["TorchStack"])]
+    results = [grad(y.sum() + 0 * x.sum(), x)[0] for y in results]
+    return torch.equal(*results)
+""": "rejects MemoryStack",
+            """
+def gradient_of(make, length, span):
+    x, weight = normal(2, 3, length, 4).requires_grad_(), normal(4, 4)
+    one, two = (loop(z, weight, make(length, span)) for z in (x, x.flip(2)))
+    return grad(one.square().sum() + two.sum(), x)[0]
+
+
+def trustworthy(make):
+    both = (gradient_of(m, 13, 3) for m in (make, makers["TorchStack"]))
+    return torch.allclose(*both)
+""": "more than 3 items",
+            """
+def gradient_of(make, length, span):
+    x, weight = normal(2, 3, length, 4).requires_grad_(), normal(4, 4)
+    one, two = (loop(z, weight, make(length, span)) for z in (x, x.flip(2)))
+    return grad(one.square().sum() + two.sum(), x)[0]
+
+
+def trustworthy(make):
+    both = (gradient_of(m, 7, 5) for m in (make, makers["TorchStack"]))
+    return torch.allclose(*both)
+""": "first two spans",
+            "def trustworthy(make):\n    return 1": "True or False",
+        },
+        right=[
+            """
+def trustworthy(make):
+    weight = normal(3, 3).requires_grad_()
+    xs = [normal(1, 1, 20, 3, seed=s) for s in (1, 2)]
+    sums = []
+    for m in (make, makers["TorchStack"]):
+        ys = [loop(x, weight, m(20, 6)) for x in xs]
+        sums.append(grad(ys[0].sum() + ys[1].square().sum(), weight)[0])
+    return bool((sums[0] - sums[1]).abs().max() < 1e-9)
+"""
+        ],
+    ),
 }
