@@ -1,8 +1,8 @@
-"""Answers to the book's exercises that readers may give, beside the printed solutions.
+"""Answers to the book's exercises that readers may give, beside the solutions.
 
-For each exercise: answers that its check must reject, of different kinds and each with
-a word that its hint must contain, and answers that it must accept although they differ
-from the solution. Each answer replaces the whole stub.
+For each exercise: answers of different kinds that its check must reject, each with a
+part of its hint, and answers that it must accept although they differ from the
+solution. Each answer replaces the whole stub.
 """
 
 from typing import NamedTuple
@@ -170,9 +170,9 @@ def without_loop(model, x):
     ),
     "2.2": Answers(
         wrong={
-            "earliest = dict(parallel=5, learned=0, top=0, embedding=5, blocks=8)": "embedding",
-            "earliest = dict(parallel=5, learned=0, top=0, embedding=None, blocks=None)": "3 right",
-            "earliest = dict(parallel=7, learned=5, top=0, embedding=7, blocks=0)": "parallel, learned, blocks",
+            "earliest |= dict(learned=0, top=0, embedding=5)": "embedding",
+            "earliest |= dict(parallel=5, learned=0, top=0)": "3 right",
+            "earliest |= dict(parallel=7, learned=5, top=0)": "parallel, learned",
         },
         right=[
             "earliest.update(parallel=5, learned=0, top=0, embedding=7, blocks=8)"
@@ -224,6 +224,321 @@ def sweep(model, x, memories):
         outputs.append(all_steps(layer, outputs[-1], model.norm(memories)))
     shares = torch.softmax(model.logits, dim=0)
     return outputs[-1], torch.stack(outputs, dim=-1) @ shares
+"""
+        ],
+    ),
+    "3.1": Answers(
+        wrong={
+            """
+def cache_bytes(config, batch_size, length, bytes_per_number=4):
+    steps = min(length, config.span)
+    return config.n_layers * batch_size * steps * config.d_model * bytes_per_number
+""": "is there a key",
+            """
+def cache_bytes(config, batch_size, length, bytes_per_number=4):
+    caches = 1 if config.variant == "shared-kv" else config.n_layers
+    return caches * 2 * batch_size * length * config.d_model * bytes_per_number
+""": "beyond the span",
+            """
+def cache_bytes(config, batch_size, length, bytes_per_number=4):
+    steps = min(length, config.span)
+    numbers = 2 * config.n_layers * batch_size * steps * config.d_model
+    return numbers * bytes_per_number
+""": "shared-kv, 2 sequences, 4 steps: how many caches",
+            """
+def cache_bytes(config, batch_size, length, bytes_per_number=4):
+    caches = 1 if config.variant == "shared-kv" else config.n_layers
+    return caches * 2 * batch_size * min(length, config.span) * config.d_model
+""": "bytes, not numbers",
+            """
+def cache_bytes(config, batch_size, length, bytes_per_number=4):
+    return 1000 * length
+""": "which sizes matter",
+            "def cache_bytes(*args): return 'many'": "Not yet",
+            "def cache_bytes(*args): return 0": "which sizes matter",
+        },
+        right=[
+            """
+def cache_bytes(config, batch_size, length, bytes_per_number=4):
+    caches = {"shared-kv": 1}.get(config.variant, config.n_layers)
+    width = config.d_model // config.n_heads
+    shape = 2, caches, batch_size, config.n_heads, min(length, config.span), width
+    return torch.Size(shape).numel() * bytes_per_number
+""",
+        ],
+    ),
+    "3.2": Answers(
+        wrong={
+            """
+def score_endings(model, prompt, endings):
+    scores = []
+    for ending in endings:
+        logs = model(torch.cat([prompt, ending])[None])[0].log_softmax(-1)
+        rows = logs[len(prompt) - 1 : -1]
+        scores.append(rows.gather(1, ending[:, None]).sum())
+    return scores
+""": "more than once",
+            """
+def score_endings(model, prompt, endings):
+    logits, state = model(prompt[None], return_state=True)
+    scores = []
+    for ending in endings:
+        rows = logits[:, -1:]
+        if len(ending) > 1:
+            more, state = model(ending[None, :-1], state, return_state=True)
+            rows = torch.cat([rows, more], dim=1)
+        logs = rows[0].log_softmax(-1)
+        scores.append(logs.gather(1, ending[:, None]).sum())
+    return scores
+""": "start from the prompt",
+            """
+def score_endings(model, prompt, endings):
+    _, state = model(prompt[None], return_state=True)
+    scores = []
+    for ending in endings:
+        logs = model(ending[None], state)[0, :-1].log_softmax(-1)
+        scores.append(logs.gather(1, ending[1:, None]).sum())
+    return scores
+""": "first tokens",
+            """
+def score_endings(model, prompt, endings):
+    logits, state = model(prompt[None], return_state=True)
+    losses = []
+    for ending in endings:
+        rows = torch.cat([logits[0, -1:], model(ending[None], state)[0, :-1]])
+        losses.append(F.cross_entropy(rows, ending, reduction="sum"))
+    return losses
+""": "a loss",
+            """
+def score_endings(model, prompt, endings):
+    logits, state = model(prompt[None], return_state=True)
+    losses = []
+    for ending in endings:
+        rows = torch.cat([logits[0, -1:], model(ending[None], state)[0, :-1]])
+        losses.append(-F.cross_entropy(rows, ending))
+    return losses
+""": "means",
+            """
+def score_endings(model, prompt, endings):
+    logits, state = model(prompt[None], return_state=True)
+    return [logits[0, -1, ending].sum() for ending in endings]
+""": "numbers differ",
+            "def score_endings(model, prompt, endings): return [0.0]": "3 numbers",
+        },
+        right=[
+            # All endings in one batch, padded, from one state.
+            """
+def score_endings(model, prompt, endings):
+    logits, state = model(prompt[None], return_state=True)
+    count = len(endings)
+    padded = nn.utils.rnn.pad_sequence(endings, batch_first=True)
+    states = state.map(lambda cache: cache.expand(count, -1, -1, -1))
+    first = logits[:, -1:].expand(count, -1, -1)
+    rows = torch.cat([first, model(padded, states)[:, :-1]], dim=1)
+    logs = rows.log_softmax(-1).gather(2, padded[..., None])[..., 0]
+    lengths = torch.tensor([len(ending) for ending in endings])
+    return (logs * (torch.arange(logs.shape[1]) < lengths[:, None])).sum(1)
+""",
+            # Tensors of one element.
+            """
+def score_endings(model, prompt, endings):
+    logits, state = model(prompt[None], return_state=True)
+    scores = []
+    for ending in endings:
+        rows = torch.cat([logits[:, -1:], model(ending[None], state)[:, :-1]], dim=1)
+        logs = rows.log_softmax(-1).gather(2, ending[None, :, None])
+        scores.append(logs.sum(dim=1)[0])
+    return scores
+""",
+        ],
+    ),
+    "3.3": Answers(
+        wrong={
+            "def absorb(k, v, q, o): return k @ q, o @ v": "W_o is right",
+            "def absorb(k, v, q, o): return k.T @ q, v @ o": "W_q is right",
+            "def absorb(k, v, q, o): return q, o": "begin with W_q",
+            "def absorb(k, v, q, o): return k.T @ q": "Not yet",
+        },
+        right=[
+            """
+def absorb(W_k, W_v, W_q, W_o):
+    query = torch.einsum("dk,dq->kq", W_k, W_q)
+    return query, (W_v.T @ W_o.T).T
+"""
+        ],
+    ),
+    "4.1": Answers(
+        wrong={
+            """
+def items_copied(steps, span):
+    return steps * (steps - 1) // 2
+""": "use the span",
+            """
+def items_copied(steps, span):
+    return sum(min(t, span) for t in range(steps + 1))
+""": "reads the last item",
+            """
+def items_copied(steps, span):
+    return steps * span
+""": "does step t see",
+        },
+        right=[
+            """
+def items_copied(steps, span):
+    full = min(steps - 1, span)
+    return full * (full + 1) // 2 + max(0, steps - 1 - span) * span
+"""
+        ],
+    ),
+    "4.2": Answers(
+        wrong={
+            """
+class Slide(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, window, item, buffer, t, span):
+        buffer[..., t : t + 1, :] = item
+        return buffer.data[..., : t + 1, :]
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad[..., :-1, :], grad[..., -1:, :], None, None, None
+""": "windows still grow",
+            """
+class Slide:
+    @staticmethod
+    def apply(window, item, buffer, t, span):
+        return torch.cat([window, item], dim=-2)[..., -span:, :]
+""": "it copies",
+            """
+class Slide(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, window, item, buffer, t, span):
+        ctx.window = window.clone()
+        buffer[..., t : t + 1, :] = item
+        return buffer.data[..., max(0, t + 1 - span) : t + 1, :]
+
+    @staticmethod
+    def backward(ctx, grad):
+        dropped = ctx.window.shape[-2] + 1 - grad.shape[-2]
+        earlier = F.pad(grad[..., :-1, :], (0, 0, dropped, 0))
+        return earlier, grad[..., -1:, :], None, None, None
+""": "save no tensor",
+            """
+class Slide:
+    @staticmethod
+    def apply(window, item, buffer, t, span):
+        buffer.data[..., t : t + 1, :] = item.detach()
+        return buffer.data[..., max(0, t + 1 - span) : t + 1, :]
+""": "no gradient",
+            """
+class Slide(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, window, item, buffer, t, span):
+        buffer[..., t : t + 1, :] = item
+        return buffer.data[..., max(0, t + 1 - span) : t + 1, :]
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad[..., :-1, :], grad[..., -1:, :], None, None, None
+""": "as long as the window was",
+            """
+class Slide(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, window, item, buffer, t, span):
+        buffer[..., t : t + 1, :] = item
+        ctx.rows = window.shape[-2]
+        return buffer.data[..., max(0, t + 1 - span) : t + 1, :]
+
+    @staticmethod
+    def backward(ctx, grad):
+        dropped = ctx.rows + 1 - grad.shape[-2]
+        earlier = F.pad(grad[..., :-1, :], (0, 0, 0, dropped))
+        return earlier, grad[..., -1:, :], None, None, None
+""": "At which end",
+            """
+class Slide(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, window, item, buffer, t, span):
+        buffer[..., t : t + 1, :] = item
+        ctx.shape = window.shape
+        return buffer.data[..., max(0, t + 1 - span) : t + 1, :]
+
+    @staticmethod
+    def backward(ctx, grad):
+        earlier = torch.zeros(ctx.shape, dtype=grad.dtype)
+        kept = grad.shape[-2] - 1
+        earlier[..., ctx.shape[-2] - kept :, :] = grad.data[..., :-1, :]
+        return earlier, grad[..., -1:, :], None, None, None
+""": "second derivative",
+        },
+        right=[
+            """
+class Slide(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, window, item, buffer, t, span):
+        buffer.data[..., t, :] = item[..., 0, :]
+        ctx.full = window.shape[-2] == span
+        return buffer.data[..., : t + 1, :][..., -span:, :]
+
+    @staticmethod
+    def backward(ctx, grad):
+        earlier = grad[..., :-1, :]
+        if ctx.full:
+            zero = torch.zeros_like(earlier[..., :1, :])
+            earlier = torch.cat([zero, earlier], dim=-2)
+        return earlier, grad[..., -1:, :], None, None, None
+"""
+        ],
+    ),
+    "4.3": Answers(
+        wrong={
+            """
+def trustworthy(make):
+    x, weight = normal(2, 3, 13, 4), normal(4, 4)
+    results = [loop(x, weight, m(13, 5)) for m in (make, makers["TorchStack"])]
+    return torch.allclose(*results)
+""": "the usual way",
+            """
+def trustworthy(make):
+    x, weight = normal(2, 3, 13, 4).requires_grad_(), normal(4, 4)
+    results = [loop(x, weight, m(13, 3)) for m in (make, makers["TorchStack"])]
+    results = [grad(y.sum() + 0 * x.sum(), x)[0] for y in results]
+    return torch.equal(*results)
+""": "rejects MemoryStack",
+            """
+def gradient_of(make, length, span):
+    x, weight = normal(2, 3, length, 4).requires_grad_(), normal(4, 4)
+    one, two = (loop(z, weight, make(length, span)) for z in (x, x.flip(2)))
+    return grad(one.square().sum() + two.sum(), x)[0]
+
+
+def trustworthy(make):
+    both = (gradient_of(m, 13, 3) for m in (make, makers["TorchStack"]))
+    return torch.allclose(*both)
+""": "more than 3 items",
+            """
+def gradient_of(make, length, span):
+    x, weight = normal(2, 3, length, 4).requires_grad_(), normal(4, 4)
+    one, two = (loop(z, weight, make(length, span)) for z in (x, x.flip(2)))
+    return grad(one.square().sum() + two.sum(), x)[0]
+
+
+def trustworthy(make):
+    both = (gradient_of(m, 7, 5) for m in (make, makers["TorchStack"]))
+    return torch.allclose(*both)
+""": "first two spans",
+            "def trustworthy(make):\n    return 1": "True or False",
+        },
+        right=[
+            """
+def trustworthy(make):
+    weight = normal(3, 3).requires_grad_()
+    xs = [normal(1, 1, 20, 3, seed=s) for s in (1, 2)]
+    sums = []
+    for m in (make, makers["TorchStack"]):
+        ys = [loop(x, weight, m(20, 6)) for x in xs]
+        sums.append(grad(ys[0].sum() + ys[1].square().sum(), weight)[0])
+    return bool((sums[0] - sums[1]).abs().max() < 1e-9)
 """
         ],
     ),

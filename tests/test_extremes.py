@@ -9,6 +9,7 @@ import copy
 import random
 import statistics
 from collections.abc import Callable
+from unittest import mock
 
 import pytest
 import torch
@@ -169,11 +170,37 @@ EXTREMES: dict[str, tuple[Change, float]] = {
 }
 
 
+class RoundedSoftmax(torch.autograd.Function):
+    """A softmax whose result is off by the last bit of a float32.
+
+    Some CPUs multiply by the reciprocal of the sum, so that a weight that should be 1
+    is not, and the gradient of its score not 0.
+    """
+
+    @staticmethod
+    def forward(ctx, scores: Tensor, dim: int) -> Tensor:
+        weights = scores.softmax(dim)
+        weights = weights * (1 - FLOAT.eps / 2)
+        ctx.save_for_backward(weights)
+        ctx.dim = dim
+        return weights
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (weights,) = ctx.saved_tensors
+        grad = grad * weights
+        return grad - weights * grad.sum(ctx.dim, keepdim=True), None
+
+
+def rounded_softmax(scores: Tensor, dim: int) -> Tensor:
+    return RoundedSoftmax.apply(scores, dim)
+
+
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", EXTREMES)
 def test_errors_are_as_small_as_those_of_the_reference(variant, name, activation):
-    """The allowed error includes the effect of the last bit of each weight."""
+    """The allowed error includes the effect of a last bit in weights and softmax."""
     change, scale = EXTREMES[name]
     module, x = made(variant, change, torch.float32, scale, activation=activation)
     results = {backend: whole(module, x, backend) for backend in module.backends}
@@ -181,7 +208,8 @@ def test_errors_are_as_small_as_those_of_the_reference(variant, name, activation
     with torch.no_grad():
         for i, parameter in enumerate(module.parameters()):
             parameter *= 1 + FLOAT.eps * normal(*parameter.shape, seed=i).clamp(-1, 1)
-    perturbed_results = stepwise(module, x)
+    with mock.patch.object(torch, "softmax", rounded_softmax):
+        perturbed_results = stepwise(module, x)
     inputs = leaves(module, x)
     largest = max(exact_results[part].abs().max() for part in inputs)
     for backend, result in results.items():
@@ -202,9 +230,12 @@ def test_errors_are_as_small_as_those_of_the_reference(variant, name, activation
             )
         # With a ReLU, a last bit may decide on which side of zero an input is.
         if activation == "gelu":
-            assert (
-                max(errors[part] for part in inputs) <= 1e-2 * largest + FLOAT.tiny
-            ), backend
+            unavoidable = max(
+                (perturbed_results[part] - exact_results[part]).abs().max()
+                for part in inputs
+            )
+            allowed = 1e-2 * largest + 2 * unavoidable + FLOAT.tiny
+            assert max(errors[part] for part in inputs) <= allowed, backend
 
 
 @pytest.mark.parametrize("options", EVERY_OPTION, ids=str)

@@ -1,4 +1,4 @@
-"""The shell game of chapters 1 and 2 as a figure: cups that change places, and a ball."""
+"""The shell game of chapters 1 and 2 as a figure: cups that change places."""
 
 from collections.abc import Mapping, Sequence
 

@@ -89,7 +89,7 @@ def use_book_style() -> None:
 
 
 def style_of(model: str) -> dict[str, str]:
-    """Return the colour and the dash of a kind of model, as arguments for `Axes.plot`.
+    """Return the colour and the dash of a kind of model, for `Axes.plot`.
 
     Raises:
         ValueError: if `model` is not one of `MODELS`.

@@ -1,4 +1,4 @@
-"""A table of results: HTML in a notebook and in the book, aligned text in a terminal."""
+"""A table of results: HTML in a notebook and a page, aligned text in a terminal."""
 
 import html
 import re
