@@ -542,6 +542,138 @@ def trustworthy(make):
 """
         ],
     ),
+    "6.1": Answers(
+        wrong={
+            """
+def deferred(delta, h, x, W, U):
+    rows = delta.flatten(0, 1)
+    return rows.T @ h.flatten(0, 1), rows.T @ x.flatten(0, 1), rows.sum(0), delta @ U
+""": "Which h",
+            """
+def deferred(delta, h, x, W, U):
+    before = torch.cat([torch.zeros_like(h[:1]), h[:-1]]).flatten(0, 1)
+    rows = delta.flatten(0, 1)
+    return before.T @ rows, rows.T @ x.flatten(0, 1), rows.sum(0), delta @ U
+""": "transposed",
+            """
+def deferred(delta, h, x, W, U):
+    before = torch.cat([torch.zeros_like(h[:1]), h[:-1]]).flatten(0, 1)
+    rows = delta.flatten(0, 1)
+    return rows.T @ before, rows.T @ x.flatten(0, 1), delta.sum(0), delta @ U
+""": "db should be a tensor of the shape [3]",
+            """
+def deferred(delta, h, x, W, U):
+    dW, dU = delta[0].T @ torch.zeros_like(h[0]), 0
+    for t in range(len(x)):
+        dU = dU + delta[t].T @ x[t]
+        dW = dW + delta[t].T @ h[t - 1] if t else dW
+    return dW, dU, delta.sum((0, 1)), delta @ U
+""": "loop over steps",
+        },
+        right=[
+            """
+def deferred(delta, h, x, W, U):
+    dW = torch.einsum("tbi,tbj->ij", delta[1:], h[:-1])
+    dU = torch.einsum("tbi,tbe->ie", delta, x)
+    return [dW, dU, delta.sum((0, 1)), torch.einsum("tbi,ie->tbe", delta, U)]
+"""
+        ],
+    ),
+    "6.2": Answers(
+        wrong={
+            """
+def rms_backward(v, x, eps=1e-5):
+    r = (x.square().mean(-1, keepdim=True) + eps).rsqrt()
+    z = r * x
+    return r * (v - v.mean(-1, keepdim=True) - z * (v * z).mean(-1, keepdim=True))
+""": "a shift of x",
+            """
+def rms_backward(v, x, eps=1e-5):
+    return v * (x.square().mean(-1, keepdim=True) + eps).rsqrt()
+""": "How does r change",
+            """
+def rms_backward(v, x, eps=1e-5):
+    z = x * (x.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return v - z * (v * z).mean(-1, keepdim=True)
+""": "factor in each row",
+        },
+        right=[
+            """
+def rms_backward(v, x, eps=1e-5):
+    size = x.square().mean(-1, keepdim=True) + eps
+    along = torch.einsum("...d,...d->...", v, x)[..., None] / x.shape[-1]
+    return v / size.sqrt() - x * along / size**1.5
+"""
+        ],
+    ),
+    "6.3": Answers(
+        wrong={
+            """
+def numbers_kept(L, d, H, J, recompute):
+    always = (L + 3) * d
+    return always if recompute else always + L * (7 * d + H * J)
+""": "too few for L = 1, d = 64, H = 2, recompute=True",
+            """
+def numbers_kept(L, d, H, J, recompute):
+    always = (L + 4) * d
+    return always if recompute else always + L * (4 * d + H * J)
+""": "How wide is a?",
+            """
+def numbers_kept(L, d, H, J, recompute):
+    return (L + 4) * d + L * (7 * d + H * J)
+""": "too many",
+        },
+        right=[
+            """
+def numbers_kept(L, d, H, J, recompute):
+    layer = d if recompute else d + d + d + d + 4 * d + H * J
+    return d + L * layer + 3 * d
+"""
+        ],
+    ),
+    "6.4": Answers(
+        wrong={
+            """
+def key_gradients(step, q, chunk):
+    dK = torch.zeros_like(q)
+    for t in reversed(range(len(q))):
+        dK[:t] += torch.outer(step(t, dK[t])[:t], q[t])
+    return dK
+""": "push less often",
+            """
+def key_gradients(step, q, chunk):
+    dK = torch.zeros_like(q)
+    for first in reversed(range(0, len(q), chunk)):
+        steps = range(first, min(len(q), first + chunk))
+        ds = torch.stack([step(t, dK[t]) for t in reversed(steps)])
+        dK += ds.T @ q[first : first + chunk].flip(0)
+    return dK
+""": "not complete",
+            """
+def key_gradients(step, q, chunk):
+    dK = torch.zeros_like(q)
+    for t in range(len(q)):
+        step(t, dK[t])
+    return dK
+""": "in the order",
+        },
+        right=[
+            """
+def key_gradients(step, q, chunk):
+    dK, rows = torch.zeros_like(q), {}
+    for t in reversed(range(len(q))):
+        for later, ds in rows.items():
+            dK[t] += ds[t] * q[later]
+        rows[t] = step(t, dK[t])
+        if t % chunk == 0:
+            later = sorted(rows)
+            ds = torch.stack([rows[reader][:t] for reader in later])
+            dK[:t] += ds.T @ q[later]
+            rows = {}
+    return dK
+"""
+        ],
+    ),
     "7.1": Answers(
         wrong={
             "def flip(state):\n    return state": "no answer changed",
