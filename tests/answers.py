@@ -705,7 +705,7 @@ def flip(state):
 def best_guess(table, k):
     n, moves = table.shape
     return moves**k / n
-""": "is no probability",
+""": "is not a probability",
             """
 def best_guess(table, k):
     meet = [column.bincount().max() for column in table.T]

@@ -579,7 +579,7 @@ MODELS = {
         lambda: fbt.MemoryStack(3, -1),
         "capacity must be an int >= 0, got -1",
     ),
-    "a capacity that is no number": (
+    "a capacity that is not a number": (
         TypeError,
         lambda: fbt.MemoryStack(3, None),
         "capacity must be an int >= 0, got None",
