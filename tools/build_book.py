@@ -57,11 +57,11 @@ def build() -> None:
         sys.exit("The book was not built: see the warnings above.")
 
 
-def add_wheel() -> None:
-    """Put the package's wheel beside the pages; without git, as in a download."""
+def add_wheel(folder: Path) -> None:
+    """Put the package's wheel into a folder; without git, as in a download."""
     names = [path.relative_to(ROOT).as_posix() for path in files_of(*PACKAGE)]
     wheel, _ = distribution.build(BUILD / "wheel", names)
-    shutil.copyfile(wheel, HTML / "book" / wheel.name)
+    shutil.copyfile(wheel, folder / wheel.name)
 
 
 def main() -> None:
@@ -82,7 +82,7 @@ def main() -> None:
         STAMP.unlink(missing_ok=True)
         fill_cache()
         build()
-        add_wheel()
+        add_wheel(HTML / "book")
         write(STAMP, key)
     print(f"\nThe book ({time.monotonic() - started:.0f} s): {HTML / 'index.html'}")
 
