@@ -143,7 +143,8 @@ def test_citation_is_from_citation_cff():
     entries = [cited["preferred-citation"], *cited["references"]]
     assert shown.strip() == "\n\n".join(map(bibtex, entries))
     assert [entry["type"] for entry in entries] == ["book", "article"]
-    assert "  author  = {Fan, Angela and Lavril, Thibaut and Grave, Edouard" in shown
+    authors = "author = {Fan, Angela and Lavril, Thibaut and Grave, Edouard"
+    assert authors in " ".join(shown.split())
     assert "  author = {{The fbt authors}}," in shown
 
 
