@@ -3,7 +3,7 @@
     .venv/bin/python tools/cells.py
 
 The install cell is the same everywhere. JupyterLab does not know the book's tags, so
-cells tagged `hide-input` get its own setting as well. Nor does it show the captions of
+cells tagged `hide-input` get its own setting as well. Nor does it show captions of
 figures, so each is repeated in a cell below its figure, which the book leaves out.
 """
 
