@@ -80,7 +80,8 @@ lint: environment ## check format, style, types, and that notebooks have no outp
 	@.venv/bin/mypy
 	@$(STRIP) --verify book/*.ipynb
 
-format: environment ## format the code and remove outputs from the notebooks
+format: environment ## format code, complete the notebooks and remove their outputs
+	@$(RUN) tools/cells.py
 	@.venv/bin/ruff check --fix-only .
 	@.venv/bin/ruff format .
 	@$(STRIP) book/*.ipynb

@@ -1,4 +1,4 @@
-"""Contexts that turn off modes of torch."""
+"""Context managers that turn off modes of torch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -2,3 +2,4 @@
 
 URL = "https://github.com/your_name/fbt"
 BRANCH = "main"
+PLACEHOLDER = "your_name"  # the owner until there is one

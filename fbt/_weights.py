@@ -1,4 +1,4 @@
-"""Read, check and write safetensors files.
+"""Read, check and write files in the safetensors format.
 
 The format (https://huggingface.co/docs/safetensors) is eight bytes with the length of
 the header, the header, and the data of the tensors, contiguous and little-endian. The

@@ -84,7 +84,7 @@ class LanguageModel(nn.Module):
 
     @property
     def backend(self) -> str:
-        """How the body computes: "auto" or one of `body.backends`.
+        """The way the body computes, "auto" or one of `body.backends`.
 
         All compute the same numbers.
         """

@@ -7,10 +7,14 @@ import build_book
 import pytest
 from axe_playwright_python.base import AXE_SCRIPT
 from browser import WIDTHS
+from playwright.sync_api import Page
 from watching import Watched, built_pages, watched
 
 HTML = build_book.HTML
 ACCESSIBLE = Path(__file__).with_name("accessible.js").read_text(encoding="utf-8")
+CLIPPED = Path(__file__).with_name("clipped.js").read_text(encoding="utf-8")
+# Windows in which every line fits; in narrower ones a shade must show what does not.
+FITTING = (1440, *WIDTHS[:1])
 # Rules on colours, and rules that depend on the width. Other rules need not be
 # checked again in the dark or on a narrow page.
 COLOURS = ["color-contrast", "link-in-text-block"]
@@ -30,6 +34,16 @@ SIDEWAYS = (
 )
 
 
+def clipped_lines(page: Page) -> list[str]:
+    """Return the lines that wide windows cut off, or narrow ones without a hint."""
+    lines = []
+    for width in (*FITTING, *WIDTHS[1:]):
+        page.set_viewport_size({"width": width, "height": 900})
+        found = page.evaluate(CLIPPED, width not in FITTING)
+        lines += [f"{width} px: {line}" for line in found]
+    return lines
+
+
 def findings_on(
     window: Watched, address: str, home: str, rules: tuple
 ) -> dict[str, list[str]]:
@@ -43,6 +57,7 @@ def findings_on(
         "unreadable": [],
         "sideways": [],
     }
+    faults["clipped"] = clipped_lines(window.page)
     for width in WIDTHS:
         window.page.set_viewport_size({"width": width, "height": 900})
         faults["unreadable"] += [
@@ -103,3 +118,20 @@ def test_figures_are_readable(wrong):
 
 def test_pages_do_not_scroll_sideways(wrong):
     assert not wrong["sideways"]
+
+
+def test_no_line_is_clipped(wrong):
+    assert not wrong["clipped"]
+
+
+def test_lines_of_86_columns_fit_and_longer_ones_are_found(window):
+    window.goto((HTML / "book" / "02-weighted-memory.html").as_uri())
+    code = window.page.locator("article details:not([class]) pre").first
+    for columns, widths in ((86, ()), (120, FITTING)):
+        line = "x" * columns
+        code.evaluate("(pre, line) => { pre.textContent = line; }", line)
+        found = [text for text in clipped_lines(window.page) if line in text]
+        assert found == [f"{width} px: {line}" for width in widths]
+    # On a phone a box that scrolls without a shade is not enough.
+    code.evaluate("(pre) => { pre.style.background = 'none'; }")
+    assert f"{WIDTHS[1]} px: {line}" in clipped_lines(window.page)

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from statistics import median
 
+import build_book
+import fbt_about
 import pytest
-from chapters import chapters, read
+from cells import INSTALL
 from distribution import copy
 from repo import ROOT
 
@@ -102,23 +104,27 @@ def published(tmp_path_factory) -> Path:
     return there
 
 
-def test_the_install_cell_installs_the_package_with_all_its_files(
-    published, tmp_path
-):
-    cells = {read(path).cells[2].source for path in chapters()}
-    (cell,) = cells  # the same in all chapters
-    assert URL in cell
-    site = tmp_path / "site"
-    # The cell's own command, into another folder; dependencies are already installed.
+def install(cell: str, folder: Path) -> Path:
+    """Run the install cell in a folder; return where it installed the package."""
+    site = folder / "site"
+    # Dependencies are already installed.
     options = {
         "PIP_TARGET": str(site),
         "PIP_NO_DEPS": "1",
         "PIP_NO_INDEX": "1",
         "PIP_NO_BUILD_ISOLATION": "0",
     }
-    here = f"file://localhost{published}"  # older versions of pip need a host
-    installed = python(RUN_CELL, cell.replace(URL, here), cwd=tmp_path, **options)
+    installed = python(RUN_CELL, cell, cwd=folder, **options)
     assert (site / "fbt").is_dir(), installed.stdout + installed.stderr
+    return site
+
+
+def test_the_install_cell_installs_the_package_with_all_its_files(
+    published, tmp_path
+):
+    assert URL in INSTALL
+    here = f"file://localhost{published}"  # older versions of pip need a host
+    site = install(INSTALL.replace(URL, here), tmp_path)
     used = python(USE_WHAT_SHIPS, cwd=tmp_path, PYTHONPATH=str(site))
     assert used.returncode == 0, used.stderr
     output = json.loads(used.stdout)
@@ -131,6 +137,13 @@ def test_the_install_cell_installs_the_package_with_all_its_files(
         p.name for p in (ROOT / "fbt" / "native").glob("*.cpp")
     )
     assert output["source"].startswith("fbt/stack.py, lines ")
+
+
+def test_the_install_cell_takes_an_uploaded_wheel(tmp_path):
+    build_book.add_wheel(tmp_path)
+    assert (tmp_path / fbt_about.WHEEL).exists()  # the file that pages offer
+    site = install(INSTALL, tmp_path)
+    assert (site / "fbt" / "native" / "loop.cpp").exists()
 
 
 def test_only_plots_need_matplotlib_and_the_error_names_it(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 import repo
 import runs
 from answers import ANSWERS
+from cells import INSTALL, finished
 from chapters import chapters, code_cells, pages, read
 from executor import execute
 from fbt_about import minutes
@@ -96,25 +97,51 @@ def test_notebooks_are_committed_without_outputs_or_extra_metadata():
         if len({cell.id for cell in notebook.cells}) != len(notebook.cells):
             wrong.append((path.stem, "ids"))
         for cell in notebook.cells:
-            extra = set(cell.metadata) - {"tags", "mystnb", "fbt"}
+            extra = set(cell.metadata) - {"tags", "mystnb", "fbt", "jupyter"}
             was_run = cell.get("outputs") or cell.get("execution_count") is not None
             if extra or was_run:
                 wrong.append((path.stem, cell.source[:60]))
     assert not wrong
 
 
+def test_shared_cells_captions_and_folds_are_up_to_date():
+    outdated = []
+    for path in CHAPTERS:
+        notebook = read(path)
+        before = [(cell.id, cell.source, cell.metadata) for cell in notebook.cells]
+        after = finished(read(path))
+        if before != [(cell.id, cell.source, cell.metadata) for cell in after]:
+            outdated.append(path.name)
+    assert not outdated, "run `make format`"
+
+
+def test_hidden_code_is_folded_and_captions_follow_their_figures():
+    figure = {"figure": {"caption": "A curve.", "name": "fig-curve"}}
+    hidden = {"tags": ["hide-input"], "mystnb": figure}
+    cells = [
+        new_code_cell("draw()", id="draw", metadata=hidden),
+        new_code_cell("x = 1", id="x", metadata={"jupyter": {"source_hidden": True}}),
+    ]
+    notebook = new_notebook(cells=cells)
+    for _ in range(2):  # the second time nothing changes
+        notebook.cells = finished(notebook)
+        draw, caption, plain = notebook.cells
+        assert draw.metadata == {**hidden, "jupyter": {"source_hidden": True}}
+        assert (caption.id, caption.source) == ("draw-caption", "*Figure.* A curve.")
+        assert caption.metadata == {"tags": ["remove-cell"]}
+        assert plain.metadata == {}
+
+
 def test_chapters_begin_with_title_badge_and_install_cell():
     slug = URL.removeprefix("https://github.com/")
     colab = f"https://colab.research.google.com/github/{slug}/blob/{BRANCH}/book"
     image = "https://colab.research.google.com/assets/colab-badge.svg"
-    pip = f'%pip install -q "fbt-book @ git+{URL}@{BRANCH}"'
-    install = f"try:\n    import fbt\nexcept ImportError:\n    {pip}"
     for path in CHAPTERS:
         title, *hidden, rest = *read(path).cells[:3], read(path).cells[3:]
         assert title.cell_type == "markdown", path.stem
         assert title.source.startswith("# "), path.stem
         badge = f"[![Open in Colab]({image})]({colab}/{path.name})"
-        assert [cell.source for cell in hidden] == [badge, install], path.stem
+        assert [cell.source for cell in hidden] == [badge, INSTALL], path.stem
         # The book has a button for the one and does not need the other.
         assert [tags(cell) for cell in hidden] == [["remove-cell"]] * 2, path.stem
         assert not any("%pip" in cell.source for cell in rest), path.stem

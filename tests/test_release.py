@@ -99,7 +99,7 @@ def add(path, text=""):
 
 
 REPORT = "_build/report.json"
-LEFT = f"git+https://github.com/{release.OWNER}/fbt"
+LEFT = f"git+https://github.com/{release.PLACEHOLDER}/fbt"
 # A check, its message, and a fault, given the repository and monkeypatch. If a fault
 # changes a file, `clean` fails too.
 FAULTS = [
@@ -125,7 +125,7 @@ FAULTS = [
         "address",
         "set it in fbt/_repository.py",
         lambda _, patch: patch.setattr(
-            release, "URL", f"https://github.com/{release.OWNER}/fbt"
+            release, "URL", f"https://github.com/{release.PLACEHOLDER}/fbt"
         ),
     ),
     (

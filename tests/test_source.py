@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bs4 import BeautifulSoup
 from markdown_it import MarkdownIt
 
 import fbt
@@ -59,6 +60,14 @@ def test_source_displays_as_markdown_and_prints_as_text():
         == f"[{source.where}]({source.link})\n\n```python\n{source.code}\n```"
     )
     assert repr(source) == f"# {source.where}\n{source.code}"
+
+
+def test_source_displays_as_code_that_scrolls():
+    source = fbt.show(attend)
+    shown = BeautifulSoup(source._repr_html_(), "html.parser")
+    assert shown.pre.get_text().rstrip("\n") == source.code
+    assert "white-space: pre;" in shown.pre["style"]
+    assert (shown.a.get_text(), shown.a["href"]) == (source.where, source.link)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +128,7 @@ def test_fences_inside_code_do_not_end_it(fence, tmp_path, monkeypatch):
     spec.loader.exec_module(module)
     source = fbt.show(module.f)
     page = MarkdownIt().render(source._repr_markdown_())
-    assert "<img" not in page and "<b>" not in page and "<a " not in page
     assert html.escape(source.code, quote=False) in page.replace("&quot;", '"')
-    assert path.name in html.unescape(page)
+    for markup in (page, source._repr_html_()):
+        assert not BeautifulSoup(markup, "html.parser").select("img, b, a")
+        assert path.name in html.unescape(markup)

@@ -1,4 +1,7 @@
-"""Run changed chapters, then build the book into _build/html without warnings."""
+"""Run changed chapters, then build the book into _build/html without warnings.
+
+The package's wheel lies beside the pages, for notebooks in Colab.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import distribution
 from chapters import chapters
 from jupyter_cache import get_cache
 from notebooks import run_all
@@ -17,6 +21,8 @@ from runs import INPUTS, executed, executed_path
 HTML = BUILD / "html"
 STAMP = BUILD / "book.key"
 SOURCES = ("_config.yml", "_toc.yml", "CITATION.cff", "book", "tools/build_book.py")
+# What the wheel is built from.
+PACKAGE = ("fbt", "pyproject.toml", "README.md", "LICENSE")
 # Pages quote these records, and those in fbt.
 RECORDS = ("tests/trust.json", "tests/versions.json")
 
@@ -24,7 +30,7 @@ RECORDS = ("tests/trust.json", "tests/versions.json")
 def book_key() -> str:
     """Return a hash of what the built pages depend on: sources, records and runs."""
     return digest(
-        files_of(*SOURCES, *RECORDS, *INPUTS)
+        files_of(*SOURCES, *PACKAGE, *RECORDS, *INPUTS)
         + [executed_path(path) for path in chapters()]
     )
 
@@ -51,6 +57,13 @@ def build() -> None:
         sys.exit("The book was not built: see the warnings above.")
 
 
+def add_wheel(folder: Path) -> None:
+    """Put the package's wheel into a folder; without git, as in a download."""
+    names = [path.relative_to(ROOT).as_posix() for path in files_of(*PACKAGE)]
+    wheel, _ = distribution.build(BUILD / "wheel", names)
+    shutil.copyfile(wheel, folder / wheel.name)
+
+
 def main() -> None:
     """Run the notebooks, then build if anything that the pages show has changed."""
     started = time.monotonic()
@@ -69,6 +82,7 @@ def main() -> None:
         STAMP.unlink(missing_ok=True)
         fill_cache()
         build()
+        add_wheel(HTML / "book")
         write(STAMP, key)
     print(f"\nThe book ({time.monotonic() - started:.0f} s): {HTML / 'index.html'}")
 

@@ -34,11 +34,12 @@ def copy(into: Path, names: list[str] | None = None) -> None:
         shutil.copyfile(ROOT / name, into / name)
 
 
-def build(into: Path) -> tuple[Path, Path]:
+def build(into: Path, names: list[str] | None = None) -> tuple[Path, Path]:
     """Build the sdist, and from it the wheel.
 
     Args:
         into: the folder for both, which is emptied.
+        names: the files to build from; by default the repository's.
 
     Returns:
         The paths of wheel and sdist.
@@ -49,7 +50,7 @@ def build(into: Path) -> tuple[Path, Path]:
     shutil.rmtree(into, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="fbt-") as folder:
         # setuptools would add tests/test_*.py, which need the whole repository.
-        names = [name for name in sources() if not name.startswith("tests/")]
+        names = names or [n for n in sources() if not n.startswith("tests/")]
         copy(Path(folder), names)
         command = [sys.executable, "-m", "build", "--no-isolation", folder]
         command += ["--outdir", str(into)]

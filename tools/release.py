@@ -19,9 +19,8 @@ import nightly
 from record import commit
 from repo import BUILD, ROOT
 
-from fbt._repository import BRANCH, URL
+from fbt._repository import BRANCH, PLACEHOLDER, URL
 
-OWNER = "your_name"  # a placeholder until the repository has an owner
 CODE = ("fbt/*.py", "fbt/*.cpp")  # for git, * also matches /
 
 
@@ -85,7 +84,7 @@ def no_tag() -> str:
 
 def address() -> str:
     """The repository's address is set, and the same everywhere."""
-    if f"/{OWNER}/" in URL:
+    if f"/{PLACEHOLDER}/" in URL:
         raise Missing(
             f"the address is still {URL}: set it in fbt/_repository.py, "
             "then run `make repository`"
@@ -96,7 +95,7 @@ def address() -> str:
             f"the address in pyproject.toml is {there}, in fbt/_repository.py {URL}: "
             "run `make repository`"
         )
-    old = f"{OWNER}/" + URL.rsplit("/", 1)[1]
+    old = f"{PLACEHOLDER}/" + URL.rsplit("/", 1)[1]
     command = ["git", "grep", "--files-with-matches", "--fixed-strings", old]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode > 1:

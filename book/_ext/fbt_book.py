@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -11,12 +12,26 @@ from drawings import ChapterFigure, InlineFigures
 from sphinx.application import Sphinx
 
 DESCRIPTION_LENGTH = 180
+CODE = re.compile(
+    r'(<div class="highlight"><pre>(?:<span></span>)?)(.*?)(</pre>)', re.S
+)
 EMPTY_CORNER = re.compile(r'<th class="head stub">\s*(?:<p>\s*</p>)?\s*</th>')
 # Search summaries are read from the pages, which browsers refuse for file: addresses.
 PLAIN_SEARCH = (
     'if (location.protocol === "file:") '
     "DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;"
 )
+
+
+def in_rows(code: re.Match[str]) -> str:
+    """Put each line of a block of code into an element, for a hanging indent."""
+    rows = []
+    for line in code[2].splitlines(keepends=True):
+        text = re.sub("<[^>]*>", "", line)
+        indent = len(text) - len(text.lstrip(" "))
+        style = f' style="--fbt-indent: {indent}ch"' if indent else ""
+        rows.append(f'<span class="fbt-row"{style}>{line}</span>')
+    return "".join([code[1], *rows, code[3]])
 
 
 def find_public_name(
@@ -78,12 +93,23 @@ def finish_page(
     context["body"] = context["body"].replace(
         ' aria-label="Toggle hidden content"', ""
     )
+    context["body"] = CODE.sub(in_rows, context["body"])
     if pagename == "search":
         app.add_js_file(None, body=PLAIN_SEARCH)
     if doctree is not None:
         context["metatags"] = context.get("metatags", "") + _description(
             doctree, app.config.html_title
         )
+
+
+def choose_theme(app: Sphinx, exception: Exception | None) -> None:
+    """Make pages light where no script chooses a theme; "auto" is none of them."""
+    if exception is not None or app.builder.format != "html":
+        return
+    for path in Path(app.outdir).rglob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        chosen = text.replace('data-theme="auto"', 'data-theme="light"', 1)
+        path.write_text(chosen, encoding="utf-8")
 
 
 def _description(doctree: nodes.document, book: str) -> str:
@@ -112,4 +138,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     # After every extension has connected its handlers, before any of them runs.
     app.connect("config-inited", drop_thebe, priority=0)
     app.connect("html-page-context", finish_page, priority=900)
+    app.connect("build-finished", choose_theme)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -43,6 +43,8 @@ def bibtex(entry: dict[str, Any]) -> str:
     }
     fields |= {name: entry[name] for name in ("journal", "url") if name in entry}
     width = max(map(len, fields))
+    # One author per line: lines of code on a page are not long.
+    fields["author"] = fields["author"].replace(" and ", f" and\n{' ' * (width + 6)}")
     lines = ",\n".join(
         f"  {name.ljust(width)} = {{{value}}}" for name, value in fields.items()
     )

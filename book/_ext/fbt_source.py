@@ -24,6 +24,7 @@ from docutils.parsers import Parser
 from fbt_imports import drawing
 from fbt_modules import Definition, Module, Package
 from fbt_notes import note, prose
+from fbt_repository import has_address
 from fbt_rows import Row, code_lines, rows
 from sphinx import addnodes
 from sphinx.application import Sphinx
@@ -248,9 +249,10 @@ def link_to_source(app: Sphinx, doctree: nodes.document) -> None:
             continue
         if match[2]:  # links of `fbt.show` include line numbers
             target = module.at(int(match[2]))
-            remote = nodes.reference("", "on GitHub", refuri=link["refuri"])
-            after = link.parent.index(link) + 1
-            link.parent.insert(after, [nodes.Text(" · "), remote])
+            if has_address(app.config):
+                remote = nodes.reference("", "on GitHub", refuri=link["refuri"])
+                after = link.parent.index(link) + 1
+                link.parent.insert(after, [nodes.Text(" · "), remote])
             link += nodes.Text(", annotated")
         else:
             target = module.definitions.get(link.astext(), module)

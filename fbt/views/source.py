@@ -1,6 +1,7 @@
 """Display the source of installed definitions, so that pages need no copies."""
 
 import ast
+import html
 import inspect
 import re
 import textwrap
@@ -11,6 +12,16 @@ from fbt._checks import check_bool, describe
 from fbt._repository import BRANCH, URL
 
 PACKAGE = Path(__file__).parents[1]
+# JupyterLab would break lines inside words; its colours fit its theme.
+LOOK = """<style>
+.fbt-source [class^="k"], .fbt-source .ow {
+  color: var(--jp-mirror-editor-keyword-color, inherit); font-weight: bold }
+.fbt-source [class^="s"] { color: var(--jp-mirror-editor-string-color, inherit) }
+.fbt-source [class^="c"] {
+  color: var(--jp-mirror-editor-comment-color, inherit); font-style: italic }
+.fbt-source [class^="m"] { color: var(--jp-mirror-editor-number-color, inherit) }
+</style>"""
+SCROLLING = "overflow-x: auto; white-space: pre; word-break: normal"
 
 
 def _without_docstring(code: str, module: bool) -> str:
@@ -62,6 +73,19 @@ class Source:
         # Longer than any run of backticks in the code, which would end it.
         fence = max([*re.findall("`{3,}", self.code), "``"], key=len) + "`"
         return f"{location}\n\n{fence}python\n{self.code}\n{fence}"
+
+    def _repr_html_(self) -> str:
+        # IPython, which calls this, needs the package too.
+        from pygments import highlight
+        from pygments.formatters import HtmlFormatter
+        from pygments.lexers import PythonLexer
+
+        where = html.escape(self.where)
+        if self.link:
+            where = f'<a href="{html.escape(self.link)}">{where}</a>'
+        code = highlight(self.code, PythonLexer(), HtmlFormatter(nowrap=True))
+        block = f'<pre style="{SCROLLING}">{code}</pre>'
+        return f'{LOOK}<div class="fbt-source"><p>{where}</p>{block}</div>'
 
     def __repr__(self) -> str:
         return f"# {self.where}\n{self.code}"
