@@ -542,6 +542,111 @@ def trustworthy(make):
 """
         ],
     ),
+    "5.1": Answers(
+        wrong={
+            """
+def unigram_loss(train_tokens, val_tokens, vocab_size):
+    counts = torch.bincount(train_tokens, minlength=vocab_size).double()
+    return -(counts / counts.sum()).log()[val_tokens].mean()
+""": "Add one",
+            """
+def unigram_loss(train_tokens, val_tokens, vocab_size):
+    counts = torch.bincount(train_tokens, minlength=vocab_size) + 1.0
+    return -(counts / counts.sum()).log().mean()
+""": "over the vocabulary",
+            """
+def unigram_loss(train_tokens, val_tokens, vocab_size):
+    counts = torch.bincount(train_tokens, minlength=vocab_size) + 1.0
+    p = counts / counts.sum()
+    return -(p * p.log()).sum()
+""": "over the training text",
+            """
+def unigram_loss(train_tokens, val_tokens, vocab_size):
+    counts = torch.bincount(train_tokens, minlength=vocab_size) + 1.0
+    return -(counts / counts.sum()).log2()[val_tokens].mean()
+""": "bits",
+        },
+        right=[
+            """
+def unigram_loss(train_tokens, val_tokens, vocab_size):
+    p = [(train_tokens == c).sum().item() + 1 for c in range(vocab_size)]
+    total, surprise = sum(p), 0.0
+    for c, count in enumerate(p):
+        surprise -= (val_tokens == c).sum().item() * math.log(count / total)
+    return surprise / len(val_tokens)
+"""
+        ],
+    ),
+    "5.2": Answers(
+        wrong={
+            """
+def learning_rate(step, *, lr, warmup, steps, min_ratio):
+    if step < warmup:
+        return lr * step / warmup
+    progress = (step - warmup) / (steps - warmup)
+    return lr * (min_ratio + (1 - min_ratio) * (1 + math.cos(math.pi * progress)) / 2)
+""": "must not be wasted",
+            """
+def learning_rate(step, *, lr, warmup, steps, min_ratio):
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    progress = (step - warmup) / (steps - warmup)
+    return lr * (1 + math.cos(math.pi * progress)) / 2
+""": "below lr * min_ratio",
+            """
+def learning_rate(step, *, lr, warmup, steps, min_ratio):
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    progress = step / steps
+    return lr * (min_ratio + (1 - min_ratio) * (1 + math.cos(math.pi * progress)) / 2)
+""": "the fall",
+            """
+def learning_rate(step, *, lr, warmup, steps, min_ratio):
+    if step < warmup:
+        return lr * (step + 1) / warmup
+""": "gets None",
+        },
+        right=[
+            """
+def learning_rate(step, *, lr, warmup, steps, min_ratio):
+    angle = max(0, step - warmup) / (steps - warmup) * math.pi / 2
+    fall = min_ratio + (1 - min_ratio) * math.cos(angle) ** 2
+    return lr * min((step + 1) / warmup, fall) if step < warmup else lr * fall
+"""
+        ],
+    ),
+    "5.3": Answers(
+        wrong={
+            """
+def carried_loss(model, windows):
+    logits = model(windows[:, :-1])
+    return F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+""": "empty memory",
+            """
+def carried_loss(model, windows):
+    state, total = None, 0.0
+    for window in windows:
+        logits, state = model(window[None, :-1], state, return_state=True)
+        total += F.cross_entropy(logits[0], window[1:]).item()
+    return total
+""": "Return the mean",
+            """
+def carried_loss(model, windows):
+    state, total = None, 0.0
+    for window in windows:
+        logits, state = model(window[None], state, return_state=True)
+        total += F.cross_entropy(logits[0, :-1], window[1:]).item()
+    return total / len(windows)
+""": "step by step",
+        },
+        right=[
+            """
+def carried_loss(model, windows):
+    stream = torch.cat([windows[:, :-1].flatten(), windows[-1, -1:]])
+    return F.cross_entropy(model(stream[None, :-1])[0], stream[1:])
+"""
+        ],
+    ),
     "6.1": Answers(
         wrong={
             """
