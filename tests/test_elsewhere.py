@@ -193,7 +193,7 @@ def test_without_compiler_home_settings_and_screen(site, tmp_path):
         CXX="",
     )
     assert (
-        "needs a C++ compiler" in output["native"]
+        "could not find the C++ compiler" in output["native"]
         and 'backend="sequence" computes the same numbers' in output["native"]
     )
     assert output["cached"].startswith("NotADirectoryError")

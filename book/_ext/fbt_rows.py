@@ -14,7 +14,7 @@ from fbt_modules import Definition, Function, Module, Named, Use
 from pygments.lexers import get_lexer_for_filename
 from pygments.token import STANDARD_TYPES
 
-# A comment that begins a part of a C++ file: "// Small pieces -----".
+# A comment that begins a part of a C++ file: "// Forward -----".
 RULED = re.compile(r"(.+?) -{3,}")
 
 

@@ -1,4 +1,4 @@
-"""The progress bar of a run, `tqdm`."""
+"""The progress bar of a training run: tqdm, without its warning in a notebook."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""Reading the text that a run learns."""
+"""Load the text that a run learns: Tiny Shakespeare, a file, or a string."""
 
 import io
 from pathlib import Path

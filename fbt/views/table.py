@@ -59,13 +59,16 @@ class Table:
         head = self._html_row("th", self.header)
         body = "".join(self._html_row("td", row) for row in self.rows)
         return (
-            '<div class="fbt-table" style="overflow-x: auto"><table class="table">'
+            '<div class="fbt-table" style="overflow-x: auto" tabindex="0">'
+            '<table class="table">'
             f"<thead>{head}</thead><tbody>{body}</tbody></table></div>"
         )
 
     def _html_row(self, tag: str, values: list[str]) -> str:
         cells = "".join(
             f'<{tag} style="text-align: {self._side(c)}">{html.escape(value)}</{tag}>'
+            if value
+            else "<td></td>"  # an empty header would confuse screen readers
             for c, value in enumerate(values)
         )
         return f"<tr>{cells}</tr>"
