@@ -39,6 +39,11 @@ def test_html_is_escaped():
     assert "one &lt;b&gt;" in html and "<b>" not in html
 
 
+def test_an_empty_header_is_no_heading_and_a_wide_table_scrolls_by_keyboard():
+    html = Table("", "a", rows=[["x", "1"]])._repr_html_()
+    assert "<tr><td></td><th" in html and 'tabindex="0"' in html
+
+
 def test_shown_table_is_updated_with_each_row(monkeypatch):
     shown = []
     handle = SimpleNamespace(update=lambda table: shown.append(repr(table)))
