@@ -39,9 +39,15 @@ def test_html_is_escaped():
     assert "one &lt;b&gt;" in html and "<b>" not in html
 
 
-def test_an_empty_header_is_no_heading_and_a_wide_table_scrolls_by_keyboard():
+def test_without_a_header_of_its_column_a_value_has_one_in_its_row():
     html = Table("", "a", rows=[["x", "1"]])._repr_html_()
-    assert "<tr><td></td><th" in html and 'tabindex="0"' in html
+    assert '<tr><td style="text-align: left"></td><th' in html
+    assert '<tbody><tr><th style="text-align: left">x</th><td' in html
+    assert "<th" not in Table("a", rows=[["x"]])._repr_html_().split("<tbody>")[1]
+
+
+def test_a_wide_table_scrolls_by_keyboard():
+    assert 'tabindex="0"' in example()._repr_html_()
 
 
 def test_shown_table_is_updated_with_each_row(monkeypatch):

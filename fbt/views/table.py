@@ -56,22 +56,24 @@ class Table:
         return self
 
     def _repr_html_(self) -> str:
-        head = self._html_row("th", self.header)
-        body = "".join(self._html_row("td", row) for row in self.rows)
+        head = self._html_row(self.header, headers=len(self.header))
+        # A value needs a header for screen readers: if its column has none, its row.
+        headers = 0 if all(self.header) else 1
+        body = "".join(self._html_row(row, headers) for row in self.rows)
         return (
             '<div class="fbt-table" style="overflow-x: auto" tabindex="0">'
             '<table class="table">'
             f"<thead>{head}</thead><tbody>{body}</tbody></table></div>"
         )
 
-    def _html_row(self, tag: str, values: list[str]) -> str:
-        cells = "".join(
-            f'<{tag} style="text-align: {self._side(c)}">{html.escape(value)}</{tag}>'
-            if value
-            else "<td></td>"  # an empty header would confuse screen readers
-            for c, value in enumerate(values)
-        )
-        return f"<tr>{cells}</tr>"
+    def _html_row(self, values: list[str], headers: int) -> str:
+        """Return a row, whose first cells are headers unless they are empty."""
+        cells = []
+        for column, value in enumerate(values):
+            tag = "th" if column < headers and value else "td"
+            style = f"text-align: {self._side(column)}"
+            cells.append(f'<{tag} style="{style}">{html.escape(value)}</{tag}>')
+        return f"<tr>{''.join(cells)}</tr>"
 
     def __repr__(self) -> str:
         lines = [self.header, *self.rows]
