@@ -111,7 +111,8 @@ class Download:
             total=SIZE, unit="B", unit_scale=True, desc=f"{LABEL}, download"
         ) as bar:
             try:
-                timeout = min(self.timeout, self.deadline)
+                # A little later than the deadline, whose message says more.
+                timeout = min(self.timeout, self.deadline + 1)
                 with _opener(given_up).open(self.url, timeout=timeout) as response:
                     # One byte past the end is enough to see that a body is too long.
                     while len(body) <= SIZE and (
