@@ -353,7 +353,7 @@ def _state_shapes(
 ) -> Iterator[tuple[str, Shape]]:
     """Yield the expected names and shapes of the carried memory.
 
-    Its length, up to the span, is that of the first tensor in the file.
+    Its length is read from the first tensor in the file, and is at most the span.
     """
     config, recipe = settings.config, settings.recipe
     if not (recipe.carry and step):
