@@ -15,10 +15,10 @@ from docutils.frontend import get_default_settings
 from docutils.parsers.rst import Parser
 from docutils.utils import new_document
 from fbt_imports import drawing
-from fbt_search import INDEX
 from fbt_modules import Definition, Module, Package
 from fbt_notes import note
 from fbt_rows import code_lines, rows
+from fbt_search import INDEX
 from repo import ROOT
 
 PACKAGE = Package(ROOT)

@@ -111,10 +111,12 @@ def test_search_index_has_the_sections_of_every_page_as_plain_text():
 
 
 def test_sections_end_where_the_next_begins():
-    page = """<h1>not this</h1><article><section id="a"><h1>Top<a class="headerlink">#
-    </a></h1><p>One <code>two</code></p><script>no</script><section id="b"><h2>Sub</h2>
+    page = """<h1>no</h1><article><section id="a"><h1>Top<a class="headerlink">#
+    </a></h1><p>One <code>two</code></p><script>no</script>
+    <section id="b"><h2>Sub</h2>
     <pre><span>x</span> <b>y</b></pre><dl><dt class="sig" id="f.g">g()</dt>
-    <dd>It <math><msup><mi>x</mi><mn>2</mn></msup></math>.</dd></dl></section></section>
+    <dd>It <math><msup><mi>x</mi><mn>2</mn></msup></math>.</dd></dl>
+    </section></section>
     </article>"""
     assert sections("p", page) == [
         ["p", "a", "Top", "Top", "Top One two"],
