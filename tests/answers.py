@@ -516,17 +516,6 @@ def trustworthy(make):
     both = (gradient_of(m, 13, 3) for m in (make, makers["TorchStack"]))
     return torch.allclose(*both)
 """: "more than 3 items",
-            """
-def gradient_of(make, length, span):
-    x, weight = normal(2, 3, length, 4).requires_grad_(), normal(4, 4)
-    one, two = (loop(z, weight, make(length, span)) for z in (x, x.flip(2)))
-    return grad(one.square().sum() + two.sum(), x)[0]
-
-
-def trustworthy(make):
-    both = (gradient_of(m, 7, 5) for m in (make, makers["TorchStack"]))
-    return torch.allclose(*both)
-""": "first two spans",
             "def trustworthy(make):\n    return 1": "True or False",
         },
         right=[
