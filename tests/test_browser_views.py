@@ -1,7 +1,9 @@
 """Tests of the memory, recurrence and choices views in a browser."""
 
 import html
+import re
 
+import matplotlib.pyplot as plt
 import nbconvert
 import pytest
 import torch
@@ -10,10 +12,11 @@ from front_ends import CELLS, run_by_program
 
 from fbt import AttentionExplorer
 from fbt.views.choices import Choices
+from fbt.views.figures import STYLE, style_of
 from fbt.views.memory import MemoryExplorer, Snapshot
 from fbt.views.recurrence import RecurrenceExplorer
 from fbt.views.trace import trace
-from fbt.views.view import View
+from fbt.views.view import View, style
 
 TOKENS = ["<b>", "</script>", "&amp;", "🎭", "אב", "e\u0301", "\n"]
 T = len(TOKENS)
@@ -39,7 +42,7 @@ def choices() -> Choices:
 
 
 VIEWS = {
-    "memory": (memory, "“</script>”, step 2 of 7, after 500 training steps"),
+    "memory": (memory, "“</script>”, step 2 of 7, after 0 training steps"),
     "recurrence": (
         lambda: RecurrenceExplorer(TOKENS, READ, moment=6),
         "Step 2, “</script>”: its embedding",
@@ -121,7 +124,8 @@ def test_explorer_shows_attention_to_later_steps(window):
 
 def test_memory_explorer_follows_slider(window):
     view, words = show(window, memory())
-    assert "the embedding 20 %, layer 1 20 %, layer 2 60 %" in words.text_content()
+    view.locator("input").press("End")
+    assert "20 % the embedding, 20 % layer 1, 60 % layer 2" in words.text_content()
     assert view.locator(".fbt-legend li").all_text_contents() == [
         "embedding: 10 %",
         "layer 1: 20 %",
@@ -133,17 +137,17 @@ def test_memory_explorer_follows_slider(window):
     assert "“אב”, step 5 of 7" in words.text_content()
     view.locator("input").press("Home")
     assert "after 0 training steps" in words.text_content()
-    assert "the embedding 70 %, layer 1 40 %, layer 2 −10 %" in words.text_content()
+    assert "70 % the embedding, 40 % layer 1, −10 % layer 2" in words.text_content()
     heights = options.first.locator("rect").evaluate_all(
         "all => all.map((rect) => "
         "[rect.getAttribute('y'), rect.getAttribute('height')].map(Number))"
     )
     (first, second, below) = heights
-    assert first[0] + first[1] == pytest.approx(44)  # upward from the base line
+    assert first[0] + first[1] == pytest.approx(60)  # upward from the base line
     assert second[0] + second[1] == pytest.approx(first[0])
-    assert below[0] == pytest.approx(44)  # downward
+    assert below[0] == pytest.approx(60)  # downward
     assert [height for _, height in heights] == pytest.approx(
-        [44 * share for share in (0.7, 0.4, 0.1)]
+        [60 * share for share in (0.7, 0.4, 0.1)]
     )
 
 
@@ -183,3 +187,143 @@ def test_choices_show_selected_result(window):
     view.locator("select").select_option(index=0)
     assert words.text_content() == "2.0 <i><u></i>"
     assert view.locator("output").text_content() == "2"
+
+
+# How views look, and how they are used
+
+
+@pytest.fixture
+def phone(chromium):
+    """Yield a window of a phone, whose pointer is a finger."""
+    size = {"width": 390, "height": 820}
+    with chromium.new_context(viewport=size, has_touch=True, is_mobile=True) as opened:
+        yield opened.new_page()
+
+
+MOBILE = '<meta name="viewport" content="width=device-width">'
+LONG = "PETRUCHIO:\nWhy, here's no crab; and therefore look not sour.\n\n" * 2
+
+
+def long_explorer() -> AttentionExplorer:
+    weights = torch.rand(
+        1, 2, len(LONG), len(LONG), generator=torch.Generator().manual_seed(0)
+    ).tril()
+    weights = weights / weights.sum(-1, keepdim=True)
+    panels = {"feedback": weights, "parallel": weights.flip(1)}
+    return AttentionExplorer(list(LONG), panels, query=9)
+
+
+def luminance(colour: str) -> float:
+    levels = [float(part) / 255 for part in re.findall(r"[\d.]+", colour)[:3]]
+    linear = [
+        level / 12.92 if level <= 0.04045 else ((level + 0.055) / 1.055) ** 2.4
+        for level in levels
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+BACK = {
+    "light": ("", "rgb(255, 255, 255)"),
+    "the book, dark": ('<html data-theme="dark">', "rgb(21, 24, 28)"),
+    "Colab, dark": ('<html theme="dark">', "rgb(56, 56, 56)"),
+    "JupyterLab, dark": ('<body data-jp-theme-light="false">', "rgb(17, 17, 17)"),
+    "forced": ("", "rgb(0, 0, 0)"),
+}
+
+
+@pytest.mark.parametrize("theme", BACK)
+def test_weights_can_be_seen_in_every_theme(window, theme):
+    """A weight of 38 % is a bar of at least 6 pixels with a contrast of 3:1."""
+    if theme == "forced":
+        window.page.emulate_media(forced_colors="active", color_scheme="dark")
+    start, back = BACK[theme]
+    weights = torch.tensor([[1.0, 0.0], [0.38, 0.62]])[None, None]
+    view = AttentionExplorer(
+        list("ab"), {"feedback": weights, "parallel": weights}, query=1
+    )
+    window.page.set_content(start + view.to_html())
+    bars = window.page.locator("[role=option]:first-child").evaluate_all(
+        "all => all.map((option) => { const bar = getComputedStyle(option, '::after');"
+        " return [bar.backgroundColor, parseFloat(bar.height)]; })"
+    )
+    assert len(bars) == 2
+    for colour, height in bars:
+        assert height >= 6
+        assert contrast(colour, back) >= 3
+
+
+def test_colours_of_models_are_those_of_figures():
+    sheet = style("explorer")
+    for kind, name in (("parallel", "blue"), ("feedback", "orange")):
+        colour = style_of(kind)["color"].lstrip("#")
+        levels = ", ".join(str(level) for level in bytes.fromhex(colour))
+        assert f"--fbt-{name}: {levels};" in sheet
+        assert f'[data-kind="{kind}"] {{\n  --fbt-heat: var(--fbt-{name});' in sheet
+
+
+def test_layers_keep_their_colours_in_forced_colours(window):
+    window.page.emulate_media(forced_colors="active")
+    view, _ = show(window, memory())
+    for parts in (".fbt-mixture span", ".fbt-swatch"):
+        colours = view.locator(parts).evaluate_all(
+            "all => all.map((part) => getComputedStyle(part).backgroundColor)"
+        )
+        assert len(set(colours)) == 3
+
+
+def test_fingers_hit_characters_and_controls(phone):
+    for view in (long_explorer(), memory(), RecurrenceExplorer(TOKENS, READ)):
+        phone.set_content(MOBILE + view.to_html())
+        for target, least in (("[role=option]", 24), ("button", 44), ("select", 44)):
+            boxes = phone.locator(target).evaluate_all(
+                "all => all.map((node) => node.getBoundingClientRect())"
+                ".map(({ width, height }) => [width, height])"
+            )
+            for wide, high in boxes:
+                assert wide >= least and high >= max(least, 32)
+    assert phone.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_effect_of_a_tap_is_on_the_screen(phone):
+    phone.set_content(MOBILE + long_explorer().to_html())
+    panel = phone.locator(".fbt-explorer-panel").last
+    for option in (0, 60, len(LONG) - 1):
+        panel.locator("[role=option]").nth(option).scroll_into_view_if_needed()
+        panel.locator("[role=option]").nth(option).tap()
+        assert f"step {option + 1} of" in panel.locator("p.fbt-words").text_content()
+        assert panel.locator("p.fbt-words").bounding_box()["y"] >= 0
+
+
+def drawing_choices() -> Choices:
+    def drawing(words, wide):
+        with plt.rc_context(STYLE):
+            figure, axes = plt.subplots(figsize=(3, 1 + wide))
+        axes.plot([0, 1])
+        return figure, "word " * words
+
+    return Choices(drawing, words=[1, 30, 90], wide=[1, 2])
+
+
+@pytest.mark.parametrize("width", [390, 1300])
+@pytest.mark.parametrize("make", [long_explorer, memory, drawing_choices])
+def test_what_follows_a_view_does_not_move(window, make, width):
+    window.page.set_viewport_size({"width": width, "height": 900})
+    view, _ = show(window, make())
+    heights = set()
+    for control in view.locator("input, [role=listbox]").all():
+        control.press("Home")
+        for _ in range(12):
+            heights.add(view.bounding_box()["height"])
+            control.press("ArrowRight")
+    assert len(heights) == 1
+
+
+def test_shares_that_round_to_zero_have_no_sign(window):
+    little = Snapshot(torch.tensor([1.0, 0.0]), torch.tensor([[1.004, -0.004]]))
+    view, words = show(window, MemoryExplorer(["a"], {0: little}))
+    assert "100 % the embedding, 0 % layer 1" in words.text_content()

@@ -352,6 +352,9 @@ def test_live_choices_call_function_again(monkeypatch):
     assert "b 0.5" in output.value
     number.value, name.value = 1.5, "c"  # not among the choices
     assert "c 0.75" in output.value
+    assert number.step == 0.1 and number.readout_format == ".1f"
+    for control in (number, name):  # otherwise long names are cut
+        assert control.style.description_width == "initial"
     name.value = "wrong"
     assert "ValueError: unknown &lt;name&gt;" in output.value
 

@@ -110,3 +110,90 @@ function move(key, spans, query) {
   });
   return best;
 }
+
+// Cells in rows and columns as a grid: one tab stop, with arrow keys inside, and a
+// drawing behind the cells in which each cell has the given size. `rows` and `columns`
+// are the names of both.
+function cellGrid(label, rows, columns, size, { chosen, choose, hover }) {
+  const root = element("div", { role: "grid", class: "fbt-grid", "aria-label": label });
+  root.style.setProperty("--columns", columns.length);
+  const behind = drawn("svg", {
+    viewBox: `0 0 ${columns.length * size.width} ${rows.length * size.height}`,
+    preserveAspectRatio: "none", "aria-hidden": "true", class: "fbt-behind",
+  });
+  behind.style.gridArea = `1 / 2 / ${rows.length + 1} / -1`;
+  const place = (node, row, column) => {
+    node.style.gridArea = `${row + 1} / ${column + 1}`;
+    return node;
+  };
+  const cells = rows.map((name, row) => {
+    const line = element("div", { role: "row" });
+    line.append(place(element("div", { role: "rowheader" }, name), row, 0));
+    const own = columns.map((column, i) => place(element("div", {
+      role: "gridcell", tabindex: -1, "data-at": `${row} ${i}`,
+    }), row, i + 1));
+    line.append(...own);
+    root.append(line);
+    return own;
+  });
+  const foot = element("div", { role: "row" });
+  foot.append(place(element("div", { role: "columnheader" }), rows.length, 0));
+  columns.forEach((name, i) => foot.append(
+    place(element("div", { role: "columnheader" }, name), rows.length, i + 1)));
+  root.append(foot, behind);
+
+  const at = ({ target }) =>
+    target.closest?.("[data-at]")?.dataset.at.split(" ").map(Number);
+  root.addEventListener("click", (event) => at(event) && choose(...at(event)));
+  root.addEventListener("pointerover", (event) => {
+    if (at(event) && event.pointerType !== "touch") hover(...at(event));
+  });
+  root.addEventListener("pointerleave", () => hover());
+  root.addEventListener("keydown", (event) => {
+    const moves = {
+      ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1],
+      Home: [0, -columns.length], End: [0, columns.length], Enter: [0, 0], " ": [0, 0],
+    };
+    if (!(event.key in moves)) return;
+    event.preventDefault();
+    const limits = [rows.length - 1, columns.length - 1];
+    const [row, column] = (at(event) ?? chosen()).map((value, i) =>
+      Math.min(limits[i], Math.max(0, value + moves[event.key][i])));
+    choose(row, column);
+    cells[row][column].focus();
+  });
+  // The cell that the tab key reaches, which is also the selected one if there is one.
+  function mark(row, column, isSelected = true) {
+    for (const cell of cells.flat()) {
+      const isIt = cell === cells[row][column];
+      cell.tabIndex = isIt ? 0 : -1;
+      cell.setAttribute("aria-selected", isIt && isSelected);
+    }
+  }
+  return { root, cells, behind, mark };
+}
+
+// A button that starts and stops calls of `tick`, which returns whether to go on.
+// Readers who want less motion get a single call per press.
+function player(name, milliseconds, tick) {
+  const isStill = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const button = element("button", { type: "button" });
+  let timer;
+  function stop() {
+    clearInterval(timer);
+    timer = undefined;
+    button.textContent = isStill ? `next ${name} ▶` : "▶ play";
+  }
+  function step() {
+    if (!button.isConnected || !tick()) stop();
+  }
+  button.addEventListener("click", () => {
+    if (timer) return stop();
+    if (isStill) return step();
+    button.textContent = "⏸ pause";
+    timer = setInterval(step, milliseconds);
+    return step();
+  });
+  stop();
+  return { button, stop, isPlaying: () => timer !== undefined };
+}

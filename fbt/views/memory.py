@@ -40,6 +40,8 @@ def snapshot(model: LanguageModel, tokens: Tensor) -> Snapshot:
 class MemoryExplorer(View):
     """The composition of each memory vector of a text, with a slider over training.
 
+    It starts with the first snapshot.
+
     Args:
         tokens: the T texts of the steps, usually characters.
         snapshots: maps training steps, in order, to snapshots.
@@ -85,7 +87,7 @@ class MemoryExplorer(View):
             {"step": step, "mixture": per_mille(mixture), "shares": per_mille(shares)}
             for step, (mixture, shares) in snapshots.items()
         ]
-        start = {"query": query, "moment": len(moments) - 1}
+        start = {"query": query, "moment": 0}
         super().__init__(
             "memory",
             {"tokens": self.tokens, "moments": moments},
