@@ -1,4 +1,4 @@
-"""The missing arrows: what each vector of a parallel and a feedback model builds on."""
+"""The missing arrows: what the vectors of both kinds of model build on."""
 
 from fbt._checks import check_choice
 from fbt.views.view import View
@@ -12,12 +12,12 @@ class MissingArrows(View):
     """The vectors of a small model as a grid, a row per layer and a column per step.
 
     A reader chooses a vector to see the vectors it builds on and the longest chain of
-    layers that lead to it, or plays the rounds in which all vectors can be computed if
-    the text is known, in a parallel and in a feedback model.
+    layers that lead to it, or plays the rounds in which all vectors of a known text
+    can be computed, in a parallel and in a feedback model.
 
     Args:
         kind: the kind of model shown first, "parallel" or "feedback".
-        played: whether to show the rounds first, rather than layer 1 of the last step.
+        played: whether to show the rounds first, instead of a vector.
 
     Raises:
         ValueError: if `kind` is another value.
@@ -41,9 +41,8 @@ def rounds(kind: str) -> str:
     """Return a text with the round in which each vector can be computed.
 
     It is the length of the longest chain of layers to the vector. A parallel model
-    computes layer l of all steps in round l. A feedback model computes layer l of step
-    t, counted from 0, in round t L + l, because layer 1 reads the top of the step
-    before.
+    computes layer l of all steps in round l. A feedback model computes layer l of
+    step t, counted from 0, in round t L + l: layer 1 reads the top of step t - 1.
     """
     lines = [f"Rounds of a {kind} model:"]
     for layer in range(LAYERS, -1, -1):

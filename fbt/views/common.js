@@ -33,6 +33,10 @@ function percent(weight) {
   return weight < 0.005 ? "under 1 %" : `${Math.round(100 * weight)} %`;
 }
 
+function nameOf(layer) {
+  return layer ? `layer ${layer}` : "the embedding";
+}
+
 const SVG = "http://www.w3.org/2000/svg";
 
 function drawn(name, attributes = {}, text = "") {
@@ -195,5 +199,5 @@ function player(name, milliseconds, tick) {
     return step();
   });
   stop();
-  return { button, stop, isPlaying: () => timer !== undefined };
+  return { button, stop, isStill, isPlaying: () => timer !== undefined };
 }

@@ -5,10 +5,6 @@ const HEIGHT = 60; // of a bar of 100 %, in CSS pixels
 const WIDTH = 20;
 const BELOW = 10; // for negative shares
 
-function nameOf(layer) {
-  return layer ? `layer ${layer}` : "the embedding";
-}
-
 function tenths(share) {
   const rounded = Math.round(share / 10);
   return `${rounded < 0 ? "−" : ""}${Math.abs(rounded)} %`;

@@ -1,8 +1,8 @@
 """The recurrence, one vector at a time, and what each layer attends to."""
 
 from collections.abc import Sequence
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from fbt._checks import check_instance, check_int
@@ -22,7 +22,8 @@ class RecurrenceExplorer(View):
         moment: the moment shown first. Each step has L + 3 moments: its embedding,
             its L layers, its memory vector, and its key and value.
 
-    In a live notebook, `moment` follows the reader's selection.
+    A reader plays the moments or moves between them, and selects vectors to see their
+    numbers. In a live notebook, `moment` follows the reader's selection.
 
     Raises:
         TypeError: if an argument, or a field of `read`, has another type.
@@ -51,7 +52,8 @@ class RecurrenceExplorer(View):
             "values": first_numbers(read.values[0]),
             "weights": (1000 * read.weights.mean(1)).round().int().tolist(),
         }
-        super().__init__("recurrence", data, {"moment": moment}, "".join(self.tokens))
+        start = {"moment": moment, "cell": -1}  # no cell is selected
+        super().__init__("recurrence", data, start, last_step(self.tokens, data))
 
     @property
     def moment(self) -> int:
@@ -86,9 +88,26 @@ def check_trace(read: Trace, steps: int) -> int:
     return layers
 
 
-def first_numbers(vectors: Tensor) -> list[list[int]]:
-    """Return the first numbers of vectors [T, d], scaled to ints from -100 to 100."""
-    shown = vectors[:, :SHOWN_NUMBERS].float()
-    largest = shown.abs().max().clamp_min(torch.finfo().tiny)
-    numbers: list[list[int]] = (100 * shown / largest).round().int().tolist()
-    return numbers
+def last_step(tokens: Sequence[str], data: dict[str, Any]) -> str:
+    """Return a text with the shares of the memory and what the last step reads."""
+    shares = [f"{100 * share:3.0f} %" for share in data["mixture"]]
+    lines = [
+        f"The text: {''.join(tokens)}",
+        "Shares in each memory vector:",
+        f"  embedding {shares[0]}",
+        *(f"  layer {layer}   {share}" for layer, share in enumerate(shares[1:], 1)),
+    ]
+    if len(tokens) > 1:
+        lines.append(
+            f"What step {len(tokens)} reads of steps 1 to {len(tokens) - 1}:"
+        )
+    for layer, weights in enumerate(data["weights"], 1):
+        reads = (f"{weight / 10:3.0f} %" for weight in weights[-1][:-1])
+        lines += [f"  layer {layer}   {' '.join(reads)}"] * (len(tokens) > 1)
+    return "\n".join(lines)
+
+
+def first_numbers(vectors: Tensor) -> list[list[float]]:
+    """Return the first numbers of vectors [T, d], in hundredths."""
+    shown = vectors[:, :SHOWN_NUMBERS].double()
+    return [[round(number, 2) for number in row] for row in shown.tolist()]
