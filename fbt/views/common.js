@@ -53,14 +53,16 @@ function startWorker(source) {
 }
 
 // A text as a list box: one tab stop, with arrow keys inside. Characters can be
-// chosen, or hovered over.
+// chosen, or hovered over, and added and removed at the end.
 function characters(tokens, label, { chosen, choose, hover }) {
   const id = uniqueId();
   const list = element("div", {
     role: "listbox", tabindex: 0, class: "fbt-text", "aria-label": label,
   });
+  const spans = [];
   let word; // lines break between words
-  const spans = tokens.map((token, i) => {
+  function append(token) {
+    const i = spans.length;
     const attributes = { role: "option", id: `${id}-${i}`, "data-i": i };
     const span = element("span", attributes, shown(token));
     if (!word) list.append((word = element("span", { role: "presentation" })));
@@ -70,8 +72,9 @@ function characters(tokens, label, { chosen, choose, hover }) {
       word = undefined;
     }
     if (token.includes("\n")) list.append(element("br"));
-    return span;
-  });
+    spans.push(span);
+  }
+  tokens.forEach(append);
   const index = ({ target }) => Number(target.closest?.("[data-i]")?.dataset.i ?? -1);
   list.addEventListener("pointerover", (event) => {
     if (index(event) >= 0 && event.pointerType !== "touch") hover(index(event));
@@ -87,7 +90,18 @@ function characters(tokens, label, { chosen, choose, hover }) {
     choose(next);
     spans[next].scrollIntoView({ block: "nearest" });
   });
-  return { list, spans };
+  // Remove the characters from `length` on.
+  function truncate(length) {
+    for (const span of spans.splice(length)) {
+      const own = span.parentNode;
+      span.remove();
+      if (own.nextSibling?.nodeName === "BR") own.nextSibling.remove();
+      if (!own.hasChildNodes()) own.remove();
+    }
+    const last = spans.at(-1);
+    word = last?.classList.contains("fbt-blank") ? undefined : last?.parentNode;
+  }
+  return { list, spans, append, truncate };
 }
 
 // Mark a character as selected.

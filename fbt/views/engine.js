@@ -131,20 +131,14 @@ function draw(shares, u) {
   return last; // the sum was rounded to less than 1
 }
 
-// Random numbers from [0, 1) in steps of 2^-32: a counter whose bits are mixed, as in
-// SplitMix, with the constants of MurmurHash3.
-class Random {
-  constructor(seed) {
-    this.state = seed >>> 0;
-  }
-
-  next() {
-    this.state = (this.state + 0x9e3779b9) >>> 0;
-    let z = this.state;
-    z = Math.imul(z ^ (z >>> 16), 0x85ebca6b);
-    z = Math.imul(z ^ (z >>> 13), 0xc2b2ae35);
-    return ((z ^ (z >>> 16)) >>> 0) / 2 ** 32;
-  }
+// Number `index` of the random sequence of a seed, from [0, 1) in steps of 2^-32: the
+// bits of a counter, mixed as in SplitMix with the constants of MurmurHash3. Since the
+// number depends on the index alone, a pause does not change what is drawn after it.
+function uniform(seed, index) {
+  let z = seed + Math.imul(index + 1, 0x9e3779b9);
+  z = Math.imul(z ^ (z >>> 16), 0x85ebca6b);
+  z = Math.imul(z ^ (z >>> 13), 0xc2b2ae35);
+  return ((z ^ (z >>> 16)) >>> 0) / 2 ** 32;
 }
 
 // A model that reads a text. It keeps the keys and values of all steps, not only of

@@ -70,7 +70,7 @@ class View:
         )
         return (
             f"<style>{style(self._name)}</style>"
-            f'<div class="fbt-view"><pre>{html.escape(self._text)}</pre></div>'
+            f'<div class="fbt-view">{self._still()}</div>'
             f"<script>(() => {{\n{code}\n"
             "const el = document.currentScript.previousElementSibling;\n"
             f"const state = {state};\n"
@@ -80,6 +80,10 @@ class View:
             "  save_changes: () => {},\n"
             "} });\n})();</script>"
         )
+
+    def _still(self) -> str:
+        """Return the HTML that is shown if no script runs."""
+        return f"<pre>{html.escape(self._text)}</pre>"
 
     def _repr_mimebundle_(
         self, include: Any = None, exclude: Any = None
