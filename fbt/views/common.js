@@ -48,15 +48,25 @@ function uniqueId() {
   return `fbt-${Math.random().toString(36).slice(2, 10)}`;
 }
 
+// A worker that runs a text, which also works on pages from a disk.
+function startWorker(source) {
+  const url = URL.createObjectURL(new Blob(['"use strict";\n', source]));
+  const worker = new Worker(url);
+  URL.revokeObjectURL(url);
+  return worker;
+}
+
 // A text as a list box: one tab stop, with arrow keys inside. Characters can be
-// chosen, or hovered over.
+// chosen, or hovered over, and added and removed at the end.
 function characters(tokens, label, { chosen, choose, hover }) {
   const id = uniqueId();
   const list = element("div", {
     role: "listbox", tabindex: 0, class: "fbt-text", "aria-label": label,
   });
+  const spans = [];
   let word; // lines break between words
-  const spans = tokens.map((token, i) => {
+  function append(token) {
+    const i = spans.length;
     const attributes = { role: "option", id: `${id}-${i}`, "data-i": i };
     const span = element("span", attributes, shown(token));
     if (!word) list.append((word = element("span", { role: "presentation" })));
@@ -66,8 +76,9 @@ function characters(tokens, label, { chosen, choose, hover }) {
       word = undefined;
     }
     if (token.includes("\n")) list.append(element("br"));
-    return span;
-  });
+    spans.push(span);
+  }
+  tokens.forEach(append);
   const index = ({ target }) => Number(target.closest?.("[data-i]")?.dataset.i ?? -1);
   list.addEventListener("pointerover", (event) => {
     if (index(event) >= 0 && event.pointerType !== "touch") hover(index(event));
@@ -83,7 +94,18 @@ function characters(tokens, label, { chosen, choose, hover }) {
     choose(next);
     spans[next].scrollIntoView({ block: "nearest" });
   });
-  return { list, spans };
+  // Remove the characters from `length` on.
+  function truncate(length) {
+    for (const span of spans.splice(length)) {
+      const own = span.parentNode;
+      span.remove();
+      if (own.nextSibling?.nodeName === "BR") own.nextSibling.remove();
+      if (!own.hasChildNodes()) own.remove();
+    }
+    const last = spans.at(-1);
+    word = last?.classList.contains("fbt-blank") ? undefined : last?.parentNode;
+  }
+  return { list, spans, append, truncate };
 }
 
 // Mark a character as selected.
