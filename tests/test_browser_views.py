@@ -224,6 +224,41 @@ def test_every_cell_of_the_recurrence_shows_its_numbers(window):
     assert view.locator("[aria-selected=true]").count() == 1
 
 
+def test_recurrence_reads_a_text_of_the_reader_in_the_page(window):
+    tokenizer = fbt.CharTokenizer("abcde")
+    config = fbt.Config(5, d_model=14, n_heads=2, n_layers=3, span=7)
+    net = fbt.LanguageModel(config, tokenizer)
+    read = trace(net, tokenizer.encode("ab"))
+    view, words = show(window, RecurrenceExplorer(list("ab"), read, model=net))
+    field, status = view.get_by_label("your own text, up to 7"), view.locator("form")
+    field.fill("za")
+    field.press("Enter")
+    assert "The model does not know z." in status.text_content()
+    field.fill("cab")
+    field.press("Enter")
+    heads = view.locator("[role=columnheader]")
+    heads.nth(3).wait_for()
+    assert heads.all_text_contents() == ["text", "c", "a", "b"]
+    expected = trace(net, tokenizer.encode("cab"))
+    view.locator("input[type=range]").press("End")
+    rows = [expected.values[0], expected.keys[0], expected.memory]
+    rows += reversed(expected.outputs.unbind(1))
+    for row, vectors in enumerate(rows):
+        for step, vector in enumerate(vectors):
+            view.locator("[role=gridcell]").nth(3 * row + step).click()
+            text = view.locator(".fbt-numbers").text_content().replace("−", "-")
+            numbers = [float(number) for number in re.findall(r"-?\d+\.\d\d", text)]
+            torch.testing.assert_close(
+                torch.tensor(numbers), vector[:8], atol=0.0101, rtol=0
+            )
+    for _ in range(3):  # back to layer 3 of the last step
+        view.get_by_role("button", name="back").click()
+    shares = expected.weights[2].mean(0)[2, :2].tolist()
+    reads = [f"step {i} {100 * share:.0f} %" for i, share in enumerate(shares, 1)]
+    assert " and ".join(reads) in words.text_content()
+    assert not window.complaints
+
+
 def test_buttons_keep_the_focus_at_the_ends(window):
     layers = READ.outputs.shape[1] - 1
     last = T * (layers + 3) - 1

@@ -1,5 +1,5 @@
-// The missing arrows: the vectors that a vector builds on, in a parallel model and in a
-// feedback model, and the rounds in which all can be computed.
+// The missing arrows: the vectors that a vector builds on, in a parallel model and in
+// a feedback model, and the rounds in which all can be computed.
 
 const KINDS = ["parallel", "feedback"];
 const SIZE = { width: 44, height: 40 }; // of a cell, in CSS pixels
@@ -66,8 +66,8 @@ function render({ model, el }) {
 
   const root = element("div", { class: "fbt-view-root fbt-arrows" });
   const hint = element("p", { class: "fbt-hint" },
-    "Try first: choose a circle of layer 1 on the right, then change between parallel "
-    + "and feedback. Then press play.");
+    "Try first: choose a circle of layer 1 on the right, then change between "
+    + "parallel and feedback. Then press play.");
   const controls = element("div", { class: "fbt-controls" });
   const group = uniqueId();
   const kinds = element("fieldset");
@@ -169,9 +169,9 @@ function render({ model, el }) {
   function look(nodes, nameOf) {
     for (const node of nodes.flat()) {
       const cell = table.cells[rowOf(node.layer)][node.step];
-      const name = nameOf(node);
+      const [name, whose] = [nameOf(node), vectorName(node.layer, node.step)];
       cell.setAttribute("data-look", name);
-      cell.setAttribute("aria-label", `${vectorName(node.layer, node.step)}: ${name}`);
+      cell.setAttribute("aria-label", `${whose}: ${name}`);
     }
   }
 
@@ -187,9 +187,9 @@ function render({ model, el }) {
     const name = vectorName(node.layer, node.step);
     const other = roundOf(networks[1 - value("kind")][node.layer][node.step]);
     words.textContent = node.layer
-      ? `${name} builds on ${counted(inside.size, "other vector")}. The longest chain `
-        + `to it has ${counted(roundOf(node), "layer")}, one after another; in the `
-        + `${KINDS[1 - value("kind")]} model ${other}.`
+      ? `${name} builds on ${counted(inside.size, "other vector")}. The longest `
+        + `chain to it has ${counted(roundOf(node), "layer")}, one after another; in `
+        + `the ${KINDS[1 - value("kind")]} model ${other}.`
       : `${name} is looked up, and builds on no other vector.`;
   }
 
@@ -206,8 +206,8 @@ function render({ model, el }) {
       ? `${round ? `layer ${now[0].layer}` : "the embeddings"} of all steps at once`
       : `layer ${now[0].layer} at step ${now[0].step}, alone`;
     const end = round < last ? ""
-      : ` Done: the parallel model needs ${lastRound(networks[0])} rounds for a known `
-        + `text of any length, the feedback model ${layers} for each step.`;
+      : ` Done: the parallel model needs ${lastRound(networks[0])} rounds for a `
+        + `known text of any length, the feedback model ${layers} for each step.`;
     words.textContent = `Round ${round} of ${last}: ${what}.${end}`;
   }
 

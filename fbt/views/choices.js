@@ -7,8 +7,9 @@ const NAMES = /(\bid="|url\(#|href="#)/g;
 // The attributes of a figure that decide how large it is drawn, as JSON.
 function size(figure) {
   const tag = figure?.match(/<svg[^>]*>/)?.[0];
-  const parts = [...(tag?.matchAll(/\b(width|height|viewBox)="([^"]*)"/g) ?? [])];
-  return tag && JSON.stringify(Object.fromEntries(parts.map((part) => part.slice(1))));
+  if (!tag) return undefined;
+  const parts = [...tag.matchAll(/\b(width|height|viewBox)="([^"]*)"/g)];
+  return JSON.stringify(Object.fromEntries(parts.map((part) => part.slice(1))));
 }
 
 function render({ model, el }) {

@@ -56,6 +56,34 @@ function startWorker(source) {
   return worker;
 }
 
+const ASKED = "fbt-live"; // in the session: the reader has asked for the weights
+
+// What is remembered for the session may be forbidden, as in a sandbox.
+function remember(value) {
+  try {
+    if (value) sessionStorage.setItem(ASKED, value);
+    return sessionStorage.getItem(ASKED);
+  } catch {
+    return null;
+  }
+}
+
+function megabytes(bytes) {
+  return `${(bytes / 1e6).toFixed(1)} MB`;
+}
+
+// Load the weights of a model, which are in the page or in a script beside it.
+function weightsOf({ packed, key, source }) {
+  const found = packed ?? globalThis.fbtModels?.[key];
+  if (found) return Promise.resolve(found);
+  return new Promise((resolve, reject) => {
+    const script = element("script", { src: source });
+    script.onload = () => resolve(globalThis.fbtModels[key]);
+    script.onerror = () => reject(new Error(`${source} was not found`));
+    document.head.append(script);
+  });
+}
+
 // A text as a list box: one tab stop, with arrow keys inside. Characters can be
 // chosen, or hovered over, and added and removed at the end.
 function characters(tokens, label, { chosen, choose, hover }) {
@@ -138,10 +166,12 @@ function move(key, spans, query) {
 }
 
 // Cells in rows and columns as a grid: one tab stop, with arrow keys inside, and a
-// drawing behind the cells in which each cell has the given size. `rows` and `columns`
-// are the names of both.
+// drawing behind the cells in which each cell has the given size. `rows` and
+// `columns` are the names of both.
 function cellGrid(label, rows, columns, size, { chosen, choose, hover }) {
-  const root = element("div", { role: "grid", class: "fbt-grid", "aria-label": label });
+  const root = element("div", {
+    role: "grid", class: "fbt-grid", "aria-label": label,
+  });
   root.style.setProperty("--columns", columns.length);
   const behind = drawn("svg", {
     viewBox: `0 0 ${columns.length * size.width} ${rows.length * size.height}`,
@@ -178,7 +208,8 @@ function cellGrid(label, rows, columns, size, { chosen, choose, hover }) {
   root.addEventListener("keydown", (event) => {
     const moves = {
       ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1],
-      Home: [0, -columns.length], End: [0, columns.length], Enter: [0, 0], " ": [0, 0],
+      Home: [0, -columns.length], End: [0, columns.length],
+      Enter: [0, 0], " ": [0, 0],
     };
     if (!(event.key in moves)) return;
     event.preventDefault();
@@ -188,7 +219,7 @@ function cellGrid(label, rows, columns, size, { chosen, choose, hover }) {
     choose(row, column);
     cells[row][column].focus();
   });
-  // The cell that the tab key reaches, which is also the selected one if there is one.
+  // Mark the cell that the tab key reaches, and whether it is selected.
   function mark(row, column, isSelected = true) {
     for (const cell of cells.flat()) {
       const isIt = cell === cells[row][column];

@@ -7,33 +7,6 @@ const LARGEST_GAIN = 2; // nats; more is not drawn longer
 const LONGEST = 2000; // characters
 const WRITES = 200; // characters
 const DELAY = 35; // milliseconds between two written characters
-const ASKED = "fbt-live"; // in the session: the reader has asked for the weights
-
-// What is remembered for the session may be forbidden, as in a sandbox.
-function remember(value) {
-  try {
-    if (value) sessionStorage.setItem(ASKED, value);
-    return sessionStorage.getItem(ASKED);
-  } catch {
-    return null;
-  }
-}
-
-function megabytes(bytes) {
-  return `${(bytes / 1e6).toFixed(1)} MB`;
-}
-
-// Load the weights of a model, which are in the page or in a script beside it.
-function weightsOf({ packed, key, source }) {
-  const found = packed ?? globalThis.fbtModels?.[key];
-  if (found) return Promise.resolve(found);
-  return new Promise((resolve, reject) => {
-    const script = element("script", { src: source });
-    script.onload = () => resolve(globalThis.fbtModels[key]);
-    script.onerror = () => reject(new Error(`${source} was not found`));
-    document.head.append(script);
-  });
-}
 
 function quoted(token) {
   return `“${shown(token)}”`;

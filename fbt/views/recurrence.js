@@ -25,8 +25,8 @@ function strip(numbers, largest) {
   return picture;
 }
 
-function render({ model, el }) {
-  const data = model.get("data");
+// The loop on one text.
+function show(data, model) {
   const { tokens, width, mixture, outputs, memory, keys, values, weights } = data;
   const [steps, layers] = [tokens.length, outputs.length - 1];
   const perStep = layers + 3; // moments per step
@@ -39,16 +39,14 @@ function render({ model, el }) {
   }
   const goTo = (moment) => choose({ moment: Math.min(last, Math.max(0, moment)) });
 
-  const root = element("div", { class: "fbt-view-root fbt-recurrence" });
-  const hint = element("p", { class: "fbt-hint" },
-    "Try first: press play, or pull the slider. Then choose any cell to see its numbers.");
+  const root = element("div");
   const controls = element("div", { class: "fbt-controls" });
   const back = element("button", { type: "button" }, "◀ back");
   const next = element("button", { type: "button" }, "next ▶");
   for (const [button, by] of [[back, -1], [next, 1]]) {
     button.addEventListener("click", () => {
       play.stop();
-      if (button.getAttribute("aria-disabled") === "false") goTo(value("moment") + by);
+      goTo(value("moment") + by);
     });
   }
   const play = player("moment", MOMENT, () => {
@@ -92,19 +90,19 @@ function render({ model, el }) {
   // Ribbons run behind the strips: a mask leaves out those that are computed.
   const mask = drawn("mask", { id: uniqueId(), maskUnits: "userSpaceOnUse" });
   const all = { x: 0, y: 0, width: "100%", height: "100%" };
-  const [backdrop, ribbons] = [
-    drawn("rect", { ...all, fill: "white" }), drawn("g", { mask: `url(#${mask.id})` }),
-  ];
+  const backdrop = drawn("rect", { ...all, fill: "white" });
+  const ribbons = drawn("g", { mask: `url(#${mask.id})` });
   table.behind.append(mask, ribbons);
 
   const words = element("p", { class: "fbt-words", "aria-live": "polite" });
   const room = element("div", { class: "fbt-room" });
   room.append(words, ...Array.from({ length: last + 1 }, (_, moment) => {
     const text = drawRibbons(Math.floor(moment / perStep), moment % perStep);
-    return element("p", { class: "fbt-sizer fbt-words", "aria-hidden": "true" }, text);
+    const attributes = { class: "fbt-sizer fbt-words", "aria-hidden": "true" };
+    return element("p", attributes, text);
   }));
   const numbers = element("p", { class: "fbt-numbers", "aria-live": "polite" });
-  root.append(hint, controls, room, table.root, numbers);
+  root.append(controls, room, table.root, numbers);
 
   function place(cell) {
     return [Math.floor(cell / steps), cell % steps];
@@ -217,9 +215,86 @@ function render({ model, el }) {
       : `${made}, once for all layers. From here on every layer can reach them.`;
   }
 
-  for (const name of ["moment", "cell"]) model.on?.(`change:${name}`, draw);
-  el.replaceChildren(root);
   draw();
+  return { root, draw, stop: play.stop };
+}
+
+// A field for the reader's own text, which `read` gets as token ids.
+function textField({ vocabulary, longest, size }, read) {
+  const ids = new Map([...vocabulary].map((character, id) => [character, id]));
+  const form = element("form", { class: "fbt-controls" });
+  const label = element("label", {}, `your own text, up to ${longest} characters `);
+  const field = element("input", {
+    type: "text", maxlength: longest, size: longest, spellcheck: false,
+    autocapitalize: "off", autocomplete: "off",
+  });
+  const isFar = size && !remember();
+  const name = isFar ? `load the model (${megabytes(size)})` : "read it";
+  const button = element("button", { type: "submit" }, name);
+  const status = element("output", { class: "fbt-status" });
+  label.append(field);
+  form.append(label, button, status);
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const text = [...field.value];
+    const unknown = [...new Set(text.filter((character) => !ids.has(character)))];
+    if (unknown.length) {
+      status.textContent = `The model does not know ${list(unknown.map(shown))}.`;
+    } else if (text.length) {
+      status.textContent = "Reading ...";
+      read(text, text.map((character) => ids.get(character)));
+    }
+  });
+  return {
+    form,
+    say(text) {
+      status.textContent = text;
+      button.textContent = "read it";
+    },
+  };
+}
+
+function render({ model, el }) {
+  const data = model.get("data");
+  const root = element("div", { class: "fbt-view-root fbt-recurrence" });
+  root.append(element("p", { class: "fbt-hint" },
+    "Try first: press play, or pull the slider. Then choose any cell to see its "
+    + "numbers."));
+  let now = show(data, model);
+  let worker;
+
+  // Compute the loop on a text in a worker, which gets the weights once.
+  async function read(field, text, tokens) {
+    try {
+      const packed = worker ? undefined : await weightsOf(data.model);
+      remember("yes");
+      worker ??= startWorker(WORKER);
+      worker.onmessage = ({ data: values }) => {
+        now.stop();
+        model.set("moment", 0);
+        model.set("cell", -1);
+        model.save_changes();
+        const { root: old } = now;
+        now = show({ ...data, ...values, tokens: text }, model);
+        old.replaceWith(now.root);
+        field.say("");
+      };
+      worker.onerror = ({ message }) =>
+        field.say(`The text was not read: ${message}`);
+      worker.postMessage({ packed, tokens, count: data.outputs[0][0].length });
+    } catch (error) {
+      field.say(`The model was not loaded: ${error.message}`);
+    }
+  }
+  if (data.model) {
+    const field = textField(data.model, (text, tokens) => read(field, text, tokens));
+    root.append(field.form);
+  }
+  root.append(now.root);
+  for (const name of ["moment", "cell"]) {
+    model.on?.(`change:${name}`, () => now.draw());
+  }
+  el.replaceChildren(root);
 }
 
 export default { render };

@@ -5,7 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fbt._checks import check_instance, check_int
+from fbt._checks import check_choice, check_instance, check_int
+from fbt.language_model import LanguageModel
+from fbt.views.live import loaded, source_of
 from fbt.views.trace import Trace
 from fbt.views.view import View, check_finite, check_shape, texts_of
 
@@ -21,6 +23,9 @@ class RecurrenceExplorer(View):
         read: the values the model computed, from `fbt.views.trace.trace`.
         moment: the moment shown first. Each step has L + 3 moments: its embedding,
             its L layers, its memory vector, and its key and value.
+        model: reads the texts that a reader types, at most 12 characters, in the page
+            (see `fbt.views.live.LiveModel`); or the name of a model that ships with
+            the package. None means that readers cannot type.
 
     A reader plays the moments or moves between them, and selects vectors to see their
     numbers. In a live notebook, `moment` follows the reader's selection.
@@ -28,11 +33,18 @@ class RecurrenceExplorer(View):
     Raises:
         TypeError: if an argument, or a field of `read`, has another type.
         ValueError: if the shapes do not match, there are several caches, a number is
-            not finite, or `moment` is out of range.
+            not finite, `moment` is out of range, or `model` has another variant or
+            cannot run in a page.
+        FileNotFoundError: if there is no model of a name.
     """
 
     def __init__(
-        self, tokens: Sequence[str], read: Trace, *, moment: int = 0
+        self,
+        tokens: Sequence[str],
+        read: Trace,
+        *,
+        moment: int = 0,
+        model: LanguageModel | str | None = None,
     ) -> None:
         self.tokens = texts_of(tokens)
         steps = len(self.tokens)
@@ -40,7 +52,7 @@ class RecurrenceExplorer(View):
         check_instance("read", read, Trace)
         layers = check_trace(read, steps)
         check_int("moment", moment, low=0, high=steps * (layers + 3) - 1)
-        data = {
+        data: dict[str, Any] = {
             "tokens": self.tokens,
             "width": read.memory.shape[-1],
             "mixture": [round(share, 3) for share in read.mixture.tolist()],
@@ -52,8 +64,19 @@ class RecurrenceExplorer(View):
             "values": first_numbers(read.values[0]),
             "weights": (1000 * read.weights.mean(1)).round().int().tolist(),
         }
+        if model is not None:
+            data["model"] = reader_of(model)
+            self.worker = ("engine.js", "recurrence_worker.js")
         start = {"moment": moment, "cell": -1}  # no cell is selected
         super().__init__("recurrence", data, start, last_step(self.tokens, data))
+
+    def _repr_mimebundle_(
+        self, include: Any = None, exclude: Any = None
+    ) -> dict[str, Any]:
+        """Return only HTML if there are weights, which a widget would repeat."""
+        if "model" not in self._data:
+            return super()._repr_mimebundle_(include, exclude)
+        return {"text/plain": repr(self), "text/html": self.to_html()}
 
     @property
     def moment(self) -> int:
@@ -63,6 +86,20 @@ class RecurrenceExplorer(View):
     def __repr__(self) -> str:
         layers = len(self._data["outputs"]) - 1
         return f"RecurrenceExplorer({len(self.tokens)} tokens, {layers} layers)"
+
+
+def reader_of(model: LanguageModel | str) -> dict[str, Any]:
+    """Return what a page needs to read texts: a model's weights and vocabulary.
+
+    Raises:
+        TypeError, ValueError, FileNotFoundError: as in `RecurrenceExplorer`.
+    """
+    reader = loaded("model", model)
+    check_choice("the variant of model", reader.config.variant, ["shared-kv"])
+    assert reader.tokenizer is not None  # checked by `loaded`
+    longest = min(MAX_STEPS, reader.config.span)
+    vocabulary = reader.tokenizer.vocabulary
+    return source_of(model) | {"vocabulary": vocabulary, "longest": longest}
 
 
 def check_trace(read: Trace, steps: int) -> int:
