@@ -22,6 +22,7 @@ from fbt.state import State
 from fbt.tokenizer import CharTokenizer
 from fbt.training import Run, train
 from fbt.views.explorer import AttentionExplorer
+from fbt.views.live import LiveModel
 from fbt.views.source import show
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ __all__ = [
     "Config",
     "FeedbackBody",
     "LanguageModel",
+    "LiveModel",
     "MemoryStack",
     "ParallelBody",
     "Run",

@@ -211,6 +211,50 @@ class LanguageModel(nn.Module):
             )
         return self.body.layer_weights().detach()
 
+    def layer_outputs(self, tokens: Tensor) -> Tensor:
+        """Return the embeddings x^0 and the outputs x^l of all layers.
+
+        Dropout is off.
+
+        Args:
+            tokens: token ids [B, T].
+
+        Returns:
+            [L + 1, B, T, d]; entry 0 is the embedding.
+
+        Raises:
+            TypeError, ValueError: as in `forward`.
+        """
+        check_tokens("tokens", tokens, "[B, T]", self.config.vocab_size)
+        model = evaluation_copy(self)
+        outputs: list[list[Tensor]] = [[] for _ in model.body.layers]
+        for layer, steps in zip(model.body.layers, outputs, strict=True):
+            layer.register_forward_hook(
+                lambda _, args, output, steps=steps: steps.append(output[0])
+            )
+        with without_gradients():
+            x = model.token_embedding(tokens)
+            model.body(x)  # a loop over steps, because the layers have hooks
+        return torch.stack([x, *(torch.cat(steps, dim=1) for steps in outputs)])
+
+    def memory(self, tokens: Tensor) -> Tensor:
+        """Return the memory vectors m_t = sum_l w_l x_t^l, before their norm.
+
+        Dropout is off.
+
+        Args:
+            tokens: token ids [B, T].
+
+        Returns:
+            [B, T, d].
+
+        Raises:
+            TypeError: as in `forward`.
+            ValueError: as in `forward`, or if the model is parallel.
+        """
+        mixture = self.layer_weights()
+        return torch.einsum("l,lbtd->btd", mixture, self.layer_outputs(tokens))
+
     def num_parameters(self) -> int:
         """Return the number of trainable parameters."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)

@@ -547,17 +547,6 @@ def trustworthy(make):
     both = (gradient_of(m, 13, 3) for m in (make, makers["TorchStack"]))
     return torch.allclose(*both)
 """: "more than 3 items",
-            """
-def gradient_of(make, length, span):
-    x, weight = normal(2, 3, length, 4).requires_grad_(), normal(4, 4)
-    one, two = (loop(z, weight, make(length, span)) for z in (x, x.flip(2)))
-    return grad(one.square().sum() + two.sum(), x)[0]
-
-
-def trustworthy(make):
-    both = (gradient_of(m, 7, 5) for m in (make, makers["TorchStack"]))
-    return torch.allclose(*both)
-""": "first two spans",
             "def trustworthy(make):\n    return 1": "True or False",
         },
         right=[
@@ -630,6 +619,20 @@ def learning_rate(step, *, lr, warmup, steps, min_ratio):
         return lr * (step + 1) / warmup
     progress = step / steps
     return lr * (min_ratio + (1 - min_ratio) * (1 + math.cos(math.pi * progress)) / 2)
+""": "cosine begins",
+            """
+def learning_rate(step, *, lr, warmup, steps, min_ratio):
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    progress = (step - warmup + 1) / (steps - warmup + 1)
+    return lr * (min_ratio + (1 - min_ratio) * (1 + math.cos(math.pi * progress)) / 2)
+""": "cosine begins",
+            """
+def learning_rate(step, *, lr, warmup, steps, min_ratio):
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    progress = (step - warmup) / (steps - warmup)
+    return lr * (1 - (1 - min_ratio) * progress)
 """: "the fall",
             """
 def learning_rate(step, *, lr, warmup, steps, min_ratio):
@@ -743,31 +746,6 @@ def rms_backward(v, x, eps=1e-5):
         ],
     ),
     "6.3": Answers(
-        wrong={
-            """
-def numbers_kept(L, d, H, J, recompute):
-    always = (L + 3) * d
-    return always if recompute else always + L * (7 * d + H * J)
-""": "too few for L = 1, d = 64, H = 2, recompute=True",
-            """
-def numbers_kept(L, d, H, J, recompute):
-    always = (L + 4) * d
-    return always if recompute else always + L * (4 * d + H * J)
-""": "How wide is a?",
-            """
-def numbers_kept(L, d, H, J, recompute):
-    return (L + 4) * d + L * (7 * d + H * J)
-""": "too many",
-        },
-        right=[
-            """
-def numbers_kept(L, d, H, J, recompute):
-    layer = d if recompute else d + d + d + d + 4 * d + H * J
-    return d + L * layer + 3 * d
-"""
-        ],
-    ),
-    "6.4": Answers(
         wrong={
             """
 def key_gradients(step, q, chunk):
@@ -891,6 +869,10 @@ def compare(first, second):
 def compare(first, second):
     return (0.9, 0.6), (0.9, 0.95)
 """: "best weights",
+            """
+def compare(first, second):
+    return 0.9, 0.6, 0.9, 0.95
+""": "two pairs",
         },
         right=[
             """
