@@ -171,8 +171,7 @@ def without_loop(model, x):
         wrong={
             'idle = {"query", "key", "norm1", "value"}': "value",
             'idle = {"query"}': "not named: 2",
-            'idle = {"query.weight"}': "It has inner, key",
-            'idle = "query"': "a set of names",
+            'idle = {"query.weight"}': "There are inner, key",
         },
         right=['idle = ["query", "key", "norm1"]'],
     ),
