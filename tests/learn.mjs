@@ -1,0 +1,54 @@
+// Runs the training of fbt/views/learn.js for tests/test_learn.py, in node.
+// Reads {script, cases} from stdin and writes a result for each case.
+
+import { readFileSync } from "node:fs";
+
+const { script, cases } = JSON.parse(readFileSync(0, "utf-8"));
+const { AdamW, Learner, TASKS, createModel, generator } = await import(script);
+
+const plain = (gradients) =>
+  Object.fromEntries(Object.entries(gradients).map(([name, g]) => [name, [...g]]));
+
+const RUN = {
+  // The losses of updates on given batches, and the gradients of the first.
+  train({ config, parameters, batches, rate, clip }) {
+    const model = createModel(config, generator(0));
+    const tensors = Object.entries(parameters).map(([name, data]) => [name, { data }]);
+    model.load(Object.fromEntries(tensors));
+    const optimizer = new AdamW(model);
+    let gradients;
+    const losses = batches.map(({ tokens, labels, batch, length }) => {
+      const loss = model.loss(tokens, labels, batch, length);
+      gradients ??= plain(model.gradients);
+      optimizer.step(rate, clip);
+      return loss;
+    });
+    return { losses, gradients };
+  },
+  draw({ task, batch, length }) {
+    const { words, steps, draw } = TASKS[task];
+    const size = batch * steps(length);
+    const [tokens, labels] = [new Int32Array(size), new Int32Array(size)];
+    draw(generator(1), batch, length, tokens, labels);
+    return { words, tokens: [...tokens], labels: [...labels] };
+  },
+  initial({ config }) {
+    const { parameters } = createModel(config, generator(3));
+    return Object.fromEntries(Object.entries(parameters).map(
+      ([name, { shape, data }]) => [name, { shape, data: [...data] }]));
+  },
+  // The accuracy at the last step of tests, after training as in the playground.
+  learn({ task, seed, model, lengths }) {
+    const learner = new Learner({ task, seed, model });
+    const start = process.cpuUsage();
+    while (learner.update < learner.updates) learner.step();
+    const { user, system } = process.cpuUsage(start);
+    const right = lengths.map((length) => {
+      const last = learner.test(length, 200).slice(-200);
+      return last.reduce((sum, value) => sum + value, 0) / 200;
+    });
+    return { right, milliseconds: (user + system) / 1000 };
+  },
+};
+
+process.stdout.write(JSON.stringify(cases.map(({ run, ...rest }) => RUN[run](rest))));
