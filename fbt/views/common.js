@@ -44,6 +44,14 @@ function uniqueId() {
   return `fbt-${Math.random().toString(36).slice(2, 10)}`;
 }
 
+// A worker that runs a text, which also works on pages from a disk.
+function startWorker(source) {
+  const url = URL.createObjectURL(new Blob(['"use strict";\n', source]));
+  const worker = new Worker(url);
+  URL.revokeObjectURL(url);
+  return worker;
+}
+
 // A text as a list box: one tab stop, with arrow keys inside. Characters can be
 // chosen, or hovered over.
 function characters(tokens, label, { chosen, choose, hover }) {
