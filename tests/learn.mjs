@@ -1,10 +1,12 @@
 // Runs the training of fbt/views/learn.js for tests/test_learn.py, in node.
-// Reads {script, cases} from stdin and writes a result for each case.
+// Reads {source, cases} from stdin and writes a result for each case.
 
 import { readFileSync } from "node:fs";
 
-const { script, cases } = JSON.parse(readFileSync(0, "utf-8"));
-const { AdamW, Learner, TASKS, createModel, generator } = await import(script);
+const NAMES = "{ AdamW, Learner, TASKS, createModel, generator }";
+const { source, cases } = JSON.parse(readFileSync(0, "utf-8"));
+const { AdamW, Learner, TASKS, createModel, generator } =
+  new Function(`"use strict"; ${source}\nreturn ${NAMES};`)();
 
 const plain = (gradients) =>
   Object.fromEntries(Object.entries(gradients).map(([name, g]) => [name, [...g]]));

@@ -28,7 +28,8 @@ SIZES = {"d_model": 10, "n_heads": 2, "span": 5}
 
 def run(*cases: dict) -> list:
     """Run cases of learn.mjs in node and return their results."""
-    given = json.dumps({"script": SCRIPT.as_uri(), "cases": cases})
+    source = SCRIPT.read_text(encoding="utf-8")
+    given = json.dumps({"source": source, "cases": cases})
     done = subprocess.run(
         [NODE, HERE / "learn.mjs"], input=given, capture_output=True, text=True
     )
@@ -82,7 +83,7 @@ def train(model: nn.Module, batches: list, rate: float, clip: float) -> tuple:
         }
         for decays in (True, False)
     ]
-    optimizer, losses, first = torch.optim.AdamW(groups, lr=rate), [], None
+    optimizer, losses, first = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99)), [], None
     for tokens, labels in batches:
         optimizer.zero_grad()
         loss = F.cross_entropy(model(tokens).flatten(0, 1), labels.flatten())

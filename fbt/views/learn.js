@@ -7,6 +7,8 @@
 // Activations are Float32Arrays of rows [T B, d], ordered by step: row t B + b. A
 // step is then one block of B rows, and a whole text one block of T B rows. Sums are
 // accumulated in double precision. All arrays are kept from step to step.
+//
+// This is a plain script, a part of a worker's source.
 
 const IGNORE = -100; // the label of steps without a question
 const EPSILON = 1e-5; // of LayerNorm
@@ -842,7 +844,7 @@ function createModel(config, random) {
 
 // AdamW as torch's. As in `fbt.train`, only matrices of linear layers decay.
 class AdamW {
-  constructor(model, { beta1 = 0.9, beta2 = 0.999, decay = 0.01, epsilon = 1e-8 } = {}) {
+  constructor(model, { beta1 = 0.9, beta2 = 0.99, decay = 0.01, epsilon = 1e-8 } = {}) {
     Object.assign(this, { model, beta1, beta2, decay, epsilon, steps: 0 });
     this.means = new Float32Array(model.values.length);
     this.squares = new Float32Array(model.values.length);
@@ -953,10 +955,12 @@ function rateAt(update, updates, peak) {
 
 // A model in training. Runs with the same seed and task see the same batches.
 class Learner {
-  constructor({ task, seed = 0, updates, lengths, rate, model = {} }) {
+  constructor({ task, seed, rate, longest, model }) {
     this.task = TASKS[task];
-    this.updates = updates ?? this.task.updates;
-    this.lengths = lengths ?? this.task.lengths;
+    const usual = this.task.lengths.at(-1);
+    this.lengths = this.task.lengths.map((length) =>
+      Math.max(1, Math.round((length * (longest ?? usual)) / usual)));
+    this.updates = this.task.updates;
     this.rate = rate ?? this.task.rate;
     this.update = 0;
     this.batches = generator(2 * seed + 1);
@@ -1042,5 +1046,3 @@ function orthonormalise(first, second) {
   for (let i = 0; i < second.length; i++) second[i] -= shared * first[i];
   shorten(second);
 }
-
-export { IGNORE, TASKS, AdamW, Learner, createModel, generator };
