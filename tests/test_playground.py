@@ -12,12 +12,13 @@ LONGEST_TASK = 50
 
 
 def longest_task(trace: bytes) -> float:
-    """Return the longest task of a page's main thread in a trace, in ms of CPU time."""
+    """Return the longest task of a page's main thread, in ms of CPU time."""
     events = json.loads(trace)["traceEvents"]
     mains = {
         (event["pid"], event["tid"])
         for event in events
-        if event["name"] == "thread_name" and event["args"]["name"] == "CrRendererMain"
+        if event["name"] == "thread_name"
+        and event["args"]["name"] == "CrRendererMain"
     }
     return max(
         event["tdur"] / 1000
@@ -27,7 +28,7 @@ def longest_task(trace: bytes) -> float:
 
 
 def test_task_is_checked():
-    with pytest.raises(ValueError, match="task must be .*'cups'.*, got 'cup'"):
+    with pytest.raises(ValueError, match=r"task must be .*'cups'.*, got 'cup'"):
         Playground("cup")
     assert repr(Playground("S3")) == "Playground('S3')"
 
@@ -51,7 +52,9 @@ def test_reader_trains_cups(chromium, window, tmp_path):
     button.press("Enter")
     trace = chromium.stop_tracing()
     assert longest_task(trace) < LONGEST_TASK
-    assert re.search(r"feedback names the right cup in (9\d|100) %", words.text_content())
+    assert re.search(
+        r"feedback names the right cup in (9\d|100) %", words.text_content()
+    )
     assert "1 layer names" in words.text_content()
     assert words.text_content().count("not in these steps") == 1  # the parallel one
     assert page.evaluate("document.activeElement.textContent").startswith("Train")
@@ -79,14 +82,14 @@ def test_settings_make_new_models(window, tmp_path):
     page.locator("summary").click()
     page.get_by_role("checkbox").check()
     cards.nth(2).get_by_text("update 0 of 400").wait_for()
-    page.get_by_label("memory").select_option("embedding")
-    page.get_by_label("longest").select_option("4")
-    page.get_by_label("parallel").select_option("4")
+    page.get_by_role("combobox", name="memory").select_option("embedding")
+    page.get_by_role("combobox", name="longest").select_option("4")
+    page.get_by_role("combobox", name="parallel").select_option("4")
     page.get_by_role("button", name="Step").click()
     for card in cards.all():
         card.get_by_text("after 4 shuffles").wait_for()
         card.get_by_text("update 1 of 400").wait_for()
     for task in TASKS:
-        page.get_by_label("task").select_option(task)
+        page.get_by_role("combobox", name="task").select_option(task)
         cards.last.get_by_text("update 0 of").wait_for()
     assert not window.complaints

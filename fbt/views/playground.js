@@ -10,14 +10,15 @@ const TASKS = {
     answers: ["0", "1"], chance: 1 / 2, question: "tells odd from even",
   },
   S3: {
-    title: "shuffles of three", unit: "shuffles", longest: 8, updates: 400, rate: 0.004,
+    title: "shuffles of three", unit: "shuffles", longest: 8, updates: 400,
+    rate: 0.004,
     answers: ["123", "132", "213", "231", "312", "321"], chance: 1 / 6,
     question: "names the right order",
   },
   copy: {
     title: "copying", unit: "symbols", longest: 8, updates: 600, rate: 0.004,
     answers: [..."abcdefgh"], chance: 1 / 8, question: "repeats the right symbols",
-    whole: true, // tests of another length are other tests, with answers after the end
+    whole: true, // answers come after the end, so a shorter test is another one
   },
 };
 const TESTED = [4, 8, 12, 16, 24, 32, 48, 64, 96, 128];
@@ -37,7 +38,8 @@ function plural(count, noun) {
 
 function selection(name, options, chosen, change) {
   const select = element("select");
-  options.forEach(([value, text]) => select.append(element("option", { value }, text)));
+  select.append(...options.map(([value, text]) =>
+    element("option", { value }, text)));
   select.value = chosen;
   select.addEventListener("change", () => change(select.value));
   const label = element("label", {}, `${name} `);
@@ -49,6 +51,10 @@ function button(text, press) {
   const made = element("button", { type: "button" }, text);
   made.addEventListener("click", press);
   return made;
+}
+
+function ownColour(node) {
+  return getComputedStyle(node).getPropertyValue("--fbt-own").trim();
 }
 
 // A canvas as wide as its box. `paint` gets a context in CSS pixels.
@@ -68,8 +74,7 @@ function picture(height, paint) {
     context.clearRect(0, 0, width, height);
     const style = getComputedStyle(canvas);
     context.font = `12px ${style.fontFamily}`;
-    const colours = { ink: style.color, own: style.getPropertyValue("--fbt-own").trim() };
-    paint(context, width, height, colours);
+    paint(context, width, height, { ink: style.color, own: ownColour(canvas) });
   }
   return { canvas, draw };
 }
@@ -117,8 +122,8 @@ class Player {
     const { settings, task } = this.playground;
     const variant = { feedback: "shared-kv", parallel: "parallel", LSTM: "lstm" };
     const model = {
-      variant: variant[this.kind], n_layers: this.kind === "parallel" ? this.depth : 1,
-      span: settings.span, memory: settings.memory,
+      variant: variant[this.kind], n_layers: this.depth, span: settings.span,
+      memory: settings.memory,
     };
     const rate = this.kind === "LSTM" ? 2 * settings.rate : settings.rate;
     this.run += 1;
@@ -157,14 +162,15 @@ class Player {
     }
     const { length } = this.result;
     const trained = whole ? length : Math.min(longest, length);
-    const shares = [trained, length].filter((value, i, all) => all.indexOf(value) === i)
+    const shares = [...new Set([trained, length])]
       .map((value) => `after ${value} ${unit} ${percent(this.share(value))}`);
     this.state.replaceChildren(
-      `update ${this.update} of ${this.end}`, element("br"), `right ${shares.join(", ")}`);
+      `update ${this.update} of ${this.end}`, element("br"),
+      `right ${shares.join(", ")}`);
     const result = `${this.name}: ${shares.join(", ")} right`;
     this.grid.canvas.setAttribute("aria-label", `${GAMES} games as rows. ${result}`);
-    this.cloud.canvas.setAttribute("aria-label",
-      `${this.kind === "feedback" ? "Memory vectors" : "States"} as points. ${result}`);
+    const points = this.kind === "feedback" ? "Memory vectors" : "Outputs";
+    this.cloud.canvas.setAttribute("aria-label", `${points} as points. ${result}`);
   }
 
   paintGrid(context, width, height, { ink, own }) {
@@ -236,7 +242,7 @@ class Room {
     this.running = false;
     this.settings = { task, seed: SEEDS[0], span: 64, memory: "learned" };
     Object.assign(this.settings, this.usual());
-    this.players = ["feedback", "parallel", "LSTM"].map((kind) => new Player(kind, this));
+    this.players = Object.keys(DASHES).map((kind) => new Player(kind, this));
     this.hidden = new Set(["LSTM"]);
     this.chart = picture(110, (...canvas) => this.paintChart(...canvas));
     this.words = element("p", { class: "fbt-words", "aria-live": "polite" });
@@ -282,12 +288,13 @@ class Room {
       this.slider.value = TESTED.indexOf(settings.tested);
       this.reset();
     });
-    const seeds = selection("seed", SEEDS.map((n) => [n, n]), settings.seed, set("seed"));
-    const rates = selection("learning rate", RATES.map((n) => [n, n]), settings.rate,
+    const numbers = (values) => values.map((value) => [value, value]);
+    const seeds = selection("seed", numbers(SEEDS), settings.seed, set("seed"));
+    const rates = selection("learning rate", numbers(RATES), settings.rate,
       set("rate"));
-    const lengths = selection("longest in training", [4, 8, 16].map((n) => [n, n]),
+    const lengths = selection("longest in training", numbers([4, 8, 16]),
       settings.longest, set("longest"));
-    const spans = selection("span", [1, 2, 4, 16, 64].map((n) => [n, n]), settings.span,
+    const spans = selection("span", numbers([1, 2, 4, 16, 64]), settings.span,
       set("span"));
     const memories = selection("memory", [
       ["learned", "learned mixture"], ["top", "top layer"],
@@ -318,17 +325,17 @@ class Room {
         player.send({ kind: "test", length: settings.tested }));
     });
     this.slider = slider;
-    const sliderLabel = element("label", { class: "fbt-controls" }, "length of the tests ");
+    const sliderLabel = element("label", { class: "fbt-controls" }, "test length ");
     sliderLabel.append(slider, this.tested);
 
     this.cards = element("div", { class: "fbt-players" });
     const curves = element("div", { class: "fbt-curves" });
     curves.append(this.chart.canvas);
     this.hint = element("p", { class: "fbt-note" });
-    const first = element("p", {}, "Try this first: press Train, and watch which grid "
-      + "fills. Then make the tests longer than any game of the training.");
-    this.root.append(first, bar, this.cards, sliderLabel, this.words, curves, this.hint,
-      more);
+    const first = element("p", {}, "Try this first: press Train, and watch which "
+      + "grid fills. Then make the tests longer than any game of the training.");
+    this.root.append(first, bar, this.cards, sliderLabel, this.words, curves,
+      this.hint, more);
     this.place();
     this.name();
   }
@@ -342,11 +349,11 @@ class Room {
     const { settings: { tested }, longest, task: { unit } } = this;
     this.tested.textContent = `${tested} ${unit}`;
     this.slider.setAttribute("aria-valuetext", `${tested} ${unit}`);
-    this.hint.textContent = `Grids: ${GAMES} tests as rows, ${unit} as columns. A right `
-      + `answer fills its cell. The longest games in training have ${longest} ${unit}. `
-      + "Clouds: the memory vectors along their two widest directions (of the others: "
-      + "their outputs), each drawn as the right answer. Curves: the loss. A seed can "
-      + "fail; try another before you judge a model.";
+    this.hint.textContent = `Grids: ${GAMES} tests as rows, ${unit} as columns. A `
+      + "right answer fills its cell. The longest sequences in training have "
+      + `${longest} ${unit}. Clouds: the memory vectors along their two widest `
+      + "directions (of the others: their outputs), each drawn as the right answer. "
+      + "Curves: the loss. A seed can fail; try another before you judge a model.";
   }
 
   showLstm(shown) {
@@ -406,7 +413,8 @@ class Room {
 
   label() {
     const ended = this.players[0].update >= this.task.updates;
-    this.trainButton.textContent = this.running ? "Pause" : ended ? "Train on" : "Train";
+    const start = ended ? "Train on" : "Train";
+    this.trainButton.textContent = this.running ? "Pause" : start;
   }
 
   heard(player) {
@@ -465,7 +473,8 @@ class Room {
     const guess = -Math.log(this.task.chance);
     const end = Math.max(...this.shown.map((player) => player.end ?? 1));
     const x = (update) => 34 + ((width - 40) * update) / end;
-    const y = (loss) => height - 18 - ((height - 30) * Math.min(loss, 1.2 * guess)) / guess;
+    const y = (loss) =>
+      height - 18 - (height - 30) * Math.min(loss / guess, 1.2);
     context.fillStyle = ink;
     context.textBaseline = "middle";
     context.textAlign = "right";
@@ -480,7 +489,7 @@ class Room {
     context.globalAlpha = 1;
     context.lineWidth = 2;
     for (const { kind, card, losses } of this.shown) {
-      context.strokeStyle = getComputedStyle(card).getPropertyValue("--fbt-own").trim();
+      context.strokeStyle = ownColour(card);
       context.setLineDash(DASHES[kind]);
       context.beginPath();
       let smooth = losses[0];
@@ -491,11 +500,10 @@ class Room {
       context.stroke();
     }
     context.setLineDash([]);
-    const final = this.shown.map(({ kind, losses }) =>
-      losses.length ? `${kind} ${losses.slice(-10)
-        .reduce((sum, loss, _, all) => sum + loss / all.length, 0).toFixed(2)}` : "");
+    const final = this.shown.filter(({ losses }) => losses.length)
+      .map(({ kind, losses }) => `${kind} ${losses.at(-1).toFixed(2)}`);
     this.chart.canvas.setAttribute("aria-label",
-      `The loss over updates; now: ${final.filter(Boolean).join(", ") || "no updates"}`);
+      `The loss over updates; now: ${final.join(", ") || "none yet"}`);
   }
 }
 

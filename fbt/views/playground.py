@@ -27,7 +27,12 @@ class Playground(View):
         ValueError: if `task` is not one of these.
     """
 
-    worker = ("learn.js", "playground_worker.js")
+    worker = (
+        "learn_kernels.js",
+        "learn_models.js",
+        "learn.js",
+        "playground_worker.js",
+    )
 
     def __init__(self, task: str = "cups") -> None:
         check_choice("task", task, TASKS)

@@ -1,8 +1,8 @@
 // The worker of one model in the playground: trains in slices and reports.
 //
 // Messages to it: {kind: "create", run, options, length}, {kind: "train", more},
-// {kind: "pause"}, {kind: "step"} and {kind: "test", length}. It answers with reports,
-// at most 16 a second while it trains.
+// {kind: "pause"}, {kind: "step"} and {kind: "test", length}. It answers with
+// reports, at most 16 a second while it trains.
 
 const SLICE = 25; // milliseconds between two looks at the messages
 const PAUSE = 62; // milliseconds between two reports
