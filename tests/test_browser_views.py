@@ -17,7 +17,7 @@ from fbt.views.arrows import LAYERS, STEPS, MissingArrows
 from fbt.views.choices import Choices
 from fbt.views.figures import STYLE, style_of
 from fbt.views.memory import MemoryExplorer, Snapshot
-from fbt.views.recurrence import RecurrenceExplorer
+from fbt.views.recurrence import MAX_STEPS, RecurrenceExplorer
 from fbt.views.trace import trace
 from fbt.views.view import View, style
 
@@ -251,7 +251,7 @@ def test_recurrence_reads_a_text_of_the_reader_in_the_page(window):
             torch.testing.assert_close(
                 torch.tensor(numbers), vector[:8], atol=0.0101, rtol=0
             )
-    for _ in range(3):  # back to layer 3 of the last step
+    for _ in range(2):  # back to layer 3 of the last step
         view.get_by_role("button", name="back").click()
     shares = expected.weights[2].mean(0)[2, :2].tolist()
     reads = [f"step {i} {100 * share:.0f} %" for i, share in enumerate(shares, 1)]
@@ -400,7 +400,8 @@ def phone(chromium):
         yield opened.new_page()
 
 
-MOBILE = '<meta name="viewport" content="width=device-width">'
+MOBILE = """<meta name="viewport" content="width=device-width">
+<style>body { margin: 16px; }</style>"""
 LONG = "PETRUCHIO:\nWhy, here's no crab; and therefore look not sour.\n\n" * 2
 
 
@@ -477,8 +478,11 @@ def test_layers_keep_their_colours_in_forced_colours(window):
 
 
 def test_fingers_hit_characters_and_controls(phone):
-    views = (long_explorer(), memory(), MissingArrows())
-    for view in (*views, RecurrenceExplorer(TOKENS, READ)):
+    longest = trace(
+        model("shared-kv", span=MAX_STEPS, dropout=0.0), some_tokens(1, MAX_STEPS)[0]
+    )
+    recurrence = RecurrenceExplorer(list("To be, or no"), longest)
+    for view in (long_explorer(), memory(), MissingArrows(), recurrence):
         phone.set_content(MOBILE + view.to_html())
         small, large = "[role=option], [role=gridcell]", "button, select"
         for target, least in ((small, 24), (large, 44)):
@@ -488,7 +492,7 @@ def test_fingers_hit_characters_and_controls(phone):
             )
             for wide, high in boxes:
                 assert wide >= least and high >= max(least, 32)
-    assert phone.evaluate("document.documentElement.scrollWidth") == 390
+        assert phone.evaluate("document.documentElement.scrollWidth") == 390
 
 
 def test_effect_of_a_tap_is_on_the_screen(phone):

@@ -225,6 +225,25 @@ def test_recurrence_explorer_names_wrong_argument():
         RecurrenceExplorer(list("abcdefg"), trace(model_of("feedback"), text_of()))
 
 
+def test_recurrence_explorer_brings_its_model_once():
+    tokenizer = fbt.CharTokenizer("abcde")
+    config = fbt.Config(5, d_model=14, n_heads=2, n_layers=3, span=7)
+    net = fbt.LanguageModel(config, tokenizer)
+    read = trace(net, tokenizer.encode("ab"))
+    explorer = RecurrenceExplorer(list("ab"), read, model=net)
+    assert state_of(explorer)["data"]["model"]["longest"] == 7  # the span
+    assert explorer._repr_mimebundle_().keys() == {"text/plain", "text/html"}
+    for other, message in (
+        (fbt.LanguageModel(config), "model must have a tokenizer"),
+        (
+            fbt.LanguageModel(config.replace(variant="feedback"), tokenizer),
+            "the variant of model must be .*shared-kv.*, got 'feedback'",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            RecurrenceExplorer(list("ab"), read, model=other)
+
+
 @pytest.mark.parametrize("field", Trace._fields)
 def test_recurrence_explorer_names_wrong_field(field):
     read = trace(model_of(), text_of())

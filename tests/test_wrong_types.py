@@ -20,6 +20,7 @@ from fbt.training import evaluate, resume
 from fbt.training.recipe import Recipe
 from fbt.training.settings import Settings
 from fbt.views import figures
+from fbt.views.arrows import MissingArrows
 from fbt.views.choices import Choices
 from fbt.views.memory import MemoryExplorer, snapshot
 from fbt.views.recurrence import RecurrenceExplorer
@@ -284,6 +285,7 @@ CALLS = {
         RecurrenceExplorer,
         {"tokens": "abcde", "read": READ, "moment": 1},
     ),
+    "MissingArrows": (MissingArrows, {"kind": "feedback", "played": True}),
     "trace": (trace, {"model": READER, "tokens": TOKENS[0]}),
     "memory_shares": (memory_shares, {"read": READ}),
     "Choices": (Choices, {"function": lambda a: str(a), "a": [1, 2]}),

@@ -1,6 +1,7 @@
 """The search: an index of all sections with their text, for _static/search.js.
 
-The index is a script, because pages opened from a disk cannot fetch files.
+The index is a script, because pages opened from a disk cannot fetch files. It begins
+with Sphinx's functions that split and stem words.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from bs4 import BeautifulSoup, NavigableString, Tag
 from sphinx.application import Sphinx
 
 INDEX = "search-sections.js"
+WORDS = "language_data.js"  # how Sphinx splits and stems words
 # What readers may call a thing, and what the book calls it. A search for the first
 # also finds the second.
 SYNONYMS = {
@@ -139,9 +141,9 @@ def write_index(app: Sphinx, exception: Exception | None) -> None:
     content = json.dumps([SYNONYMS, entries], ensure_ascii=False)
     # U+2028 ends a line in old scripts, and "</" could end the script in a page.
     content = re.sub("[\u2028\u2029]", " ", content)
-    (folder / "_static" / INDEX).write_text(
-        f"const fbtSections = {content};\n", encoding="utf-8"
-    )
+    words = (folder / "_static" / WORDS).read_text(encoding="utf-8")
+    script = f"{words}\nconst fbtSections = {content};\n"
+    (folder / "_static" / INDEX).write_text(script, encoding="utf-8")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -11,11 +11,11 @@ from pathlib import Path
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
-# Scripts of the theme that draw icons, and of the search that fbt_search replaces.
-DROPPED = ("fontawesome", "searchtools", "searchindex", "sphinx_highlight")
-SCRIPT = re.compile(
-    rf'\s*<script[^>]* src="[^"]*?(?:{"|".join(DROPPED)})\.js[^"]*"></script>'
+# Scripts that draw icons or tabs, and those of the search that fbt_search replaces.
+DROPPED = (
+    "fontawesome|design-tabs|searchtools|searchindex|language_data|sphinx_highlight"
 )
+SCRIPT = re.compile(rf'\s*<script[^>]* src="[^"]*?(?:{DROPPED})\.js[^"]*"></script>')
 ICON = re.compile(
     r'<(i|span) class="([^"]*\bfa(?:s|-solid) fa-([\w-]+)[^"]*)"([^>]*)></\1>'
 )
@@ -24,11 +24,12 @@ FILES = (
     "_static/scripts/fontawesome.js.map",
     "_static/searchtools.js",
     "_static/sphinx_highlight.js",
+    "_static/design-tabs.js",
     "_static/vendor/fontawesome",
     "searchindex.js",
 )
-# Style sheets of the theme, for many more kinds of pages than a book has.
-STYLES = ("_static/styles/pydata-sphinx-theme.css", "_static/sphinx-design.min.css")
+# The book's own style sheets; all others are for many more kinds of pages.
+OWN = ("fbt.css", "source.css")
 # A selector names classes; a negated one also applies where they are missing.
 WORD = re.compile(r"[\w-]+")
 CLASS = re.compile(r"\.(-?[A-Za-z_](?:[\w-]|\\.)*)")
@@ -82,7 +83,7 @@ def rules(style: str) -> Iterator[tuple[str, str]]:
 
 
 def in_use(style: str, names: set[str]) -> str:
-    """Return a style sheet without rules for classes that no page has.
+    """Return a style sheet without rules for classes that no page has, or for icons.
 
     Args:
         style: the style sheet, without comments.
@@ -132,12 +133,14 @@ def lighten(app: Sphinx, exception: Exception | None) -> None:
     for path in folder.rglob("*.js"):
         if path != script:
             names.update(WORD.findall(path.read_text(encoding="utf-8")))
-    for name in STYLES:
-        style = (folder / name).read_text(encoding="utf-8")
+    for path in folder.rglob("*.css"):
+        if path.name in OWN:
+            continue
+        style = path.read_text(encoding="utf-8")
         licences = re.findall(r"/\*!.*?\*/", style, flags=re.DOTALL)
         plain = re.sub(r"/\*.*?\*/", "", style, flags=re.DOTALL)
         content = "\n".join([in_use(plain, names), *licences])
-        (folder / name).write_text(content, encoding="utf-8")
+        path.write_text(content, encoding="utf-8")
     for name in FILES:
         file = folder / name
         if file.is_dir():

@@ -1,6 +1,6 @@
 // The search page: finds the sections that have all words of a query, in any form,
-// and shows where. The index, with its synonyms, is made by fbt_search.py; words are
-// split and stemmed by Sphinx's language_data.js. Nothing is fetched, so that it works
+// and shows where. The index, with its synonyms and with the functions that
+// split and stem words, is made by fbt_search.py. Nothing is fetched, so that it works
 // on pages opened from a disk.
 "use strict";
 

@@ -70,8 +70,9 @@ function render({ model, el }) {
     + "parallel and feedback. Then press play.");
   const controls = element("div", { class: "fbt-controls" });
   const group = uniqueId();
-  const kinds = element("fieldset");
-  kinds.append(element("legend", {}, "kind of model"));
+  const kinds = element("div", {
+    role: "radiogroup", class: "fbt-kinds", "aria-label": "kind of model",
+  });
   const radios = KINDS.map((kind, i) => {
     const label = element("label", { "data-kind": kind });
     const radio = element("input", { type: "radio", name: group, value: i });

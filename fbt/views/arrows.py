@@ -1,6 +1,6 @@
 """The missing arrows: what the vectors of both kinds of model build on."""
 
-from fbt._checks import check_choice
+from fbt._checks import check_bool, check_choice
 from fbt.views.view import View
 
 KINDS = ("parallel", "feedback")
@@ -20,11 +20,13 @@ class MissingArrows(View):
         played: whether to show the rounds first, instead of a vector.
 
     Raises:
+        TypeError: if `played` is not a bool.
         ValueError: if `kind` is another value.
     """
 
     def __init__(self, kind: str = "parallel", *, played: bool = False) -> None:
         check_choice("kind", kind, KINDS)
+        check_bool("played", played)
         start = {
             "kind": KINDS.index(kind),
             "node": STEPS + STEPS - 1,  # layer 1 of the last step
