@@ -170,9 +170,8 @@ def without_loop(model, x):
     "2.2": Answers(
         wrong={
             'idle = {"query", "key", "norm1", "value"}': "value",
-            'idle = {"query"}': "not named: 2",
-            'idle = {"query.weight"}': "It has inner, key",
-            'idle = "query"': "a set of names",
+            'idle = {"query"}': "2 not named",
+            'idle = {"query.weight"}': "There are inner, key",
         },
         right=['idle = ["query", "key", "norm1"]'],
     ),
