@@ -168,19 +168,16 @@ def control(name: str, values: list[Any], first: Any) -> Any:
     """Return an ipywidget: a slider for numbers, a field with options for texts."""
     import ipywidgets
 
-    name = name.replace("_", " ")
-    if not are_numbers(values):
-        return ipywidgets.Combobox(
-            description=name, value=first, options=values, continuous_update=False
-        )
-    low, high = min(values), max(values)
-    options = {
-        "description": name,
+    options: dict[str, Any] = {
+        "description": name.replace("_", " "),
+        "style": {"description_width": "initial"},  # would otherwise be cut off
         "value": first,
-        "min": low,
-        "max": high,
         "continuous_update": False,
     }
+    if not are_numbers(values):
+        return ipywidgets.Combobox(**options, options=values)
+    low, high = min(values), max(values)
+    options |= {"min": low, "max": high}
     if all(isinstance(value, int) for value in values):
         return ipywidgets.IntSlider(**options)
     return ipywidgets.FloatSlider(**options, step=(high - low) / 100)
