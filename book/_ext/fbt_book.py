@@ -16,11 +16,6 @@ CODE = re.compile(
     r'(<div class="highlight"><pre>(?:<span></span>)?)(.*?)(</pre>)', re.S
 )
 EMPTY_CORNER = re.compile(r'<th class="head stub">\s*(?:<p>\s*</p>)?\s*</th>')
-# Search summaries are read from the pages, which browsers refuse for file: addresses.
-PLAIN_SEARCH = (
-    'if (location.protocol === "file:") '
-    "DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;"
-)
 
 
 def in_rows(code: re.Match[str]) -> str:
@@ -94,8 +89,6 @@ def finish_page(
         ' aria-label="Toggle hidden content"', ""
     )
     context["body"] = CODE.sub(in_rows, context["body"])
-    if pagename == "search":
-        app.add_js_file(None, body=PLAIN_SEARCH)
     if doctree is not None:
         context["metatags"] = context.get("metatags", "") + _description(
             doctree, app.config.html_title
