@@ -119,7 +119,8 @@ def test_every_view_and_control_works(window, page):
     views = window.page.locator(".fbt-view-root")
     assert views.count() == article(page).count('class="fbt-view"')
     for view in views.all():
-        for control in view.locator("input, select, [role=listbox]").all():
+        controls = "[type=range], select, [role=listbox], [tabindex='0'][data-at]"
+        for control in view.locator(controls).all():
             seen = {view.evaluate("view => view.textContent + view.outerHTML")}
             control.focus()
             for key in ("Home", "End"):
