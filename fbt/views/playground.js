@@ -90,10 +90,11 @@ class Player {
     name.append(element("span", { class: "fbt-swatch", "aria-hidden": "true" }));
     if (kind === "parallel") {
       const depths = [1, 2, 3, 4].map((n) => [n, plural(n, "layer")]);
-      const { label } = selection("parallel,", depths, 1, (value) => {
+      const { label, select } = selection("parallel,", depths, 1, (value) => {
         this.depth = Number(value);
         this.create();
       });
+      select.setAttribute("aria-label", "parallel, layers");
       name.append(label);
     } else {
       name.append(kind === "feedback" ? "feedback, 1 layer" : "LSTM");
