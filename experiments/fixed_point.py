@@ -448,7 +448,7 @@ def tokens() -> Tensor:
 
 
 @cache
-def exact_backends() -> tuple[str, ...]:
+def exact_backends() -> tuple[Backend, ...]:
     """Return the backends to compare passes with; "native" if it can be built."""
     try:
         build_native()

@@ -10,7 +10,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fbt._checks import check_instance, check_int, check_tokens, describe
+from fbt._checks import (
+    check_instance,
+    check_int,
+    check_tokens,
+    check_values,
+    describe,
+)
 from fbt.tokenizer import CharTokenizer, Tokenizer, encode
 
 # A text, texts, ids [T], ids [B, T], or lists of ids.
@@ -55,6 +61,7 @@ def read_prompts(
     if isinstance(given, Tensor):
         shape = "[T]" if given.ndim == 1 else "[B, T]"
         check_tokens(name, given, shape, vocab_size)
+        check_values(name, given)
         ids = given.detach().to("cpu", torch.long)
         if given.ndim == 1:
             return Prompts([ids], None, "one", given)
@@ -64,9 +71,8 @@ def read_prompts(
             f"{name} must be a text, an integer tensor [T] or [B, T], or a list of "
             f"texts or of lists of ids, got {describe(given)}"
         )
-    if not given:
-        kind = "a text of at least 1 character" if given == "" else "a list of them"
-        raise ValueError(f"{name} must be a text or ids, or {kind}, got {given!r}")
+    if not given and not isinstance(given, str):
+        raise ValueError(f"{name} must be a text or a list of at least one, got []")
     if isinstance(given, str):
         ids = _encode(name, given, tokenizer)
         return Prompts([ids], [given], "one", given)

@@ -34,7 +34,7 @@ def config_from(config: Config, variant: Variant | None, **changes: Any) -> Conf
     if variant == "parallel" != config.variant:
         raise ValueError(
             "variant of a run that starts from a model with feedback must be "
-            f"'feedback' or 'shared-kv', got 'parallel' for a {config.variant!r} model"
+            f"'feedback' or 'shared-kv', got 'parallel' for {config.variant!r}"
         )
     for name in changes:
         check_choice("a changed field", name, ("dropout",))
@@ -45,8 +45,8 @@ def start_from(initial: LanguageModel, config: Config) -> LanguageModel:
     """Return a new model with the weights of another one, which is not changed.
 
     A model of the same variant is copied. From "shared-kv" to "feedback", every layer
-    gets the shared keys and values, so the model computes the same. From "feedback" to
-    "shared-kv", their weights are averaged. From "parallel", see
+    gets the shared keys and values, so the model computes the same. From "feedback"
+    to "shared-kv", their weights are averaged. From "parallel", see
     `LanguageModel.from_parallel`.
 
     Args:
