@@ -36,8 +36,7 @@ from fbt.attention import Dropout
 from fbt.config import Config
 from fbt.evaluation_copy import evaluation_copy
 from fbt.feedback import FeedbackBody, WeightedMemory
-from fbt.folding import describe_override
-from fbt.generation import Reader, TextReader, decoder_of, stream_texts
+from fbt.generation import Reader, TextReader, stream_texts
 from fbt.initialisation import initialising, shapes_only
 from fbt.parallel import ParallelBody
 from fbt.pretrained import (
@@ -309,34 +308,8 @@ class LanguageModel(nn.Module):
         return TextReader(
             partial(model, return_state=True),
             model.step,
-            model._decoder,
             model.token_embedding.weight,
         )
-
-    def _decoder(self, state: State) -> Reader | None:
-        """Return a faster `step` that continues a state, or None if it would differ.
-
-        A decoder calls neither `step` nor `forward`, of the model or the dropout.
-        """
-        if (
-            type(self).step is not LanguageModel.step
-            or type(self).forward is not LanguageModel.forward
-            or "step" in vars(self)
-            or describe_override(self)
-            or describe_override(self.dropout)
-        ):
-            return None
-        dtype = self.token_embedding.weight.dtype
-        decoder = decoder_of(self.body, self.backend, state, dtype)
-        if decoder is None:
-            return None
-
-        def step(tokens: Tensor) -> Tensor:
-            x = self.token_embedding(tokens[:, None])[:, 0]
-            logits: Tensor = self.head(self.norm(decoder.step(x)))
-            return logits
-
-        return step
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write weights, config and vocabulary to `model.safetensors` in a folder.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fbt import engines
-from fbt._checks import check_bool, check_choice, check_embeddings, check_instance
+from fbt._checks import check_bool, check_choice, check_embeddings
 from fbt.config import Config
 from fbt.feedback import FeedbackBody
 from fbt.state import State
@@ -26,7 +26,6 @@ class SharedKVBody(FeedbackBody):
     """
 
     backends = (*FeedbackBody.backends, "sequence", "native")
-    decoders = ("auto", "sequence", "native")
 
     def __init__(self, config: Config) -> None:
         super().__init__(config, n_caches=1)
@@ -49,8 +48,8 @@ class SharedKVBody(FeedbackBody):
         other settings, they raise a ValueError that names it.
 
         "auto" falls back to the loop in that case, under `torch.compile` and
-        `torch.jit.trace`, and for a single step. Attention weights are always
-        computed by the loop.
+        `torch.jit.trace`, and for a single step with gradients. Attention weights are
+        always computed by the loop.
         """
         check_choice("backend", backend, ("auto", *self.backends))
         backend = self._traceable(backend)
@@ -69,34 +68,3 @@ class SharedKVBody(FeedbackBody):
         # `choose` has checked the body.
         checked = backend == "auto"
         return *run(self, x, state, engine, self.recompute, checked), None
-
-    def decoder(self, state: State, backend: str = "auto") -> engines.Decoder:
-        """Return a decoder, which continues from a state without gradients.
-
-        Args:
-            state: a state returned by a forward pass.
-            backend: "native", "sequence" or "auto", the first of these that is
-                available.
-
-        Returns:
-            A decoder. Its `step` maps embeddings [B, d] to top outputs [B, d].
-
-        Raises:
-            TypeError: if `state` is not a `State`, or has another dtype than the
-                weights.
-            ValueError: if `state` belongs to another body, `backend` does not exist,
-                or a module of the body has hooks or was changed; the message names
-                it.
-        """
-        check_choice("backend of a decoder", backend, self.decoders)
-        check_instance("state", state, State)
-        self._check_decoded(state)
-        if backend == "auto":
-            backend = engines.first_for(state.keys[0])
-        return engines.Decoder(self, state, backend)
-
-    def _check_decoded(self, state: State) -> None:
-        """Raise unless `state` is a state of this body, for any batch size."""
-        weight, first = self.key_values[0].key.weight, next(iter(state.keys), None)
-        batch = first.shape[0] if first is not None and first.ndim else 1
-        self._check_state(state, weight.new_empty(batch, 1, self.d_model))
