@@ -5,6 +5,9 @@ block of steps, or one step at a time. Without gradients, weights are folded onc
 used until they change, and a single step continues the cache of its state in place.
 """
 
+import warnings
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,31 +28,82 @@ from fbt.state import Cache, State, capacity_after
 ENGINES: dict[str, type[Engine]] = {"native": NativeEngine, "sequence": PythonEngine}
 
 
-def choose(body: FeedbackBody, x: Tensor) -> str | None:
+class Choice(NamedTuple):
+    """What backend="auto" takes, and why."""
+
+    engine: str | None  # None for the plain loop
+    reason: str
+    advice: str = ""  # how to make it faster
+    warn: bool = False  # whether to say so without being asked
+
+
+def choose(body: FeedbackBody, x: Tensor) -> Choice:
     """Return the engine that backend="auto" takes for embeddings x [B, T, d].
 
-    Returns:
-        The first engine that can compute the body. None if there is none, or if the
-        plain loop is faster: for a single step with gradients, and inside
-        `torch.compile`.
+    It is the first one that can compute the body. For a single step with gradients
+    the plain loop is faster.
     """
-    one_recorded_step = x.shape[1:2] == (1,) and torch.is_grad_enabled()
-    if one_recorded_step or torch.compiler.is_compiling() or why_not_folded(body):
-        return None
+    if x.shape[1:2] == (1,) and torch.is_grad_enabled():
+        return Choice(
+            None,
+            "one step with gradients is fastest in the loop",
+            "without gradients, under torch.no_grad(), a step is faster",
+        )
+    if (reason := why_not_folded(body)) is not None:
+        return Choice(
+            None,
+            f"{reason}, which the faster engines would skip: they read weights of "
+            "modules without calling them",
+            "remove it, or merge it into the weights, and training is several times "
+            "as fast",
+            warn=True,
+        )
     return first_for(x)
 
 
-def first_for(x: Tensor) -> str:
+def first_for(x: Tensor) -> Choice:
     """Return the first engine that computes tensors like x.
 
     Warns, once per reason, if the native library is there but cannot be used.
     """
     *fast, last = ENGINES
     for name in fast:
-        if (reason := ENGINES[name].why_not(x)) is None:
-            return name
-        native.warn_if_refused(reason)
-    return last
+        error = ENGINES[name].why_not(x)
+        if error is None:
+            return Choice(name, f"it is the fastest for {x.dtype} on {x.device}")
+        native.warn_if_refused(error)
+    if x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16):
+        return Choice(
+            last,
+            f"the model is in {x.dtype}, and the native loop computes in float32 or "
+            "float64",
+            "model.float() is faster on a CPU",
+            warn=True,
+        )
+    if isinstance(error, native.NotBuilt):
+        return Choice(
+            last,
+            "the native library is not built",
+            "call fbt.build_native() once, and it is about twice as fast",
+        )
+    return Choice(last, str(error))
+
+
+_warned: set[str] = set()  # the engines it has warned about
+
+
+def warn_once(choice: Choice) -> None:
+    """Warn if the user has left the fast engines, once per process and engine."""
+    name = choice.engine or "stack"
+    if choice.warn and name not in _warned:
+        _warned.add(name)
+        warnings.warn(
+            f'backend="auto" takes the slower {name!r}: '
+            f"{choice.reason}. To change that: {choice.advice}. "
+            "model.explain_backend(tokens) says what is used.",
+            RuntimeWarning,
+            stacklevel=9,  # the caller of a LanguageModel
+        )
 
 
 def check(body: FeedbackBody, engine: str, x: Tensor) -> None:

@@ -22,6 +22,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
+from fbt import engines
 from fbt._checks import (
     check_bool,
     check_choice,
@@ -98,6 +99,34 @@ class LanguageModel(nn.Module):
         )
         self._backend = name
 
+    def explain_backend(self, tokens: Tensor) -> str:
+        """Return which backend computes these tokens now, and why, as a text.
+
+        Gradients, hooks, changed modules, the dtype and the device matter, so call it
+        where the model is called: under the same `torch.no_grad()`, for example.
+
+        Args:
+            tokens: token ids [B, T].
+
+        Returns:
+            Such as '"native": it is the fastest for torch.float32 on cpu'.
+
+        Raises:
+            TypeError, ValueError: as in `forward`.
+        """
+        check_tokens("tokens", tokens, "[B, T]", self.config.vocab_size)
+        if self._backend != "auto":
+            return f'"{self._backend}": model.backend names it'
+        if not isinstance(self.body, SharedKVBody):
+            name = "stack" if isinstance(self.body, FeedbackBody) else "reference"
+            return f'"{name}": it is the fastest for {self.config.variant!r}'
+        size = (*tokens.shape, self.config.d_model)
+        choice = engines.choose(
+            self.body, self.token_embedding.weight.new_empty(size)
+        )
+        advice = choice.advice and f". To change that: {choice.advice}"
+        return f'"{choice.engine or "stack"}": {choice.reason}{advice}'
+
     @property
     def tokenizer(self) -> CharTokenizer | None:
         """The tokenizer, with one character per token of the config, or None."""
@@ -159,6 +188,9 @@ class LanguageModel(nn.Module):
         self, tokens: Tensor, state: State | None = None
     ) -> tuple[Tensor, State]:
         """Predict from one more token per sequence, in O(span) operations.
+
+        Fastest under `torch.no_grad()` and in evaluation mode: it then continues the
+        memory of the state in place, and a second step from the same state copies it.
 
         Args:
             tokens: token ids [B].

@@ -47,24 +47,37 @@ class SharedKVBody(FeedbackBody):
         weights without calling the layers: if a module has hooks, another class or
         other settings, they raise a ValueError that names it.
 
-        "auto" falls back to the loop in that case, under `torch.compile` and
-        `torch.jit.trace`, and for a single step with gradients. Attention weights are
-        always computed by the loop.
+        "auto" falls back to the loop in that case, with a warning, under
+        `torch.jit.trace` and `torch.export`, and for a single step with gradients.
+        Attention weights are always computed by the loop. `torch.compile` breaks its
+        graph around "auto" and the faster backends, which it cannot speed up.
         """
         check_choice("backend", backend, ("auto", *self.backends))
         backend = self._traceable(backend)
         check_embeddings(x, self.d_model)
         check_bool("need_weights", need_weights)
-        engine = backend if backend in engines.ENGINES else None
-        if backend == "auto" and not need_weights:
-            engine = engines.choose(self, x)
-        if need_weights or engine is None:
+        if need_weights or backend in FeedbackBody.backends:
             loop = backend if backend in FeedbackBody.backends else "auto"
             return super().forward(x, state, backend=loop, need_weights=need_weights)
         self._check_state(state, x)
-        run = engines.run_sequence
+        run = self._run
         if torch.compiler.is_compiling():
+            # A graph of all steps would take minutes to compile.
             run = torch.compiler.disable(run)
-        # `choose` has checked the body.
-        checked = backend == "auto"
-        return *run(self, x, state, engine, self.recompute, checked), None
+        return run(x, state, backend)
+
+    def _run(
+        self, x: Tensor, state: State | None, backend: str
+    ) -> tuple[Tensor, State, None]:
+        """Run an engine, or the loop if "auto" chooses no engine."""
+        engine, checked = backend, backend == "auto"
+        if checked:
+            choice = engines.choose(self, x)
+            engines.warn_once(choice)
+            if choice.engine is None:
+                y, state, _ = super().forward(x, state)
+                return y, state, None
+            engine = choice.engine
+        return *engines.run_sequence(
+            self, x, state, engine, self.recompute, checked
+        ), None
