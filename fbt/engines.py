@@ -207,7 +207,7 @@ def folded_weights(body: FeedbackBody, engine: str) -> Weights:
     return remembered(body, engine, compute)
 
 
-class Run(Cache):
+class RunningCache(Cache):
     """The cache of a sequence of single steps, with the loop that fills it.
 
     Args:
@@ -260,20 +260,22 @@ def step(
     Returns:
         The top layer's output [B, 1, d] and the state for the next step.
     """
-    run, row = (state and state._place) or (None, 0)
-    if not (isinstance(run, Run) and run.loop.weights is weights and run.claim(row)):
-        run, row = (
-            Run(body, state, engine, weights, x.shape[0]),
-            state.length if state else 0,
-        )
-        run.claim(row)
-    outputs = run.loop.outputs
+    cache, row = (state and state._place) or (None, 0)
+    if not (
+        isinstance(cache, RunningCache)
+        and cache.loop.weights is weights
+        and cache.claim(row)
+    ):
+        cache = RunningCache(body, state, engine, weights, x.shape[0])
+        row = 0 if state is None else state.length
+        cache.claim(row)
+    outputs = cache.loop.outputs
     outputs.x[0, 0] = x[:, 0]
-    run.loop.layout.past = row
+    cache.loop.layout.past = row
     # The next step, in whatever mode, writes to the loop's tensors again.
     with torch.inference_mode(False), torch.no_grad():
-        run.loop.run()
-    return outputs.x[-1, 0].clone()[:, None], run.state(row + 1, body.span)
+        cache.loop.run()
+    return outputs.x[-1, 0].clone()[:, None], cache.state(row + 1, body.span)
 
 
 def keys_and_values(state: State) -> tuple[Tensor, Tensor]:

@@ -48,11 +48,11 @@ class State:
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     # The cache that the keys and values are rows of, and the row after the last one.
-    _place: "tuple[Cache, int] | None" = field(default=None, kw_only=True)
+    _place: "tuple[Cache, int] | None" = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         """Check the types of the fields."""
-        if self._place is None and not is_traced():
+        if not is_traced():
             check_items("keys", self.keys, Tensor)
             check_items("values", self.values, Tensor)
 
@@ -200,11 +200,12 @@ class Cache:
     def state(self, stop: int, span: int) -> State:
         """Return the state with the last `span` rows before row `stop`."""
         low = max(0, stop - span)
-        return State(
+        state = State(
             tuple(key.narrow(2, low, stop - low) for key in self._keys),
             tuple(value.narrow(2, low, stop - low) for value in self._values),
-            _place=(self, stop),
         )
+        object.__setattr__(state, "_place", (self, stop))  # a state is frozen
+        return state
 
 
 def capacity_after(length: int, span: int) -> int:
@@ -240,9 +241,14 @@ def check_state(
         raise TypeError(f"state must be a State or None, got {describe(state)}")
     tensors = [*state.keys, *state.values]
     batch, _, width = x.shape
-    shapes = {tuple(tensor.shape) for tensor in tensors}
-    shape = shapes.pop() if len(shapes) == 1 else ()
-    sizes_fit = len(shape) == 4 and shape == (batch, heads, shape[2], width // heads)
+    shape = tensors[0].shape if tensors else ()
+    # Compared, not hashed: symbolic sizes of a graph have no hash.
+    equal = all(tensor.shape == shape for tensor in tensors)
+    sizes_fit = (
+        equal
+        and len(shape) == 4
+        and tuple(shape) == (batch, heads, shape[2], width // heads)
+    )
     if (
         not sizes_fit
         or not 1 <= shape[2] <= span
