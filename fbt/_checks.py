@@ -61,6 +61,12 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling() or is_tracing
 
 
+def is_exported() -> bool:
+    """Return whether `torch.export` is tracing a graph; False before torch 2.7."""
+    exporting = getattr(torch.compiler, "is_exporting", None)
+    return exporting is not None and exporting()
+
+
 def check_int(name: str, value: Any, *, low: int, high: int | None = None) -> None:
     """Raise unless `value` is an int in [low, high]; None means up to 2^63 - 1.
 

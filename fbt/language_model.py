@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 import torch
 from torch import Tensor, nn
 
+from fbt import engines
 from fbt._checks import (
     check_bool,
     check_choice,
@@ -36,14 +37,12 @@ from fbt.attention import Dropout
 from fbt.config import Backend, Config, Variant
 from fbt.evaluation_copy import evaluation_copy
 from fbt.feedback import FeedbackBody, WeightedMemory
-from fbt.folding import describe_override
 from fbt.generation import (
     Reader,
     Sampling,
     TextReader,
     collect,
     continue_prompts,
-    decoder_of,
 )
 from fbt.generation.prompts import Prompt, read_prompts
 from fbt.initialisation import initialising, shapes_only
@@ -105,6 +104,34 @@ class LanguageModel(nn.Module):
             ("auto", *self.body.backends),
         )
         self._backend = name
+
+    def explain_backend(self, tokens: Tensor) -> str:
+        """Return which backend computes these tokens now, and why, as a text.
+
+        Gradients, hooks, changed modules, the dtype and the device matter, so call it
+        where the model is called: under the same `torch.no_grad()`, for example.
+
+        Args:
+            tokens: token ids [B, T].
+
+        Returns:
+            Such as '"native": it is the fastest for torch.float32 on cpu'.
+
+        Raises:
+            TypeError, ValueError: as in `forward`.
+        """
+        check_tokens("tokens", tokens, "[B, T]", self.config.vocab_size)
+        if self._backend != "auto":
+            return f'"{self._backend}": model.backend names it'
+        if not isinstance(self.body, SharedKVBody):
+            name = "stack" if isinstance(self.body, FeedbackBody) else "reference"
+            return f'"{name}": it is the fastest for {self.config.variant!r}'
+        size = (*tokens.shape, self.config.d_model)
+        choice = engines.choose(
+            self.body, self.token_embedding.weight.new_empty(size)
+        )
+        advice = choice.advice and f". To change that: {choice.advice}"
+        return f'"{choice.engine or "stack"}": {choice.reason}{advice}'
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -188,6 +215,9 @@ class LanguageModel(nn.Module):
         self, tokens: Tensor, state: State | None = None
     ) -> tuple[Tensor, State]:
         """Predict from one more token per sequence, in O(span) operations.
+
+        Fastest under `torch.no_grad()` and in evaluation mode: it then continues the
+        memory of the state in place, and a second step from the same state copies it.
 
         Args:
             tokens: token ids [B].
@@ -537,34 +567,8 @@ class LanguageModel(nn.Module):
         return TextReader(
             lambda tokens: model(tokens, return_state=True),
             model.step,
-            model._decoder,
             model.token_embedding.weight,
         )
-
-    def _decoder(self, state: State) -> Reader | None:
-        """Return a faster `step` that continues a state, or None if it would differ.
-
-        A decoder calls neither `step` nor `forward`, of the model or the dropout.
-        """
-        if (
-            type(self).step is not LanguageModel.step
-            or type(self).forward is not LanguageModel.forward
-            or "step" in vars(self)
-            or describe_override(self)
-            or describe_override(self.dropout)
-        ):
-            return None
-        dtype = self.token_embedding.weight.dtype
-        decoder = decoder_of(self.body, self.backend, state, dtype)
-        if decoder is None:
-            return None
-
-        def step(tokens: Tensor) -> Tensor:
-            x = self.token_embedding(tokens[:, None])[:, 0]
-            logits: Tensor = self.head(self.norm(decoder.step(x)))
-            return logits
-
-        return step
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write weights, config and tokenizer to `model.safetensors` in a folder.

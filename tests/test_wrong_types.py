@@ -90,10 +90,6 @@ RUN = {
 }
 
 
-def decoder_step(x):
-    return READER.body.decoder(STATE).step(x)
-
-
 def push_to(kind):
     def push(item):
         stack = kind(3) if kind is fbt.TorchStack else kind(3, 9)
@@ -193,11 +189,7 @@ CALLS = {
         READER.body,
         {"x": X, "state": STATE, "backend": "auto", "need_weights": True},
     ),
-    "SharedKVBody.decoder": (
-        READER.body.decoder,
-        {"state": STATE, "backend": "sequence"},
-    ),
-    "Decoder.step": (decoder_step, {"x": X[:, 0]}),
+    "State.select": (STATE.select, {"rows": torch.tensor([0])}),
     "TorchStack": (plain_stack_of, {"span": 3, "initial": None}),
     "MemoryStack": (stack_of, {"span": 3, "capacity": 4, "initial": None}),
     "TorchStack.push": (push_to(fbt.TorchStack), {"item": torch.rand(2, 2, 1, 7)}),

@@ -6,12 +6,10 @@ from typing import Any, TypedDict
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fbt._checks import check_int, check_real
 from fbt._modes import without_gradients
-from fbt.engines import Decoder
-from fbt.folding import describe_override, why_not_folded
 from fbt.generation.prompts import (
     NO_TOKEN,
     Continuation,
@@ -19,7 +17,6 @@ from fbt.generation.prompts import (
     Prompts,
     read_stop,
 )
-from fbt.shared_kv import SharedKVBody
 from fbt.state import State
 from fbt.tokenizer import Tokenizer
 
@@ -249,9 +246,6 @@ class TextReader:
     Args:
         forward: maps the first tokens [B, n] to logits [B, n, V] and a state.
         step: maps tokens [B] and a state to logits [B, V] and the next state.
-        make_decoder: maps a state to a function from tokens [B] to logits [B, V],
-            which computes the same as `step` and keeps its own copy of the state, or
-            to None if `step` must be called.
         weight: tokens are moved to its device.
     """
 
@@ -259,48 +253,17 @@ class TextReader:
         self,
         forward: Callable[[Tensor], tuple[Tensor, State]],
         step: Callable[[Tensor, State], tuple[Tensor, State]],
-        make_decoder: Callable[[State], Reader | None],
         weight: Tensor,
     ) -> None:
-        self._forward, self._step = forward, step
-        self._make_decoder, self._weight = make_decoder, weight
-        self._decoder: Reader | None = None
+        self._forward, self._step, self._weight = forward, step, weight
         self._state: State | None = None
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Read the next tokens [B, n] and return the logits [B, V] after them."""
         tokens = tokens.to(self._weight.device)
         with without_gradients():
-            if self._decoder is not None:
-                return self._decoder(tokens[:, 0])
-            if self._state is not None:
-                logits, self._state = self._step(tokens[:, 0], self._state)
-                return logits
-            logits, state = self._forward(tokens)
-            self._decoder = self._make_decoder(state)
-            if self._decoder is None:
-                self._state = state
-            return logits[:, -1]
-
-
-def decoder_of(
-    body: nn.Module, backend: str, state: State, dtype: torch.dtype
-) -> Decoder | None:
-    """Return a decoder that continues a state as the body would, if there is one.
-
-    Args:
-        body: of the model.
-        backend: of the model.
-        state: what the body returned.
-        dtype: of the weights. A state of another dtype was computed under autocast,
-            which a decoder ignores.
-    """
-    if not isinstance(body, SharedKVBody) or backend not in body.decoders:
-        return None
-    if describe_override(body) or type(body).forward is not SharedKVBody.forward:
-        return None
-    if state.keys[0].dtype != dtype:
-        return None
-    if backend == "auto" and why_not_folded(body):
-        return None
-    return body.decoder(state, backend)
+            if self._state is None:
+                logits, self._state = self._forward(tokens)
+                return logits[:, -1]
+            logits, self._state = self._step(tokens[:, 0], self._state)
+            return logits

@@ -17,7 +17,7 @@ import platform
 import stat
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.resources import files
 from pathlib import Path
 
@@ -37,6 +37,8 @@ FLAGS = (
     "-fopenmp",
 )
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+# What the folder of the library depends on.
+FOLDER_VARIABLES = ("FBT_CACHE", "XDG_CACHE_HOME", "HOME")
 DIGEST = 64  # characters at the end of a library: the SHA-256 of the rest
 
 
@@ -211,8 +213,14 @@ def _key() -> str:
 
 def _library_path() -> Path:
     """Return `library_path()`; raise a RuntimeError if there is no cache folder."""
+    return _remembered_path(library_path, *map(os.environ.get, FOLDER_VARIABLES))
+
+
+@functools.cache
+def _remembered_path(find: Callable[[], Path], *environment: str | None) -> Path:
+    """Return `find()`, called once per environment: it is slow next to a step."""
     try:
-        return library_path()
+        return find()
     except ValueError as error:
         raise RuntimeError(
             f"could not find a folder for the native backend: {error}. {ALTERNATIVE}"

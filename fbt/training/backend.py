@@ -60,9 +60,21 @@ def resolve_auto(model: LanguageModel) -> Backend:
     body = model.body
     if isinstance(body, SharedKVBody):
         x = model.token_embedding.weight.new_empty(1, 2, body.d_model)
-        if (engine := engines.choose(body, x)) is not None:
-            return cast(Backend, engine)
+        choice = engines.choose(body, x)
+        engines.warn_once(choice)
+        if choice.engine is not None:
+            return cast(Backend, choice.engine)
     return "stack" if isinstance(body, FeedbackBody) else "reference"
+
+
+def advice_on_speed(model: LanguageModel, backend: Backend) -> str | None:
+    """Return a line for the progress of a run that could be faster, or None."""
+    if backend != "sequence":
+        return None
+    choice = engines.first_for(model.token_embedding.weight)
+    if choice.engine != backend or not choice.advice:
+        return None
+    return f"{choice.reason}: {choice.advice}"
 
 
 def _why_not(model: LanguageModel, backend: Backend) -> str | None:

@@ -1,5 +1,6 @@
 """Start a run with `train`, or continue one with `resume`."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import fields, replace
@@ -24,13 +25,14 @@ from fbt.initialisation import initialising
 from fbt.language_model import LanguageModel
 from fbt.pretrained import CHECKPOINT_FILE, WEIGHTS_FILE
 from fbt.tokenizer import CharTokenizer, Tokenizer, check_tokenizer
-from fbt.training.backend import choose_backend, using_backend
+from fbt.training.backend import advice_on_speed, choose_backend, using_backend
 from fbt.training.checkpoint import Checkpoint
 from fbt.training.events import event_writer
 from fbt.training.folder import RunFolder
 from fbt.training.interrupt import Interrupt
 from fbt.training.loop import Trainer
 from fbt.training.processes import Processes, join_processes
+from fbt.training.progress import tqdm
 from fbt.training.recipe import LARGEST_COUNT, PRESETS, PresetName, Recipe
 from fbt.training.result import Run, save_results
 from fbt.training.settings import Settings
@@ -444,6 +446,8 @@ def _run(
         ):
             trainer.save()  # fail now rather than in an hour
             show = progress and processes.is_first
+            if show and (advice := advice_on_speed(model, backend)):
+                tqdm.write(advice, file=sys.stderr)
             finished = trainer.run(interrupt, write_metric, show, wants_stop)
             if finished and trainer.best is not None:
                 model.load_state_dict(trainer.best.weights)
