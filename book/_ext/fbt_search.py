@@ -56,13 +56,13 @@ SIGNS = {
     "munderover": "_^",
 }
 RELATIONS = set("=+−<>≤≥≈←∑")
-APPLIED = "\u2061"  # an invisible sign between a function and its argument
+INVISIBLE = "[\u2061\ufe00]"  # between a function and its argument; a letter's form
 
 
 def linear(element: Tag | NavigableString) -> str:
     """Return a formula in one line, such as "m_t = ∑_(l=0)^L w_l x_t^l"."""
     if isinstance(element, NavigableString):
-        return str(element).replace(APPLIED, "")
+        return re.sub(INVISIBLE, "", str(element))
     if element.name == "mspace":
         return " "
     parts = [
