@@ -452,3 +452,22 @@ def test_a_model_that_could_not_be_loaded_is_not_saved(tmp_path, change, message
     with pytest.raises(ValueError, match=message):
         lm.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_layer_outputs_and_memory_are_those_of_the_body(variant):
+    """Beyond the span, with dropout off; keys are projections of the memory."""
+    lm, tokens = model(variant, dropout=0.5).train(), some_tokens(BATCH, 17)
+    outputs = lm.layer_outputs(tokens)
+    lm.eval()
+    x = lm.token_embedding(tokens)
+    y, state, _ = lm.body(x)
+    assert_same([outputs[0], outputs[-1]], [x.detach(), y.detach()])
+    assert not outputs.requires_grad
+    if variant == "parallel":
+        with pytest.raises(ValueError, match="got 'parallel'"):
+            lm.memory(tokens)
+        return
+    m = lm.memory(tokens)[:, -lm.config.span :]
+    keys, _ = lm.body.key_values[0](lm.body.memory.norm(m))
+    assert_same(keys.detach(), state.keys[0].detach())

@@ -67,6 +67,7 @@ function render({ model, el }) {
     wanted: null, // "write" or "step", until the model is there
     look: { step: [...data.start.text].length - 1, seen: data.start.seen },
   };
+  const written = []; // characters that are not shown yet
   let worker = null;
 
   const root = element("div", { class: "fbt-view-root fbt-live" });
@@ -203,22 +204,18 @@ function render({ model, el }) {
       if (round !== state.round) return;
       rows[index].surprises.splice(from, Infinity, ...surprises);
       shade(from);
-      const isRead = shownStep() < rows[index].surprises.length;
-      if (state.look?.step !== shownStep() || (isRead && shownStep() >= from)) ask();
+      if (state.look?.step !== shownStep() || shownStep() >= from) ask();
       if (!state.writing) say("");
     },
     wrote({ round, token }) {
       if (round !== state.round) return;
-      const character = vocabulary[token];
-      state.text.push(character);
-      field.value += character;
-      field.scrollTop = field.scrollHeight;
-      all().forEach(({ append }) => append(character));
-      if (state.chosen === null) mark();
-      all().forEach(({ list }) => { list.scrollTop = list.scrollHeight; });
+      written.push(vocabulary[token]);
+      if (!isCalm) append();
     },
     done() {
       state.writing = false;
+      append();
+      say("");
       arrange();
       describe();
     },
@@ -234,6 +231,21 @@ function render({ model, el }) {
 
   // --- Reading and writing ---------------------------------------------------------
 
+  // Show what was written: for readers who prefer less motion, all of it at once.
+  function append() {
+    const first = state.text.length;
+    state.text.push(...written);
+    field.value += written.join("");
+    field.scrollTop = field.scrollHeight;
+    for (const each of all()) {
+      written.forEach(each.append);
+      each.list.scrollTop = each.list.scrollHeight;
+    }
+    written.length = 0;
+    shade(first);
+    ask();
+  }
+
   // Read what is in the text field; characters without an id are named.
   function read() {
     const typed = [...field.value];
@@ -244,6 +256,7 @@ function render({ model, el }) {
     state.chosen = null;
     state.look = null;
     state.writing = false;
+    written.length = 0;
     state.round++;
     const change = known.findIndex((character, t) => character !== before[t]);
     const same = change < 0 ? known.length : change;
@@ -288,6 +301,7 @@ function render({ model, el }) {
     if (!state.text.length || space < 1) return;
     state.writing = true;
     state.chosen = null;
+    if (isCalm) say("Writing …");
     worker.postMessage({
       kind: "write",
       count: how === "step" ? 1 : Math.min(WRITES, space),
