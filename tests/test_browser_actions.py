@@ -1,6 +1,7 @@
 """Test what readers do in a browser: explore, switch themes, search, unfold."""
 
 import html
+import itertools
 from pathlib import Path
 
 import build_book
@@ -129,6 +130,25 @@ def test_every_view_and_control_works(window, page):
             assert len(seen) > 1
     assert not window.complaints
     assert not window.unreadable()
+
+
+def test_axes_of_the_reach_stay_where_they_are(window):
+    """The slopes of chapter 2's curves can be compared between all settings."""
+    window.goto((HTML / "book" / "02-weighted-memory.html").as_uri())
+    view = window.page.locator(".fbt-choices")
+    span, layers = view.locator("[type=range]").all()
+    ticks = set()
+    for first, second in itertools.product(range(4), range(3)):
+        span.fill(str(first))
+        layers.fill(str(second))
+        ticks.add(
+            view.evaluate(
+                "view => [...view.querySelectorAll('[id*=ytick] text')].map((text) =>"
+                " [text.textContent.trim(), text.getBoundingClientRect().y"
+                " - view.getBoundingClientRect().y]).join()"
+            )
+        )
+    assert len(ticks) == 1 and ticks != {""}
 
 
 def an_explorer(tokens: list[str]) -> fbt.AttentionExplorer:

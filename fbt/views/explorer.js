@@ -76,8 +76,8 @@ function render({ model, el }) {
     controls.append(label);
   }
   const hint = element("p", { class: "fbt-hint" },
-    "Try this first: point at a character, or tap it, or walk with the arrow keys. The "
-    + "higher the bar under another one, the more it reads from there.");
+    "Try this first: point at a character, or tap it, or walk with the arrow keys. "
+    + "The higher the bar under another one, the more it reads from there.");
   root.append(hint, controls);
 
   // A list box per panel. What it says stands above, where a tap cannot push it off a
