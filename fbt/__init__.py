@@ -19,13 +19,14 @@ from fbt.parallel import ParallelBody
 from fbt.shared_kv import SharedKVBody
 from fbt.stack import MemoryStack, TorchStack
 from fbt.state import State
-from fbt.tokenizer import CharTokenizer
-from fbt.training import Run, train
+from fbt.subwords import SubwordTokenizer
+from fbt.tokenizer import CharTokenizer, Tokenizer
+from fbt.training import Recipe, Run, evaluate, resume, train
 from fbt.views.explorer import AttentionExplorer
 from fbt.views.live import LiveModel
 from fbt.views.source import show
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AttentionExplorer",
@@ -36,13 +37,23 @@ __all__ = [
     "LiveModel",
     "MemoryStack",
     "ParallelBody",
+    "Recipe",
     "Run",
     "SharedKVBody",
     "State",
+    "SubwordTokenizer",
+    "Tokenizer",
     "TorchStack",
     "build_native",
+    "evaluate",
     "load_tiny_shakespeare",
+    "resume",
     "show",
     "tasks",
     "train",
 ]
+
+
+def __dir__() -> list[str]:
+    # Completion then lists `Config` and `State`, but not the modules of these names.
+    return ["__version__", *__all__]

@@ -32,6 +32,10 @@ class State:
             check_items("keys", self.keys, Tensor)
             check_items("values", self.values, Tensor)
 
+    def __repr__(self) -> str:
+        shape = [*self.keys[0].shape] if self.keys else []
+        return f"State({len(self.keys)} keys and values {shape})"
+
     def detach(self) -> "State":
         """Return a detached state: gradients stop at the border of the block."""
         return self.map(Tensor.detach)

@@ -381,9 +381,9 @@ def test_a_file_of_another_format_is_named(tmp_path):
         (
             fbt.CharTokenizer("abc"),
             ValueError,
-            "must have vocab_size=19 characters, got 3",
+            "must have vocab_size=19 tokens, as the model, got 3",
         ),
-        ("abc", TypeError, "tokenizer must be of type CharTokenizer, got 'abc'"),
+        ("abc", TypeError, "must have the methods .* got 'abc'"),
     ],
 )
 def test_a_tokenizer_is_checked(tokenizer, error, message):
@@ -417,7 +417,8 @@ def test_a_tokenizer_that_no_longer_fits_is_not_saved(tmp_path):
         torch.nn.Linear(14, 20).double(),
     )
     with pytest.raises(
-        ValueError, match="tokenizer must have vocab_size=20 characters, got 19"
+        ValueError,
+        match="tokenizer must have vocab_size=20 tokens, as the model, got 19",
     ):
         lm.save_pretrained(tmp_path)
     assert path.read_bytes() == before

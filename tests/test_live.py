@@ -235,8 +235,8 @@ def test_reader_types_writes_pauses_and_looks(window, page):
     )
     assert f"a surprise of {surprises[0]:.2f} nats" in words.text_content()
     row.press("End")
-    view.get_by_role("combobox", name="layer").select_option("2")
-    view.get_by_role("combobox", name="head").select_option("1")
+    view.get_by_role("combobox", name="layer").select_option(value="2")
+    view.get_by_role("combobox", name="head").select_option(value="1")
     weights = lm.attention(tokens)[2, 0, 1, -1]
     best = int(weights.argmax())
     opened.wait_for_function(

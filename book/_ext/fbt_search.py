@@ -56,17 +56,19 @@ SIGNS = {
     "munderover": "_^",
 }
 RELATIONS = set("=+−<>≤≥≈←∑")
-UNSEEN = ("annotation", "mspace")
+APPLIED = "\u2061"  # an invisible sign between a function and its argument
 
 
 def linear(element: Tag | NavigableString) -> str:
     """Return a formula in one line, such as "m_t = ∑_(l=0)^L w_l x_t^l"."""
     if isinstance(element, NavigableString):
-        return str(element)
+        return str(element).replace(APPLIED, "")
+    if element.name == "mspace":
+        return " "
     parts = [
         linear(child)
         for child in element.children
-        if isinstance(child, NavigableString) or child.name not in UNSEEN
+        if isinstance(child, NavigableString) or child.name != "annotation"
     ]
     text = "".join(parts)
     if element.name in SIGNS:
@@ -74,11 +76,9 @@ def linear(element: Tag | NavigableString) -> str:
             part.strip() if len(part) == 1 else f"({part.strip()})" for part in parts
         )
         if element.name != "mfrac":
-            base = parts[0]
+            base = parts[0].strip()
         pairs = zip(SIGNS[element.name], others, strict=False)
-        return base + "".join(
-            other if other in "′″" else sign + other for sign, other in pairs
-        )
+        return "".join([base, *(sign + other for sign, other in pairs), " "])
     if element.name == "msqrt":
         return f"√({text})"
     return f" {text} " if text in RELATIONS and element.name == "mo" else text
@@ -97,7 +97,8 @@ def article(page: str) -> Tag | None:
     for part in found.select(UNWANTED):
         part.decompose()
     for formula in found.select("math"):
-        formula.replace_with(" ".join(linear(formula).split()))
+        line = " ".join(linear(formula).split())
+        formula.replace_with(re.sub(r" (?=[,;.)\]])", "", line))
     for block in found.find_all(BLOCKS):
         block.insert_before(" ")
     return found
@@ -123,11 +124,13 @@ def sections(name: str, page: str) -> list[list[str]]:
         elif isinstance(part, Tag) and part.name == "dt" and part.get("id"):
             found.append((str(part["id"]), str(part["id"]), []))
     title = found[0][1]
-    return [
-        [name, anchor, *(" ".join(text.split()) for text in (title, heading, words))]
-        for anchor, heading, parts in found
-        if (words := "".join(parts))
-    ]
+    entries = []
+    for anchor, heading, parts in found:
+        top, head, words = (
+            " ".join(text.split()) for text in (title, heading, "".join(parts))
+        )
+        entries.append([name, anchor, top, head, words.removeprefix(head).strip()])
+    return entries
 
 
 def write_index(app: Sphinx, exception: Exception | None) -> None:

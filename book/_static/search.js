@@ -1,7 +1,7 @@
 // The search page: finds the sections that have all words of a query, in any form,
-// and shows where. The index, with its synonyms and with the functions that
-// split and stem words, is made by fbt_search.py. Nothing is fetched, so that it works
-// on pages opened from a disk.
+// and shows where. The index, with its synonyms and with the functions that split and
+// stem words, is made by fbt_search.py. Nothing is fetched, so that it works on pages
+// opened from a disk.
 "use strict";
 
 (() => {
@@ -38,10 +38,12 @@
       const same = forms.get(stem(word)) ?? [];
       const longer = same.length || word.length < 3 ? [] // else the start of a word
         : [...forms.values()].flat().filter((one) => one.startsWith(word));
-      return `(?:${[word, ...same, ...longer].map(escape).join("|")})`;
+      const all = [...new Set([word, ...same, ...longer])];
+      return `(?:${all.map(escape).join("|")})`;
     });
-    return words.every((word) => single.test(word.slice(3, -1)))
-      ? words.join("") : `(?<![\\p{L}\\p{N}])${words.join("[^\\p{L}\\p{N}]+")}(?![\\p{L}\\p{N}])`;
+    if (words.every((word) => single.test(word.slice(3, -1)))) return words.join("");
+    const phrase = words.join("[^\\p{L}\\p{N}]+");
+    return `(?<![\\p{L}\\p{N}])${phrase}(?![\\p{L}\\p{N}])`;
   }
 
   const asked = splitQuery(query.toLowerCase());
@@ -52,7 +54,8 @@
     exact: new RegExp(pattern(word), "giu"),
     any: new RegExp([word, ...(synonyms[word] ?? [])].map(pattern).join("|"), "giu"),
   }));
-  const marks = new RegExp(searches.map(({ any }) => any.source).join("|"), "giu");
+  const marks = new RegExp(
+    [whole.source, ...searches.map(({ any }) => any.source)].join("|"), "giu");
   const count = (text, expression) => (text.match(expression) ?? []).length;
 
   function score([page, , title, heading, text]) {
@@ -79,7 +82,8 @@
   }
 
   function excerpt(text) {
-    const first = Math.max(text.search(marks), 0);
+    const places = [whole, marks].map((one) => text.search(one));
+    const first = places.find((place) => place >= 0) ?? 0;
     const start = first < BEFORE ? 0 : text.indexOf(" ", first - BEFORE) + 1;
     const stop = text.length - first < AFTER ? text.length
       : Math.max(text.lastIndexOf(" ", first + AFTER), first + 1);

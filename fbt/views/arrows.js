@@ -66,7 +66,7 @@ function render({ model, el }) {
 
   const root = element("div", { class: "fbt-view-root fbt-arrows" });
   const hint = element("p", { class: "fbt-hint" },
-    "Try first: choose a circle of layer 1 on the right, then change between "
+    "Try this first: choose a circle of layer 1 on the right, then change between "
     + "parallel and feedback. Then press play.");
   const controls = element("div", { class: "fbt-controls" });
   const group = uniqueId();

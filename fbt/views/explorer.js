@@ -76,7 +76,7 @@ function render({ model, el }) {
     controls.append(label);
   }
   const hint = element("p", { class: "fbt-hint" },
-    "Try first: point at a character, or tap it, or walk with the arrow keys. The "
+    "Try this first: point at a character, or tap it, or walk with the arrow keys. The "
     + "higher the bar under another one, the more it reads from there.");
   root.append(hint, controls);
 

@@ -150,7 +150,8 @@ def loss_curves(
     """Plot the validation losses of runs, with smoothed training losses behind them.
 
     Args:
-        runs: maps names for the legend to the `metrics` of runs of `fbt.train`.
+        runs: maps names for the legend to the `metrics` of runs of `fbt.train`. The
+            names in `MODELS` have their own colours.
         over: the horizontal axis, "step" or "seconds".
 
     Raises:

@@ -1,5 +1,10 @@
 // Training in a page: AdamW, tasks, and a model in training.
 
+function createModel(config, random) {
+  return config.variant === "lstm"
+    ? new Lstm(config, random) : new Transformer(config, random);
+}
+
 // AdamW as torch's. As in `fbt.train`, only matrices of linear layers decay.
 class AdamW {
   constructor(model) {

@@ -56,7 +56,7 @@ function render({ model, el }) {
   controls.append(label);
 
   const hint = element("p", { class: "fbt-hint" },
-    "Try first: pull the slider to the right, and watch the bars of what each "
+    "Try this first: pull the slider to the right, and watch the bars of what each "
     + "character leaves in the memory.");
 
   // The mixture: a horizontal bar and a legend.

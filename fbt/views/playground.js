@@ -90,11 +90,11 @@ class Player {
     name.append(element("span", { class: "fbt-swatch", "aria-hidden": "true" }));
     if (kind === "parallel") {
       const depths = [1, 2, 3, 4].map((n) => [n, plural(n, "layer")]);
-      const { label } = selection("parallel,", depths, 1, (value) => {
+      const { label, select } = selection("parallel,", depths, 1, (value) => {
         this.depth = Number(value);
         this.create();
-        if (playground.running) this.send({ kind: "train" });
       });
+      select.setAttribute("aria-label", "parallel, layers");
       name.append(label);
     } else {
       name.append(kind === "feedback" ? "feedback, 1 layer" : "LSTM");
@@ -116,10 +116,16 @@ class Player {
   // Start a new model from the settings of the playground.
   create() {
     if (!this.worker) {
-      this.worker = startWorker(WORKER);
+      try {
+        this.worker = startWorker(WORKER);
+      } catch {
+        this.playground.fail();
+        return;
+      }
       this.worker.onmessage = ({ data }) => this.receive(data);
+      this.worker.onerror = () => this.playground.fail();
     }
-    const { settings, task } = this.playground;
+    const { settings, task, running } = this.playground;
     const variant = { feedback: "shared-kv", parallel: "parallel", LSTM: "lstm" };
     const model = {
       variant: variant[this.kind], n_layers: this.depth, span: settings.span,
@@ -127,10 +133,11 @@ class Player {
     };
     const rate = this.kind === "LSTM" ? 2 * settings.rate : settings.rate;
     this.run += 1;
-    Object.assign(this, { losses: [], result: null, training: false, update: 0 });
+    Object.assign(this, { losses: [], result: null, training: running, update: 0 });
     const { seed, longest } = settings;
     const options = { task: settings.task, seed, rate, longest, model };
-    this.send({ kind: "create", run: this.run, options, length: settings.tested });
+    const { tested: length } = settings;
+    this.send({ kind: "create", run: this.run, options, length, training: running });
     this.end = task.updates;
   }
 
@@ -361,8 +368,9 @@ class Room {
     if (shown) this.hidden.delete("LSTM");
     else this.hidden.add("LSTM");
     this.place();
-    player.create();
-    if (shown && this.running) player.send({ kind: "train" });
+    if (shown) player.create();
+    else player.send({ kind: "pause" });
+    this.label();
     this.redraw();
   }
 
@@ -374,7 +382,8 @@ class Room {
     this.begin();
     this.running = true;
     this.words.textContent = "Training.";
-    this.shown.forEach((player) => {
+    const { unfinished, shown } = this;
+    (unfinished.length ? unfinished : shown).forEach((player) => {
       player.training = true;
       player.send({ kind: "train", more: this.task.updates / 2 });
     });
@@ -411,9 +420,18 @@ class Room {
     if (!this.begun) this.reset();
   }
 
+  get unfinished() {
+    return this.shown.filter(({ update, end }) => !(update >= end));
+  }
+
+  fail() {
+    this.running = false;
+    this.label();
+    this.words.textContent = "Nothing can train here: the page cannot start workers.";
+  }
+
   label() {
-    const ended = this.players[0].update >= this.task.updates;
-    const start = ended ? "Train on" : "Train";
+    const start = this.unfinished.length ? "Train" : "Train on";
     this.trainButton.textContent = this.running ? "Pause" : start;
   }
 

@@ -29,7 +29,9 @@ class Playground(View):
 
     worker = (
         "learn_kernels.js",
-        "learn_models.js",
+        "learn_model.js",
+        "learn_transformer.js",
+        "learn_lstm.js",
         "learn.js",
         "playground_worker.js",
     )

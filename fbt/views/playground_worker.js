@@ -1,7 +1,7 @@
 // The worker of one model in the playground: trains in slices and reports.
 //
-// Messages to it: {kind: "create", run, options, length}, {kind: "train", more},
-// {kind: "pause"}, {kind: "step"} and {kind: "test", length}. It answers with
+// Messages to it: {kind: "create", run, options, length, training}, {kind: "train",
+// more}, {kind: "pause"}, {kind: "step"} and {kind: "test", length}. It answers with
 // reports, at most 16 a second while it trains.
 
 const SLICE = 25; // milliseconds between two looks at the messages
@@ -20,6 +20,13 @@ let reported = 0; // times of the last report and the last test
 let tested = 0;
 let testTime = 0;
 const slices = new MessageChannel();
+let queued = false; // a slice
+
+function train() {
+  if (queued || !training) return;
+  queued = true;
+  slices.port2.postMessage(0);
+}
 
 function report(test) {
   const message = { run, losses, update: learner.update, end, training };
@@ -61,6 +68,7 @@ function examine() {
 }
 
 slices.port1.onmessage = () => {
+  queued = false;
   if (!training) return;
   const start = performance.now();
   do losses.push(learner.step());
@@ -69,23 +77,22 @@ slices.port1.onmessage = () => {
   const now = performance.now();
   if (!training) report(true);
   else if (now - reported > PAUSE) report(now - tested > Math.max(120, 5 * testTime));
-  if (training) slices.port2.postMessage(0);
+  train();
 };
 
 const ON = {
   create(message) {
-    training = false;
     learner = new Learner(message.options);
-    ({ run, length: testLength } = message);
+    ({ run, training, length: testLength } = message);
     end = learner.updates;
     losses = [];
     report(true);
+    train();
   },
   train({ more }) {
-    if (training) return;
     if (learner.update >= end) end = learner.update + more;
     training = true;
-    slices.port2.postMessage(0);
+    train();
   },
   pause() {
     if (training) {

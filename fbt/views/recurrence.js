@@ -258,7 +258,7 @@ function render({ model, el }) {
   const data = model.get("data");
   const root = element("div", { class: "fbt-view-root fbt-recurrence" });
   root.append(element("p", { class: "fbt-hint" },
-    "Try first: press play, or pull the slider. Then choose any cell to see its "
+    "Try this first: press play, or pull the slider. Then choose any cell to see its "
     + "numbers."));
   let now = show(data, model);
   let worker;
