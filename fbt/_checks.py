@@ -285,7 +285,7 @@ def check_device(device: Any) -> None:
     """
     check_instance("device", device, str, torch.device, type(None))
     try:
-        torch.device(device or "cpu")
+        torch.device("cpu" if device is None else device)
     except RuntimeError as error:
         raise ValueError(
             f"device must be a name like 'cpu', got {shorten(device)}"

@@ -29,6 +29,7 @@ from fbt._checks import (
     check_instance,
     check_path,
     check_tokens,
+    shorten,
 )
 from fbt._files import write_file
 from fbt._modes import without_gradients
@@ -630,11 +631,13 @@ class LanguageModel(nn.Module):
         """
         check_path("name", name)
         check_device(device)
+        if tokenizer is not None:
+            check_tokenizer(tokenizer)
         if dtype is not None and not (
             isinstance(dtype, torch.dtype) and dtype.is_floating_point
         ):
             raise TypeError(
-                f"dtype must be a floating-point torch.dtype, got {dtype}"
+                f"dtype must be a floating-point torch.dtype, got {shorten(dtype)}"
             )
         source = find_weights(name)
         with open_saved(source, tokenizer) as saved:

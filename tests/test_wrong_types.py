@@ -158,13 +158,34 @@ CALLS = {
     "LanguageModel.attention": (READER.attention, {"tokens": TOKENS}),
     "LanguageModel.generate": (
         lambda **given: READER.generate(max_new_tokens=1, **given),
-        {"prompt": "a", "temperature": 1.0, "top_k": 3, "seed": 1},
+        {
+            "prompt": "a",
+            "temperature": 1.0,
+            "top_k": 3,
+            "top_p": 0.5,
+            "stop": "b",
+            "seed": 1,
+            "return_log_probs": True,
+        },
     ),
+    "LanguageModel.score": (READER.score, {"text": "abc"}),
+    "LanguageModel.loss": (
+        READER.loss,
+        {"tokens": TOKENS, "targets": TOKENS, "ignore_index": -100},
+    ),
+    "Config.from_dict": (fbt.Config.from_dict, {"values": READER.config.to_dict()}),
+    "SubwordTokenizer": (fbt.SubwordTokenizer, {"tokenizer": None}),
+    "SubwordTokenizer.from_json": (fbt.SubwordTokenizer.from_json, {"text": "{}"}),
     "LanguageModel.stream": (READER.stream, {"prompt": "a", "max_new_tokens": 1}),
     "LanguageModel.save_pretrained": (READER.save_pretrained, {"folder": "saved"}),
     "LanguageModel.from_pretrained": (
         fbt.LanguageModel.from_pretrained,
-        {"name": "saved"},
+        {
+            "name": "tiny-shakespeare",
+            "tokenizer": None,
+            "device": "cpu",
+            "dtype": None,
+        },
     ),
     "LanguageModel.from_parallel": (
         fbt.LanguageModel.from_parallel,
@@ -214,6 +235,9 @@ CALLS = {
             "log": None,
             "steps": 1,
             "dropout": 0.1,
+            "tokenizer": TOKENIZER,
+            "recipe": Recipe(steps=1, seq_len=2, batch_size=1),
+            "callback": None,
         },
     ),
     "resume": (
@@ -221,6 +245,10 @@ CALLS = {
         {
             "folder": "run",
             "text": "abc",
+            "tokens": None,
+            "tokenizer": TOKENIZER,
+            "steps": None,
+            "callback": None,
             "device": "cpu",
             "progress": False,
             "log": None,
@@ -319,6 +347,8 @@ PARTS = {
     ("LanguageModel", "config"): "tokenizer",
     ("MemoryExplorer", "tokens"): "query",
     ("Settings.from_json", "text"): "settings",
+    ("Config.from_dict", "values"): "config",
+    ("SubwordTokenizer.from_json", "text"): "JSON",
 }
 UNAVAILABLE = ("resume", "load_tiny_shakespeare")  # without a run or a source
 CASES = [
