@@ -241,13 +241,13 @@ def check_state(
         raise TypeError(f"state must be a State or None, got {describe(state)}")
     tensors = [*state.keys, *state.values]
     batch, _, width = x.shape
-    shape = tensors[0].shape if tensors else ()
+    shape: tuple[int, ...] = tuple(tensors[0].shape) if tensors else ()
     # Compared, not hashed: symbolic sizes of a graph have no hash.
     equal = all(tensor.shape == shape for tensor in tensors)
     sizes_fit = (
         equal
         and len(shape) == 4
-        and tuple(shape) == (batch, heads, shape[2], width // heads)
+        and shape == (batch, heads, shape[2], width // heads)
     )
     if (
         not sizes_fit
