@@ -10,7 +10,8 @@ import json
 import re
 from pathlib import Path
 
-from bs4 import BeautifulSoup, NavigableString, Tag
+from bs4 import BeautifulSoup
+from bs4.element import NavigableString, PageElement, Tag
 from sphinx.application import Sphinx
 
 INDEX = "search-sections.js"
@@ -59,16 +60,17 @@ RELATIONS = set("=+−<>≤≥≈←∑")
 INVISIBLE = "[\u2061\ufe00]"  # between a function and its argument; a letter's form
 
 
-def linear(element: Tag | NavigableString) -> str:
+def linear(element: PageElement) -> str:
     """Return a formula in one line, such as "m_t = ∑_(l=0)^L w_l x_t^l"."""
     if isinstance(element, NavigableString):
         return re.sub(INVISIBLE, "", str(element))
+    assert isinstance(element, Tag)  # a tree has elements and texts only
     if element.name == "mspace":
         return " "
     parts = [
         linear(child)
         for child in element.children
-        if isinstance(child, NavigableString) or child.name != "annotation"
+        if not (isinstance(child, Tag) and child.name == "annotation")
     ]
     text = "".join(parts)
     if element.name in SIGNS:
@@ -125,11 +127,11 @@ def sections(name: str, page: str) -> list[list[str]]:
             found.append((str(part["id"]), str(part["id"]), []))
     title = found[0][1]
     entries = []
-    for anchor, heading, parts in found:
-        top, head, words = (
-            " ".join(text.split()) for text in (title, heading, "".join(parts))
+    for anchor, head, parts in found:
+        top, shown, words = (
+            " ".join(part.split()) for part in (title, head, "".join(parts))
         )
-        entries.append([name, anchor, top, head, words.removeprefix(head).strip()])
+        entries.append([name, anchor, top, shown, words.removeprefix(shown).strip()])
     return entries
 
 

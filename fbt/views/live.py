@@ -12,7 +12,7 @@ from fbt.evaluation_copy import uncompiled
 from fbt.language_model import LanguageModel
 from fbt.parallel import ParallelBody
 from fbt.pretrained import PRETRAINED, WEIGHTS_FILE, find_weights
-from fbt.views.packing import checked, pack, weights_script
+from fbt.views.packing import characters_of, checked, pack, weights_script
 from fbt.views.trace import shares_in_memory
 from fbt.views.view import View
 
@@ -37,7 +37,7 @@ class LiveModel(View):
     environment variable `FBT_LIVE_WEIGHTS` gives this folder.
 
     Args:
-        model: of any variant, with a tokenizer and at most 20 million parameters; or
+        model: of any variant, with a `CharTokenizer` and at most 20 million parameters; or
             the name of a model that ships with the package.
         twin: a second model, or a name, with the same vocabulary. It can be loaded to
             compare, character by character.
@@ -46,7 +46,7 @@ class LiveModel(View):
 
     Raises:
         TypeError: if an argument has another type.
-        ValueError: if a model has no tokenizer, is too large, computes something that
+        ValueError: if a model has no `CharTokenizer`, is too large, computes something that
             its config does not tell, or has a weight that is not finite; if the
             vocabularies differ; or if `text` is empty, too long, or has a character
             that is not in the vocabulary.
@@ -65,8 +65,7 @@ class LiveModel(View):
         named = {"model": model} if twin is None else {"model": model, "twin": twin}
         models = [loaded(name, value) for name, value in named.items()]
         first, *others = models
-        tokenizer = first.tokenizer
-        assert tokenizer is not None  # checked by `loaded`
+        tokenizer = characters_of(first)
         for other in others:
             if other.tokenizer != tokenizer:
                 raise ValueError(
@@ -167,8 +166,7 @@ def source_of(model: LanguageModel | str) -> dict[str, Any]:
 
 def read(model: LanguageModel, text: str) -> dict[str, Any]:
     """Return the surprises of a text in nats, and what the model saw at its end."""
-    assert model.tokenizer is not None  # checked by `loaded`
-    tokens = model.tokenizer.encode(text)[None]
+    tokens = characters_of(model).encode(text)[None]
     device = model.token_embedding.weight.device
     tokens = tokens.to(device)
     with without_gradients():

@@ -20,6 +20,7 @@ from fbt._weights import check_tensors
 from fbt.evaluation_copy import evaluation_copy, uncompiled
 from fbt.folding import describe_override
 from fbt.language_model import LanguageModel, weight_shapes
+from fbt.tokenizer import CharTokenizer
 from fbt.views.view import check_finite
 
 SMALL = 2000
@@ -43,13 +44,12 @@ def pack(model: LanguageModel, exact: bool = False) -> dict[str, Any]:
 
     Raises:
         TypeError: if `model` is not a `LanguageModel`.
-        ValueError: if the model has no tokenizer, is too large for a page, computes
+        ValueError: if the model has no `CharTokenizer`, is too large for a page, computes
             something that its config does not tell (hooks, a module of its own), or a
             weight is NaN, infinite or too large for a scale.
     """
     check_bool("exact", exact)
     model = checked(model)
-    assert model.tokenizer is not None  # checked
     tensors, data = [], bytearray()
     for name, weight in float_weights(model):
         if exact or not is_rounded(weight):
@@ -62,7 +62,7 @@ def pack(model: LanguageModel, exact: bool = False) -> dict[str, Any]:
             data += bytes(-len(data) % ALIGNMENT)
     return {
         "config": asdict(model.config),
-        "vocabulary": model.tokenizer.vocabulary,
+        "vocabulary": characters_of(model).vocabulary,
         "tensors": tensors,
         "data": base64.b64encode(data).decode(),
     }
@@ -90,10 +90,7 @@ def checked(model: LanguageModel) -> LanguageModel:
     """Return a model in evaluation mode; raise unless a page can compute it."""
     model = uncompiled(model)
     check_instance("model", model, LanguageModel)
-    if model.tokenizer is None:
-        raise ValueError(
-            "model must have a tokenizer: LanguageModel(config, tokenizer), got None"
-        )
+    characters_of(model)
     if (size := model.num_parameters()) > MAX_PARAMETERS:
         raise ValueError(
             f"model must have at most {MAX_PARAMETERS} parameters for a page, "
@@ -112,6 +109,16 @@ def checked(model: LanguageModel) -> LanguageModel:
             )
     check_tensors(model.state_dict(), weight_shapes(model.config))
     return evaluation_copy(model)
+
+
+def characters_of(model: LanguageModel) -> CharTokenizer:
+    """Return the tokenizer of a model that reads characters; raise for others."""
+    if not isinstance(model.tokenizer, CharTokenizer):
+        raise ValueError(
+            "model must have a tokenizer of characters: LanguageModel(config, "
+            f"CharTokenizer(text)), got {shorten(model.tokenizer)}"
+        )
+    return model.tokenizer
 
 
 def float_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

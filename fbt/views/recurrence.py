@@ -8,6 +8,7 @@ from torch import Tensor
 from fbt._checks import check_choice, check_instance, check_int
 from fbt.language_model import LanguageModel
 from fbt.views.live import loaded, source_of
+from fbt.views.packing import characters_of
 from fbt.views.trace import Trace
 from fbt.views.view import View, check_finite, check_shape, texts_of
 
@@ -96,9 +97,8 @@ def reader_of(model: LanguageModel | str) -> dict[str, Any]:
     """
     reader = loaded("model", model)
     check_choice("the variant of model", reader.config.variant, ["shared-kv"])
-    assert reader.tokenizer is not None  # checked by `loaded`
     longest = min(MAX_STEPS, reader.config.span)
-    vocabulary = reader.tokenizer.vocabulary
+    vocabulary = characters_of(reader).vocabulary
     return source_of(model) | {"vocabulary": vocabulary, "longest": longest}
 
 
