@@ -37,8 +37,8 @@ class LiveModel(View):
     environment variable `FBT_LIVE_WEIGHTS` gives this folder.
 
     Args:
-        model: of any variant, with a `CharTokenizer` and at most 20 million parameters; or
-            the name of a model that ships with the package.
+        model: of any variant, with a `CharTokenizer` and at most 20 million
+            parameters; or the name of a model that ships with the package.
         twin: a second model, or a name, with the same vocabulary. It can be loaded to
             compare, character by character.
         text: what the page shows first, 1 to 2,000 characters of the vocabulary. None
@@ -46,10 +46,10 @@ class LiveModel(View):
 
     Raises:
         TypeError: if an argument has another type.
-        ValueError: if a model has no `CharTokenizer`, is too large, computes something that
-            its config does not tell, or has a weight that is not finite; if the
-            vocabularies differ; or if `text` is empty, too long, or has a character
-            that is not in the vocabulary.
+        ValueError: if a model has no `CharTokenizer`, is too large, computes
+            something that its config does not tell, or has a weight that is not
+            finite; if the vocabularies differ; or if `text` is empty, too long, or
+            has a character that is not in the vocabulary.
         FileNotFoundError: if there is no model of a name.
     """
 

@@ -44,9 +44,9 @@ def pack(model: LanguageModel, exact: bool = False) -> dict[str, Any]:
 
     Raises:
         TypeError: if `model` is not a `LanguageModel`.
-        ValueError: if the model has no `CharTokenizer`, is too large for a page, computes
-            something that its config does not tell (hooks, a module of its own), or a
-            weight is NaN, infinite or too large for a scale.
+        ValueError: if the model has no `CharTokenizer`, is too large for a page,
+            computes something that its config does not tell (hooks, a module of its
+            own), or a weight is NaN, infinite or too large for a scale.
     """
     check_bool("exact", exact)
     model = checked(model)
