@@ -231,7 +231,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], dict[str, str]], Any], str]] = 
     ),
     "a short vocabulary": (
         lambda h, m: m.update(vocabulary='"abc"'),
-        "tokenizer must have vocab_size=19 characters, got 3",
+        "tokenizer must have vocab_size=19 tokens, as the model, got 3",
     ),
     "a character twice": (
         lambda h, m: m.update(vocabulary='"aa"'),
