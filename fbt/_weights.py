@@ -38,6 +38,7 @@ from fbt._text import parse_json
 
 LENGTH_BYTES = 8  # of the length of the header
 LONGEST_HEADER = 8_000_000  # bytes; a tokenizer of 50,000 tokens takes 2 to 4 MB
+MOST_TENSORS = 25_000  # of a file; a checkpoint has three for each parameter
 MOST_DIMENSIONS = 8  # of a tensor; torch allows 64
 DTYPES = {
     "F16": torch.float16,
@@ -99,6 +100,11 @@ class TensorFile:
         entries = parse_json("header", text)
         check_instance("header", entries, dict)
         self.metadata: dict[str, str] = _checked_metadata(entries.pop(METADATA, {}))
+        if len(entries) > MOST_TENSORS:
+            raise ValueError(
+                f"the header must name at most {MOST_TENSORS} tensors, "
+                f"got {len(entries)}"
+            )
         size = os.fstat(file.fileno()).st_size - len(header)
         self.tensors: dict[str, TensorInfo] = _contiguous(
             {name: _entry(name, value, size) for name, value in entries.items()}, size

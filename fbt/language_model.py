@@ -293,7 +293,9 @@ class LanguageModel(nn.Module):
             )
         with without_gradients():
             x = model.token_embedding(tokens)
-            model.body(x)  # a loop over steps, because the layers have hooks
+            # a loop over steps, because the layers have hooks
+            is_parallel = isinstance(model.body, ParallelBody)
+            model.body(x, backend="reference" if is_parallel else "stack")
         return torch.stack([x, *(torch.cat(steps, dim=1) for steps in outputs)])
 
     def memory(self, tokens: Tensor) -> Tensor:

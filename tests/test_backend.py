@@ -265,7 +265,7 @@ def test_checkpoint_with_a_backend_of_another_variant_is_refused(
 def test_backend_of_a_model_is_restored_after_an_error() -> None:
     model = fbt.LanguageModel(fbt.Config(5, d_model=6, n_heads=2, n_layers=1))
     model.backend = "stack"
-    with pytest.raises(KeyError), using_backend(model, "reference"):
+    with pytest.raises(KeyError), using_backend(model, "reference", False):
         assert model.backend == "reference"
         raise KeyError
     assert model.backend == "stack"

@@ -278,8 +278,8 @@ def test_help_lists_every_option_and_preset(
     # The meaning of an option, and its default in each preset or in all.
     assert "--steps INT optimiser steps [tiny 600, small 2000, base 5000]" in text
     assert (
-        '--activation STR "relu" or "gelu", inside the feed-forward block [relu]'
-        in text
+        '--activation {relu,gelu} "relu" or "gelu", inside the feed-forward block '
+        "[relu]" in text
     )
 
 
@@ -296,7 +296,7 @@ def test_every_option_has_a_help_text() -> None:
         (["--data=."], "Is a directory"),
         (
             ["--seq-len=1000"],
-            "last tenth of the text must have more than seq_len=1000 characters",
+            "last tenth of the text must have more than seq_len=1000 tokens",
         ),
         (["--n-heads=3"], "n_heads must divide d_model"),
         (["--dropout=1"], "dropout must be a number in [0.0, 1.0), got 1.0"),

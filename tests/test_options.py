@@ -50,9 +50,14 @@ RECIPE: dict[str, Any] = {
     "checkpoint_every": 1,
     "seed": 5,
     "backend": "reference",
+    "recompute": True,
 }
-# Options that exclude each other; each in turn keeps its default.
-ALTERNATIVES = {"curriculum": 0, "carry": False}
+# Some options exclude each other, or the variant: these keep their defaults.
+CASES_OF_OPTIONS = [
+    ("feedback", {"curriculum": 0, "recompute": False}),
+    ("feedback", {"carry": False, "recompute": False}),
+    ("shared-kv", {"carry": False, "backend": "auto"}),
+]
 
 
 def arguments_of(options: dict[str, Any]) -> list[str]:
@@ -94,16 +99,16 @@ def test_every_option_has_a_test_value() -> None:
             assert (MODEL | RECIPE).get(name) != value, name
 
 
-@pytest.mark.parametrize("without", ALTERNATIVES)
+@pytest.mark.parametrize(("variant", "defaults"), CASES_OF_OPTIONS)
 def test_command_line_passes_every_option(
-    without: str, data: Path, tmp_path: Path
+    variant: str, defaults: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:
-    options = MODEL | RECIPE | {without: ALTERNATIVES[without]}
+    options = MODEL | RECIPE | defaults
     folder = tmp_path / "run"
     arguments = [
         f"--data={data}",
         f"--folder={folder}",
-        "--variant=feedback",
+        f"--variant={variant}",
         *arguments_of(options),
     ]
     assert main(arguments) == 0
@@ -111,7 +116,7 @@ def test_command_line_passes_every_option(
     vocab_size = len(set(TEXT))
     assert asdict(actual.config) == {
         "vocab_size": vocab_size,
-        "variant": "feedback",
+        "variant": variant,
     } | {name: options[name] for name in MODEL}
     assert asdict(actual.recipe) == {name: options[name] for name in RECIPE}
     assert actual.data == str(data.resolve())

@@ -1194,26 +1194,24 @@ def test_vocabulary_of_the_initial_model_must_contain_the_text() -> None:
         train(TEXT + "Z", preset="tiny", init_from=parallel, steps=2, progress=False)
 
 
-def test_initial_model_must_be_parallel_and_keeps_its_sizes(tmp_path: Path) -> None:
+def test_initial_model_keeps_its_sizes_and_its_feedback(tmp_path: Path) -> None:
     feedback = small_run(steps=1).model
-    with pytest.raises(
-        ValueError,
-        match="variant of the model to start from must be one of 'parallel'",
-    ):
+    with pytest.raises(ValueError, match="a changed field must be one of 'dropout'"):
         small_run(init_from=feedback)
+    with pytest.raises(
+        ValueError, match="must be 'feedback' or 'shared-kv', got 'parallel'"
+    ):
+        train(TEXT, variant="parallel", init_from=feedback)
     parallel = small_run(steps=1, variant="parallel").model
     with pytest.raises(
         ValueError, match=r"a changed field must be one of .* got 'd_model'"
     ):
         small_run(init_from=parallel)
-    with pytest.raises(
-        ValueError,
-        match="variant must be one of 'shared-kv', 'feedback', got 'parallel'",
-    ):
-        train(TEXT, variant="parallel", init_from=parallel)
     with pytest.raises(FileNotFoundError, match=r"no model\.safetensors in"):
         train(TEXT, init_from=tmp_path)
-    with pytest.raises(ValueError, match="must have a tokenizer, got tokenizer=None"):
+    with pytest.raises(
+        ValueError, match="must have a tokenizer, got tokenizer=None: pass"
+    ):
         train(TEXT, init_from=LanguageModel(parallel.config))
 
 
@@ -1293,17 +1291,17 @@ def test_unwritable_folder_is_refused_before_the_first_step(
         (
             TEXT[:60],
             {},
-            "last tenth of the text must have more than seq_len=7 characters, got 6",
+            "last tenth of the text must have more than seq_len=7 tokens, got 6",
         ),
         (
             TEXT[:200],
             {"seq_len": 19, "carry": True, "batch_size": 10},
-            r"\(seq_len \+ 1\) = 200 characters, got 180",
+            r"\(seq_len \+ 1\) = 200 tokens, got 180",
         ),
         (
             "a",
             {},
-            "more than seq_len=7 characters, got 1 of 1; to train on a file, pass",
+            "more than seq_len=7 tokens, got 1 of 1; to train on a file, pass",
         ),
         ("", {}, "text must have at least one character"),
     ],

@@ -374,8 +374,12 @@ WRONG |= {
         lambda h, m, size=size: set_field(m, **{size: HUGE}),
         "tensor names or shapes do not match the config",
     )
-    for size in ("vocab_size", "d_model", "n_layers", "d_ff", "span")
+    for size in ("d_model", "n_layers", "d_ff", "span")
 }
+WRONG["vocab_size without end"] = (
+    lambda h, m: set_field(m, vocab_size=HUGE),
+    f"tokenizer must have vocab_size={HUGE} tokens, as the model, got 19",
+)
 
 
 def added(header: dict[str, Any], *names: str) -> int:
@@ -519,15 +523,18 @@ def test_a_header_that_is_too_long_is_refused(saved: Path) -> None:
 
 
 def test_the_longest_header_is_checked_quickly(saved: Path) -> None:
-    """It has about as many tensors as possible, and its config even more."""
+    """It has as many tensors as possible, and its config even more."""
     header, numbers = parse_file(saved.read_bytes())
     set_field(header["__metadata__"], n_layers=HUGE)
-    numbers += bytes(added(header, *(f"{i:05}" for i in range(96_000))))
+    more = _weights.MOST_TENSORS + 1 - len(header)
+    numbers += bytes(added(header, *(f"{i:05}" for i in range(more))))
     saved.write_bytes(build_file(header, numbers))
-    length = int.from_bytes(saved.read_bytes()[:8], "little")
-    assert _weights.LONGEST_HEADER * 0.75 < length < _weights.LONGEST_HEADER
     message = refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
     assert "tensor names or shapes do not match the config" in message
+    numbers += bytes(added(header, "one more"))
+    saved.write_bytes(build_file(header, numbers))
+    message = refusal(saved, lambda: LanguageModel.from_pretrained(saved.parent))
+    assert f"must name at most {_weights.MOST_TENSORS} tensors, got " in message
 
 
 @pytest.mark.parametrize("kind", ["model", "checkpoint"])
@@ -896,13 +903,9 @@ WRONG_CHECKPOINTS: dict[
         lambda h, m: set_setting(m, init_from=[]),
         "init_from must be of type str or None",
     ),
-    "no vocabulary": (
-        lambda h, m: m.pop("vocabulary"),
-        "vocabulary is missing from the metadata",
-    ),
     "another vocabulary": (
         lambda h, m: m.update(vocabulary='"ab"'),
-        "characters, got 2",
+        "tokenizer must have vocab_size=14 tokens, as the model, got 2",
     ),
     "a model of another width": (
         lambda h, m: set_setting(m, "config", d_ff=65),

@@ -181,6 +181,11 @@ def train(
         checkpoint = Checkpoint.load(path) if path is not None and has_run else None
         if tokenizer is None and init_from is not None:
             tokenizer = init_from.tokenizer
+            if tokenizer is None and tokens is None:
+                raise ValueError(
+                    "the model to start from must have a tokenizer, got "
+                    "tokenizer=None: pass tokenizer=, or tokens= instead of a text"
+                )
         if tokenizer is None and checkpoint is not None:
             stored = checkpoint.tokenizer
             tokenizer = None if isinstance(stored, CharTokenizer) else stored
@@ -277,12 +282,15 @@ def resume(
     with join_processes(device) as processes:
         if tokenizer is None:
             tokenizer = checkpoint.tokenizer
-        data = _load(text, tokens, tokenizer, processes)
+        given = tokens if text is None else text
+        source = given if isinstance(given, Path) else "the text"
+        other = f"{source} is not the text that the run in {folder} was trained on"
+        try:
+            data = _load(text, tokens, tokenizer, processes)
+        except ValueError as error:
+            raise ValueError(f"{other}: {error}") from error
         if data.sha256 != settings.data_sha256:
-            raise ValueError(
-                f"{data.source or 'the text'} is not the text that the run in "
-                f"{folder} was trained on"
-            )
+            raise ValueError(other)
         return _run(
             settings,
             data,

@@ -135,7 +135,7 @@ def _mapped(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{quoted_path(path)} is not a file")
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.lib.format.open_memmap(path, mode="r")  # never unpickles objects
     except (ValueError, EOFError) as error:
         raise ValueError(
             f"{quoted_path(path)} must be a file of numpy.save: {shorten(str(error))}"

@@ -339,8 +339,9 @@ class Room {
     const curves = element("div", { class: "fbt-curves" });
     curves.append(this.chart.canvas);
     this.hint = element("p", { class: "fbt-note" });
-    const first = element("p", {}, "Try this first: press Train, and watch which "
-      + "grid fills. Then make the tests longer than any game of the training.");
+    const first = element("p", { class: "fbt-hint" },
+      "Try this first: press Train, and watch which grid fills. Then make the tests "
+      + "longer than any game of the training.");
     this.root.append(first, bar, this.cards, sliderLabel, this.words, curves,
       this.hint, more);
     this.place();
