@@ -283,8 +283,8 @@ def resume(
         if tokenizer is None:
             tokenizer = checkpoint.tokenizer
         given = tokens if text is None else text
-        source = given if isinstance(given, Path) else "the text"
-        other = f"{source} is not the text that the run in {folder} was trained on"
+        name = given if isinstance(given, Path) else "the text"
+        other = f"{name} is not the text that the run in {folder} was trained on"
         try:
             data = _load(text, tokens, tokenizer, processes)
         except ValueError as error:
