@@ -95,7 +95,9 @@ function characters(tokens, label, { chosen, choose, hover }) {
   let word; // lines break between words
   function append(token) {
     const i = spans.length;
-    const attributes = { role: "option", id: `${id}-${i}`, "data-i": i };
+    const attributes = {
+      role: "option", id: `${id}-${i}`, "data-i": i, "aria-selected": false,
+    };
     const span = element("span", attributes, shown(token));
     if (!word) list.append((word = element("span", { role: "presentation" })));
     word.append(span);
@@ -138,7 +140,8 @@ function characters(tokens, label, { chosen, choose, hover }) {
 
 // Mark a character as selected.
 function select({ list, spans }, chosen) {
-  spans.forEach((span, i) => span.setAttribute("aria-selected", i === chosen));
+  list.querySelector('[aria-selected="true"]')?.setAttribute("aria-selected", false);
+  spans[chosen].setAttribute("aria-selected", true);
   list.setAttribute("aria-activedescendant", spans[chosen].id);
 }
 

@@ -202,9 +202,10 @@ function render({ model, el }) {
     },
     read({ round, index, from, surprises }) {
       if (round !== state.round) return;
+      const end = from + surprises.length;
       rows[index].surprises.splice(from, Infinity, ...surprises);
-      shade(from);
-      if (state.look?.step !== shownStep() || shownStep() >= from) ask();
+      shade(from, end);
+      if (shownStep() >= from && shownStep() < end) ask();
       if (!state.writing) say("");
     },
     wrote({ round, token }) {
@@ -351,10 +352,10 @@ function render({ model, el }) {
     for (const each of all()) each.spans[t].style.removeProperty("--read");
   }
 
-  // Show how surprising the characters from `from` on were.
-  function shade(from) {
+  // Show how surprising the characters [from, end) were.
+  function shade(from, end = state.text.length) {
     for (const { spans, surprises, measure, isLoaded } of rows) {
-      for (let t = from; t < spans.length; t++) {
+      for (let t = from; t < Math.min(end, spans.length); t++) {
         const heat = Math.min(1, (surprises[t] ?? 0) / MOST_SURPRISING);
         spans[t].style.setProperty("--surprise", heat.toFixed(3));
       }
@@ -364,7 +365,7 @@ function render({ model, el }) {
     }
     if (!hasTwin()) return;
     const gains = gainsOf();
-    for (let t = from; t < difference.spans.length; t++) {
+    for (let t = from; t < Math.min(end, difference.spans.length); t++) {
       const gain = Math.max(-1, Math.min(1, (gains[t] ?? 0) / LARGEST_GAIN));
       const { style } = difference.spans[t];
       style.setProperty("--ahead", Math.max(0, gain).toFixed(3));
