@@ -19,10 +19,15 @@ from fbt.sequence.function import WholeSequence
 from fbt.sequence.layout import Sizes
 from fbt.sequence.native_engine import NativeEngine
 from fbt.sequence.python_engine import PythonEngine
+from fbt.sequence.triton_engine import TritonEngine
 from fbt.state import State
 
 # The fastest first; the last one computes all tensors.
-ENGINES: dict[str, type[Engine]] = {"native": NativeEngine, "sequence": PythonEngine}
+ENGINES: dict[str, type[Engine]] = {
+    "native": NativeEngine,
+    "triton": TritonEngine,
+    "sequence": PythonEngine,
+}
 
 
 def choose(body: FeedbackBody, x: Tensor) -> str | None:

@@ -36,6 +36,9 @@ class Engine(ABC):
     transposed: ClassVar[bool] = False
     # Whether [in, out] matrices are contiguous, or views of [out, in].
     copies_matrices: ClassVar[bool] = True
+    # Whether attention weights are kept for backward, or computed again from the
+    # logarithm of their sum.
+    keeps_weights: ClassVar[bool] = True
 
     def __init__(self, layout: Layout, weights: Weights) -> None:
         self.layout, self.weights = layout, weights
