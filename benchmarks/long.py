@@ -17,7 +17,7 @@ import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from torch import Tensor
 
 import fbt
 from fbt._files import write_file
+from fbt.config import Backend, Variant
 from fbt.language_model import LanguageModel
 from fbt.shared_kv import SharedKVBody
 
@@ -64,10 +65,10 @@ def measured(way: str, text: str) -> dict[str, Any]:
     tokenizer = fbt.CharTokenizer(text)
     tokens = tokenizer.encode(text)[None]
     length = tokens.shape[1] - 1
-    variant = "parallel" if way == "parallel" else "shared-kv"
+    variant: Variant = "parallel" if way == "parallel" else "shared-kv"
     model = LanguageModel(fbt.Config(tokenizer.vocab_size, variant=variant, **MODEL))
     if isinstance(model.body, SharedKVBody):
-        model.backend = way.partition(",")[0]
+        model.backend = cast(Backend, way.partition(",")[0])
         model.body.recompute = "recompute" in way
     # One-time work of the process is not part of a step.
     step(model, tokens[:, :3], 2)

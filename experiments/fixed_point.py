@@ -29,6 +29,7 @@ from torch import Tensor
 
 import fbt
 from fbt._files import write_file
+from fbt.config import Backend
 from fbt.data import even_windows, random_windows, split
 from fbt.native import build_native
 from fbt.parallel import ParallelBody
@@ -328,7 +329,7 @@ class Arm:
         *,
         passes: int = 0,
         switch: int = 0,
-        backend: str = "sequence",
+        backend: Backend = "sequence",
     ) -> None:
         self.name, self.seed, self.backend = name, seed, backend
         self.passes, self.switch = passes, switch
@@ -447,7 +448,7 @@ def tokens() -> Tensor:
 
 
 @cache
-def exact_backends() -> tuple[str, ...]:
+def exact_backends() -> tuple[Backend, ...]:
     """Return the backends to compare passes with; "native" if it can be built."""
     try:
         build_native()

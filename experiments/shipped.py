@@ -35,6 +35,7 @@ from fbt._corpus import SHA256, SIZE
 from fbt._files import cache_folder, write_file
 from fbt.data import even_windows, split
 from fbt.training.evaluation import evaluate
+from fbt.views.packing import rounded
 
 PACKAGE = Path(fbt.__file__).parent
 RESULTS = PACKAGE / "measurements" / "shipped.json"
@@ -106,7 +107,11 @@ def best_jobs(search: list[Result]) -> list[Job]:
 
 
 def ship(result: Result) -> dict[str, float]:
-    """Write a model in float16 with its card; return its loss in both precisions."""
+    """Write a model in float16 with its card; return its loss in each precision.
+
+    "int8" is the precision of the model that runs in pages, `fbt.LiveModel`, whose
+    weights the book's build makes from the file that is written here.
+    """
     folder = PACKAGE / "weights" / NAMES[result["job"]["variant"]]
     model = fbt.LanguageModel.from_pretrained(folder_of(result["job"]))
     copy.deepcopy(model).half().save_pretrained(folder)
@@ -117,6 +122,7 @@ def ship(result: Result) -> dict[str, float]:
     losses = {
         "float32": evaluate(model, windows),
         "float16": evaluate(stored, windows),
+        "int8": evaluate(rounded(stored), windows),
     }
     write_file(folder / "README.md", card(result, losses).encode())
     return {name: round(loss, 5) for name, loss in losses.items()}

@@ -6,7 +6,7 @@ All checks quote values with `shorten` and `describe`, so that messages stay sho
 import os
 import reprlib
 from collections.abc import Sequence
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,16 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling() or is_tracing
 
 
+def is_exported() -> bool:
+    """Return whether `torch.export` is tracing a graph; False before torch 2.7."""
+    exporting = getattr(torch.compiler, "is_exporting", None)
+    return exporting is not None and exporting()
+
+
 def check_int(name: str, value: Any, *, low: int, high: int | None = None) -> None:
     """Raise unless `value` is an int in [low, high]; None means up to 2^63 - 1.
 
-    Symbolic sizes of a graph pass.
+    Integers of NumPy and symbolic sizes of a graph pass.
 
     Raises:
         TypeError: if `value` is not an int, or is a bool.
@@ -73,9 +79,9 @@ def check_int(name: str, value: Any, *, low: int, high: int | None = None) -> No
     if isinstance(value, torch.SymInt):
         return
     allowed = f"an int >= {low}" if high is None else f"an int in [{low}, {high}]"
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be {allowed}, got {describe(value)}")
-    if not low <= value <= (LARGEST_INT if high is None else high):
+    if not low <= int(value) <= (LARGEST_INT if high is None else high):
         raise ValueError(f"{name} must be {allowed}, got {shorten(value)}")
 
 
@@ -269,6 +275,21 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
             f"{name} must be one of {', '.join(map(repr, choices))}, "
             f"got {shorten(value)}"
         )
+
+
+def check_device(device: Any) -> None:
+    """Raise unless `device` is None, a torch.device or the name of one.
+
+    Raises:
+        TypeError, ValueError: if it is anything else.
+    """
+    check_instance("device", device, str, torch.device, type(None))
+    try:
+        torch.device("cpu" if device is None else device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device must be a name like 'cpu', got {shorten(device)}"
+        ) from error
 
 
 def check_bool(name: str, value: Any) -> None:

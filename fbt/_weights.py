@@ -37,7 +37,7 @@ from fbt._files import LARGEST, check_size, errors_about, quoted_path, reading_f
 from fbt._text import parse_json
 
 LENGTH_BYTES = 8  # of the length of the header
-LONGEST_HEADER = 2_000_000  # bytes
+LONGEST_HEADER = 8_000_000  # bytes; a tokenizer of 50,000 tokens takes 2 to 4 MB
 MOST_DIMENSIONS = 8  # of a tensor; torch allows 64
 DTYPES = {
     "F16": torch.float16,

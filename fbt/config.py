@@ -1,14 +1,21 @@
 """Sizes and options of a model, in one frozen dataclass."""
 
-from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any
+from dataclasses import KW_ONLY, asdict, dataclass, replace
+from typing import Any, Literal, get_args
 
 from fbt._checks import check_bool, check_choice, check_int, check_real, shorten
+from fbt._text import dataclass_from
 
-VARIANTS = ("parallel", "feedback", "shared-kv")
-ACTIVATIONS = ("relu", "gelu")
-MEMORIES = ("learned", "uniform", "top", "embedding")
-RELATIVES = ("per-layer", "shared")
+Variant = Literal["parallel", "feedback", "shared-kv"]
+Activation = Literal["relu", "gelu"]
+Memory = Literal["learned", "uniform", "top", "embedding"]
+Relative = Literal["per-layer", "shared"]
+# How a body is computed; not every variant has all of them.
+Backend = Literal["auto", "reference", "stack", "sequence", "native", "triton"]
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+MEMORIES: tuple[Memory, ...] = get_args(Memory)
+RELATIVES: tuple[Relative, ...] = get_args(Relative)
 LARGEST_SIZE = 2**28  # the bytes of a matrix must fit an int64
 
 
@@ -46,17 +53,17 @@ class Config:
 
     vocab_size: int
     _: KW_ONLY
-    variant: str = "shared-kv"
+    variant: Variant = "shared-kv"
     d_model: int = 128
     n_heads: int = 4
     n_layers: int = 4
     d_ff: int = None  # type: ignore[assignment]  # an int once __post_init__ has run
     span: int = 256
     dropout: float = 0.0
-    activation: str = "relu"
+    activation: Activation = "relu"
     memory_norm: bool = True
-    memory: str = "learned"
-    relative: str = "per-layer"
+    memory: Memory = "learned"
+    relative: Relative = "per-layer"
 
     def __post_init__(self) -> None:
         """Check every field and fill in the default of `d_ff`."""
@@ -65,6 +72,9 @@ class Config:
         if self.d_ff is None:
             object.__setattr__(self, "d_ff", 4 * self.d_model)
         check_int("d_ff", self.d_ff, low=1, high=LARGEST_SIZE)
+        for name in ("vocab_size", "d_model", "n_heads", "n_layers", "span", "d_ff"):
+            # An integer of NumPy is accepted, but JSON has only ints.
+            object.__setattr__(self, name, int(getattr(self, name)))
         check_choice("variant", self.variant, VARIANTS)
         check_choice("activation", self.activation, ACTIVATIONS)
         check_choice("memory", self.memory, MEMORIES)
@@ -94,6 +104,20 @@ class Config:
         if self.d_ff == 4 * self.d_model:
             changes = {"d_ff": None} | changes
         return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields by name, as a file of weights has them in JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Config":
+        """Return the config of fields by name; missing ones have their defaults.
+
+        Raises:
+            TypeError, ValueError: if a field is unknown, has the wrong type or is out
+                of range.
+        """
+        return dataclass_from("config", cls, values)
 
     @property
     def d_head(self) -> int:

@@ -1,21 +1,23 @@
 """Split a text, and cut windows from it for training and evaluation."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fbt._checks import check_instance, check_int, check_integers, describe, shorten
 
-Text = TypeVar("Text", str, Tensor)
+Array = np.ndarray[Any, np.dtype[Any]]
+Tokens = Tensor | Array
+Text = TypeVar("Text", str, Tensor, Array, Tokens)
 
 
 def split(data: Text, validation: float = 0.1) -> tuple[Text, Text]:
     """Split a text or its tokens into a training part and a validation part.
 
     Args:
-        data: a str of N characters, or a tensor [N]. The parts of a tensor are
-            views.
+        data: a str of N characters, or a tensor or array [N], whose parts are views.
         validation: the fraction at the end that is for validation, in (0, 1).
 
     Returns:
@@ -23,14 +25,14 @@ def split(data: Text, validation: float = 0.1) -> tuple[Text, Text]:
         and the default these are 1,003,854 and 111,540 characters.
 
     Raises:
-        TypeError: if `data` is neither a str nor a tensor, or `validation` is not a
-            number.
+        TypeError: if `data` is neither a str nor a tensor or array, or `validation`
+            is not a number.
         ValueError: if `validation` is out of range, `data` is not one-dimensional, or
             a part would be empty.
     """
-    if not isinstance(data, str | Tensor):
+    if not isinstance(data, str | Tensor | np.ndarray):
         raise TypeError(f"data must be a str or a tensor, got {describe(data)}")
-    if isinstance(data, Tensor) and data.ndim != 1:
+    if not isinstance(data, str) and data.ndim != 1:
         raise ValueError(f"data must have shape [N], got {list(data.shape)}")
     if isinstance(validation, bool) or not isinstance(validation, int | float):
         raise TypeError(
@@ -50,19 +52,19 @@ def split(data: Text, validation: float = 0.1) -> tuple[Text, Text]:
 
 
 def random_windows(
-    tokens: Tensor, *, length: int, batch_size: int, generator: torch.Generator
+    tokens: Tokens, *, length: int, batch_size: int, generator: torch.Generator
 ) -> Tensor:
     """Draw windows uniformly, with replacement: a batch for training.
 
     Args:
-        tokens: integer tensor [N].
+        tokens: integer tensor or array [N], such as a NumPy memory map.
         length: T, the steps to predict per window, from 1 to N-1.
         batch_size: B, the number of windows, at least 1.
         generator: the source of randomness; the same state gives the same windows.
 
     Returns:
-        Tensor [B, T+1], a copy. All columns but the last are inputs, all columns but
-        the first are targets.
+        Tensor [B, T+1], a copy; int64 for an array. All columns but the last are
+        inputs, all columns but the first are targets.
 
     Raises:
         TypeError, ValueError: if an argument has the wrong type or is out of range.
@@ -76,14 +78,14 @@ def random_windows(
         generator=generator,
         device=generator.device,
     )
-    return _windows(tokens, starts, length)
+    return windows_at(tokens, starts, length)
 
 
-def even_windows(tokens: Tensor, *, length: int, count: int | None = None) -> Tensor:
+def even_windows(tokens: Tokens, *, length: int, count: int | None = None) -> Tensor:
     """Return evenly spaced windows, the same in every evaluation.
 
     Args:
-        tokens: integer tensor [N].
+        tokens: integer tensor or array [N].
         length: T, the steps to predict per window, from 1 to N-1.
         count: W, the number of windows, from 1 to N-T. The first starts at the
             beginning and the last ends at the end; they may overlap. None means
@@ -92,7 +94,7 @@ def even_windows(tokens: Tensor, *, length: int, count: int | None = None) -> Te
             tail shorter than T.
 
     Returns:
-        Tensor [W, T+1], a copy.
+        Tensor [W, T+1], a copy; int64 for an array.
 
     Raises:
         TypeError, ValueError: if an argument has the wrong type or is out of range.
@@ -100,23 +102,29 @@ def even_windows(tokens: Tensor, *, length: int, count: int | None = None) -> Te
     _check_windows(tokens, length)
     last = len(tokens) - length - 1
     if count is None:
-        starts = torch.arange(0, last + 1, length, device=tokens.device)
+        starts = torch.arange(0, last + 1, length, device="cpu")
     else:
         check_int("count", count, low=1, high=last + 1)
-        starts = torch.arange(count, device=tokens.device) * last // max(count - 1, 1)
-    return _windows(tokens, starts, length)
+        starts = torch.arange(count, device="cpu") * last // max(count - 1, 1)
+    return windows_at(tokens, starts, length)
 
 
-def _check_windows(tokens: Tensor, length: int) -> None:
-    check_integers("tokens", tokens, "[N]")
+def _check_windows(tokens: Tokens, length: int) -> None:
+    if isinstance(tokens, np.ndarray):
+        if tokens.dtype.kind not in "iu" or tokens.ndim != 1:
+            raise TypeError(
+                f"tokens must be an array of integers [N], got {describe(tokens)}"
+            )
+    else:
+        check_integers("tokens", tokens, "[N]")
     if len(tokens) < 2:
         raise ValueError(f"tokens must have at least 2 entries, got {len(tokens)}")
     check_int("length", length, low=1, high=len(tokens) - 1)
 
 
-def _windows(tokens: Tensor, starts: Tensor, length: int) -> Tensor:
+def windows_at(tokens: Tokens, starts: Tensor, length: int) -> Tensor:
     """Return the windows [B, T+1] that begin at `starts` [B]."""
-    return tokens[
-        starts.to(tokens.device)[:, None]
-        + torch.arange(length + 1, device=tokens.device)
-    ]
+    positions = starts[:, None] + torch.arange(length + 1, device=starts.device)
+    if isinstance(tokens, np.ndarray):  # of any integer type, perhaps in a file
+        return torch.from_numpy(tokens[positions.cpu().numpy()].astype(np.int64))
+    return tokens[positions.to(tokens.device)]

@@ -1,26 +1,30 @@
 """Choose an engine for a body with shared keys and values, and run it.
 
 An engine of `fbt.sequence` takes folded weights (see `fbt.folding`). It runs over a
-block of steps, or one step at a time.
+block of steps, or one step at a time. Without gradients, weights are folded once and
+used until they change, and a single step continues the cache of its state in place.
 """
+
+import warnings
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fbt import native
-from fbt._checks import check_float_tensor
 from fbt._modes import without_autocast
 from fbt.feedback import FeedbackBody
-from fbt.folding import active_dropout, fold, why_not_folded
+from fbt.folding import active_dropout, fold, remembered, why_not_folded
 from fbt.sequence.engine import Engine
-from fbt.sequence.forward import Forward
+from fbt.sequence.forward import Forward, newest, prepare
 from fbt.sequence.function import WholeSequence
-from fbt.sequence.layout import Sizes
+from fbt.sequence.layout import Sizes, Weights
 from fbt.sequence.native_engine import NativeEngine
 from fbt.sequence.python_engine import PythonEngine
 from fbt.sequence.triton_engine import TritonEngine
-from fbt.state import State
+from fbt.state import Cache, State, capacity_after
 
 # The fastest first; the last one computes all tensors.
 ENGINES: dict[str, type[Engine]] = {
@@ -30,29 +34,115 @@ ENGINES: dict[str, type[Engine]] = {
 }
 
 
-def choose(body: FeedbackBody, x: Tensor) -> str | None:
-    """Return the engine that backend="auto" takes for embeddings x [B, T, d].
+def build_native() -> Path:
+    """Compile the native backend, if this version of torch has none yet.
+
+    Takes seconds. From then on, in this and later processes, shared-KV models with
+    backend="auto" use it on the CPU in float32 and float64, also to generate text. A
+    damaged library is replaced. Before a new library is installed, another process
+    loads it and compares its numbers with those of backend="sequence".
+
+    With a CUDA device and Triton, the kernels of backend="triton" are checked and
+    timed on the current device first, if they were not before. That takes minutes.
+    "auto" uses them where they gave the numbers of "sequence" and were faster.
 
     Returns:
-        The first engine that can compute the body. None if there is none, or if the
-        plain loop is faster: for a single step, and inside `torch.compile`.
+        The path of the library, in the folder `FBT_CACHE` or the user's cache folder.
+
+    Raises:
+        RuntimeError: if this is not Linux, there is no C++ compiler, the compiler
+            fails, or the cache folder is relative or writable for others. The message
+            says what to do.
+        OSError: if the library cannot be written.
     """
-    if x.shape[1:2] == (1,) or torch.compiler.is_compiling() or why_not_folded(body):
-        return None
+    if torch.cuda.is_available():
+        error = TritonEngine.why_not(torch.empty(0, 0, 1, device="cuda"))
+        if error is not None:
+            native.warn_if_refused(error)
+    return native.build_native()
+
+
+class Choice(NamedTuple):
+    """What backend="auto" takes, and why."""
+
+    engine: str | None  # None for the plain loop
+    reason: str
+    advice: str = ""  # how to make it faster
+    warn: bool = False  # whether to say so without being asked
+
+
+def choose(body: FeedbackBody, x: Tensor) -> Choice:
+    """Return the engine that backend="auto" takes for embeddings x [B, T, d].
+
+    It is the first one that can compute the body. For a single step with gradients
+    the plain loop is faster.
+    """
+    if x.shape[1:2] == (1,) and torch.is_grad_enabled():
+        return Choice(
+            None,
+            "one step with gradients is fastest in the loop",
+            "without gradients, under torch.no_grad(), a step is faster",
+        )
+    if (reason := why_not_folded(body)) is not None:
+        return Choice(
+            None,
+            f"{reason}, which the faster engines would skip: they read weights of "
+            "modules without calling them",
+            "remove it, or merge it into the weights, and training is several times "
+            "as fast",
+            warn=True,
+        )
     return first_for(x)
 
 
-def first_for(x: Tensor) -> str:
+def first_for(x: Tensor) -> Choice:
     """Return the first engine that computes tensors like x.
 
-    Warns, once per reason, if the native library is there but cannot be used.
+    Warns, once per reason, if the native library is there but cannot be used, or if
+    the Triton kernels gave wrong numbers.
     """
     *fast, last = ENGINES
+    errors = {}
     for name in fast:
-        if (reason := ENGINES[name].why_not(x)) is None:
-            return name
-        native.warn_if_refused(reason)
-    return last
+        error = ENGINES[name].why_not_chosen(x)
+        if error is None:
+            return Choice(name, f"it is the fastest for {x.dtype} on {x.device}")
+        native.warn_if_refused(error)
+        errors[name] = error
+    if x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16):
+        return Choice(
+            last,
+            f"the model is in {x.dtype}, and the native loop computes in float32 or "
+            "float64",
+            "model.float() is faster on a CPU",
+            warn=True,
+        )
+    if x.device.type == "cuda":
+        return Choice(last, str(errors["triton"]))
+    if isinstance(errors["native"], native.NotBuilt):
+        return Choice(
+            last,
+            "the native library is not built",
+            "call fbt.build_native() once, and it is about twice as fast",
+        )
+    return Choice(last, str(errors["native"]))
+
+
+_warned: set[str] = set()  # the engines it has warned about
+
+
+def warn_once(choice: Choice) -> None:
+    """Warn if the user has left the fast engines, once per process and engine."""
+    name = choice.engine or "stack"
+    if choice.warn and name not in _warned:
+        _warned.add(name)
+        warnings.warn(
+            f'backend="auto" takes the slower {name!r}: '
+            f"{choice.reason}. To change that: {choice.advice}. "
+            "model.explain_backend(tokens) says what is used.",
+            RuntimeWarning,
+            stacklevel=9,  # the caller of a LanguageModel
+        )
 
 
 def check(body: FeedbackBody, engine: str, x: Tensor) -> None:
@@ -108,82 +198,123 @@ def run_sequence(
     past = 0 if state is None else state.length
     dropout = active_dropout(body.layers[0].dropout)
     sizes = sizes_of(body, past, dropout=dropout, recompute=recompute)
-    none = x.new_empty(sizes.heads * batch, 0, body.d_model // sizes.heads)
-    keys, values = (none, none) if state is None else keys_and_values(state)
     # The buffers of the loop have one dtype.
     with without_autocast(x.device.type) as autocast:
         if not checked:
             check_folded(body, engine)
-        check_tensor(engine, body.relative[0].query_bias if autocast else x)
-        weights = fold(body, min(body.span, past + length - 1))
-        inputs, dtype = [x.transpose(0, 1), keys, values], weights.b_q.dtype
+        dtype = body.relative[0].query_bias.dtype
         if autocast:
-            inputs = [tensor.to(dtype) for tensor in inputs]
-        if any(tensor.dtype != dtype for tensor in inputs):
-            got = f"{x.dtype}, {keys.dtype} and {values.dtype}"
+            x = x.to(dtype)
+            state = None if state is None else state.map(lambda kv: kv.to(dtype))
+        check_tensor(engine, x)
+        tensors = (x,) if state is None else (x, *state.keys, *state.values)
+        if any(tensor.dtype != dtype for tensor in tensors):
+            got = ", ".join(str(tensor.dtype) for tensor in tensors)
             raise TypeError(
                 f"x, keys and values must be {dtype} like the weights, got {got}"
             )
-        top, keys, values = WholeSequence.apply(
-            ENGINES[engine], sizes, *inputs, *weights
-        )
+        if not sizes.needs_backward:
+            prepared = folded_weights(body, engine)
+            if length == 1 and not dropout:
+                return step(body, x, state, engine, prepared)
+        none = x.new_empty(sizes.heads * batch, 0, body.d_model // sizes.heads)
+        keys, values = (none, none) if state is None else keys_and_values(state)
+        inputs = x.transpose(0, 1), keys, values
+        if sizes.needs_backward:
+            weights = fold(body, min(body.span, past + length - 1))
+            top, keys, values = WholeSequence.apply(
+                ENGINES[engine], sizes, *inputs, *weights
+            )
+        else:
+            loop = Forward(ENGINES[engine], sizes, prepared, *inputs)
+            loop.run()
+            top = loop.outputs.x[-1].clone()
+            keys, values = (
+                newest(kv, sizes.heads, sizes.span)
+                for kv in (loop.outputs.keys, loop.outputs.values)
+            )
     return top.transpose(0, 1), State((keys,), (values,))
 
 
-class Decoder:
-    """Computes a body with one cache step by step, without gradients or dropout.
+def folded_weights(body: FeedbackBody, engine: str) -> Weights:
+    """Return the weights of a body for an engine's `Forward`, without gradients."""
 
-    The weights are folded once. Keys and values are written in place, into buffers
-    for twice the span: a step copies nothing, and once per span the newest keys move
-    to the front.
+    def compute() -> Weights:
+        with torch.inference_mode(False), torch.no_grad():
+            return prepare(ENGINES[engine], fold(body, body.span))
+
+    return remembered(body, engine, compute)
+
+
+class RunningCache(Cache):
+    """The cache of a sequence of single steps, with the loop that fills it.
 
     Args:
-        body: the body; later changes of its weights have no effect.
-        state: returned by a forward pass; it is not changed.
-        engine: "sequence" or "native".
-
-    Raises:
-        ValueError: if a module of the body has hooks or was changed, or the engine
-            does not compute on this device.
-        TypeError: if the engine does not compute in this dtype.
-        RuntimeError: if the native library is not built or cannot be used.
+        body: the body.
+        state: copied into the cache; None for an empty one.
+        engine: a key of `ENGINES`.
+        weights: what `folded_weights` returned.
+        batch: the number of sequences B.
     """
 
-    def __init__(self, body: FeedbackBody, state: State, engine: str) -> None:
-        check(body, engine, state.keys[0])
-        sizes = sizes_of(body, state.length, dropout=0.0, recompute=False)
-        sizes = sizes._replace(needs_backward=False)
-        keys, values = keys_and_values(state)
-        x = keys.new_empty(1, state.batch_size, body.d_model)
-        with torch.no_grad(), without_autocast(x.device.type):
-            weights = fold(body, body.span)
+    def __init__(
+        self,
+        body: FeedbackBody,
+        state: State | None,
+        engine: str,
+        weights: Weights,
+        batch: int,
+    ) -> None:
+        sizes = sizes_of(
+            body, state.length if state else 0, dropout=0.0, recompute=False
+        )
+        with torch.inference_mode(False), torch.no_grad():
+            x = weights.b_q.new_empty(1, batch, body.d_model)
+            none = x.new_empty(sizes.heads * batch, 0, body.d_model // sizes.heads)
+            keys, values = (none, none) if state is None else keys_and_values(state)
+            capacity = capacity_after(sizes.past, body.span)
             self.loop = Forward(
-                ENGINES[engine], sizes, weights, x, keys, values, 2 * body.span
+                ENGINES[engine], sizes, weights, x, keys, values, capacity
             )
+        outputs = self.loop.outputs
+        keys, values = (
+            kv.unflatten(0, (sizes.heads, -1)).transpose(0, 1)
+            for kv in (outputs.keys, outputs.values)
+        )
+        super().__init__((keys,), (values,), sizes.past)
 
-    @torch.no_grad()
-    def step(self, x: Tensor) -> Tensor:
-        """Return the top layer's output [B, d] for one more embedding x [B, d].
 
-        Raises:
-            TypeError: if x is not a floating-point tensor.
-            ValueError: if x has another shape.
-        """
-        check_float_tensor("x", x)
-        layout, outputs = self.loop.layout, self.loop.outputs
-        if x.shape != outputs.x.shape[2:]:
-            raise ValueError(
-                f"x must have shape {list(outputs.x.shape[2:])}, got {list(x.shape)}"
-            )
-        outputs.x[0, 0] = x
-        with without_autocast(x.device.type):
-            self.loop.run()
-        layout.past += 1
-        if layout.past == outputs.values.shape[1]:
-            span = layout.past = layout.span
-            for kv in (outputs.keys, outputs.values):
-                kv[:, :span] = kv[:, span:].clone()
-        return outputs.x[-1, 0].clone()
+def step(
+    body: FeedbackBody, x: Tensor, state: State | None, engine: str, weights: Weights
+) -> tuple[Tensor, State]:
+    """Compute one step without gradients or dropout, in the cache of its state.
+
+    Args:
+        body: the body.
+        x: embeddings [B, 1, d].
+        state: carried in, or None.
+        engine: a key of `ENGINES`.
+        weights: what `folded_weights` returned.
+
+    Returns:
+        The top layer's output [B, 1, d] and the state for the next step.
+    """
+    cache, row = (state and state._place) or (None, 0)
+    if not (
+        isinstance(cache, RunningCache)
+        and cache.loop.weights is weights
+        and cache.claim(row)
+    ):
+        cache = RunningCache(body, state, engine, weights, x.shape[0])
+        row = 0 if state is None else state.length
+        cache.claim(row)
+    outputs = cache.loop.outputs
+    outputs.x[0, 0] = x[:, 0]
+    cache.loop.layout.past = row
+    # The next step, in whatever mode, writes to the loop's tensors again.
+    with torch.inference_mode(False), torch.no_grad():
+        cache.loop.run()
+    return outputs.x[-1, 0].clone()[:, None], cache.state(row + 1, body.span)
 
 
 def keys_and_values(state: State) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ from fbt._checks import (
     check_embeddings,
     check_instance,
     check_int,
+    is_exported,
     shorten,
 )
 from fbt.attention import (
@@ -172,7 +173,8 @@ class FeedbackBody(nn.Module):
             state: the state returned for the previous block of the same sequences;
                 None means an empty memory.
             backend: "reference" (`torch.stack` at each step), "stack" (`MemoryStack`)
-                or "auto" ("stack", but "reference" under `torch.jit.trace`).
+                or "auto" ("stack", but "reference" under `torch.jit.trace` and
+                `torch.export`).
             need_weights: also return the attention weights.
 
         Returns:
@@ -229,14 +231,18 @@ class FeedbackBody(nn.Module):
 
     @staticmethod
     def _traceable(backend: str) -> str:
-        """Return `backend`, or "reference" during tracing.
+        """Return `backend`, or "reference" during tracing and export.
 
-        `torch.jit.trace` cannot record custom autograd Functions.
+        Neither can record custom autograd Functions.
         """
-        if not torch.jit.is_tracing():  # type: ignore[attr-defined]
-            return backend
-        check_choice("backend under torch.jit.trace", backend, ("auto", "reference"))
-        return "reference"
+        if is_exported():
+            check_choice("backend under torch.export", backend, ("auto", "reference"))
+            return "reference"
+        if torch.jit.is_tracing():  # type: ignore[attr-defined]
+            allowed = ("auto", "reference")
+            check_choice("backend under torch.jit.trace", backend, allowed)
+            return "reference"
+        return backend
 
     def _check_state(self, state: State | None, x: Tensor) -> None:
         check_state(

@@ -2,13 +2,18 @@
 
 Folding reads the weights of the layers without calling the layers. `why_not_folded`
 finds whatever a module would do besides when called: hooks, another class, other
-settings.
+settings. Both results are remembered until the body changes.
 """
 
 from collections.abc import Callable
+from itertools import chain
+from operator import attrgetter, is_
+from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
+from numpy import ndarray
 from torch import Tensor, nn
 
 from fbt.attention import Attention, Dropout, FeedForward, KeyValue, RelativeTerms
@@ -52,6 +57,8 @@ HOOKS = {
     "_backward_pre_hooks": "a backward pre-hook",
 }
 
+T = TypeVar("T")
+
 
 def why_not_folded(body: FeedbackBody) -> str | None:
     """Return which module of a body does more than its weights tell, or None.
@@ -60,6 +67,17 @@ def why_not_folded(body: FeedbackBody) -> str | None:
     """
     if nn.modules.module._has_any_global_hook():
         return "all modules have a hook"
+    if (inspected := _inspected.get(body)) is not None and inspected.holds():
+        return None
+    inspection = Inspection(body)
+    reason = _find_reason(body)
+    if reason is None and not torch.compiler.is_compiling():
+        _inspected[body] = inspection
+    return reason
+
+
+def _find_reason(body: FeedbackBody) -> str | None:
+    """Inspect the modules of a body for `why_not_folded`."""
     dropout = active_dropout(body.layers[0].dropout)
     for name, module in body.named_modules():
         if name and (
@@ -70,6 +88,100 @@ def why_not_folded(body: FeedbackBody) -> str | None:
             p = active_dropout(module)
             return f"{name} has p={p} now, and layers.0.dropout has p={dropout}"
     return None
+
+
+class Inspection:
+    """The modules of a body as they were when they were inspected, without hooks.
+
+    To compare them takes a fraction of the time of an inspection.
+    """
+
+    def __init__(self, body: FeedbackBody) -> None:
+        parts = list(body.modules())
+        self._children = [part._modules for part in parts]
+        self._seen_children = [children.copy() for children in self._children]
+        parts = parts[1:]  # not the body, which would then never be freed
+        self._parts, self._types = parts, [*map(type, parts)]
+        self._attributes = [vars(part) for part in parts]
+        self._seen_attributes = [attributes.copy() for attributes in self._attributes]
+        self._hooks = [getattr(part, name) for part in parts for name in HOOKS]
+        self._parameters = [part._parameters for part in parts if part._parameters]
+        self._seen_parameters = self._listed()
+        self._results: dict[Any, tuple[list[Any], tuple[list[ndarray], Any]]] = {}
+
+    def _listed(self) -> list[Tensor | None]:
+        """Return the parameters that the modules have now."""
+        return [*chain.from_iterable(map(dict.values, self._parameters))]
+
+    def holds(self) -> bool:
+        """Return whether the modules and parameters are still the same objects."""
+        parameters = self._listed()
+        try:
+            return (
+                not any(self._hooks)
+                and self._children == self._seen_children
+                and self._attributes == self._seen_attributes
+                and [*map(type, self._parts)] == self._types
+                and len(parameters) == len(self._seen_parameters)
+                and all(map(is_, parameters, self._seen_parameters))
+            )
+        except (RuntimeError, ValueError):  # attributes that are tensors or arrays
+            return False
+
+    def remember(self, key: Any, compute: Callable[[], T]) -> T:
+        """Return what `compute` returned last for this key, while the weights hold.
+
+        In-place changes count up a tensor's version, and new memory has another
+        address. An edit through `.data` shows in neither, so one entry of each weight
+        on the CPU is compared too: optimisers and averages change all of them.
+        """
+        weights = [weight for weight in self._seen_parameters if weight is not None]
+        try:
+            now: list[Any] = [
+                *map(attrgetter("_version"), weights),
+                *map(Tensor.data_ptr, weights),
+            ]
+        except RuntimeError:  # tensors of a trace, a transform or inference mode
+            return compute()
+        before, (entries, result) = self._results.get(key, ([], ([], None)))
+        if before == [*now, *map(ndarray.item, entries)]:
+            return cast(T, result)
+        entries = [entry for weight in weights for entry in _one_entry(weight)]
+        before = [*now, *map(ndarray.item, entries)]
+        result = compute()
+        self._results[key] = before, (entries, result)
+        return result
+
+
+def _one_entry(weight: Tensor) -> list[ndarray]:
+    """Return the entry in the middle of a weight, as an array that shares its memory.
+
+    An empty list for tensors that NumPy cannot read.
+    """
+    if weight.device.type != "cpu" or weight.dtype not in (
+        torch.float32,
+        torch.float64,
+    ):
+        return []
+    middle = tuple(size // 2 for size in weight.shape)
+    return [weight.detach()[middle].numpy()]
+
+
+def remembered(body: FeedbackBody, key: Any, compute: Callable[[], T]) -> T:
+    """Return `compute()`, or what it returned before if the body has not changed.
+
+    Args:
+        body: a body for which `why_not_folded` has just returned None.
+        key: tells results of the same body apart.
+        compute: computes something from the weights, without gradients.
+    """
+    inspection = _inspected.get(body)
+    if inspection is None or torch.compiler.is_compiling():
+        return compute()
+    return inspection.remember(key, compute)
+
+
+_inspected: WeakKeyDictionary[nn.Module, Inspection] = WeakKeyDictionary()
 
 
 def active_dropout(dropout: Dropout) -> float:

@@ -13,43 +13,51 @@ Symbols used across the package (code name in brackets):
 - $E$, $s$, $u$: relative key embedding, relative key bias, query bias [RelativeTerms]
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
 import torch
 from torch import Tensor, nn
 
+from fbt import engines
 from fbt._checks import (
     check_bool,
     check_choice,
+    check_device,
     check_instance,
     check_path,
     check_tokens,
+    shorten,
 )
 from fbt._files import write_file
 from fbt._modes import without_gradients
 from fbt._weights import Shape
 from fbt.attention import Dropout
-from fbt.config import Config
+from fbt.config import Backend, Config, Variant
 from fbt.evaluation_copy import evaluation_copy
 from fbt.feedback import FeedbackBody, WeightedMemory
-from fbt.folding import describe_override
-from fbt.generation import Reader, TextReader, decoder_of, stream_texts
+from fbt.generation import (
+    Reader,
+    Sampling,
+    TextReader,
+    collect,
+    continue_prompts,
+)
+from fbt.generation.prompts import Prompt, read_prompts
 from fbt.initialisation import initialising, shapes_only
 from fbt.parallel import ParallelBody
 from fbt.pretrained import (
     WEIGHTS_FILE,
-    check_tokenizer,
     find_weights,
     open_saved,
     serialise_model,
 )
+from fbt.scoring import IGNORE_INDEX, block_scores, check_targets, cross_entropy
 from fbt.shared_kv import SharedKVBody
 from fbt.state import State
-from fbt.tokenizer import CharTokenizer
+from fbt.tokenizer import Tokenizer, check_tokenizer
 from fbt.warm_start import config_from_parallel, copy_parallel_body
 
 Body = ParallelBody | FeedbackBody | SharedKVBody
@@ -65,12 +73,11 @@ class LanguageModel(nn.Module):
 
     Args:
         config: sizes, variant and options.
-        tokenizer: with `config.vocab_size` characters. Only generation needs it.
+        tokenizer: with `config.vocab_size` tokens; see `fbt.tokenizer.Tokenizer`.
+            Only texts need it, token ids do not.
     """
 
-    def __init__(
-        self, config: Config, tokenizer: CharTokenizer | None = None
-    ) -> None:
+    def __init__(self, config: Config, tokenizer: Tokenizer | None = None) -> None:
         super().__init__()
         check_instance("config", config, Config)
         self.config = config
@@ -80,10 +87,10 @@ class LanguageModel(nn.Module):
         self.body = BODIES[config.variant](config)
         self.norm = nn.LayerNorm(config.d_model)
         self.head = nn.Linear(config.d_model, config.vocab_size)
-        self._backend = "auto"
+        self._backend: Backend = "auto"
 
     @property
-    def backend(self) -> str:
+    def backend(self) -> Backend:
         """The way the body computes, "auto" or one of `body.backends`.
 
         All compute the same numbers.
@@ -91,7 +98,7 @@ class LanguageModel(nn.Module):
         return self._backend
 
     @backend.setter
-    def backend(self, name: str) -> None:
+    def backend(self, name: Backend) -> None:
         check_choice(
             f"backend of a {self.config.variant!r} model",
             name,
@@ -99,16 +106,65 @@ class LanguageModel(nn.Module):
         )
         self._backend = name
 
+    def explain_backend(self, tokens: Tensor) -> str:
+        """Return which backend computes these tokens now, and why, as a text.
+
+        Gradients, hooks, changed modules, the dtype and the device matter, so call it
+        where the model is called: under the same `torch.no_grad()`, for example.
+
+        Args:
+            tokens: token ids [B, T].
+
+        Returns:
+            Such as '"native": it is the fastest for torch.float32 on cpu'.
+
+        Raises:
+            TypeError, ValueError: as in `forward`.
+        """
+        check_tokens("tokens", tokens, "[B, T]", self.config.vocab_size)
+        if self._backend != "auto":
+            return f'"{self._backend}": model.backend names it'
+        if not isinstance(self.body, SharedKVBody):
+            name = "stack" if isinstance(self.body, FeedbackBody) else "reference"
+            return f'"{name}": it is the fastest for {self.config.variant!r}'
+        size = (*tokens.shape, self.config.d_model)
+        choice = engines.choose(
+            self.body, self.token_embedding.weight.new_empty(size)
+        )
+        advice = choice.advice and f". To change that: {choice.advice}"
+        return f'"{choice.engine or "stack"}": {choice.reason}{advice}'
+
     @property
-    def tokenizer(self) -> CharTokenizer | None:
-        """The tokenizer, with one character per token of the config, or None."""
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer, with as many tokens as the config, or None."""
         return self._tokenizer
 
     @tokenizer.setter
-    def tokenizer(self, tokenizer: CharTokenizer | None) -> None:
+    def tokenizer(self, tokenizer: Tokenizer | None) -> None:
         if tokenizer is not None:
-            check_tokenizer(tokenizer, self.config)
+            check_tokenizer(tokenizer, self.config.vocab_size)
         self._tokenizer = tokenizer
+
+    if TYPE_CHECKING:  # nn.Module declares that a call may return anything
+
+        @overload
+        def __call__(
+            self,
+            tokens: Tensor,
+            state: State | None = ...,
+            return_state: Literal[False] = ...,
+        ) -> Tensor: ...
+
+        @overload
+        def __call__(
+            self,
+            tokens: Tensor,
+            state: State | None = ...,
+            *,
+            return_state: Literal[True],
+        ) -> tuple[Tensor, State]: ...
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...  # noqa: D102
 
     @overload
     def forward(
@@ -161,6 +217,9 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, State]:
         """Predict from one more token per sequence, in O(span) operations.
 
+        Fastest under `torch.no_grad()` and in evaluation mode: it then continues the
+        memory of the state in place, and a second step from the same state copies it.
+
         Args:
             tokens: token ids [B].
             state: returned by the previous step; None at the first.
@@ -211,9 +270,114 @@ class LanguageModel(nn.Module):
             )
         return self.body.layer_weights().detach()
 
+    def layer_outputs(self, tokens: Tensor) -> Tensor:
+        """Return the embeddings x^0 and the outputs x^l of all layers.
+
+        Dropout is off.
+
+        Args:
+            tokens: token ids [B, T].
+
+        Returns:
+            [L + 1, B, T, d]; entry 0 is the embedding.
+
+        Raises:
+            TypeError, ValueError: as in `forward`.
+        """
+        check_tokens("tokens", tokens, "[B, T]", self.config.vocab_size)
+        model = evaluation_copy(self)
+        outputs: list[list[Tensor]] = [[] for _ in model.body.layers]
+        for layer, steps in zip(model.body.layers, outputs, strict=True):
+            layer.register_forward_hook(
+                lambda _, args, output, steps=steps: steps.append(output[0])
+            )
+        with without_gradients():
+            x = model.token_embedding(tokens)
+            model.body(x)  # a loop over steps, because the layers have hooks
+        return torch.stack([x, *(torch.cat(steps, dim=1) for steps in outputs)])
+
+    def memory(self, tokens: Tensor) -> Tensor:
+        """Return the memory vectors m_t = sum_l w_l x_t^l, before their norm.
+
+        Dropout is off.
+
+        Args:
+            tokens: token ids [B, T].
+
+        Returns:
+            [B, T, d].
+
+        Raises:
+            TypeError: as in `forward`.
+            ValueError: as in `forward`, or if the model is parallel.
+        """
+        mixture = self.layer_weights()
+        return torch.einsum("l,lbtd->btd", mixture, self.layer_outputs(tokens))
+
     def num_parameters(self) -> int:
         """Return the number of trainable parameters."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    def loss(
+        self, tokens: Tensor, targets: Tensor, *, ignore_index: int = IGNORE_INDEX
+    ) -> Tensor:
+        """Return the mean cross-entropy of the next tokens, for `backward`.
+
+        Args:
+            tokens: token ids [B, T].
+            targets: the ids [B, T] of the next tokens, or `ignore_index` where there
+                is none, such as padding or a prompt.
+            ignore_index: the value of targets that do not count.
+
+        Returns:
+            A scalar in nats per token, in float32 or a wider type.
+
+        Raises:
+            TypeError, ValueError: as in `forward`; if targets are of another shape or
+                out of range, or all are ignored.
+        """
+        check_tokens("tokens", tokens, "[B, T]", self.config.vocab_size)
+        check_targets(targets, tokens, self.config.vocab_size, ignore_index)
+        return cross_entropy(self(tokens), targets, ignore_index=ignore_index)
+
+    @overload
+    def score(self, text: str | Tensor) -> Tensor: ...
+
+    @overload
+    def score(self, text: list[str] | Sequence[Sequence[int]]) -> list[Tensor]: ...
+
+    def score(self, text: Prompt) -> Tensor | list[Tensor]:
+        """Return the log-probability of each token but the first, without gradients.
+
+        Texts are read from an empty memory, without dropout.
+
+        Args:
+            text: a text, a list of texts, token ids as an integer tensor [T] or
+                [B, T], or a list of lists of ids.
+
+        Returns:
+            For a text or a tensor [T] a tensor [T - 1] in nats: entry t is that of
+            token t + 1 given the tokens 0..t. Their mean is minus the loss. For
+            [B, T] a tensor [B, T - 1], for a list a list of tensors.
+
+        Raises:
+            TypeError, ValueError: if there is no text, an id is out of range, or a
+                text needs a tokenizer.
+        """
+        prompts = read_prompts("text", text, self.tokenizer, self.config.vocab_size)
+        # The end of a shorter row is filled with a token that no score depends on.
+        tokens = nn.utils.rnn.pad_sequence(prompts.ids, batch_first=True)
+        tokens = tokens.to(self.token_embedding.weight.device)
+        model = evaluation_copy(self)
+        rows = block_scores(
+            lambda t, state: model(t, state, return_state=True), tokens
+        )
+        if prompts.form == "batch":
+            return rows
+        each = [
+            row[: len(ids) - 1] for row, ids in zip(rows, prompts.ids, strict=True)
+        ]
+        return each[0] if prompts.form == "one" else each
 
     @overload
     def generate(
@@ -221,9 +385,8 @@ class LanguageModel(nn.Module):
         prompt: str = ...,
         max_new_tokens: int = ...,
         *,
-        temperature: float = ...,
-        top_k: int | None = ...,
-        seed: int | None = ...,
+        return_log_probs: Literal[False] = ...,
+        **options: Unpack[Sampling],
     ) -> str: ...
 
     @overload
@@ -232,117 +395,188 @@ class LanguageModel(nn.Module):
         prompt: list[str],
         max_new_tokens: int = ...,
         *,
-        temperature: float = ...,
-        top_k: int | None = ...,
-        seed: int | None = ...,
+        return_log_probs: Literal[False] = ...,
+        **options: Unpack[Sampling],
     ) -> list[str]: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Tensor,
+        max_new_tokens: int = ...,
+        *,
+        return_log_probs: Literal[False] = ...,
+        **options: Unpack[Sampling],
+    ) -> Tensor: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[Sequence[int]],
+        max_new_tokens: int = ...,
+        *,
+        return_log_probs: Literal[False] = ...,
+        **options: Unpack[Sampling],
+    ) -> list[list[int]]: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Prompt = ...,
+        max_new_tokens: int = ...,
+        *,
+        return_log_probs: Literal[True],
+        **options: Unpack[Sampling],
+    ) -> tuple[Any, Tensor]: ...
 
     def generate(
         self,
-        prompt: str | list[str] = "\n",
+        prompt: Prompt = "\n",
         max_new_tokens: int = 200,
         *,
         temperature: float = 1.0,
         top_k: int | None = None,
+        top_p: float | None = None,
+        stop: str | int | Collection[str | int] | None = None,
         seed: int | None = None,
-    ) -> str | list[str]:
-        """Continue a text, or each of a list of texts.
+        return_log_probs: bool = False,
+    ) -> Any:
+        """Continue a text or token ids, or each of several.
 
         Args:
-            prompt: the text, at least one character. A list is decoded as one batch.
-            max_new_tokens: characters to add to each prompt.
-            temperature: divides the logits; 0 always takes the most likely character.
-            top_k: sample from the k most likely characters; None samples from all.
-            seed: makes the result reproducible. Prompt i of a list draws from
+            prompt: a text of at least one character, a list of texts, token ids as an
+                integer tensor [T] or [B, T], or a list of lists of ids. Several are
+                decoded as one batch. Ids need no tokenizer.
+            max_new_tokens: tokens to add to each prompt.
+            temperature: divides the logits; 0 always takes the most likely token.
+            top_k: sample from the k most likely tokens; None samples from all.
+            top_p: sample from the fewest most likely tokens that together have this
+                probability, in (0, 1]; None samples from all.
+            stop: texts and ids, or one of them. A sequence ends with the token that
+                completes such a text within the new text, or is such an id.
+            seed: makes the result reproducible. Prompt i of several draws from
                 seed + i, independent of the other prompts.
+            return_log_probs: also return the log-probability of each drawn token
+                under the model, whatever the temperature, top_k and top_p.
 
         Returns:
-            The prompt with its continuation, or a list of them.
+            The prompt with its continuation, in the form of the prompt: a text, a
+            list of texts, a tensor [T + n] or [B, T + n], or a list of lists. Where
+            rows of a tensor have ended earlier, -100 follows. With
+            `return_log_probs`, a pair of this and a float64 tensor [n] or [B, n] on
+            the CPU, with 0 after the end of a row.
 
         Raises:
-            TypeError, ValueError: if an argument is out of range, or the model has no
+            TypeError, ValueError: if an argument is out of range, or a text needs a
                 tokenizer.
             FloatingPointError: if the model predicts NaN or infinity.
         """
-        pieces = self.stream(
-            prompt, max_new_tokens, temperature=temperature, top_k=top_k, seed=seed
+        check_bool("return_log_probs", return_log_probs)
+        vocab_size = self.config.vocab_size
+        prompts = read_prompts("prompt", prompt, self.tokenizer, vocab_size)
+        steps = continue_prompts(
+            self._reader,
+            prompts,
+            self.tokenizer,
+            vocab_size,
+            max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            stop=stop,
+            seed=seed,
+            log_probs=return_log_probs,
         )
-        if isinstance(prompt, str):
-            return prompt + "".join(pieces)  # type: ignore[arg-type]
-        return [
-            text + "".join(new) for text, *new in zip(prompt, *pieces, strict=True)
-        ]
+        results, log_probs = collect(prompts, steps)
+        return (results, log_probs) if return_log_probs else results
+
+    @overload
+    def stream(
+        self,
+        prompt: str = ...,
+        max_new_tokens: int = ...,
+        **options: Unpack[Sampling],
+    ) -> Iterator[str]: ...
+
+    @overload
+    def stream(
+        self,
+        prompt: list[str],
+        max_new_tokens: int = ...,
+        **options: Unpack[Sampling],
+    ) -> Iterator[list[str]]: ...
+
+    @overload
+    def stream(
+        self,
+        prompt: Tensor | Sequence[Sequence[int]],
+        max_new_tokens: int = ...,
+        **options: Unpack[Sampling],
+    ) -> Iterator[Any]: ...
 
     def stream(
         self,
-        prompt: str | list[str] = "\n",
+        prompt: Prompt = "\n",
         max_new_tokens: int = 200,
         *,
         temperature: float = 1.0,
         top_k: int | None = None,
+        top_p: float | None = None,
+        stop: str | int | Collection[str | int] | None = None,
         seed: int | None = None,
-    ) -> Iterator[str] | Iterator[list[str]]:
-        """Like `generate`, but yield each new character once it is drawn.
+    ) -> Iterator[Any]:
+        """Like `generate`, but yield what each new token adds once it is drawn.
 
-        For a list of prompts, each item is a list with the next character of each.
+        For a text, each item is the new text; it is "" while a character of several
+        tokens is incomplete. For a tensor [T], it is the new id.
+
+        For several prompts, each item is a list with the next text or id of each.
         Prompts of unequal length are read side by side: the shortest starts first,
-        and "" is yielded for a text whose prompt is still read or which has ended.
+        and "" or None is yielded for one whose prompt is still read or which has
+        ended.
 
         Raises:
             TypeError, ValueError: as in `generate`, when `stream` is called rather
-                than at the first character.
+                than at the first token.
         """
-        texts = stream_texts(
+        vocab_size = self.config.vocab_size
+        prompts = read_prompts("prompt", prompt, self.tokenizer, vocab_size)
+        steps = continue_prompts(
             self._reader,
+            prompts,
             self.tokenizer,
-            prompt,
+            vocab_size,
             max_new_tokens,
-            temperature,
-            top_k,
-            seed,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            stop=stop,
+            seed=seed,
         )
-        return (batch[0] for batch in texts) if isinstance(prompt, str) else texts
+        items: Iterator[list[Any]]
+        if prompts.texts is None:
+            items = ([piece and piece.token for piece in step] for step in steps)
+        else:
+            items = (
+                [piece.text if piece else "" for piece in step] for step in steps
+            )
+        return (item[0] for item in items) if prompts.form == "one" else items
 
     def _reader(self) -> Reader:
         """Return a function that reads a text in pieces, in evaluation mode."""
         model = evaluation_copy(self)
         return TextReader(
-            partial(model, return_state=True),
+            lambda tokens: model(tokens, return_state=True),
             model.step,
-            model._decoder,
             model.token_embedding.weight,
         )
 
-    def _decoder(self, state: State) -> Reader | None:
-        """Return a faster `step` that continues a state, or None if it would differ.
-
-        A decoder calls neither `step` nor `forward`, of the model or the dropout.
-        """
-        if (
-            type(self).step is not LanguageModel.step
-            or type(self).forward is not LanguageModel.forward
-            or "step" in vars(self)
-            or describe_override(self)
-            or describe_override(self.dropout)
-        ):
-            return None
-        dtype = self.token_embedding.weight.dtype
-        decoder = decoder_of(self.body, self.backend, state, dtype)
-        if decoder is None:
-            return None
-
-        def step(tokens: Tensor) -> Tensor:
-            x = self.token_embedding(tokens[:, None])[:, 0]
-            logits: Tensor = self.head(self.norm(decoder.step(x)))
-            return logits
-
-        return step
-
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write weights, config and vocabulary to `model.safetensors` in a folder.
+        """Write weights, config and tokenizer to `model.safetensors` in a folder.
 
         The file is written completely or not at all. A weight that two modules share
-        is written twice, and loaded as two weights.
+        is written twice, and loaded as two weights. A tokenizer that is neither a
+        `CharTokenizer` nor a `SubwordTokenizer` is not written.
 
         Args:
             folder: created if it does not exist.
@@ -362,11 +596,15 @@ class LanguageModel(nn.Module):
         return path
 
     @classmethod
-    def from_pretrained(cls, name: str | Path) -> "LanguageModel":
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        tokenizer: Tokenizer | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
         """Load a model that `save_pretrained` wrote, in evaluation mode.
-
-        Weights in float16 or bfloat16, which save space in a file, become float32.
-        Others keep their precision.
 
         Args:
             name: a folder, the path of a file, or the name of weights that ship with
@@ -375,26 +613,47 @@ class LanguageModel(nn.Module):
                 has no `model.safetensors` yet: its last checkpoint is loaded, with a
                 warning. Pass the path of `checkpoint.safetensors` to load it without
                 a warning.
+            tokenizer: the tokenizer of the model; None takes the one in the file. A
+                file contains a `CharTokenizer` or a `SubwordTokenizer`. Any other has
+                to be passed, since no code from a file is ever run.
+            device: where the weights are; None means torch's default device.
+            dtype: a floating-point type of the weights. None keeps that of the file,
+                except that float16 and bfloat16, which save space in a file, become
+                float32.
 
         Raises:
+            TypeError: if an argument has the wrong type.
+            ImportError: if the file has a tokenizer whose library is not installed.
             FileNotFoundError: if there is no such folder, file or name.
             ValueError: if the file is damaged, not a model of this package or larger
                 than 4 GiB, changes while it is read, or its tensors do not match its
                 config. This is checked before memory is allocated for them.
         """
         check_path("name", name)
-        with open_saved(find_weights(name)) as saved:
+        check_device(device)
+        if tokenizer is not None:
+            check_tokenizer(tokenizer)
+        if dtype is not None and not (
+            isinstance(dtype, torch.dtype) and dtype.is_floating_point
+        ):
+            raise TypeError(
+                f"dtype must be a floating-point torch.dtype, got {shorten(dtype)}"
+            )
+        source = find_weights(name)
+        with open_saved(source, tokenizer) as saved:
             saved.check(weight_shapes(saved.config))
             with initialising():
                 model = cls(saved.config, saved.tokenizer)
-            model.to(torch.promote_types(saved.dtype, torch.float32))
+            if dtype is None:
+                dtype = torch.promote_types(saved.dtype, torch.float32)
+            model.to(device=device, dtype=dtype)
             saved.copy_into(model.state_dict())
         return model.eval()
 
     @classmethod
     def from_parallel(
-        cls, parallel: "LanguageModel", variant: str = "shared-kv", **changes: Any
-    ) -> "LanguageModel":
+        cls, parallel: "LanguageModel", variant: Variant = "shared-kv", **changes: Any
+    ) -> Self:
         """Initialise a feedback model from a trained parallel model.
 
         Copied unchanged: token embedding, final norm and head; in each layer both

@@ -12,10 +12,19 @@ never the layers above. Long texts are computed in blocks of queries, so that me
 and time are linear in their length; see `fbt.attention.attend_in_blocks`.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
-from fbt._checks import check_bool, check_choice, check_embeddings, check_instance
+from fbt._checks import (
+    check_bool,
+    check_choice,
+    check_embeddings,
+    check_instance,
+    is_traced,
+)
 from fbt.attention import (
     Attention,
     Dropout,
@@ -25,7 +34,10 @@ from fbt.attention import (
     module_list,
 )
 from fbt.config import Config
-from fbt.state import State, check_state
+from fbt.state import Cache, State, check_state
+
+# Maps keys and values [B, H, T, D] of a block to those of all steps it may see.
+Past = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class ParallelLayer(nn.Module):
@@ -44,7 +56,7 @@ class ParallelLayer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        past: tuple[Tensor, Tensor] | None,
+        past: Past | None,
         relative: RelativeTerms,
         *,
         need_weights: bool = True,
@@ -53,7 +65,8 @@ class ParallelLayer(nn.Module):
 
         Args:
             x: outputs of the layer below.
-            past: keys and values [B, H, P, D] of earlier blocks, or None.
+            past: puts keys and values of earlier steps before those of x; None if
+                there are none.
             relative: the relative terms.
             need_weights: see `Attention.forward`.
 
@@ -65,10 +78,7 @@ class ParallelLayer(nn.Module):
         z = self.norm1(x)
         keys, values = self.key_value(z)
         if past is not None:
-            keys, values = (
-                torch.cat([past[0], keys], dim=2),
-                torch.cat([past[1], values], dim=2),
-            )
+            keys, values = past(keys, values)
         attended, weights = self.attention(
             z, keys, values, relative, need_weights=need_weights
         )
@@ -135,9 +145,15 @@ class ParallelBody(nn.Module):
         check_state(
             state, x, caches=len(self.layers), heads=self.n_heads, span=self.span
         )
+        if not need_weights and self._writes_in_place(x):
+            return self._step(x, state)
         caches, trace = [], []
         for l, layer in enumerate(self.layers):
-            past = None if state is None else (state.keys[l], state.values[l])
+            past = (
+                None
+                if state is None
+                else partial(join, state.keys[l], state.values[l])
+            )
             relative = self.relative[l % len(self.relative)]
             x, cache, weights = layer(x, past, relative, need_weights=need_weights)
             caches.append(cache)
@@ -149,3 +165,36 @@ class ParallelBody(nn.Module):
             tuple(k.clone() for k, _ in caches), tuple(v.clone() for _, v in caches)
         )
         return x, after, torch.stack(trace) if need_weights else None
+
+    @staticmethod
+    def _writes_in_place(x: Tensor) -> bool:
+        """Return whether x [B, T, d] is one step that nothing records."""
+        return not (
+            x.shape[1] != 1
+            or torch.is_grad_enabled()
+            or is_traced()
+            or torch.is_autocast_enabled(x.device.type)  # keys may have other dtypes
+        )
+
+    def _step(self, x: Tensor, state: State | None) -> tuple[Tensor, State, None]:
+        """Run the layers over one step, in the cache of its state."""
+        cache, row = (state and state._place) or (None, 0)
+        if cache is None or not cache.claim(row):
+            like = x.view(len(x), self.n_heads, 1, -1)
+            cache = Cache.starting(state, like, len(self.layers), self.span)
+            row = 0 if state is None else state.length
+            cache.claim(row)
+        for l, layer in enumerate(self.layers):
+            relative = self.relative[l % len(self.relative)]
+            past = partial(cache.append, l, row, self.span)
+            x, _, _ = layer(x, past, relative, need_weights=False)
+        return x, cache.state(row + 1, self.span), None
+
+
+def join(
+    past_keys: Tensor, past_values: Tensor, keys: Tensor, values: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Put keys and values [B, H, P, D] of earlier blocks before those of a block."""
+    return torch.cat([past_keys, keys], dim=2), torch.cat(
+        [past_values, values], dim=2
+    )

@@ -1,7 +1,7 @@
 """Files of a trained model: their names, their metadata, and loading from them.
 
 `LanguageModel.save_pretrained` writes the weights into `WEIGHTS_FILE`, with the
-config and the vocabulary in the metadata. The checkpoint of a training run contains
+config and the tokenizer in the metadata. The checkpoint of a training run contains
 the same weights under names that begin with `CHECKPOINT_PART`.
 """
 
@@ -22,7 +22,8 @@ from fbt._files import quoted_path
 from fbt._text import dataclass_from, parse_json
 from fbt._weights import Shape, TensorFile, check_weights, reading_tensors, serialise
 from fbt.config import Config
-from fbt.tokenizer import CharTokenizer
+from fbt.subwords import SubwordTokenizer
+from fbt.tokenizer import CharTokenizer, Tokenizer, check_tokenizer
 
 WEIGHTS_FILE = "model.safetensors"
 CHECKPOINT_FILE = "checkpoint.safetensors"  # written by fbt/training/checkpoint.py
@@ -41,7 +42,7 @@ class SavedModel:
     """
 
     config: Config
-    tokenizer: CharTokenizer | None
+    tokenizer: Tokenizer | None
     file: TensorFile
     prefix: str
 
@@ -95,13 +96,17 @@ def find_weights(name: str | Path) -> Traversable:
 
 
 @contextmanager
-def open_saved(source: Traversable) -> Iterator[SavedModel]:
+def open_saved(
+    source: Traversable, tokenizer: Tokenizer | None = None
+) -> Iterator[SavedModel]:
     """Open a file of weights and read its metadata.
 
     Args:
         source: the file, a checkpoint if it is named `CHECKPOINT_FILE`.
+        tokenizer: the tokenizer to use; None takes that of the file, if it has one.
 
     Raises:
+        ImportError: if the file has a tokenizer whose library is not installed.
         ValueError: if the file is damaged or too large, changes while it is read, or
             fails a check in the caller's block.
     """
@@ -109,12 +114,9 @@ def open_saved(source: Traversable) -> Iterator[SavedModel]:
     kind = "checkpoint" if is_checkpoint else "model"
     # Files are opened by path, and a file of a package in a zip archive has none.
     with as_file(source) as path, reading_tensors(path, kind) as file:
-        tokenizer = None
         config = _config(file, is_checkpoint)
-        if "vocabulary" in file.metadata:
-            tokenizer = CharTokenizer.from_vocabulary(
-                parse_json("vocabulary", file.text("vocabulary"))
-            )
+        if tokenizer is None:
+            tokenizer = tokenizer_from(file.metadata, config.vocab_size)
         prefix = CHECKPOINT_PART if is_checkpoint else ""
         yield SavedModel(config, tokenizer, file, prefix)
 
@@ -133,7 +135,7 @@ def _config(file: TensorFile, is_checkpoint: bool) -> Config:
 def serialise_model(
     path: Path,
     config: Config,
-    tokenizer: CharTokenizer | None,
+    tokenizer: Tokenizer | None,
     weights: Mapping[str, Tensor],
     expected: Iterable[tuple[str, Shape]],
 ) -> bytes:
@@ -150,18 +152,47 @@ def serialise_model(
         ValueError: as in `LanguageModel.save_pretrained`.
     """
     metadata = {"format": "pt", "config": json.dumps(asdict(config))}
-    if tokenizer is not None:
-        check_tokenizer(tokenizer, config)  # either may have changed
-        metadata["vocabulary"] = json.dumps(tokenizer.vocabulary)
+    metadata |= tokenizer_metadata(tokenizer, config.vocab_size)
     check_weights(weights, expected)
     return serialise(path, weights, metadata)
 
 
-def check_tokenizer(tokenizer: CharTokenizer, config: Config) -> None:
-    """Raise unless a tokenizer has one character per token of a config."""
-    check_instance("tokenizer", tokenizer, CharTokenizer)
-    if tokenizer.vocab_size != config.vocab_size:
-        raise ValueError(
-            f"tokenizer must have vocab_size={config.vocab_size} characters, "
-            f"got {tokenizer.vocab_size}"
+def tokenizer_metadata(
+    tokenizer: Tokenizer | None, vocab_size: int
+) -> dict[str, str]:
+    """Return what a file says about a tokenizer: data, and nothing that is executed.
+
+    It is "vocabulary" for a `CharTokenizer`, "tokenizer" for a `SubwordTokenizer`,
+    and nothing for others.
+
+    Raises:
+        TypeError, ValueError: if the tokenizer does not fit the model any more.
+    """
+    if tokenizer is None:
+        return {}
+    check_tokenizer(tokenizer, vocab_size)  # either may have changed
+    if isinstance(tokenizer, CharTokenizer):
+        return {"vocabulary": json.dumps(tokenizer.vocabulary)}
+    if isinstance(tokenizer, SubwordTokenizer):
+        return {"tokenizer": tokenizer.to_json()}
+    return {}
+
+
+def tokenizer_from(metadata: Mapping[str, str], vocab_size: int) -> Tokenizer | None:
+    """Return the tokenizer that `tokenizer_metadata` describes, or None.
+
+    Raises:
+        ImportError: if its library is not installed.
+        TypeError, ValueError: if the description is invalid, or does not fit.
+    """
+    tokenizer: Tokenizer
+    if "vocabulary" in metadata:
+        tokenizer = CharTokenizer.from_vocabulary(
+            parse_json("vocabulary", metadata["vocabulary"])
         )
+    elif "tokenizer" in metadata:
+        tokenizer = SubwordTokenizer.from_json(metadata["tokenizer"])
+    else:
+        return None
+    check_tokenizer(tokenizer, vocab_size)
+    return tokenizer

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fbt import engines
-from fbt._checks import check_bool, check_choice, check_embeddings, check_instance
+from fbt._checks import check_bool, check_choice, check_embeddings
 from fbt.config import Config
 from fbt.feedback import FeedbackBody
 from fbt.state import State
@@ -20,13 +20,12 @@ class SharedKVBody(FeedbackBody):
     """A `FeedbackBody` with one cache of keys and values, which all layers share.
 
     Attributes:
-        recompute: whether the backends "sequence" and "native" store only the layers'
-            outputs, keys and values, and recompute the rest in backward. This takes
-            about half the memory and a little more time.
+        recompute: whether the backends "sequence", "native" and "triton" store only
+            the layers' outputs, keys and values, and recompute the rest in backward.
+            This takes about half the memory and a little more time.
     """
 
-    backends = (*FeedbackBody.backends, "sequence", "native")
-    decoders = ("auto", "sequence", "native")
+    backends = (*FeedbackBody.backends, "sequence", "native", "triton")
 
     def __init__(self, config: Config) -> None:
         super().__init__(config, n_caches=1)
@@ -42,61 +41,44 @@ class SharedKVBody(FeedbackBody):
     ) -> tuple[Tensor, State, Tensor | None]:
         """Run the steps of x in order, like `FeedbackBody.forward`.
 
-        There are two faster backends. "sequence" runs all steps and layers in one
+        There are three faster backends. "sequence" runs all steps and layers in one
         autograd Function (see `fbt.sequence`); "native" runs its steps in C++ (see
-        `fbt.native`). Neither supports second derivatives. Both read the layers'
-        weights without calling the layers: if a module has hooks, another class or
-        other settings, they raise a ValueError that names it.
+        `fbt.native`), and "triton" runs them in one kernel on a GPU. None of them
+        supports second derivatives. They read the layers' weights without calling the
+        layers: if a module has hooks, another class or other settings, they raise a
+        ValueError that names it.
 
-        "auto" falls back to the loop in that case, under `torch.compile` and
-        `torch.jit.trace`, and for a single step. Attention weights are always
-        computed by the loop.
+        "auto" falls back to the loop in that case, with a warning, under
+        `torch.jit.trace` and `torch.export`, and for a single step with gradients.
+        Attention weights are always computed by the loop. `torch.compile` breaks its
+        graph around "auto" and the faster backends, which it cannot speed up.
         """
         check_choice("backend", backend, ("auto", *self.backends))
         backend = self._traceable(backend)
         check_embeddings(x, self.d_model)
         check_bool("need_weights", need_weights)
-        engine = backend if backend in engines.ENGINES else None
-        if backend == "auto" and not need_weights:
-            engine = engines.choose(self, x)
-        if need_weights or engine is None:
+        if need_weights or backend in FeedbackBody.backends:
             loop = backend if backend in FeedbackBody.backends else "auto"
             return super().forward(x, state, backend=loop, need_weights=need_weights)
         self._check_state(state, x)
-        run = engines.run_sequence
+        run = self._run
         if torch.compiler.is_compiling():
+            # A graph of all steps would take minutes to compile.
             run = torch.compiler.disable(run)
-        # `choose` has checked the body.
-        checked = backend == "auto"
-        return *run(self, x, state, engine, self.recompute, checked), None
+        return run(x, state, backend)
 
-    def decoder(self, state: State, backend: str = "auto") -> engines.Decoder:
-        """Return a decoder, which continues from a state without gradients.
-
-        Args:
-            state: a state returned by a forward pass.
-            backend: "native", "sequence" or "auto", the first of these that is
-                available.
-
-        Returns:
-            A decoder. Its `step` maps embeddings [B, d] to top outputs [B, d].
-
-        Raises:
-            TypeError: if `state` is not a `State`, or has another dtype than the
-                weights.
-            ValueError: if `state` belongs to another body, `backend` does not exist,
-                or a module of the body has hooks or was changed; the message names
-                it.
-        """
-        check_choice("backend of a decoder", backend, self.decoders)
-        check_instance("state", state, State)
-        self._check_decoded(state)
-        if backend == "auto":
-            backend = engines.first_for(state.keys[0])
-        return engines.Decoder(self, state, backend)
-
-    def _check_decoded(self, state: State) -> None:
-        """Raise unless `state` is a state of this body, for any batch size."""
-        weight, first = self.key_values[0].key.weight, next(iter(state.keys), None)
-        batch = first.shape[0] if first is not None and first.ndim else 1
-        self._check_state(state, weight.new_empty(batch, 1, self.d_model))
+    def _run(
+        self, x: Tensor, state: State | None, backend: str
+    ) -> tuple[Tensor, State, None]:
+        """Run an engine, or the loop if "auto" chooses no engine."""
+        engine, checked = backend, backend == "auto"
+        if checked:
+            choice = engines.choose(self, x)
+            engines.warn_once(choice)
+            if choice.engine is None:
+                y, state, _ = super().forward(x, state)
+                return y, state, None
+            engine = choice.engine
+        return *engines.run_sequence(
+            self, x, state, engine, self.recompute, checked
+        ), None

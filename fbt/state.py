@@ -1,12 +1,33 @@
-"""Cached keys and values, passed from one block of a text to the next."""
+"""Cached keys and values, passed from one block of a text to the next.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+A state is a value: it never changes. Copying it at every step would cost more than
+the step itself, so states that follow each other share a `Cache`. Step by step it is
+filled with rows, each of which is written once:
+
+    rows of the cache    0 1 2 3 4 5 6 7 . . . .
+    a state (span 5)         [2 3 4 5 6]
+    the newest one             [3 4 5 6 7]
+
+The newest state continues in the next row. Any other one is copied first, into a
+cache of its own.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fbt._checks import check_callable, check_items, describe, is_traced, shorten
+from fbt._checks import (
+    check_callable,
+    check_integers,
+    check_items,
+    describe,
+    is_traced,
+    shorten,
+)
 
 
 @dataclass(frozen=True, eq=False)  # == of tensors is not a bool
@@ -14,6 +35,7 @@ class State:
     """Cached keys and values of at most `span` steps, the oldest first.
 
     A state is never changed in place, so several continuations may start from it.
+    States returned by single steps without gradients share memory with each other.
 
     Attributes:
         keys, values: one tensor [B, H, J, D] per cache, 1 <= J <= span. A parallel or
@@ -25,6 +47,8 @@ class State:
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
+    # The cache that the keys and values are rows of, and the row after the last one.
+    _place: "tuple[Cache, int] | None" = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         """Check the types of the fields."""
@@ -32,9 +56,47 @@ class State:
             check_items("keys", self.keys, Tensor)
             check_items("values", self.values, Tensor)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy or pickle the rows that the state shows, not the cache around them."""
+        rows = self if self._place is None else self.map(Tensor.clone)
+        return State, (rows.keys, rows.values)
+
+    def __repr__(self) -> str:
+        """Return the shapes."""
+        shapes = sorted({str(list(t.shape)) for t in (*self.keys, *self.values)})
+        return f"State({len(self.keys)} keys and values {' '.join(shapes)})"
+
     def detach(self) -> "State":
         """Return a detached state: gradients stop at the border of the block."""
+        if self._place is not None:  # computed without gradients
+            return self
         return self.map(Tensor.detach)
+
+    def select(self, rows: Tensor | Sequence[int]) -> "State":
+        """Return the state of some of the sequences, in any order, also repeatedly.
+
+        Beam search continues the best beams with it: `state.select(parents)`.
+
+        Args:
+            rows: indices [N] of sequences, 0 to B - 1.
+
+        Raises:
+            TypeError: if `rows` are not integers.
+            ValueError: if `rows` has another shape or an index is out of range.
+        """
+        if not isinstance(rows, Tensor):
+            check_items("rows", rows, int)
+            rows = torch.tensor(list(rows), dtype=torch.int64)
+        check_integers("rows", rows, "[N]")
+        if not is_traced() and (
+            len(rows) == 0 or rows.min() < 0 or rows.max() >= self.batch_size
+        ):
+            raise ValueError(
+                f"rows must be at least one index in [0, {self.batch_size - 1}], "
+                f"got {shorten(rows.tolist())}"
+            )
+        indices = rows.to(self.keys[0].device, torch.int64)
+        return self.map(lambda kv: kv.index_select(0, indices))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "State":
         """Return a state with a function applied to each tensor [B, H, J, D]."""
@@ -57,6 +119,102 @@ class State:
     def nbytes(self) -> int:
         """The size of all keys and values in bytes."""
         return sum(t.numel() * t.element_size() for t in self.keys + self.values)
+
+
+class Cache:
+    """Keys and values of consecutive steps, in memory that states share.
+
+    Args:
+        keys, values: a buffer [B, H, capacity, D] for each cache of the body.
+        rows: the number of rows that are filled.
+    """
+
+    def __init__(
+        self, keys: Sequence[Tensor], values: Sequence[Tensor], rows: int
+    ) -> None:
+        # `.data` has a version counter of its own: autograd accepts the rows that
+        # states show after later rows have been written.
+        self._keys = tuple(key.data for key in keys)
+        self._values = tuple(value.data for value in values)
+        self._rows, self._capacity = rows, keys[0].shape[2]
+        self._lock = Lock()
+
+    @classmethod
+    def starting(
+        cls, state: State | None, like: Tensor, count: int, span: int
+    ) -> "Cache":
+        """Return a cache with a copy of a state's rows, and space for more.
+
+        Args:
+            state: the state, or None for an empty cache.
+            like: [B, H, 1, D], with the dtype and device of the rows.
+            count: the number of keys, and of values, of a state.
+            span: of the body.
+        """
+        rows = 0 if state is None else state.length
+        batch, heads, _, width = like.shape
+        with torch.inference_mode(False), torch.no_grad():
+            keys, values = (
+                [
+                    like.new_empty(batch, heads, capacity_after(rows, span), width)
+                    for _ in range(count)
+                ]
+                for _ in range(2)
+            )
+            if state is not None:
+                for buffers, own in ((keys, state.keys), (values, state.values)):
+                    for buffer, tensor in zip(buffers, own, strict=True):
+                        buffer[:, :, :rows] = tensor
+        return cls(keys, values, rows)
+
+    def append(
+        self, index: int, row: int, span: int, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Write one step [B, H, 1, D] into a claimed row.
+
+        Args:
+            index: which keys and values of the state.
+            row: the row.
+            span: how many rows before it to return, too.
+            keys: of the step.
+            values: of the step.
+
+        Returns:
+            Keys and values [B, H, J, D] up to this row.
+        """
+        low = max(0, row - span)
+        windows = []
+        for buffer, new in ((self._keys[index], keys), (self._values[index], values)):
+            buffer.narrow(2, row, 1).copy_(new)
+            windows.append(buffer.narrow(2, low, row + 1 - low))
+        return windows[0], windows[1]
+
+    def claim(self, row: int) -> bool:
+        """Reserve a row for the caller; False if it is taken or does not exist."""
+        with self._lock:
+            if row != self._rows or row == self._capacity:
+                return False
+            self._rows += 1
+            return True
+
+    def state(self, stop: int, span: int) -> State:
+        """Return the state with the last `span` rows before row `stop`."""
+        low = max(0, stop - span)
+        state = State(
+            tuple(key.narrow(2, low, stop - low) for key in self._keys),
+            tuple(value.narrow(2, low, stop - low) for value in self._values),
+        )
+        object.__setattr__(state, "_place", (self, stop))  # a state is frozen
+        return state
+
+
+def capacity_after(length: int, span: int) -> int:
+    """Return the number of rows of a new cache that begins with `length` rows.
+
+    Growing by a factor copies each row a few times at most. A step sees `span` rows,
+    so with twice as many, the rows are moved once per span.
+    """
+    return min(2 * span, max(2 * length, length + 64))
 
 
 def check_state(
@@ -83,9 +241,14 @@ def check_state(
         raise TypeError(f"state must be a State or None, got {describe(state)}")
     tensors = [*state.keys, *state.values]
     batch, _, width = x.shape
-    shapes = {tuple(tensor.shape) for tensor in tensors}
-    shape = shapes.pop() if len(shapes) == 1 else ()
-    sizes_fit = len(shape) == 4 and shape == (batch, heads, shape[2], width // heads)
+    shape: tuple[int, ...] = tuple(tensors[0].shape) if tensors else ()
+    # Compared, not hashed: symbolic sizes of a graph have no hash.
+    equal = all(tensor.shape == shape for tensor in tensors)
+    sizes_fit = (
+        equal
+        and len(shape) == 4
+        and shape == (batch, heads, shape[2], width // heads)
+    )
     if (
         not sizes_fit
         or not 1 <= shape[2] <= span

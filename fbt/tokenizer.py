@@ -1,16 +1,88 @@
-"""Convert between the characters of a text and token ids."""
+"""Texts to token ids and back: what a tokenizer is, and one for characters."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fbt._checks import check_instance, check_integers, describe, shorten
+
+
+class Tokenizer(Protocol):
+    """What a model, a run or a generated text needs of a tokenizer.
+
+    `CharTokenizer`, `SubwordTokenizer` and `fbt.tasks.WordTokenizer` are tokenizers,
+    and so is any object with these two methods and this attribute.
+    """
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of token ids, V."""
+
+    def encode(self, text: str, /) -> Tensor | Sequence[int]:
+        """Return the ids [N] of a text, as an integer tensor or a sequence of ints.
+
+        Raises:
+            ValueError: if the text cannot be encoded.
+        """
+
+    def decode(self, ids: list[int], /) -> str:
+        """Return the text of ids in [0, V - 1]."""
+
+
+def check_tokenizer(tokenizer: Any, vocab_size: int | None = None) -> None:
+    """Raise unless an object is a tokenizer, with this number of ids if it is given.
+
+    Raises:
+        TypeError: if it does not have `encode`, `decode` and an int `vocab_size`.
+        ValueError: if its `vocab_size` differs.
+    """
+    size = getattr(tokenizer, "vocab_size", None)
+    methods = (getattr(tokenizer, name, None) for name in ("encode", "decode"))
+    if (
+        isinstance(tokenizer, type)
+        or not all(map(callable, methods))
+        or isinstance(size, bool)
+        or not isinstance(size, int)
+    ):
+        advice = ""
+        if type(tokenizer).__module__.partition(".")[0] == "tokenizers":
+            advice = "; pass fbt.SubwordTokenizer(tokenizer)"
+        raise TypeError(
+            "tokenizer must have the methods encode and decode and an int "
+            f"vocab_size, got {describe(tokenizer)}{advice}"
+        )
+    if vocab_size not in (None, size):
+        raise ValueError(
+            f"tokenizer must have vocab_size={vocab_size} tokens, as the model, "
+            f"got {size}"
+        )
+
+
+def encode(tokenizer: Tokenizer, text: str) -> Tensor:
+    """Return the ids of a text as an int64 tensor [N] on the CPU, N >= 0.
+
+    Raises:
+        TypeError, ValueError: if the tokenizer refuses the text, or returns anything
+            but ids in [0, V - 1].
+    """
+    ids = tokenizer.encode(text)
+    if not isinstance(ids, Tensor):
+        ids = torch.tensor(list(ids), dtype=torch.long, device="cpu")
+    check_integers("the result of tokenizer.encode", ids, "[N]")
+    ids = ids.detach().to("cpu", torch.long)
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < tokenizer.vocab_size:
+        got = next(i for i in ids.tolist() if not 0 <= i < tokenizer.vocab_size)
+        raise ValueError(
+            "the result of tokenizer.encode must be in "
+            f"[0, {tokenizer.vocab_size - 1}], got {got}"
+        )
+    return ids
 
 
 class CharTokenizer:

@@ -7,12 +7,12 @@ import torch
 
 from fbt._checks import check_choice
 from fbt._modes import without_autocast
-from fbt.config import Config
+from fbt.config import Config, Variant
 from fbt.feedback import FeedbackBody
 from fbt.parallel import ParallelBody
 
 
-def config_from_parallel(config: Config, variant: str, **changes: Any) -> Config:
+def config_from_parallel(config: Config, variant: Variant, **changes: Any) -> Config:
     """Return the config of `LanguageModel.from_parallel`'s result.
 
     Args:

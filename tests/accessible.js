@@ -24,7 +24,7 @@ async (only) => {
 
   // Remove parts that axe need not check, which would take seconds: the contents of
   // drawings and formulas, and tokens of code in a style seen before.
-  document.querySelectorAll("mjx-container > *, svg[role=img]")
+  document.querySelectorAll("math, svg[role=img]")
     .forEach((drawing) => drawing.replaceChildren());
   document.querySelectorAll("pre span[data-alike]:not([id])")
     .forEach((token) => token.replaceWith(...token.childNodes));

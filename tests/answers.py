@@ -25,6 +25,7 @@ ANSWERS = {
         wrong={
             "result_of_zero = 0\nresult_of_long = 21": "What share",
             "result_of_zero = 14\nresult_of_long = 42": "Which key",
+            "result_of_zero = 14": "still open",
         },
         right=["result_of_zero = 14.0\nresult_of_long = 21.0"],
     ),
@@ -79,6 +80,14 @@ class TwoHeads(Layer):
         o = torch.softmax(scores, dim=-1) @ v
         return self.output(o.movedim(1, -1).flatten(2))
 """: "Head 0",
+            """
+class TwoHeads(Layer):
+    def attend(self, x, memory, age):
+        z = (self.query(self.norm1(x)), self.key(memory), self.value(memory))
+        q, k, v = (part.unflatten(-1, (2, -1)).transpose(1, 2) for part in z)
+        o = torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, dim=-1) @ v
+        return self.output(o.transpose(1, 2).flatten(2))
+""": "subtract the age",
         },
         right=[
             """
@@ -94,22 +103,6 @@ class TwoHeads(Layer):
         ],
     ),
     "1.4": Answers(
-        wrong={
-            "def absorb_bias(b, E, s, u):\n    return s, u + b": "q meets E too",
-            """
-def absorb_bias(b, E, s, u):
-    return s + (E @ b[..., None])[..., 0], u
-""": "Which other term",
-            "def absorb_bias(b, E, s, u):\n    return s, u": "Which terms",
-        },
-        right=[
-            """
-def absorb_bias(b, E, s, u):
-    return (E * b[:, None]).sum(-1) + s, b + u
-"""
-        ],
-    ),
-    "1.5": Answers(
         wrong={
             """
 def depends(l, t, l2, t2, span):
@@ -155,6 +148,12 @@ def without_loop(model, x):
         x = all_steps(layer, x, memory)
     return x
 """: "norm",
+            """
+def without_loop(model, x):
+    for layer in model.layers:
+        y = all_steps(layer, x, model.norm(x))
+    return y
+""": "starts from x",
         },
         right=[
             """
@@ -170,6 +169,14 @@ def without_loop(model, x):
     ),
     "2.2": Answers(
         wrong={
+            'idle = {"query", "key", "norm1", "value"}': "value",
+            'idle = {"query"}': "2 not named",
+            'idle = {"query.weight"}': "There are inner, key",
+        },
+        right=['idle = ["query", "key", "norm1"]'],
+    ),
+    "2.3": Answers(
+        wrong={
             "earliest |= dict(learned=0, top=0, embedding=5)": "embedding",
             "earliest |= dict(parallel=5, learned=0, top=0)": "3 right",
             "earliest |= dict(parallel=7, learned=5, top=0)": "parallel, learned",
@@ -177,14 +184,6 @@ def without_loop(model, x):
         right=[
             "earliest.update(parallel=5, learned=0, top=0, embedding=7, blocks=8)"
         ],
-    ),
-    "2.3": Answers(
-        wrong={
-            'idle = {"query", "key", "norm1", "value"}': "value",
-            'idle = {"query"}': "2 more",
-            'idle = {"queries"}': "no part",
-        },
-        right=['idle = ["query", "key", "norm1"]'],
     ),
     "2.4": Answers(
         wrong={
@@ -199,22 +198,33 @@ def sweep(model, x, memories):
     for layer in model.layers:
         outputs.append(all_steps(layer, outputs[-1], memories))
     return outputs[-1], model.mix(outputs)
-""": "Norm?",
+""": "through the model's norm",
             """
 def sweep(model, x, memories):
     memory, y = model.norm(memories), x
     for layer in model.layers:
         y = all_steps(layer, y, memory)
     return y, y
-""": "memory 'learned'",
+""": "check the next guess",
             """
 def sweep(model, x, memories):
     memory, outputs = model.norm(memories), [x]
     for layer in model.layers:
         outputs.append(all_steps(layer, outputs[-1], memory))
-    shares = torch.softmax(model.logits, dim=0)
-    return outputs[-1], sum(outputs) / 3 if memories.any() else model.mix(outputs)
-""": "wrong in",
+    return outputs[-1], sum(outputs) / 3
+""": "not all alike",
+            """
+def sweep(model, x, memories):
+    memory, outputs = model.norm(memories), [x]
+    for layer in model.layers:
+        outputs.append(all_steps(layer, outputs[-1], memory))
+    return outputs[-1], model.norm(model.mix(outputs))
+""": "return m itself",
+            """
+def sweep(model, x, memories):
+    outputs = [all_steps(layer, x, model.norm(memories)) for layer in model.layers]
+    return outputs[-1], model.mix([x, *outputs])
+""": "check the outputs",
         },
         right=[
             """
@@ -244,12 +254,23 @@ def cache_bytes(config, batch_size, length, bytes_per_number=4):
     steps = min(length, config.span)
     numbers = 2 * config.n_layers * batch_size * steps * config.d_model
     return numbers * bytes_per_number
-""": "shared-kv, 2 sequences, 4 steps: how many caches",
+""": "shared-kv, 5 sequences, 4 steps: how many caches",
             """
 def cache_bytes(config, batch_size, length, bytes_per_number=4):
     caches = 1 if config.variant == "shared-kv" else config.n_layers
     return caches * 2 * batch_size * min(length, config.span) * config.d_model
 """: "bytes, not numbers",
+            """
+def cache_bytes(config, batch_size, length, bytes_per_number=4):
+    caches = 1 if config.variant == "shared-kv" else config.n_layers
+    return caches * 2 * min(length, config.span) * config.d_model * bytes_per_number
+""": "does every sequence",
+            """
+def cache_bytes(config, batch_size, length, bytes_per_number=4):
+    caches = 1 if config.variant == "shared-kv" else config.n_layers
+    numbers = 2 * batch_size * min(length, config.span) * config.d_model
+    return caches * numbers * config.n_heads * bytes_per_number
+""": "2 heads",
             """
 def cache_bytes(config, batch_size, length, bytes_per_number=4):
     return 1000 * length
@@ -318,6 +339,15 @@ def score_endings(model, prompt, endings):
         losses.append(-F.cross_entropy(rows, ending))
     return losses
 """: "means",
+            """
+def score_endings(model, prompt, endings):
+    logits, state = model(prompt[None], return_state=True)
+    scores = []
+    for ending in endings:
+        rows = torch.cat([logits[0, -1:], model(ending[None], state)[0, :-1]])
+        scores.append(rows.softmax(-1).gather(1, ending[:, None]).prod())
+    return scores
+""": "probabilities",
             """
 def score_endings(model, prompt, endings):
     logits, state = model(prompt[None], return_state=True)
@@ -516,17 +546,6 @@ def trustworthy(make):
     both = (gradient_of(m, 13, 3) for m in (make, makers["TorchStack"]))
     return torch.allclose(*both)
 """: "more than 3 items",
-            """
-def gradient_of(make, length, span):
-    x, weight = normal(2, 3, length, 4).requires_grad_(), normal(4, 4)
-    one, two = (loop(z, weight, make(length, span)) for z in (x, x.flip(2)))
-    return grad(one.square().sum() + two.sum(), x)[0]
-
-
-def trustworthy(make):
-    both = (gradient_of(m, 7, 5) for m in (make, makers["TorchStack"]))
-    return torch.allclose(*both)
-""": "first two spans",
             "def trustworthy(make):\n    return 1": "True or False",
         },
         right=[
@@ -599,6 +618,20 @@ def learning_rate(step, *, lr, warmup, steps, min_ratio):
         return lr * (step + 1) / warmup
     progress = step / steps
     return lr * (min_ratio + (1 - min_ratio) * (1 + math.cos(math.pi * progress)) / 2)
+""": "cosine begins",
+            """
+def learning_rate(step, *, lr, warmup, steps, min_ratio):
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    progress = (step - warmup + 1) / (steps - warmup + 1)
+    return lr * (min_ratio + (1 - min_ratio) * (1 + math.cos(math.pi * progress)) / 2)
+""": "cosine begins",
+            """
+def learning_rate(step, *, lr, warmup, steps, min_ratio):
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    progress = (step - warmup) / (steps - warmup)
+    return lr * (1 - (1 - min_ratio) * progress)
 """: "the fall",
             """
 def learning_rate(step, *, lr, warmup, steps, min_ratio):
@@ -712,31 +745,6 @@ def rms_backward(v, x, eps=1e-5):
         ],
     ),
     "6.3": Answers(
-        wrong={
-            """
-def numbers_kept(L, d, H, J, recompute):
-    always = (L + 3) * d
-    return always if recompute else always + L * (7 * d + H * J)
-""": "too few for L = 1, d = 64, H = 2, recompute=True",
-            """
-def numbers_kept(L, d, H, J, recompute):
-    always = (L + 4) * d
-    return always if recompute else always + L * (4 * d + H * J)
-""": "How wide is a?",
-            """
-def numbers_kept(L, d, H, J, recompute):
-    return (L + 4) * d + L * (7 * d + H * J)
-""": "too many",
-        },
-        right=[
-            """
-def numbers_kept(L, d, H, J, recompute):
-    layer = d if recompute else d + d + d + d + 4 * d + H * J
-    return d + L * layer + 3 * d
-"""
-        ],
-    ),
-    "6.4": Answers(
         wrong={
             """
 def key_gradients(step, q, chunk):
@@ -860,6 +868,10 @@ def compare(first, second):
 def compare(first, second):
     return (0.9, 0.6), (0.9, 0.95)
 """: "best weights",
+            """
+def compare(first, second):
+    return 0.9, 0.6, 0.9, 0.95
+""": "two pairs",
         },
         right=[
             """

@@ -11,6 +11,7 @@ from serving import serving
 from watching import watched
 
 import fbt
+from fbt import engines
 
 # Property tests use the same few examples each time, or many new ones with
 # HYPOTHESIS_PROFILE=long.
@@ -25,6 +26,9 @@ settings.register_profile(
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "quick")
 settings.load_profile(PROFILE)
 LONG = PROFILE == "long"
+
+# Tests leave the fast engines on purpose; test_fast_path.py tests the warnings.
+engines._warned |= {"stack", "sequence"}
 
 # With the tiny tensors of the tests, more threads are slower.
 torch.set_num_threads(1)

@@ -303,17 +303,15 @@ def check_checkpoint(data: bytes) -> bool:
     path.write_bytes(data)
     try:
         checkpoint = Checkpoint.load(FOLDER)
-        lm = LanguageModel(
-            checkpoint.settings.config,
-            CharTokenizer.from_vocabulary(checkpoint.vocabulary),
-        )
+        lm = LanguageModel(checkpoint.settings.config, checkpoint.tokenizer)
         optimizer = adamw(lm, checkpoint.settings.recipe)
         state = checkpoint.restore(lm, optimizer, torch.device("cpu"))
     except ValueError as error:
         reason(path, error)
         return False
     assert 0 <= checkpoint.step <= checkpoint.settings.recipe.steps
-    assert checkpoint.metrics.size >= 0 and len(checkpoint.metrics.sha256) == 64
+    if checkpoint.metrics is not None:
+        assert checkpoint.metrics.size >= 0 and len(checkpoint.metrics.sha256) == 64
     train_step(lm, optimizer, state)
     return True
 

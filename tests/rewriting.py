@@ -100,11 +100,13 @@ def load(folder: Path, seconds: float) -> dict[str, int]:
             try:
                 if name == WEIGHTS_FILE:
                     lm = fbt.LanguageModel.from_pretrained(folder)
-                    assert lm.tokenizer is not None
+                    assert isinstance(lm.tokenizer, fbt.CharTokenizer)
                     vocabulary, tensors = lm.tokenizer.vocabulary, lm.state_dict()
                 else:
                     checkpoint = Checkpoint.load(folder)
-                    vocabulary, tensors = checkpoint.vocabulary, checkpoint.tensors
+                    assert isinstance(checkpoint.tokenizer, fbt.CharTokenizer)
+                    vocabulary = checkpoint.tokenizer.vocabulary
+                    tensors = checkpoint.tensors
             except ValueError as error:
                 reason(folder / name, error)
                 counts["refused"] += 1

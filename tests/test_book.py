@@ -7,8 +7,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import build_book
+import pytest
 from bs4 import BeautifulSoup
 from drawings import framed_svg
+from fbt_math import mathml
+from fbt_weight import in_use
 from repo import ROOT
 from test_languages import LANGUAGES
 
@@ -192,12 +195,43 @@ def test_pages_show_no_raw_markup_or_substitutions():
     assert not {page: raw for page, raw in matches.items() if raw}
 
 
-def test_mathematics_is_typeset_by_the_bundled_mathjax():
-    with_mathematics = [page for page in CHAPTER_PAGES if soup(page).select(".math")]
-    for page in with_mathematics:
-        scripts = [script.get("src", "") for script in soup(page).find_all("script")]
-        bundled = [source for source in scripts if "vendor/tex-svg-full.js" in source]
-        assert len(bundled) == 1, page.name
+def test_mathematics_is_mathml_with_its_tex():
+    formulas = {page.stem: soup(page).select(".math") for page in CHAPTER_PAGES}
+    assert sum(map(len, formulas.values())) > 500
+    for page, found in formulas.items():
+        for formula in found:
+            (tex,) = formula.select("math > semantics > annotation")
+            assert tex["encoding"] == "application/x-tex" and tex.get_text(), page
+            assert not formula.select("merror, [mathcolor]"), (page, tex.get_text())
+
+
+def test_formulas_keep_primes_brackets_numbers_and_references():
+    (prime,) = mathml([(r"s'_{t'}", False)])
+    letter = "<mrow><mi>s</mi><mo>′</mo></mrow>"
+    assert f"<msub>{letter}<mrow>" in prime.replace("<mrow><mrow>", "<mrow>")
+    (bracket,) = mathml([(r"\big( x", False)])
+    assert 'style="font-size: 1.2em">(' in bracket
+    reference, equation = mathml(
+        [
+            (r"\eqref{eq:loss}", False),
+            (r"\begin{align}a &= b\label{eq:loss}\end{align}", True),
+        ],
+        "equation-",
+    )
+    assert 'href="#equation-eq:loss">(1)' in reference
+    assert 'id="equation-eq:loss"' in equation
+    with pytest.raises(ValueError, match=r"'x\^' must be a formula in TeX"):
+        mathml([("y", False), ("x^", False)])
+
+
+def test_style_sheets_keep_rules_for_classes_in_use():
+    style = (
+        '@charset "UTF-8";.a,.b{x:1}.b .c{y:2}p:not(.z){w:3}'
+        '@media print{.a{content:"}"}.c{v:4}}@font-face{src:url(Awesome)}'
+    )
+    assert in_use(style, {"a"}) == (
+        '@charset "UTF-8";.a{x:1}p:not(.z){w:3}@media print{.a{content:"}"}}'
+    )
 
 
 SVG = """<?xml version="1.0"?>

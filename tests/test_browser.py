@@ -22,8 +22,9 @@ NARROW = ["scrollable-region-focusable", "target-size"]
 # Light pages from a server, dark ones from disk; axe's rules per width, None for all.
 WAYS = {"http": ("light", (None, NARROW)), "file": ("dark", (COLOURS, []))}
 UNTYPESET = """[...document.querySelectorAll(".math")]
-  .filter((math) => !math.querySelector("mjx-container svg")
-    || math.querySelector("[data-mml-node=merror]"))
+  .map((formula) => formula.querySelector("math"))
+  .filter((math) => math.checkVisibility() && !math.getBoundingClientRect().width
+    || !document.fonts.check("16px 'fbt math'"))
   .map((math) => math.textContent)"""
 # The theme adds tab stops to boxes that scroll, with a delay.
 SETTLED = """() => [...document.querySelectorAll("[tabindex='-1']")]

@@ -1,6 +1,7 @@
 """Test what readers do in a browser: explore, switch themes, search, unfold."""
 
 import html
+import itertools
 from pathlib import Path
 
 import build_book
@@ -119,7 +120,8 @@ def test_every_view_and_control_works(window, page):
     views = window.page.locator(".fbt-view-root")
     assert views.count() == article(page).count('class="fbt-view"')
     for view in views.all():
-        for control in view.locator("input, select, [role=listbox]").all():
+        controls = "[type=range], select, [role=listbox], [tabindex='0'][data-at]"
+        for control in view.locator(controls).all():
             seen = {view.evaluate("view => view.textContent + view.outerHTML")}
             control.focus()
             for key in ("Home", "End"):
@@ -128,6 +130,25 @@ def test_every_view_and_control_works(window, page):
             assert len(seen) > 1
     assert not window.complaints
     assert not window.unreadable()
+
+
+def test_axes_of_the_reach_stay_where_they_are(window):
+    """The slopes of chapter 2's curves can be compared between all settings."""
+    window.goto((HTML / "book" / "02-weighted-memory.html").as_uri())
+    view = window.page.locator(".fbt-choices")
+    span, layers = view.locator("[type=range]").all()
+    ticks = set()
+    for first, second in itertools.product(range(4), range(3)):
+        span.fill(str(first))
+        layers.fill(str(second))
+        ticks.add(
+            view.evaluate(
+                "view => [...view.querySelectorAll('[id*=ytick] text')].map((text) =>"
+                " [text.textContent.trim(), text.getBoundingClientRect().y"
+                " - view.getBoundingClientRect().y]).join()"
+            )
+        )
+    assert len(ticks) == 1 and ticks != {""}
 
 
 def an_explorer(tokens: list[str]) -> fbt.AttentionExplorer:
@@ -193,24 +214,59 @@ def test_theme_button_changes_figures_and_views(window):
 
 
 @pytest.mark.parametrize("way", ["http", "file"])
-def test_search_finds_chapter(window, site, way):
+def test_search_finds_sections_and_marks_words_there(window, site, way):
     home = {"http": site, "file": HTML.as_uri()}[way]
-    window.goto(f"{home}/search.html?q=gradcheck")
-    results = window.page.locator("#search-results li a")
-    results.first.wait_for()
-    assert any(
-        "04-the-custom-function" in link.get_attribute("href")
-        for link in results.all()
+    # The book has the abbreviation nowhere.
+    window.goto(f"{home}/search.html?q=BPTT")
+    result = window.page.locator("#search-results li").first
+    phrase = "backpropagation through time"
+    assert result.locator("mark").first.text_content() == phrase
+    link = result.locator("a")
+    title = link.text_content()
+    link.click()
+    window.page.wait_for_load_state()
+    section = window.page.locator(":target")
+    heading = section.locator("h2, h3").first
+    assert heading.evaluate("heading => heading.firstChild.data") == title
+    assert 0 <= heading.bounding_box()["y"] < 200
+    marked = "[...CSS.highlights.get('fbt-found')].map(String)"
+    words = window.page.evaluate(
+        marked.replace(
+            "String",
+            "({ startContainer: node, "
+            "startOffset: from, endOffset: to }) => node.data.slice(from, to)",
+        )
     )
-    # Excerpts are read from the pages, which browsers do not allow for local files.
-    excerpts = window.page.locator("#search-results p.context")
-    if way == "http":
-        excerpts.first.wait_for()
-        assert any("gradcheck" in excerpt for excerpt in excerpts.all_text_contents())
-    else:
-        assert excerpts.count() == 0
+    assert words and {word.lower() for word in words} == {phrase}
+    window.page.keyboard.press("Escape")
+    assert not window.page.evaluate("CSS.highlights.size")
     assert not window.complaints
     assert not window.outside(home)
+
+
+@pytest.mark.parametrize(
+    ("query", "page", "excerpt"),
+    [
+        ("gradcheck", "04-the-custom-function", "gradcheck"),
+        ("weighted memories", "02-weighted-memory", "memory"),
+        ("LanguageModel.generate", "api", "generate"),
+        ("残差", "overview.zh", "残差"),
+        ("softm", "01-parallel-attention", "softmax"),
+    ],
+)
+def test_search_finds_words_in_all_forms_and_languages(window, query, page, excerpt):
+    window.goto(f"{HTML.as_uri()}/search.html?q={query}")
+    results = window.page.locator("#search-results li")
+    links = results.locator("a").evaluate_all("all => all.map(({ href }) => href)")
+    assert any(f"{page}.html" in link for link in links)
+    assert excerpt in " ".join(results.locator("mark").all_text_contents()).lower()
+    assert not window.complaints
+
+
+def test_search_without_results_says_so(window):
+    window.goto(f"{HTML.as_uri()}/search.html?q=xylophone")
+    status = window.page.locator("#search-results [role=status]")
+    assert status.text_content() == "No section has this word."
 
 
 def test_search_shortcut_opens_results(window, site):
@@ -220,6 +276,69 @@ def test_search_shortcut_opens_results(window, site):
     window.page.keyboard.press("Enter")
     window.page.locator("#search-results li a").first.wait_for()
     assert not window.complaints
+
+
+@pytest.mark.parametrize("width", [390, 1200, 1600])
+def test_search_is_one_click_away(window, width):
+    window.page.set_viewport_size({"width": width, "height": 900})
+    window.goto(TRAINING.as_uri())
+    window.page.locator(".search-button__button:visible").click()
+    assert window.page.locator("#pst-search-dialog input").is_visible()
+
+
+def test_contents_mark_the_last_section_at_the_end_of_a_page(window):
+    window.goto(TRAINING.as_uri())
+    current = window.page.locator("#pst-page-toc-nav a[aria-current]")
+    links = window.page.locator("#pst-page-toc-nav a")
+    for where, index in ((10**6, links.count() - 1), (0, 0)):
+        window.page.evaluate(f"scrollTo(0, {where})")
+        window.page.wait_for_timeout(500)
+        assert current.all_text_contents() == [links.nth(index).text_content()]
+
+
+def test_names_in_the_contents_are_not_cut(window):
+    window.goto((HTML / "book" / "api.html").as_uri())
+    names = window.page.locator("#pst-page-toc-nav a:visible")
+    cut = "all => all.filter((one) => one.scrollWidth > one.clientWidth).length"
+    assert names.count() > 20 and names.evaluate_all(cut) == 0
+
+
+def test_formulas_are_copied_as_tex(window):
+    window.goto((HTML / "book" / "02-weighted-memory.html").as_uri())
+    copied = window.page.evaluate("""() => {
+      const formula = document.querySelector("article p math");
+      getSelection().selectAllChildren(formula.closest("p"));
+      let text;
+      addEventListener("copy", ({ clipboardData }) => {
+        text = clipboardData.getData("text/plain");
+      });
+      document.execCommand("copy");
+      return [text, formula.querySelector("annotation").textContent];
+    }""")
+    assert f"${copied[1]}$" in copied[0]
+
+
+def test_formulas_have_a_tab_stop_only_where_they_scroll(window):
+    stops = "document.querySelectorAll('article .math[tabindex=\"0\"]').length"
+    for width, is_narrow in ((1300, False), (390, True)):
+        window.page.set_viewport_size({"width": width, "height": 900})
+        window.goto((HTML / "book" / "01-parallel-attention.html").as_uri())
+        window.page.wait_for_timeout(500)
+        assert bool(window.page.evaluate(stops)) == is_narrow
+
+
+def test_copy_buttons_cover_no_code(window):
+    window.goto(TRAINING.as_uri())
+    covered = window.page.evaluate("""() =>
+      [...document.querySelectorAll(".highlight:has(> .copybtn)")].filter((box) => {
+        const pre = box.querySelector("pre"), button = box.querySelector(".copybtn");
+        const range = document.createRange();
+        range.selectNodeContents(pre);
+        const top = Math.min(...[...range.getClientRects()]
+          .filter(({ width }) => width).map(({ top }) => top));
+        return button.getBoundingClientRect().bottom > top + 2;
+      }).length""")
+    assert covered == 0
 
 
 @pytest.mark.parametrize("page", WITH_FOLDS, **by_stem)

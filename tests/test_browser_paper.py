@@ -25,7 +25,7 @@ LOOKS = """() => {
   return {
     colours: new Set(tokens.map((token) => getComputedStyle(token).color)).size,
     frame: style(".cell_input").borderLeftWidth,
-    formula: style("article .math").fontFamily,
+    formula: style("article math").fontFamily,
     toolbar: style(".bd-header-article").display,
     contents: style(".bd-sidebar-primary").visibility,
   };
@@ -55,5 +55,5 @@ def test_pages_are_readable_without_scripts(chromium, theme):
     looks = page.evaluate(LOOKS)
     context.close()
     assert looks.pop("colours") > 2
-    assert "monospace" in looks.pop("formula")
+    assert "fbt math" in looks.pop("formula")
     assert looks == {"frame": "3px", "toolbar": "none", "contents": "visible"}

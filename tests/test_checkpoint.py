@@ -53,10 +53,10 @@ def test_checkpoint_restores_weights_moments_memory_and_settings(
     save_checkpoint(tmp_path, 2, SETTINGS, model, optimizer, state, metrics=b"abc")
     assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT_FILE]
     checkpoint = Checkpoint.load(tmp_path)
-    assert (checkpoint.step, checkpoint.settings, checkpoint.vocabulary) == (
+    assert (checkpoint.step, checkpoint.settings, checkpoint.tokenizer) == (
         2,
         SETTINGS,
-        "abcde",
+        CharTokenizer("abcde"),
     )
     # FIPS 180-2, appendix B.1.
     abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small_runs import (
@@ -183,10 +184,35 @@ def test_resume_on_the_command_line(
     assert main(["--resume", str(folder)]) == 2
     assert "text.txt" in capsys.readouterr().err
     assert main(["--resume", str(folder), "--data", str(tmp_path / "moved.txt")]) == 0
-    assert main(["--resume", str(folder), "--steps", "5"]) == 2
-    assert "cannot be combined with --steps" in capsys.readouterr().err
+    assert main(["--resume", str(folder), "--lr", "5"]) == 2
+    assert "cannot be combined with --lr" in capsys.readouterr().err
     assert main(["--resume", str(tmp_path / "nowhere")]) == 2
     assert "cannot resume a run" in capsys.readouterr().err
+
+
+def test_tokens_and_more_steps_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens, folder = tmp_path / "tokens.npy", tmp_path / "run"
+    np.save(tokens, np.arange(900, dtype=np.uint16) % 7)
+    arguments = small_command(tokens, folder)
+    assert main([f"--tokens={tokens}", *arguments[1:]]) == 0
+    assert main(["--resume", str(folder), "--steps=13"]) == 0
+    assert Checkpoint.load(folder).step == 13
+    assert "13/13" in capsys.readouterr().err
+
+
+def test_without_matplotlib_no_loss_curve_is_named(
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(small_command(data, tmp_path / "run")) == 0
+    out, err = capsys.readouterr()
+    assert "weights and metrics are in" in out and "loss curve" not in out
+    assert "no loss.svg" in err
 
 
 def test_init_from_a_parallel_run(data: Path, tmp_path: Path) -> None:

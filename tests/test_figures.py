@@ -1,5 +1,7 @@
 """Tests of the book's figures and of their contrast on light and dark pages."""
 
+import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import matplotlib.pyplot as plt
@@ -41,9 +43,21 @@ def contrast(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("page", PAGES)
-@pytest.mark.parametrize("colour", (figures.INK, *figures.COLOURS))
+@pytest.mark.parametrize("colour", (*figures.LAYERS, *figures.COLOURS))
 def test_colours_have_enough_contrast(colour, page):
     assert contrast(colour, PAGES[page]) >= 3
+
+
+def test_each_model_and_layer_has_a_colour_of_its_own():
+    models = [figures.style_of(model)["color"] for model in figures.MODELS]
+    layers = [figures.style_of_layer(layer)["color"] for layer in range(5)]
+    assert len({*models, *layers}) == 9
+    runs = {"usual": METRICS, "feedback": METRICS}  # the second has its own colour
+    lines = figures.loss_curves(runs).axes[0].get_lines()
+    assert [line.get_color() for line in lines[2:]] == [models[1]] * 2
+    assert models[1] not in [line.get_color() for line in lines[:2]]
+    css = (Path(figures.__file__).parent / "common.css").read_text()
+    assert re.findall(r"--fbt-layer-\d: (#\w+);", css) == [c.lower() for c in layers]
 
 
 def some_figures():

@@ -13,6 +13,7 @@ import yaml
 from bs4 import BeautifulSoup
 from chapters import chapters, pages, read
 from fbt_citation import bibtex
+from fbt_search import INDEX, sections
 from repo import ROOT
 from runs import executed
 
@@ -96,14 +97,31 @@ def test_minutes_are_as_stated_or_counted():
     assert fbt_about.minutes("本书由七章组成，" * 100) == (3, 0)
 
 
-def test_search_index_contains_every_page_and_is_a_script():
-    text = (pdf.HTML / "searchindex.js").read_text(encoding="utf-8")
-    index = json.loads(text.removeprefix("Search.setIndex(").removesuffix(")"))
-    assert set(NAMES) <= set(index["docnames"])
-    # A page opened from the disk cannot fetch the index.
-    scripts = [script.get("src", "") for script in soup("search").find_all("script")]
-    assert "searchindex.js" in scripts
-    assert {"curriculum", "gradcheck"} <= set(index["terms"])
+def test_search_index_has_the_sections_of_every_page_as_plain_text():
+    text = (pdf.HTML / "_static" / INDEX).read_text(encoding="utf-8")
+    _, found = json.loads(text.partition("fbtSections = ")[2].rstrip(";\n"))
+    assert set(NAMES) <= {page for page, *_ in found}
+    for name, anchor, *_ in found:
+        page = soup(name)
+        assert page.find(id=anchor), (name, anchor)
+    texts = [text for *_, text in found]
+    assert any("m_t = ∑_(l = 0)^L" in text for text in texts)
+    assert not [text for text in texts if "\\frac" in text or "<math" in text]
+
+
+def test_sections_end_where_the_next_begins():
+    page = """<h1>no</h1><article><section id="a"><h1>Top<a class="headerlink">#
+    </a></h1><p>One <code>two</code></p><script>no</script>
+    <section id="b"><h2>Sub</h2>
+    <pre><span>x</span> <b>y</b></pre><dl><dt class="sig" id="f.g">g()</dt>
+    <dd>It <math><msup><mi>x</mi><mn>2</mn></msup></math>.</dd></dl>
+    </section></section>
+    </article>"""
+    assert sections("p", page) == [
+        ["p", "a", "Top", "Top", "One two"],
+        ["p", "b", "Top", "Sub", "x y"],
+        ["p", "f.g", "Top", "f.g", "g() It x^2."],
+    ]
 
 
 # The status page

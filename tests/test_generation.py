@@ -227,18 +227,3 @@ def test_text_is_generated_under_autocast(backend):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         text = lm.generate("be a cog", 20, temperature=0)
     assert text.startswith("be a cog") and len(text) == 28
-
-
-@pytest.mark.parametrize("backend", ["auto", "sequence"])
-def test_a_decoder_ignores_autocast(backend):
-    """Its buffers have one dtype."""
-    body, x = model("shared-kv").float().body, torch.randn(2, 9, 14)
-    with torch.no_grad():
-        _, state, _ = body(x)
-    plain = body.decoder(state, backend)
-    expected = [plain.step(x[:, t]) for t in range(9)]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        decoder = body.decoder(state, backend)
-        actual = [decoder.step(x[:, t]) for t in range(9)]
-    for mine, theirs in zip(actual, expected, strict=True):
-        assert mine.dtype == torch.float32 and torch.equal(mine, theirs)

@@ -10,6 +10,7 @@ from exact import (
     BATCH,
     FEEDBACK,
     LENGTHS,
+    ON_CPU,
     OPTIONS,
     VARIANTS,
     VOCABULARY,
@@ -279,7 +280,7 @@ def test_a_state_dict_restores_a_model_completely(variant, changes, assign):
         for tensor in [*empty.parameters(), *empty.buffers()]:
             tensor.data.fill_(torch.nan)
     empty.load_state_dict(lm.state_dict(), assign=assign)
-    for backend in lm.body.backends:
+    for backend in ON_CPU[variant]:
         lm.backend = empty.backend = backend
         assert torch.equal(empty(tokens), lm(tokens))
     if variant != "parallel":
@@ -381,9 +382,9 @@ def test_a_file_of_another_format_is_named(tmp_path):
         (
             fbt.CharTokenizer("abc"),
             ValueError,
-            "must have vocab_size=19 characters, got 3",
+            "must have vocab_size=19 tokens, as the model, got 3",
         ),
-        ("abc", TypeError, "tokenizer must be of type CharTokenizer, got 'abc'"),
+        ("abc", TypeError, "must have the methods .* got 'abc'"),
     ],
 )
 def test_a_tokenizer_is_checked(tokenizer, error, message):
@@ -417,7 +418,8 @@ def test_a_tokenizer_that_no_longer_fits_is_not_saved(tmp_path):
         torch.nn.Linear(14, 20).double(),
     )
     with pytest.raises(
-        ValueError, match="tokenizer must have vocab_size=20 characters, got 19"
+        ValueError,
+        match="tokenizer must have vocab_size=20 tokens, as the model, got 19",
     ):
         lm.save_pretrained(tmp_path)
     assert path.read_bytes() == before
@@ -451,3 +453,22 @@ def test_a_model_that_could_not_be_loaded_is_not_saved(tmp_path, change, message
     with pytest.raises(ValueError, match=message):
         lm.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_layer_outputs_and_memory_are_those_of_the_body(variant):
+    """Beyond the span, with dropout off; keys are projections of the memory."""
+    lm, tokens = model(variant, dropout=0.5).train(), some_tokens(BATCH, 17)
+    outputs = lm.layer_outputs(tokens)
+    lm.eval()
+    x = lm.token_embedding(tokens)
+    y, state, _ = lm.body(x)
+    assert_same([outputs[0], outputs[-1]], [x.detach(), y.detach()])
+    assert not outputs.requires_grad
+    if variant == "parallel":
+        with pytest.raises(ValueError, match="got 'parallel'"):
+            lm.memory(tokens)
+        return
+    m = lm.memory(tokens)[:, -lm.config.span :]
+    keys, _ = lm.body.key_values[0](lm.body.memory.norm(m))
+    assert_same(keys.detach(), state.keys[0].detach())

@@ -9,6 +9,7 @@ import build_book
 import vendor
 from bs4 import BeautifulSoup, NavigableString, Tag
 from fbt_languages import SearchAll
+from fbt_search import INDEX
 from fontTools.ttLib import TTFont
 from repo import ROOT
 
@@ -43,7 +44,17 @@ def marked_language(text: NavigableString | Tag) -> str:
 
 def shown(page: BeautifulSoup) -> list[NavigableString]:
     """Return the texts of a page without code, drawings and mathematics."""
-    aside = ["script", "style", "noscript", "pre", "code", "svg", "kbd", "title"]
+    aside = [
+        "script",
+        "style",
+        "noscript",
+        "pre",
+        "code",
+        "svg",
+        "kbd",
+        "title",
+        "math",
+    ]
     texts = [
         text
         for text in page.body.find_all(string=str.strip)
@@ -126,7 +137,13 @@ def test_fonts_have_exactly_the_characters_of_their_page():
         needed = letters((ROOT / row["page"]).read_text(encoding="utf-8"))
         assert has == needed, f"{row['file']}: run `make vendor`"
         page = soup(Path(row["page"]).stem)
-        shown_there = letters(page.select_one("article").get_text())
+        article = page.select_one("article")
+        texts = [
+            text
+            for text in article.find_all(string=True)
+            if not text.find_parent("math")
+        ]
+        shown_there = letters("".join(texts))
         assert shown_there | set(NAMES[page.html["lang"]]) <= has, row["file"]
 
 
@@ -134,7 +151,25 @@ def test_style_sheet_offers_every_font():
     text = (STATIC / "fbt.css").read_text(encoding="utf-8")
     offered = set(re.findall(r'url\("vendor/([\w-]+\.woff)"\)', text))
     assert offered == {path.name for path in STATIC.glob("vendor/*.woff")}
-    assert len(offered) == 2 * len(LANGUAGES)
+    assert len(offered) == 3 * len(LANGUAGES) + 1
+
+
+def test_fonts_have_the_names_of_languages_and_the_characters_of_formulas():
+    fonts = {
+        row["file"]: {chr(code) for code in TTFont(ROOT / row["file"]).getBestCmap()}
+        for row in vendor.listed()
+        if row["ranges"]
+    }
+    formulas = fonts.pop("book/_static/vendor/noto-sans-math.woff")
+    names = sorted(map(set, NAMES.values()), key=sorted)
+    assert sorted(fonts.values(), key=sorted) == names
+    for path in build_book.HTML.rglob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        for markup in re.findall("<math.*?<annotation", text, re.DOTALL):
+            shown = set(BeautifulSoup(markup, "html.parser").get_text())
+            # Browsers draw nothing for the sign that applies a function, nor for the
+            # one that chooses a form of the letter before it.
+            assert shown - {"\u2061", "\ufe00", "\n"} <= formulas, path.name
 
 
 def test_reduced_fonts_keep_ligatures_and_licence():
@@ -184,13 +219,11 @@ def test_search_splits_words_of_all_languages():
 
 
 def test_search_index_contains_words_of_all_languages():
-    text = (build_book.HTML / "searchindex.js").read_text(encoding="utf-8")
-    index = json.loads(text.removeprefix("Search.setIndex(").removesuffix(")"))
+    text = (build_book.HTML / "_static" / INDEX).read_text(encoding="utf-8")
+    _, sections = json.loads(text.partition("fbtSections = ")[2].rstrip(";\n"))
     for word, name in (
         ("忆", "overview.zh"),
         ("憶", "overview.ja"),
         ("අනුක්‍රමයම", "overview.si"),
     ):
-        pages = index["terms"][word]
-        pages = [pages] if isinstance(pages, int) else pages
-        assert f"book/{name}" in [index["docnames"][page] for page in pages]
+        assert f"book/{name}" in {page for page, *_, text in sections if word in text}

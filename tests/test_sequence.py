@@ -342,33 +342,6 @@ def test_recompute_saves_memory_and_changes_no_number(
     assert_same(gradients(results[1], named), gradients(results[0], named))
 
 
-@both
-@pytest.mark.parametrize("carried", [1, 4, 5])
-def test_decoder_continues_from_a_state(backend, carried):
-    """Beyond the span, and beyond the buffers for twice the span."""
-    module, x = (
-        body(VARIANT, span=5, dropout=0.3).eval(),
-        normal(BATCH, 40, 14).detach(),
-    )
-    expected = module(x)[0].detach()
-    state = module(x[:, :carried])[1].detach()
-    before = state.keys[0].clone(), state.values[0].clone()
-    decoder = module.decoder(state, backend)
-    steps = [decoder.step(x[:, t]) for t in range(carried, 40)]
-    assert_same(torch.stack(steps, dim=1), expected[:, carried:])
-    assert_same([state.keys[0], state.values[0]], before, rtol=0, atol=0)
-
-
-def test_decoder_with_unknown_backend_raises():
-    module = body(VARIANT)
-    state = module(normal(BATCH, 3, 14))[1].detach()
-    with pytest.raises(
-        ValueError,
-        match="backend of a decoder must be one of 'auto', 'sequence', 'native'",
-    ):
-        module.decoder(state, "stack")
-
-
 class WholeSequenceEngine(PythonEngine):
     """One chunk for all steps, as a GPU kernel may need, and the other layouts."""
 

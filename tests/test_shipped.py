@@ -11,6 +11,7 @@ import fbt
 from fbt.data import even_windows, split
 from fbt.pretrained import PRETRAINED, WEIGHTS_FILE
 from fbt.training import evaluate
+from fbt.views.packing import rounded
 
 NAMES = ("tiny-shakespeare", "tiny-shakespeare-parallel")
 RECORD = json.loads(
@@ -71,6 +72,19 @@ def test_loss_equals_the_record(name):
     loss = evaluate(model, even_windows(split(tokens)[1], length=model.config.span))
     assert loss == pytest.approx(RECORD["losses"][name]["float16"], abs=1e-4)
     assert loss <= 1.52
+
+
+@each_model
+def test_bytes_of_a_page_cost_hardly_any_loss(name):
+    """Over all windows in the record, and now over a few."""
+    losses = RECORD["losses"][name]
+    assert abs(losses["int8"] - losses["float16"]) < 0.002
+    model = fbt.LanguageModel.from_pretrained(name)
+    tokens = model.tokenizer.encode(fbt.load_tiny_shakespeare())
+    windows = even_windows(split(tokens)[1], length=model.config.span, count=16)
+    assert evaluate(rounded(model), windows) == pytest.approx(
+        evaluate(model, windows), abs=0.002
+    )
 
 
 @each_model

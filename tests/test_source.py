@@ -13,7 +13,7 @@ from bs4 import BeautifulSoup
 from markdown_it import MarkdownIt
 
 import fbt
-from fbt._repository import BRANCH, URL
+from fbt._repository import BRANCH, PLACEHOLDER, URL
 from fbt.attention import attend
 from fbt.stack import _Push
 
@@ -67,7 +67,15 @@ def test_source_displays_as_code_that_scrolls():
     shown = BeautifulSoup(source._repr_html_(), "html.parser")
     assert shown.pre.get_text().rstrip("\n") == source.code
     assert "white-space: pre;" in shown.pre["style"]
-    assert (shown.a.get_text(), shown.a["href"]) == (source.where, source.link)
+    assert shown.p.get_text() == source.where
+
+
+@pytest.mark.parametrize("owner", ["someone", PLACEHOLDER])
+def test_notebooks_link_to_the_repository_once_it_has_an_address(owner, monkeypatch):
+    monkeypatch.setattr("fbt.views.source.URL", f"https://github.com/{owner}/fbt")
+    source = fbt.show(attend)
+    link = BeautifulSoup(source._repr_html_(), "html.parser").a
+    assert (link and link["href"]) == (None if owner == PLACEHOLDER else source.link)
 
 
 @pytest.mark.parametrize(

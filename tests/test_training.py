@@ -319,7 +319,11 @@ def test_carried_memory_is_reset_when_the_text_starts_again() -> None:
         Config(len(set(text)), d_model=16, n_heads=2, span=5), CharTokenizer(text)
     )
     trainer = Trainer(
-        type(settings)(model.config, recipe, None, "", None), text, model, None, ALONE
+        type(settings)(model.config, recipe, None, "", None),
+        CharTokenizer(text).encode(text),
+        model,
+        None,
+        ALONE,
     )
     carried = []
     for trainer.step in range(9):
@@ -620,7 +624,7 @@ def test_last_evaluation_has_a_largest_number_of_characters(
         )
         trainer = Trainer(
             type(settings)(model.config, recipe, None, "", None),
-            text,
+            CharTokenizer(text).encode(text),
             model,
             None,
             ALONE,

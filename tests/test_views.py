@@ -101,12 +101,8 @@ def test_memory_explorer_shows_snapshots():
     }
     explorer = MemoryExplorer(list("a\nb<&>c"), snapshots, query=3)
     state = state_of(explorer)
-    assert (state["query"], state["moment"], explorer.query, explorer.moment) == (
-        3,
-        1,
-        3,
-        1,
-    )
+    assert (state["query"], explorer.query) == (3, 3)
+    assert (state["moment"], explorer.moment) == (0, 0)  # before training
     assert [moment["step"] for moment in state["data"]["moments"]] == [0, 20]
     first = state["data"]["moments"][0]
     expected = [
@@ -116,7 +112,9 @@ def test_memory_explorer_shows_snapshots():
     assert first["shares"] == expected
     assert sum(first["mixture"]) == pytest.approx(1000, abs=2)
     assert repr(explorer) == "MemoryExplorer(7 tokens, 2 snapshots)"
-    assert "<pre>a\nb&lt;&amp;&gt;c</pre>" in explorer.to_html()
+    static = explorer.to_html().partition("<pre>")[2].partition("</pre>")[0]
+    assert static.startswith("a\nb&lt;&amp;&gt;c\n\ntraining step  embedding")
+    assert len(re.findall(r"\n +\d+  .* %", static)) == 2
 
 
 ABC, EVEN = list("abc"), Snapshot(torch.ones(2) / 2, torch.ones(3, 2) / 2)
@@ -198,15 +196,9 @@ def test_recurrence_explorer_shows_trace():
         ("keys", read.keys[0]),
         ("values", read.values[0]),
     ):
-        shown = torch.tensor(data[kind], dtype=torch.float64) / 100
-        assert shown.shape == (T, SHOWN_NUMBERS)
-        largest = vectors[:, :SHOWN_NUMBERS].abs().max()
-        torch.testing.assert_close(
-            shown * largest,
-            vectors[:, :SHOWN_NUMBERS],
-            atol=float(largest) / 199,
-            rtol=0,
-        )
+        shown = torch.tensor(data[kind], dtype=torch.float64)
+        expected = vectors[:, :SHOWN_NUMBERS]
+        torch.testing.assert_close(shown, expected, atol=0.0051, rtol=0)
     mean = torch.tensor(data["weights"], dtype=torch.float64) / 1000
     torch.testing.assert_close(mean, read.weights.mean(1), atol=1 / 1999, rtol=0)
     assert repr(explorer) == "RecurrenceExplorer(7 tokens, 3 layers)"
@@ -231,6 +223,25 @@ def test_recurrence_explorer_names_wrong_argument():
     one_cache = rf"read.keys must be \[1, 7, {D}\] \(one cache .*, got \[3, 7, {D}\]"
     with pytest.raises(ValueError, match=one_cache):
         RecurrenceExplorer(list("abcdefg"), trace(model_of("feedback"), text_of()))
+
+
+def test_recurrence_explorer_brings_its_model_once():
+    tokenizer = fbt.CharTokenizer("abcde")
+    config = fbt.Config(5, d_model=14, n_heads=2, n_layers=3, span=7)
+    net = fbt.LanguageModel(config, tokenizer)
+    read = trace(net, tokenizer.encode("ab"))
+    explorer = RecurrenceExplorer(list("ab"), read, model=net)
+    assert state_of(explorer)["data"]["model"]["longest"] == 7  # the span
+    assert explorer._repr_mimebundle_().keys() == {"text/plain", "text/html"}
+    for other, message in (
+        (fbt.LanguageModel(config), "model must have a tokenizer"),
+        (
+            fbt.LanguageModel(config.replace(variant="feedback"), tokenizer),
+            "the variant of model must be .*shared-kv.*, got 'feedback'",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            RecurrenceExplorer(list("ab"), read, model=other)
 
 
 @pytest.mark.parametrize("field", Trace._fields)
@@ -352,6 +363,9 @@ def test_live_choices_call_function_again(monkeypatch):
     assert "b 0.5" in output.value
     number.value, name.value = 1.5, "c"  # not among the choices
     assert "c 0.75" in output.value
+    assert number.step == 0.1 and number.readout_format == ".1f"
+    for control in (number, name):  # otherwise long names are cut
+        assert control.style.description_width == "initial"
     name.value = "wrong"
     assert "ValueError: unknown &lt;name&gt;" in output.value
 

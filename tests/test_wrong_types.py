@@ -20,6 +20,7 @@ from fbt.training import evaluate, resume
 from fbt.training.recipe import Recipe
 from fbt.training.settings import Settings
 from fbt.views import figures
+from fbt.views.arrows import MissingArrows
 from fbt.views.choices import Choices
 from fbt.views.memory import MemoryExplorer, snapshot
 from fbt.views.recurrence import RecurrenceExplorer
@@ -87,10 +88,6 @@ RUN = {
         {"step": 1, "val_loss": 2.0, "seconds": 0.1},
     ]
 }
-
-
-def decoder_step(x):
-    return READER.body.decoder(STATE).step(x)
 
 
 def push_to(kind):
@@ -161,13 +158,34 @@ CALLS = {
     "LanguageModel.attention": (READER.attention, {"tokens": TOKENS}),
     "LanguageModel.generate": (
         lambda **given: READER.generate(max_new_tokens=1, **given),
-        {"prompt": "a", "temperature": 1.0, "top_k": 3, "seed": 1},
+        {
+            "prompt": "a",
+            "temperature": 1.0,
+            "top_k": 3,
+            "top_p": 0.5,
+            "stop": "b",
+            "seed": 1,
+            "return_log_probs": True,
+        },
     ),
+    "LanguageModel.score": (READER.score, {"text": "abc"}),
+    "LanguageModel.loss": (
+        READER.loss,
+        {"tokens": TOKENS, "targets": TOKENS, "ignore_index": -100},
+    ),
+    "Config.from_dict": (fbt.Config.from_dict, {"values": READER.config.to_dict()}),
+    "SubwordTokenizer": (fbt.SubwordTokenizer, {"tokenizer": None}),
+    "SubwordTokenizer.from_json": (fbt.SubwordTokenizer.from_json, {"text": "{}"}),
     "LanguageModel.stream": (READER.stream, {"prompt": "a", "max_new_tokens": 1}),
     "LanguageModel.save_pretrained": (READER.save_pretrained, {"folder": "saved"}),
     "LanguageModel.from_pretrained": (
         fbt.LanguageModel.from_pretrained,
-        {"name": "saved"},
+        {
+            "name": "tiny-shakespeare",
+            "tokenizer": None,
+            "device": "cpu",
+            "dtype": None,
+        },
     ),
     "LanguageModel.from_parallel": (
         fbt.LanguageModel.from_parallel,
@@ -192,11 +210,7 @@ CALLS = {
         READER.body,
         {"x": X, "state": STATE, "backend": "auto", "need_weights": True},
     ),
-    "SharedKVBody.decoder": (
-        READER.body.decoder,
-        {"state": STATE, "backend": "sequence"},
-    ),
-    "Decoder.step": (decoder_step, {"x": X[:, 0]}),
+    "State.select": (STATE.select, {"rows": torch.tensor([0])}),
     "TorchStack": (plain_stack_of, {"span": 3, "initial": None}),
     "MemoryStack": (stack_of, {"span": 3, "capacity": 4, "initial": None}),
     "TorchStack.push": (push_to(fbt.TorchStack), {"item": torch.rand(2, 2, 1, 7)}),
@@ -221,6 +235,9 @@ CALLS = {
             "log": None,
             "steps": 1,
             "dropout": 0.1,
+            "tokenizer": TOKENIZER,
+            "recipe": Recipe(steps=1, seq_len=2, batch_size=1),
+            "callback": None,
         },
     ),
     "resume": (
@@ -228,6 +245,10 @@ CALLS = {
         {
             "folder": "run",
             "text": "abc",
+            "tokens": None,
+            "tokenizer": TOKENIZER,
+            "steps": None,
+            "callback": None,
             "device": "cpu",
             "progress": False,
             "log": None,
@@ -284,6 +305,7 @@ CALLS = {
         RecurrenceExplorer,
         {"tokens": "abcde", "read": READ, "moment": 1},
     ),
+    "MissingArrows": (MissingArrows, {"kind": "feedback", "played": True}),
     "trace": (trace, {"model": READER, "tokens": TOKENS[0]}),
     "memory_shares": (memory_shares, {"read": READ}),
     "Choices": (Choices, {"function": lambda a: str(a), "a": [1, 2]}),
@@ -325,6 +347,8 @@ PARTS = {
     ("LanguageModel", "config"): "tokenizer",
     ("MemoryExplorer", "tokens"): "query",
     ("Settings.from_json", "text"): "settings",
+    ("Config.from_dict", "values"): "config",
+    ("SubwordTokenizer.from_json", "text"): "JSON",
 }
 UNAVAILABLE = ("resume", "load_tiny_shakespeare")  # without a run or a source
 CASES = [

@@ -59,7 +59,7 @@ class Watched:
             self.complaints.append(f"{message.type}: {message.text}")
 
     def goto(self, address: str) -> None:
-        """Open an address and wait until its mathematics is typeset."""
+        """Open an address and wait until its fonts are loaded."""
         browser.show(self.page, address)
 
     def outside(self, home: str) -> list[str]:

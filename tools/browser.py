@@ -66,9 +66,9 @@ def window(browser: Browser, theme: Theme, width: int, height: int = 900) -> Pag
 
 
 def show(page: Page, address: str) -> None:
-    """Open an address and wait until the mathematics is typeset."""
+    """Open an address and wait until its fonts are loaded."""
     page.goto(address)
-    page.evaluate("() => window.MathJax?.startup?.promise.then(() => null)")
+    page.evaluate("() => document.fonts.ready.then(() => null)")
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import time
@@ -13,6 +14,9 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 CELL_TIMEOUT_SECONDS = 900
+# Outputs name the scripts beside the pages (book/_ext/fbt_live.py) and do not carry
+# the weights of the shipped models.
+ENVIRONMENT = {"FBT_LIVE_WEIGHTS": "../_static/live"}
 
 
 @dataclass
@@ -89,7 +93,7 @@ def execute(
             on_cell_executed=progress.done,
         )
         try:
-            client.execute()
+            client.execute(env=os.environ | ENVIRONMENT)
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as failure:
             error = str(failure)
         except AssertionError:

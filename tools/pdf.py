@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import posixpath
-import re
 from html import escape
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,7 +17,6 @@ HTML = BUILD / "html"
 PDF = BUILD / "book.pdf"
 # Attributes that refer to another element by its id.
 REFERENCES = ("for", "aria-labelledby", "aria-describedby")
-MATHJAX = re.compile(r'MathJax|src="[^"]*/vendor/')
 
 
 def soup(name: str) -> BeautifulSoup:
@@ -96,11 +94,7 @@ def book() -> str:
         f'<article class="bd-article"><h1>{title}</h1><p>{author}, {year}</p>'
         f"<ul>{contents}</ul></article>"
     )
-    page = soup(names[1])  # a chapter loads every style and script
-    loaded = page.select('link[rel="stylesheet"]')
-    loaded += [
-        script for script in page.select("script") if MATHJAX.search(str(script))
-    ]
+    loaded = soup(names[1]).select('link[rel="stylesheet"]')  # a chapter has them all
     return (
         '<!DOCTYPE html><html lang="en" data-theme="light" data-mode="light">'
         f'<head><meta charset="utf-8"><title>{title}</title>'

@@ -1,7 +1,7 @@
 """Compare the browser files that THIRD_PARTY.md lists with npm's, and restore them.
 
 Fonts are reduced to the characters of one page each, and again when that page
-changes. Needs npm.
+changes, or to the listed ranges of characters. Needs npm.
 """
 
 from __future__ import annotations
@@ -22,14 +22,18 @@ from repo import ROOT
 LIST = ROOT / "book" / "_static" / "THIRD_PARTY.md"
 ROW = re.compile(
     r"^\| (?P<file>\S+) \|.*\(npm `(?P<package>[^`]+)`, `(?P<member>[^`]+)`"
-    r"(?:, SHA-256 `(?P<original>[0-9a-f]{64})`, characters of `(?P<page>[^`]+)`)?\)"
+    r"(?:, SHA-256 `(?P<original>[0-9a-f]{64})`, "
+    r"characters (?:of `(?P<page>[^`]+)`|`(?P<ranges>U\+[^`]+)`))?\)"
     r" \| (?P<version>\S+) \|.*\| (?P<hash>[0-9a-f]{64}) \|$",
     re.MULTILINE,
 )
 
 
 def listed() -> list[dict[str, str]]:
-    """Return the rows of the table; only fonts have an original and a page."""
+    """Return the rows of the table.
+
+    Only fonts have an original, and a page or ranges of characters.
+    """
     return [row.groupdict() for row in ROW.finditer(LIST.read_text(encoding="utf-8"))]
 
 
@@ -47,18 +51,28 @@ def fetch(package: str, version: str, member: str) -> bytes:
             return content.read()
 
 
-def needed(text: str) -> set[str]:
-    """Return the characters of a text that fonts for Latin letters lack."""
-    return {character for character in text if ord(character) > 0xFF}
+def needed(row: dict[str, str]) -> set[str]:
+    """Return the characters that a font keeps.
+
+    Of a page those that fonts for Latin letters lack.
+    """
+    if row["page"]:
+        text = (ROOT / row["page"]).read_text(encoding="utf-8")
+        return {character for character in text if ord(character) > 0xFF}
+    characters = set()
+    for span in row["ranges"].split():
+        first, _, last = span.removeprefix("U+").partition("-")
+        characters |= set(map(chr, range(int(first, 16), int(last or first, 16) + 1)))
+    return characters
 
 
-def cut(font: bytes, text: str) -> bytes:
-    """Reduce a font to the characters of a text and their ligatures, as WOFF."""
+def cut(font: bytes, characters: set[str]) -> bytes:
+    """Reduce a font to some characters and their ligatures, as WOFF."""
     # The names contain the copyright and the licence.
     options = subset.Options(flavor="woff", name_IDs=["*"])
     whole = subset.load_font(io.BytesIO(font), options)
     cutter = subset.Subsetter(options)
-    cutter.populate(text="".join(sorted(needed(text))))
+    cutter.populate(text="".join(sorted(characters)))
     cutter.subset(whole)
     result = io.BytesIO()
     subset.save_font(whole, result, options)
@@ -84,7 +98,7 @@ def verify(row: dict[str, str], content: bytes, recorded: str) -> None:
 def check_font(row: dict[str, str], path: Path, original: bytes) -> bool:
     """Reduce a font again; if it differs, write it and its hash and return False."""
     verify(row, original, row["original"])
-    content = cut(original, (ROOT / row["page"]).read_text(encoding="utf-8"))
+    content = cut(original, needed(row))
     if path.exists() and tables(path.read_bytes()) == tables(content):
         source = f"{row['package']} {row['version']}"
         print(f"{row['file']}: equals the reduced font of npm's {source}")
@@ -115,7 +129,7 @@ def main() -> None:
         path = ROOT / row["file"]
         path.parent.mkdir(parents=True, exist_ok=True)
         content = fetch(row["package"], row["version"], row["member"])
-        same &= (check_font if row["page"] else check)(row, path, content)
+        same &= (check_font if row["original"] else check)(row, path, content)
     if not same:
         sys.exit("Some files were written: check and commit them.")
 

@@ -16,10 +16,11 @@ CODE = re.compile(
     r'(<div class="highlight"><pre>(?:<span></span>)?)(.*?)(</pre>)', re.S
 )
 EMPTY_CORNER = re.compile(r'<th class="head stub">\s*(?:<p>\s*</p>)?\s*</th>')
-# Search summaries are read from the pages, which browsers refuse for file: addresses.
-PLAIN_SEARCH = (
-    'if (location.protocol === "file:") '
-    "DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;"
+# What the theme's first script takes, and what it should take.
+CHOICE = (
+    'localStorage.getItem("theme") || "auto"',
+    'localStorage.getItem("theme") || '
+    '(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")',
 )
 
 
@@ -94,8 +95,6 @@ def finish_page(
         ' aria-label="Toggle hidden content"', ""
     )
     context["body"] = CODE.sub(in_rows, context["body"])
-    if pagename == "search":
-        app.add_js_file(None, body=PLAIN_SEARCH)
     if doctree is not None:
         context["metatags"] = context.get("metatags", "") + _description(
             doctree, app.config.html_title
@@ -103,12 +102,17 @@ def finish_page(
 
 
 def choose_theme(app: Sphinx, exception: Exception | None) -> None:
-    """Make pages light where no script chooses a theme; "auto" is none of them."""
+    """Choose light or dark before a page is drawn; "auto" is none of them.
+
+    The theme's script would choose later, and all styles would be computed twice.
+    Without scripts pages are light.
+    """
     if exception is not None or app.builder.format != "html":
         return
     for path in Path(app.outdir).rglob("*.html"):
         text = path.read_text(encoding="utf-8")
         chosen = text.replace('data-theme="auto"', 'data-theme="light"', 1)
+        chosen = chosen.replace(*CHOICE, 1)
         path.write_text(chosen, encoding="utf-8")
 
 

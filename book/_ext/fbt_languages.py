@@ -30,6 +30,19 @@ AROUND = (
     'id="pst-secondary-sidebar"',
     'class="bd-footer-content"',
 )
+FONTS = {"si": "noto-sans-sinhala", "ja": "noto-sans-jp", "zh": "noto-sans-sc"}
+# A font that comes after the text would move it. Files on a disk come at once, and
+# browsers refuse to load them ahead.
+PRELOAD = """<script>
+if (location.protocol !== "file:") {
+  for (const href of [%s]) {
+    const link = document.createElement("link");
+    const font = { rel: "preload", as: "font", type: "font/woff", crossOrigin: "" };
+    document.head.append(Object.assign(link, font, { href }));
+  }
+}
+</script>
+"""
 # The page's own headings, inside one of these parts.
 CONTENTS = '<nav id="pst-page-toc-nav"'
 # Chinese characters and kana are written without spaces; Sinhala letters include
@@ -80,6 +93,11 @@ def name_language(
             f'<link rel="alternate" hreflang="{code}" href="{uri}" />\n'
             for code, uri in links
         )
+    if pagename in languages(app.env):
+        name = FONTS[versions[pagename].partition("-")[0]]
+        folder = "../" * pagename.count("/") + "_static/vendor"
+        files = (f'"{folder}/{name}-{weight}.woff"' for weight in (400, 700))
+        context["metatags"] += PRELOAD % ", ".join(files)
 
 
 def _address(app: Sphinx, page: str, other: str) -> str:

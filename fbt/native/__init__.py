@@ -17,7 +17,7 @@ import platform
 import stat
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.resources import files
 from pathlib import Path
 
@@ -37,6 +37,8 @@ FLAGS = (
     "-fopenmp",
 )
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+# What the folder of the library depends on.
+FOLDER_VARIABLES = ("FBT_CACHE", "XDG_CACHE_HOME", "HOME")
 DIGEST = 64  # characters at the end of a library: the SHA-256 of the rest
 
 
@@ -45,21 +47,13 @@ class NotBuilt(RuntimeError):
 
 
 def build_native() -> Path:
-    """Compile the native backend, if this version of torch has none yet.
+    """Compile the library, if this version of torch has none yet.
 
-    Takes seconds. From then on, in this and later processes, shared-KV models with
-    backend="auto" use it on the CPU in float32 and float64, also to generate text. A
-    damaged library is replaced. Before a new library is installed, another process
-    loads it and compares its numbers with those of backend="sequence".
-
-    Returns:
-        The path of the library, in the folder `FBT_CACHE` or the user's cache folder.
+    `fbt.engines.build_native` says more.
 
     Raises:
-        RuntimeError: if this is not Linux, there is no C++ compiler, the compiler
-            fails, or the cache folder is relative or writable for others. The message
-            says what to do.
-        OSError: if the library cannot be written.
+        RuntimeError: if it cannot be built here.
+        OSError: if it cannot be written.
     """
     library = _library_path()
     try:
@@ -104,7 +98,7 @@ def is_built() -> bool:
 
 
 def warn_if_refused(reason: Exception) -> None:
-    """Warn, once per reason, if there is a library that cannot be used."""
+    """Warn, once per reason, if there is a library, or a kernel, that is refused."""
     if isinstance(reason, RuntimeError) and not isinstance(reason, NotBuilt):
         _warn(str(reason))
 
@@ -211,8 +205,14 @@ def _key() -> str:
 
 def _library_path() -> Path:
     """Return `library_path()`; raise a RuntimeError if there is no cache folder."""
+    return _remembered_path(library_path, *map(os.environ.get, FOLDER_VARIABLES))
+
+
+@functools.cache
+def _remembered_path(find: Callable[[], Path], *environment: str | None) -> Path:
+    """Return `find()`, called once per environment: it is slow next to a step."""
     try:
-        return library_path()
+        return find()
     except ValueError as error:
         raise RuntimeError(
             f"could not find a folder for the native backend: {error}. {ALTERNATIVE}"
@@ -290,6 +290,6 @@ def _open(library: Path) -> ctypes.CDLL:
 
 @functools.cache
 def _warn(reason: str) -> None:
-    """Warn, once per reason, that the native backend is not used."""
-    message = f'backend="auto" does not use the native loop: {reason}'
+    """Warn, once per reason, that a compiled loop is not used."""
+    message = f'backend="auto" does not use the compiled loop: {reason}'
     warnings.warn(message, RuntimeWarning, stacklevel=3)

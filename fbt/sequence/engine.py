@@ -48,6 +48,11 @@ class Engine(ABC):
         """Return why tensors like x cannot be computed, as an error, or None."""
         return None
 
+    @classmethod
+    def why_not_chosen(cls, x: Tensor) -> Exception | None:
+        """Return why backend="auto" does not take this engine, or None."""
+        return cls.why_not(x)
+
     @abstractmethod
     def forward_chunk(self, steps: range, outputs: Outputs, chunk: Chunk) -> None:
         """Compute the steps of a chunk.

@@ -24,7 +24,7 @@ class Forward:
     Args:
         engine: computes the steps of a chunk.
         sizes: sizes and options.
-        weights: folded weights.
+        weights: what `prepare` returned.
         x: the inputs [T, B, d].
         keys: carried in, [HB, P, D].
         values: carried in, [HB, P, D].
@@ -45,7 +45,6 @@ class Forward:
         values: Tensor,
         capacity: int = 0,
     ) -> None:
-        weights = contiguous(weights)
         steps, batch, d = x.shape
         self.layout = Layout(
             sizes, weights, steps, batch, engine.chunk_steps, engine.keeps_weights
@@ -61,13 +60,7 @@ class Forward:
         self.outputs.x[0] = x
         self.outputs.keys[:, : sizes.past] = keys
         self.outputs.values[:, : sizes.past] = values
-        matrices = {name: getattr(weights, name) for name in MATRICES}
-        self.weights = weights._replace(
-            **{
-                name: input_first(matrix) if engine.copies_matrices else matrix.mT
-                for name, matrix in matrices.items()
-            }
-        )
+        self.weights = weights
         self.engine = engine(self.layout, self.weights)
         self.buffers = Buffers(weights.b_q)
 
@@ -119,6 +112,28 @@ class Forward:
                     after_feed_forward[l, i], sizes.dropout, sizes.generator
                 )
         return chunk
+
+
+def prepare(engine: type[Engine], weights: Weights) -> Weights:
+    """Return folded weights as `Forward` takes them, with matrices [in, out]."""
+    weights = contiguous(weights)
+    matrices = {name: getattr(weights, name) for name in MATRICES}
+    return weights._replace(
+        **{
+            name: input_first(matrix) if engine.copies_matrices else matrix.mT
+            for name, matrix in matrices.items()
+        }
+    )
+
+
+def newest(keys_or_values: Tensor, heads: int, span: int) -> Tensor:
+    """Copy the newest `span` rows of [HB, J, D] to a state's [B, H, J, D]."""
+    return (
+        keys_or_values[:, -span:]
+        .unflatten(0, (heads, -1))
+        .transpose(0, 1)
+        .clone(memory_format=torch.contiguous_format)
+    )
 
 
 def input_first(weight: Tensor) -> Tensor:

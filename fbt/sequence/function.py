@@ -45,7 +45,7 @@ from torch import Tensor
 
 from fbt.sequence.backward import Backward
 from fbt.sequence.engine import Engine
-from fbt.sequence.forward import Forward
+from fbt.sequence.forward import Forward, newest, prepare
 from fbt.sequence.layout import Chunk, Outputs, Sizes, Weights
 
 
@@ -76,17 +76,15 @@ class WholeSequence(torch.autograd.Function):
         Returns:
             The top [T, B, d], and the newest keys and values [B, H, J, D].
         """
-        loop = Forward(engine, sizes, Weights(*weights), x, keys, values)
+        prepared = prepare(engine, Weights(*weights))
+        loop = Forward(engine, sizes, prepared, x, keys, values)
         chunks, outputs = loop.run(), loop.outputs
         ctx.engine, ctx.sizes, ctx.n_chunks = engine, sizes, len(chunks)
         ctx.set_materialize_grads(False)
         saved = (tensor for chunk in chunks for tensor in chunk)
         ctx.save_for_backward(*outputs, *weights, *saved)
         keys, values = (
-            kv[:, -sizes.span :]
-            .unflatten(0, (sizes.heads, -1))
-            .transpose(0, 1)
-            .clone(memory_format=torch.contiguous_format)
+            newest(kv, sizes.heads, sizes.span)
             for kv in (outputs.keys, outputs.values)
         )
         return outputs.x[-1].clone(), keys, values
@@ -96,8 +94,8 @@ class WholeSequence(torch.autograd.Function):
         """Run the loop in reverse; a second derivative raises a RuntimeError."""
         if torch.is_grad_enabled():
             raise RuntimeError(
-                'backends "sequence" and "native" have no second derivative; '
-                'set backend="reference" for that'
+                'backends "sequence", "native" and "triton" have no second '
+                'derivative; set backend="reference" for that'
             )
         saved = iter(ctx.saved_tensors)
         outputs = Outputs(*islice(saved, len(Outputs._fields)))

@@ -67,8 +67,8 @@ class Chunk(NamedTuple):
     o: Tensor  # [L, m, B, d], attended values
     y: Tensor  # [L, m, B, d], after attention
     a: Tensor  # [L, m, B, F], before a GELU, but after a ReLU
-    # [HB, m L, J], attention weights; zero for keys beyond the span. For an engine that
-    # computes them again: [HB, m L, 1], the logarithm of the sum of exponentials.
+    # [HB, m L, J], attention weights; zero for keys beyond the span. For an engine
+    # that computes them again: [HB, m L, 1], the logarithm of their denominator.
     p: Tensor
     attention_dropout: (
         Tensor  # like p, the mask of the weights; empty without dropout

@@ -2,11 +2,18 @@
 
 import functools
 import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fbt import native
+from fbt._text import one_line
+from fbt.native.build import ALTERNATIVE
+from fbt.sequence import proof
 from fbt.sequence.engine import Engine
 from fbt.sequence.layout import (
     Chunk,
@@ -16,16 +23,60 @@ from fbt.sequence.layout import (
     SequenceGradients,
 )
 from fbt.sequence.norm import plain_norm
+from fbt.sequence.python_engine import PythonEngine
 
-BLOCKS = {"BJ": 16, "BK": 16, "BN": 256}  # keys, and rows and columns of a matrix
+LARGEST_WIDTH = 512  # the widest for which the kernels were compiled and looked at
+# Rows and columns of a block of a matrix; and numbers of a block of keys, which are
+# in registers together with as many values and rows of the relative table.
+BLOCKS = {"BK": 16, "BN": 256}
+KEYS = 1024
 WARPS = 8  # per program
+MAX_PROGRAMS = 512
+# What the verdict on the kernels depends on besides versions and the card.
+SOURCES = ("triton_kernels.py", "triton_engine.py", "proof.py")
 
 
 class TritonEngine(Engine):
-    """Computes a chunk in a Triton kernel, one program per sequence."""
+    """Computes a chunk in a Triton kernel, a sequence per program at a time."""
 
     chunk_steps = sys.maxsize
     keeps_weights = False
+
+    @classmethod
+    def why_not(cls, x: Tensor) -> Exception | None:
+        """Return why tensors like x cannot be computed, as an error, or None.
+
+        If the kernels were never tried on this device, they are now: see
+        `fbt.sequence.proof`. It takes minutes, once.
+        """
+        if (error := why_not_tensor(x)) is not None:
+            return error
+        verdict = verdict_on(x.device)
+        if verdict is None:
+            verdict = prove_on(x.device)
+        return refusal(verdict, x.device)
+
+    @classmethod
+    def why_not_chosen(cls, x: Tensor) -> Exception | None:
+        """Return why backend="auto" does not take this engine, or None.
+
+        It is taken where it was faster than "sequence". Nothing is tried here.
+        """
+        if (error := why_not_tensor(x)) is not None:
+            return error
+        if (verdict := verdict_on(x.device)) is None:
+            return native.NotBuilt(
+                'backend="triton" has not been checked and timed on this device: '
+                "call fbt.build_native() once, and it is used where it is faster"
+            )
+        if (error := refusal(verdict, x.device)) is not None:
+            return error
+        if not verdict.is_faster(x.shape[-1]):
+            return ValueError(
+                f'backend="triton" was slower than "sequence" on this device for '
+                f"models {x.shape[-1]} wide"
+            )
+        return None
 
     def forward_chunk(self, steps: range, outputs: Outputs, chunk: Chunk) -> None:
         """Compute the steps of a chunk."""
@@ -100,38 +151,39 @@ class TritonEngine(Engine):
         return chunk.q, chunk.o, chunk.y, chunk.a, chunk.p, *dropout
 
     def launch(
-        self, kernel: str, *tensors: Tensor | None, steps: range, outputs: Outputs,
+        self,
+        kernel: str,
+        *tensors: Tensor | None,
+        steps: range,
+        outputs: Outputs,
         **constants: int,
     ) -> None:
         """Run a kernel over the steps of a chunk."""
         layout = self.layout
         low, high = layout.keys_of_chunk(steps)
-        sizes = layout.T, layout.B, layout.past, layout.span, steps.start, steps.stop
-        power = functools.cache(lambda count: 1 << max(0, count - 1).bit_length())
         compiled: Any = getattr(kernels(), kernel)
         compiled[(self.programs,)](
             *tensors,
-            *sizes,
-            layout.R,
-            outputs.keys.shape[1],
-            high - low,
-            L=layout.L,
-            H=layout.H,
-            D=layout.D,
-            F=layout.F,
+            *(layout.T, layout.B, layout.past, layout.span, steps.start, steps.stop),
+            *(layout.R, outputs.keys.shape[1], high - low),
             NORM_MEMORY=layout.sizes.norm_memory,
             GELU=layout.sizes.gelu,
-            PD=power(layout.d),
-            PH=power(layout.H),
-            PW=power(layout.D),
-            PF=power(layout.F),
-            num_warps=WARPS,
             **constants,
-            **BLOCKS,
+            **sizes_of_blocks(layout.L, layout.H, layout.D, layout.F),
+            num_warps=WARPS,
         )
 
 
-MAX_PROGRAMS = 512
+def sizes_of_blocks(L: int, H: int, D: int, F: int) -> dict[str, int]:
+    """Return a model's sizes and those of the blocks that its kernels compute with."""
+
+    def power(count: int) -> int:
+        return 1 << (count - 1).bit_length()
+
+    by_head = power(H) * power(D)
+    sizes = {"L": L, "H": H, "D": D, "F": F, "PD": power(H * D)}
+    sizes |= {"PH": power(H), "PW": power(D), "PF": power(F)}
+    return sizes | {"BJ": min(64, max(2, KEYS // by_head)), **BLOCKS}
 
 
 def kernels() -> Any:
@@ -139,3 +191,105 @@ def kernels() -> Any:
     from fbt.sequence import triton_kernels
 
     return triton_kernels
+
+
+def why_not_tensor(x: Tensor) -> Exception | None:
+    """Return why tensors like x cannot be computed on any device of this machine."""
+    if x.device.type != "cuda":
+        return ValueError(
+            f'backend="triton" computes on CUDA, got {x.device}. {ALTERNATIVE}'
+        )
+    if x.dtype != torch.float32:
+        return TypeError(
+            f'backend="triton" computes in float32, got {x.dtype}. {ALTERNATIVE}'
+        )
+    if not native.is_plain(x):
+        return TypeError(
+            f'backend="triton" reads plain tensors, got a {type(x).__name__}'
+        )
+    if x.shape[-1] > LARGEST_WIDTH:
+        return ValueError(
+            f'backend="triton" needs d_model <= {LARGEST_WIDTH}, since a program '
+            f"keeps vectors in registers, got {x.shape[-1]}. {ALTERNATIVE}"
+        )
+    if triton_version() is None:
+        return native.NotBuilt(
+            'backend="triton" needs the package triton, which torch for CUDA on '
+            f"Linux brings along. {ALTERNATIVE}"
+        )
+    try:
+        verdict_file(x.device)
+    except ValueError as error:  # no cache folder
+        return error
+    return None
+
+
+@functools.cache
+def triton_version() -> str | None:
+    """Return the version of triton, without importing it; None if it is missing."""
+    try:
+        return version("triton")
+    except PackageNotFoundError:
+        return None
+
+
+@functools.cache
+def card(device: torch.device) -> str:
+    """Return the name and the compute capability of a device."""
+    found = torch.cuda.get_device_properties(device)
+    return f"{found.name} {found.major}.{found.minor}"
+
+
+# Verdicts by the file in which they are remembered.
+_verdicts: dict[Path, proof.Verdict] = {}
+
+
+def verdict_file(device: torch.device) -> Path:
+    """Return where the verdict on the kernels on a device is remembered."""
+    return proof.verdict_path(
+        "triton",
+        (source(), torch.__version__, str(triton_version()), card(device)),
+    )
+
+
+@functools.cache
+def source() -> str:
+    """Return the source of the kernels, of this module and of the proof."""
+    folder = files("fbt.sequence")
+    return "\n".join((folder / name).read_text(encoding="utf-8") for name in SOURCES)
+
+
+def verdict_on(device: torch.device) -> proof.Verdict | None:
+    """Return what was found on a device; None if nothing was tried there."""
+    path = verdict_file(device)
+    if path not in _verdicts and (found := proof.remembered(path)) is not None:
+        _verdicts[path] = found
+    return _verdicts.get(path)
+
+
+def prove_on(device: torch.device) -> proof.Verdict:
+    """Try the kernels on a device, and remember the verdict.
+
+    A kernel that cannot be compiled or launched there is refused like one that gives
+    wrong numbers.
+    """
+    path = verdict_file(device)
+    try:
+        verdict = proof.prove(TritonEngine, PythonEngine, device)
+    except torch.OutOfMemoryError:  # says nothing of the kernels
+        raise
+    except Exception as error:  # of any class: the compiler is not ours
+        verdict = proof.Verdict(f"{type(error).__name__}: {one_line(str(error))}", ())
+    _verdicts[path] = verdict
+    proof.remember(path, verdict)
+    return verdict
+
+
+def refusal(verdict: proof.Verdict, device: torch.device) -> Exception | None:
+    """Return the error of a device on which the kernels were wrong, or None."""
+    if not verdict.problem:
+        return None
+    return RuntimeError(
+        f'backend="triton" is refused on {card(device)}, where it does not compute '
+        f'the numbers of "sequence": {verdict.problem}. {ALTERNATIVE}'
+    )

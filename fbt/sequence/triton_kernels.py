@@ -81,7 +81,11 @@ def product(
         tl.store(out + n, total, mask=n < N)
 
 
-@triton.jit
+# They change from call to call, and a kernel for each would be compiled otherwise.
+VARYING = ("T", "B", "past", "span", "first", "stop", "R", "capacity", "width")
+
+
+@triton.jit(do_not_specialize=VARYING)
 def forward_kernel(
     x,
     m,
@@ -154,7 +158,7 @@ def forward_kernel(
                 mask_o, mask_2 = None, None
                 if output_mask is not None:
                     mask_o = output_mask + saved * d
-                    mask_2 = mask_o + L * steps * B * d
+                    mask_2 = output_mask + (L * steps * B + saved) * d
                 if l > 0:  # the queries of the first layer are known
                     row = tl.load(xs + i, mask=i < d, other=0.0)
                     tl.store(z + i, normalise(row, i, d), mask=i < d)
@@ -190,7 +194,9 @@ def forward_kernel(
                         sum_of_p = sum_of_p * keep + tl.sum(p, 1)
                         if attention_mask is not None:
                             weight = score_row[:, None] * width + j[None, :] - oldest
-                            p *= tl.load(attention_mask + weight, mask=pair, other=0.0)
+                            p *= tl.load(
+                                attention_mask + weight, mask=pair, other=0.0
+                            )
                         attended = attended * keep[:, None]
                         attended += tl.sum(p[:, :, None] * value, 1)
                         top = peak
@@ -261,7 +267,7 @@ def forward_kernel(
             tl.debug_barrier()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def backward_kernel(
     x,
     m,
@@ -436,7 +442,9 @@ def backward_kernel(
                         kept = p
                         if attention_mask is not None:
                             weight = score_row[:, None] * width + j[None, :] - oldest
-                            drop = tl.load(attention_mask + weight, mask=pair, other=0.0)
+                            drop = tl.load(
+                                attention_mask + weight, mask=pair, other=0.0
+                            )
                             kept, d_p = p * drop, d_p * drop
                         d_score = p * (d_p - mean[:, None])
                         grad_q += tl.sum(d_score[:, :, None] * (key + near), 1)

@@ -13,6 +13,7 @@ from fbt._checks import (
     check_instance,
     check_int,
     check_integers,
+    check_items,
     check_tokens,
     check_values,
     shorten,
@@ -65,13 +66,21 @@ class WordTokenizer:
         ids = [self._ids[word] for word in text.split()]
         return torch.tensor(ids, dtype=torch.long)
 
-    def decode(self, numbers: Tensor) -> str:
+    @property
+    def vocab_size(self) -> int:
+        """The number of words, V."""
+        return len(self.words)
+
+    def decode(self, numbers: Tensor | list[int]) -> str:
         """Return the words of ids [n], separated by spaces, with "_" for IGNORE.
 
         Raises:
-            TypeError: if `numbers` is not a tensor of integers.
+            TypeError: if `numbers` is not a tensor of integers or a list of ints.
             ValueError: if `numbers` has another shape, or an id is out of range.
         """
+        if isinstance(numbers, list):
+            check_items("numbers", numbers, int)
+            numbers = torch.tensor(numbers, dtype=torch.long, device="cpu")
         check_integers("numbers", numbers, "[N]")
         last = len(self.words) - 1
         unknown = next(

@@ -7,14 +7,14 @@ import re
 import sys
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from fbt._text import one_line
 from fbt.config import VARIANTS, Config
 from fbt.training.folder import resume_command
 from fbt.training.processes import by_torchrun
 from fbt.training.recipe import PRESETS, Recipe
-from fbt.training.result import Run
+from fbt.training.result import LOSS_FIGURE, Run
 from fbt.training.run import resume, train
 
 PROGRAM = "python -m fbt.training"
@@ -60,7 +60,11 @@ def _summary(run: Run) -> str:
     """Return a line about the end of a run."""
     if run.finished:
         loss = f"validation loss {run.val_loss:.4f}{run.when}"
-        return f"{loss}; weights, metrics and loss curve are in {run.folder}"
+        has_curve = run.folder is not None and (run.folder / LOSS_FIGURE).exists()
+        files = (
+            "weights, metrics and loss curve" if has_curve else "weights and metrics"
+        )
+        return f"{loss}; {files} are in {run.folder}"
     command = resume_command(str(run.folder))
     return f"stopped after step {run.step}; resume with: {command}"
 
@@ -69,12 +73,14 @@ def _start(options: dict[str, Any]) -> Run:
     """Start or resume the run; `options` are those of the command line only."""
     data = options.pop("data", None)
     text = None if data is None else Path(data)
+    if "tokens" in options:
+        options["tokens"] = Path(options["tokens"])
     if "resume" not in options:
         preset = options.get("preset", "small")
         variant = options.get("variant", "shared-kv")
         return train(text, **{"folder": f"runs/{variant}-{preset}"} | options)
     folder = options.pop("resume")
-    if unused := sorted(set(options) - {"device", "log"}):
+    if unused := sorted(set(options) - {"device", "log", "steps", "tokens"}):
         flags = ", ".join("--" + name.replace("_", "-") for name in unused)
         raise ValueError(
             f"--resume takes all settings from {folder} and cannot be combined with "
@@ -89,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
-        description=f"Train a character language model.\n\npresets:\n{presets}",
+        description=f"Train a language model.\n\npresets:\n{presets}",
         epilog="Ctrl-C finishes the step, saves a checkpoint and ends the run.\n"
         "Pressed twice, it stops immediately.\n"
         "To train with two processes:\n"
@@ -106,17 +112,21 @@ def _parser() -> argparse.ArgumentParser:
         "--data", metavar="FILE", help="text to learn, in UTF-8 [Tiny Shakespeare]"
     )
     parser.add_argument(
+        "--tokens", metavar="FILE", help="token file to learn instead, *.npy"
+    )
+    parser.add_argument(
         "--folder", metavar="FOLDER", help="folder of the run [runs/VARIANT-PRESET]"
     )
     parser.add_argument(
         "--resume",
         metavar="FOLDER",
-        help="resume the run in FOLDER with its own settings",
+        help="resume the run in FOLDER with its own settings; --steps may differ",
     )
     parser.add_argument(
         "--init-from",
         metavar="FOLDER",
-        help="initialise from the parallel model saved in FOLDER",
+        help="start from the model saved in FOLDER, or from a name such as "
+        "tiny-shakespeare",
     )
     parser.add_argument(
         "--log",
@@ -150,7 +160,9 @@ def _add_option(group: Any, field: Field[Any], about: str) -> None:
     elif field.default is not None:
         about += f" [{field.default}]"
     kind: Any = field.type
-    if kind is bool:
+    if choices := get_args(kind):
+        group.add_argument(flag, choices=choices, help=about)
+    elif kind is bool:
         group.add_argument(flag, action=argparse.BooleanOptionalAction, help=about)
     else:
         group.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=about)

@@ -7,17 +7,21 @@ numbers, so what "auto" stands for is decided once and written into the checkpoi
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 from fbt import engines
 from fbt._modes import without_gradients
 from fbt._text import one_line
+from fbt.config import Backend
 from fbt.evaluation_copy import evaluation_copy
 from fbt.feedback import FeedbackBody
 from fbt.language_model import LanguageModel
 from fbt.shared_kv import SharedKVBody
 
 
-def choose_backend(model: LanguageModel, setting: str, recorded: str | None) -> str:
+def choose_backend(
+    model: LanguageModel, setting: Backend, recorded: Backend | None
+) -> Backend:
     """Return the name of the backend that a run uses from now on.
 
     Args:
@@ -51,17 +55,29 @@ def choose_backend(model: LanguageModel, setting: str, recorded: str | None) -> 
     return other
 
 
-def resolve_auto(model: LanguageModel) -> str:
+def resolve_auto(model: LanguageModel) -> Backend:
     """Return the name of the backend that trains a model if it is set to "auto"."""
     body = model.body
     if isinstance(body, SharedKVBody):
         x = model.token_embedding.weight.new_empty(1, 2, body.d_model)
-        if (engine := engines.choose(body, x)) is not None:
-            return engine
+        choice = engines.choose(body, x)
+        engines.warn_once(choice)
+        if choice.engine is not None:
+            return cast(Backend, choice.engine)
     return "stack" if isinstance(body, FeedbackBody) else "reference"
 
 
-def _why_not(model: LanguageModel, backend: str) -> str | None:
+def advice_on_speed(model: LanguageModel, backend: Backend) -> str | None:
+    """Return a line for the progress of a run that could be faster, or None."""
+    if backend != "sequence":
+        return None
+    choice = engines.first_for(model.token_embedding.weight)
+    if choice.engine != backend or not choice.advice:
+        return None
+    return f"{choice.reason}: {choice.advice}"
+
+
+def _why_not(model: LanguageModel, backend: Backend) -> str | None:
     """Return why a backend cannot compute two steps of a model, or None."""
     x = model.token_embedding.weight.new_zeros(1, 2, model.body.d_model)
     try:
@@ -73,8 +89,15 @@ def _why_not(model: LanguageModel, backend: str) -> str | None:
 
 
 @contextmanager
-def using_backend(model: LanguageModel, backend: str) -> Iterator[None]:
-    """Set the backend of a model, and restore the previous one afterwards."""
+def using_backend(
+    model: LanguageModel, backend: Backend, recompute: bool
+) -> Iterator[None]:
+    """Set how a model computes, and restore its backend afterwards.
+
+    `recompute` remains, since it changes only what the backward pass stores.
+    """
+    if isinstance(model.body, SharedKVBody):
+        model.body.recompute = recompute
     before, model.backend = model.backend, backend
     try:
         yield

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from fbt._checks import (
 from fbt._files import errors_about, quoted_path
 from fbt._text import dataclass_from, parse_json
 from fbt._weights import (
+    CHECKSUM,
     Shape,
     TensorInfo,
     check_sizes,
@@ -33,10 +35,16 @@ from fbt._weights import (
     serialise,
     without_prefix,
 )
+from fbt.config import Backend
 from fbt.language_model import LanguageModel, weight_shapes
-from fbt.pretrained import CHECKPOINT_FILE, CHECKPOINT_PART, check_tokenizer
+from fbt.pretrained import (
+    CHECKPOINT_FILE,
+    CHECKPOINT_PART,
+    tokenizer_from,
+    tokenizer_metadata,
+)
 from fbt.state import State
-from fbt.tokenizer import CharTokenizer
+from fbt.tokenizer import Tokenizer
 from fbt.training.settings import Settings, check_backend
 
 PARTS = (CHECKPOINT_PART, "state.", "optimizer.", "best.")
@@ -84,7 +92,7 @@ class Best:
 
     Attributes:
         step: the number of steps taken.
-        val_loss: the loss in nats per character, over the windows of the evaluations
+        val_loss: the loss in nats per token, over the windows of the evaluations
             during the run or, if `final`, of the last evaluation.
         final: whether the last evaluation has finished. The run then returns these
             weights.
@@ -150,8 +158,7 @@ def checkpoint_bytes(
         metadata["best"] = best.to_json()
         if best.step != step:
             tensors |= {f"best.{name}": value for name, value in best.weights.items()}
-    if model.tokenizer is not None:
-        metadata["vocabulary"] = json.dumps(model.tokenizer.vocabulary)
+    metadata |= tokenizer_metadata(model.tokenizer, model.config.vocab_size)
     if model.backend != "auto":
         metadata["backend"] = model.backend
     # The first checkpoint contains neither moments, twice the size of the weights,
@@ -177,8 +184,9 @@ class Checkpoint:
         path: the path of the file.
         step: the number of steps taken.
         settings: the settings of the run.
-        metrics: fingerprint of the file of metrics up to this step.
-        vocabulary: the characters of the tokenizer.
+        metrics: fingerprint of the file of metrics up to this step. None if version
+            0.1.0 wrote the checkpoint before it recorded one.
+        tokenizer: the tokenizer, or None if it has to be passed again.
         tensors: weights, moments, carried memory and best weights, by their names in
             the file.
         best: the best evaluation so far, or None; its weights are in `tensors`.
@@ -188,11 +196,11 @@ class Checkpoint:
     path: Path
     step: int
     settings: Settings
-    metrics: Fingerprint
-    vocabulary: str
+    metrics: Fingerprint | None
+    tokenizer: Tokenizer | None
     tensors: dict[str, Tensor]
     best: Best | None = None
-    backend: str | None = None
+    backend: Backend | None = None
 
     @classmethod
     def load(cls, folder: Path) -> "Checkpoint":
@@ -212,14 +220,11 @@ class Checkpoint:
         with reading_tensors(path, "checkpoint") as file:
             settings = Settings.from_json(file.text("settings"))
             step = _step(file.text("step"), high=settings.recipe.steps)
-            metrics = Fingerprint.from_json(file.text("metrics"))
-            tokenizer = CharTokenizer.from_vocabulary(
-                parse_json("vocabulary", file.text("vocabulary"))
-            )
-            check_tokenizer(tokenizer, settings.config)
-            backend = file.metadata.get("backend")
-            if backend is not None:
-                check_backend(backend, settings.config.variant)
+            metrics = None
+            if "metrics" in file.metadata or CHECKSUM in file.metadata:
+                metrics = Fingerprint.from_json(file.text("metrics"))
+            tokenizer = tokenizer_from(file.metadata, settings.config.vocab_size)
+            backend = _backend(file.metadata.get("backend"), settings)
             check_weights(
                 file.tensors,
                 weight_shapes(settings.config),
@@ -263,8 +268,7 @@ class Checkpoint:
         if best is not None:
             part = "best." if best.step != step else CHECKPOINT_PART
             best.weights.update(without_prefix(tensors, part))
-        vocabulary = tokenizer.vocabulary
-        return cls(path, step, settings, metrics, vocabulary, tensors, best, backend)
+        return cls(path, step, settings, metrics, tokenizer, tensors, best, backend)
 
     def restore(
         self,
@@ -325,6 +329,13 @@ class Checkpoint:
         if self.step and not moments:
             raise ValueError(f"moments are missing after {self.step} steps")
         return moments
+
+
+def _backend(name: str | None, settings: Settings) -> Backend | None:
+    if name is None:
+        return None
+    check_backend(name, settings.config.variant)
+    return cast(Backend, name)
 
 
 def _best(text: str | None, step: int) -> Best | None:

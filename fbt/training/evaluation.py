@@ -1,13 +1,13 @@
 """The loss of a model on windows of a text."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fbt._checks import check_instance, check_int, check_tokens, check_values
 from fbt._modes import without_gradients
 from fbt.evaluation_copy import evaluation_copy, uncompiled
 from fbt.language_model import LanguageModel
+from fbt.scoring import cross_entropy
 
 
 def evaluate(model: LanguageModel, windows: Tensor, batch_size: int = 128) -> float:
@@ -19,7 +19,7 @@ def evaluate(model: LanguageModel, windows: Tensor, batch_size: int = 128) -> fl
         batch_size: windows per forward pass.
 
     Returns:
-        The loss in nats per character, summed in float32 or a wider type.
+        The loss in nats per token, summed in float32 or a wider type.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -53,15 +53,3 @@ def total_loss(model: LanguageModel, windows: Tensor, batch_size: int = 128) -> 
             logits = model(batch[:, :-1])
             total += cross_entropy(logits, batch[:, 1:], reduction="sum").item()
     return total
-
-
-def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    """Return the cross-entropy of logits [B, T, V] and targets [B, T].
-
-    It is computed in float32 or a wider type. In half precision, a sum of thousands
-    of losses would overflow or keep only three digits.
-    """
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    return F.cross_entropy(
-        logits.flatten(0, 1).to(dtype), targets.flatten(), reduction=reduction
-    )

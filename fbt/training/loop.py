@@ -7,24 +7,25 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fbt._checks import check_tokens
 from fbt.attention import dropout_from
-from fbt.data import random_windows, split
+from fbt.data import Tokens, random_windows, split, windows_at
 from fbt.language_model import LanguageModel
 from fbt.pretrained import CHECKPOINT_FILE
+from fbt.scoring import cross_entropy
 from fbt.state import State
+from fbt.tokenizer import CharTokenizer
 from fbt.training.checkpoint import (
     Best,
     Checkpoint,
     Fingerprint,
     checkpoint_bytes,
 )
-from fbt.training.evaluation import cross_entropy
 from fbt.training.folder import RunFolder
 from fbt.training.interrupt import Interrupt, Interrupted
 from fbt.training.metrics import Metric, MetricsFile, read_metrics
@@ -40,8 +41,8 @@ class Trainer:
 
     Args:
         settings: the settings of the run.
-        text: the text to learn. All its characters must be in the vocabulary.
-        model: the model to train, with its tokenizer.
+        tokens: integers [N] in the vocabulary of the model, a tensor or an array.
+        model: the model to train. With a tokenizer, each evaluation generates text.
         folder: the folder of checkpoints and metrics, or None. The first process must
             have locked it.
         processes: the processes of the run.
@@ -54,32 +55,29 @@ class Trainer:
         saved_step: the step of the last checkpoint, or None.
 
     Raises:
-        ValueError: if the text is too short for the recipe, or if the processes
+        ValueError: if there are too few tokens for the recipe, or if the processes
             cannot share its batches.
     """
 
     def __init__(
         self,
         settings: Settings,
-        text: str,
+        tokens: Tokens,
         model: LanguageModel,
         folder: RunFolder | None,
         processes: Processes,
     ) -> None:
-        if model.tokenizer is None:
-            raise ValueError(
-                "the model to train must have a tokenizer, got tokenizer=None"
-            )
         self.settings, self.recipe = settings, settings.recipe
         check_shares(self.recipe, processes.count)
         self.processes, self.device = processes, processes.device
         self.model, self.folder = model.to(self.device).train(), folder
         self.optimizer = adamw(model, self.recipe)
-        tokens = model.tokenizer.encode(text)
-        check_tokens("tokens of the text", tokens, "[N]", settings.config.vocab_size)
         self.train_tokens, held_out = split_tokens(tokens, self.recipe, settings.data)
         self.validation = Validation(held_out, self.recipe, processes)
-        self.prompt = "\n" if "\n" in model.tokenizer.vocabulary else text[0]
+        self.prompt = torch.tensor([int(tokens[0])], device="cpu")
+        tokenizer = model.tokenizer
+        if isinstance(tokenizer, CharTokenizer) and "\n" in tokenizer.vocabulary:
+            self.prompt = tokenizer.encode("\n")
         # Not torch's global generator, which all threads share.
         self.generator = torch.Generator("cpu")
         self.dropout_generator = self.generator
@@ -153,20 +151,23 @@ class Trainer:
         interrupt: Interrupt,
         write_metric: Callable[[Metric], None],
         progress: bool,
+        wants_stop: Callable[[], object] | None = None,
     ) -> bool:
-        """Train until the last step or an interrupt.
+        """Train until the last step, an early stop or an interrupt.
 
         Args:
             interrupt: checked before every step, in every process.
             write_metric: called with every new metric.
             progress: show a bar, and the text that each evaluation generates, on
                 stderr.
+            wants_stop: called after every evaluation, in the first process. If it
+                returns a true value, this step becomes the last one of the recipe.
 
         Returns:
             Whether the run has finished.
         """
         with contextlib.suppress(Interrupted):
-            self._run(interrupt, write_metric, progress)
+            self._run(interrupt, write_metric, progress, wants_stop)
         if not self.finished:
             self.save()
         return self.finished
@@ -192,6 +193,7 @@ class Trainer:
         interrupt: Interrupt,
         write_metric: Callable[[Metric], None],
         progress: bool,
+        wants_stop: Callable[[], object] | None,
     ) -> None:
         recipe, start = self.recipe, time.perf_counter() - self.seconds
         losses: dict[str, str] = {}
@@ -235,9 +237,26 @@ class Trainer:
                         if sample := values["sample"].strip():
                             lines.append(sample)
                         bar.write("\n".join(lines) + "\n", file=sys.stderr)
+                    if self._stops_early(wants_stop) and not last:
+                        last = True
+                        self._end_here()
+                        record(**self._evaluate(interrupt, progress))
                 bar.set_postfix(losses, refresh=False)
                 if last or self.step % recipe.checkpoint_every == 0:
                     self.save()
+
+    def _stops_early(self, wants_stop: Callable[[], object] | None) -> bool:
+        """Ask for an early stop in the first process, and tell the others."""
+        if wants_stop is None:
+            return False
+        return (
+            self.processes.total(self.processes.is_first and bool(wants_stop())) > 0
+        )
+
+    def _end_here(self) -> None:
+        """Make this step the last one, as if the recipe had asked for it."""
+        self.recipe = replace(self.recipe, steps=self.step)
+        self.settings = replace(self.settings, recipe=self.recipe)
 
     def _update(self) -> dict[str, Any]:
         """Take one optimiser step and return its metrics."""
@@ -293,9 +312,8 @@ class Trainer:
         start = self.step % ((stream - 1) // length) * length
         if start == 0:
             self.state = None  # the streams start again
-        return self.train_tokens[: stream * size].view(size, stream)[
-            :, start : start + length + 1
-        ]
+        starts = torch.arange(size, device="cpu") * stream + start
+        return windows_at(self.train_tokens, starts, length)
 
     def _share(self, batch: Tensor) -> tuple[Tensor, float]:
         """Return the rows of this process, and their weight in the mean loss."""
@@ -314,6 +332,8 @@ class Trainer:
         )
         last = self.step == self.recipe.steps
         windows = validation.last_windows if last else validation.windows
+        if self.best is not None and self.best.final:  # the run has got more steps
+            self.best = validation.compared(self.best, self.model, loss_of)
         loss = loss_of(self.model, windows)
         if not math.isfinite(loss):
             raise FloatingPointError(
@@ -323,10 +343,10 @@ class Trainer:
         now = Best(self.step, loss, last, self.model.state_dict())
         self.best = validation.update_best(self.best, self.model, now, loss_of)
         values: dict[str, Any] = {"val_loss": loss, "sample": ""}
-        if self.recipe.sample and self.processes.is_first:
-            values["sample"] = self.model.generate(
-                self.prompt, self.recipe.sample, seed=self.recipe.seed
-            )
+        tokenizer, count = self.model.tokenizer, self.recipe.sample
+        if tokenizer is not None and count and self.processes.is_first:
+            ids = self.model.generate(self.prompt, count, seed=self.recipe.seed)
+            values["sample"] = tokenizer.decode(ids.tolist())
         if self.settings.config.variant != "parallel":
             values["layer_weights"] = self.model.layer_weights().tolist()
         return values
@@ -381,14 +401,13 @@ def check_shares(recipe: Recipe, processes: int) -> None:
     # have a gradient.
     if (shortest := recipe.batch_shape(0)[1]) < 2:
         raise ValueError(
-            "several processes need sequences of at least 2 characters, got "
-            f"{shortest}"
+            f"several processes need sequences of at least 2 tokens, got {shortest}"
         )
 
 
 def split_tokens(
-    tokens: Tensor, recipe: Recipe, source: str | None
-) -> tuple[Tensor, Tensor]:
+    tokens: Tokens, recipe: Recipe, source: str | None
+) -> tuple[Tokens, Tokens]:
     """Return the tokens [N] for training and for validation.
 
     Raises:
@@ -400,13 +419,13 @@ def split_tokens(
         hint = "; to train on a file, pass its Path" if source is None else ""
         raise ValueError(
             f"the last tenth of the text must have more than seq_len={length} "
-            f"characters, got {len(held_out)} of {total}{hint}"
+            f"tokens, got {len(held_out)} of {total}{hint}"
         )
     needed = recipe.batch_size * (length + 1)
     if recipe.carry and len(train) < needed:
         raise ValueError(
             "with carry, the first nine tenths of the text must have at least "
-            f"batch_size * (seq_len + 1) = {needed} characters, got {len(train)} of "
+            f"batch_size * (seq_len + 1) = {needed} tokens, got {len(train)} of "
             f"{total}"
         )
     return train, held_out

@@ -72,12 +72,15 @@ def _line(metric: Metric) -> bytes:
     return json.dumps(metric).encode() + b"\n"
 
 
-def read_metrics(folder: Path, expected: Fingerprint, step: int) -> list[Metric]:
+def read_metrics(
+    folder: Path, expected: Fingerprint | None, step: int
+) -> list[Metric]:
     """Read the metrics that belong to a checkpoint; later ones are ignored.
 
     Args:
         folder: the folder of the run.
-        expected: the fingerprint in the checkpoint.
+        expected: the fingerprint in the checkpoint. None, in a checkpoint of version
+            0.1.0, means the lines up to its step.
         step: the step of the checkpoint.
 
     Raises:
@@ -95,8 +98,8 @@ def read_metrics(folder: Path, expected: Fingerprint, step: int) -> list[Metric]
         )
     with reading_file(path) as file:
         size = os.fstat(file.fileno()).st_size
-        data = file.read(min(size, expected.size))
-    if sha256(data) != expected.sha256:
+        data = file.read(size if expected is None else min(size, expected.size))
+    if expected is not None and sha256(data) != expected.sha256:
         problem = f"its first {expected.size} bytes differ"
         if size < expected.size:
             problem = f"only {size} of {expected.size} bytes are left"
@@ -110,6 +113,8 @@ def read_metrics(folder: Path, expected: Fingerprint, step: int) -> list[Metric]
             _metric(f"line {number}", line)
             for number, line in enumerate(lines, start=1)
         ]
+        if expected is None:
+            metrics = [metric for metric in metrics if metric["step"] <= step]
         if not metrics or metrics[-1]["step"] != step:
             got = metrics[-1]["step"] if metrics else 0
             raise ValueError(

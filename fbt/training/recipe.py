@@ -1,12 +1,11 @@
 """Settings of a training run, its schedules, and the presets."""
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 from fbt._checks import check_bool, check_choice, check_int, check_real
-from fbt.config import LARGEST_SIZE
-from fbt.shared_kv import SharedKVBody
+from fbt.config import LARGEST_SIZE, Backend
 
 LARGEST_COUNT = 2**63 - 1  # the largest int64, which also converts to a float
 
@@ -18,7 +17,7 @@ class Recipe:
     Args:
         steps: optimiser steps.
         batch_size: sequences per step.
-        seq_len: characters per sequence, T.
+        seq_len: tokens per sequence, T.
         lr: peak learning rate of AdamW.
         min_lr_ratio: final learning rate as a fraction of `lr`.
         warmup: steps of linear warm-up.
@@ -27,20 +26,22 @@ class Recipe:
         beta2: decay rate of AdamW's squared gradients; beta1 is 0.9.
         clip: largest norm of the gradient; 0 disables clipping.
         curriculum: length of the first sequences, which doubles up to `seq_len` over
-            the first half of the steps, with about as many characters per step; 0
+            the first half of the steps, with about as many tokens per step; 0
             disables it.
         carry: read the text in order, and carry the detached memory from block to
             block.
         eval_every: steps between evaluations.
         eval_windows: validation windows per evaluation, always the same; the last
-            evaluation uses all of them, or evenly spaced ones with 131,072 characters
-            in total if there are more.
-        sample: characters of text to generate at each evaluation.
+            evaluation uses all of them, or evenly spaced ones with 131,072 tokens in
+            total if there are more.
+        sample: tokens of text to generate at each evaluation.
         checkpoint_every: steps between checkpoints.
         seed: seed of initial weights, batches and dropout.
         backend: how the body is computed, "auto", "reference", "stack" (feedback and
             shared-kv), "sequence" or "native" (both shared-kv). "auto" is resolved
             once, when the run begins; a resumed run keeps its backend.
+        recompute: store less for the backward pass, and recompute the rest; for
+            shared-kv with the backends "auto", "sequence", "native" and "triton".
 
     Raises:
         TypeError, ValueError: if a setting is of the wrong type or out of range; the
@@ -63,7 +64,8 @@ class Recipe:
     sample: int = 100
     checkpoint_every: int = 250
     seed: int = 0
-    backend: str = "auto"
+    backend: Backend = "auto"
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -82,8 +84,18 @@ class Recipe:
         for name in ("lr", "weight_decay", "clip", "min_lr_ratio", "beta2"):
             # Any real number is accepted, but a checkpoint stores floats.
             object.__setattr__(self, name, float(getattr(self, name)))
+        for field in fields(self):
+            # An integer of NumPy is accepted, but JSON has only ints.
+            if field.type is int:
+                object.__setattr__(self, field.name, int(getattr(self, field.name)))
         check_bool("carry", self.carry)
-        check_choice("backend", self.backend, ("auto", *SharedKVBody.backends))
+        check_bool("recompute", self.recompute)
+        check_choice("backend", self.backend, get_args(Backend))
+        if self.recompute and self.backend in ("reference", "stack"):
+            raise ValueError(
+                "recompute needs backend 'auto', 'sequence' or 'native', got "
+                f"{self.backend!r}"
+            )
         if self.carry and self.curriculum:
             got = self.curriculum
             raise ValueError(
@@ -130,7 +142,8 @@ class Preset:
     about: str
 
 
-PRESETS = {
+PresetName = Literal["tiny", "small", "base"]
+PRESETS: dict[PresetName, Preset] = {
     "tiny": Preset(
         {"d_model": 64, "n_heads": 4, "n_layers": 2, "span": 32},
         {

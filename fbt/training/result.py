@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fbt._text import one_line
+from fbt.config import Backend
 from fbt.language_model import LanguageModel, model_bytes
 from fbt.pretrained import WEIGHTS_FILE
 from fbt.training.checkpoint import Best
@@ -26,7 +27,7 @@ class Run:
             last step.
         settings: the settings of the run.
         metrics: one dict per step with "step", "loss" (training loss in nats per
-            character), "grad_norm" (before clipping), "lr", "length" (characters per
+            token), "grad_norm" (before clipping), "lr", "length" (tokens per
             sequence) and "seconds" since the start; and one per evaluation with
             "step", "val_loss", the generated "sample", the "layer_weights" [L + 1] of
             a feedback model, and "seconds".
@@ -34,7 +35,7 @@ class Run:
         folder: the folder of the files, or None. `model.safetensors` contains the
             weights of `model`, the checkpoint those of the last step.
         best: the best evaluation so far, or None before the first one. It has the
-            attributes `step`, `val_loss` in nats per character, and `weights`, for
+            attributes `step`, `val_loss` in nats per token, and `weights`, for
             `model.load_state_dict`.
         backend: the backend that computed the run, for example "native". It is never
             "auto".
@@ -46,7 +47,7 @@ class Run:
     finished: bool
     folder: Path | None
     best: Best | None
-    backend: str
+    backend: Backend
 
     @property
     def step(self) -> int:
@@ -60,7 +61,7 @@ class Run:
 
     @property
     def val_loss(self) -> float:
-        """The validation loss of `model` in nats per character.
+        """The validation loss of `model` in nats per token.
 
         For an interrupted run, it is the loss of the last evaluation, which is in
         `evaluations[-1]`.

@@ -18,12 +18,13 @@ class Settings:
     Attributes:
         config: sizes and options of the model.
         recipe: settings of the training.
-        data: the source of the text: "tiny-shakespeare", the path of a file, or None
-            for a text that was passed in Python. It is not compared between runs; the
-            hash of the text is.
-        data_sha256: SHA-256 of the text in UTF-8.
-        init_from: the folder of the parallel model that initialised the run, "a
-            model" if it was passed in Python, or None.
+        data: the source of the text: "tiny-shakespeare", the path of a file of text
+            or tokens, or None for what was passed in Python. It is not compared
+            between runs; the hash is.
+        data_sha256: SHA-256 of the text in UTF-8 or, unless its tokens are its
+            characters, of the tokens as little-endian uint32.
+        init_from: the name or folder of the model that initialised the run, "a model"
+            if it was passed in Python, or None.
     """
 
     config: Config
@@ -40,6 +41,10 @@ class Settings:
         for name in ("data", "init_from"):
             check_instance(name, getattr(self, name), str, type(None))
         check_backend(self.recipe.backend, self.config.variant, "auto")
+        if self.recipe.recompute:
+            check_choice(
+                "variant with recompute", self.config.variant, ("shared-kv",)
+            )
 
     def to_json(self) -> str:
         """Return all settings as a JSON object."""

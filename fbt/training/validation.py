@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from fbt.data import even_windows
+from fbt.data import Tokens, even_windows
 from fbt.evaluation_copy import evaluation_copy
 from fbt.language_model import LanguageModel
 from fbt.training.checkpoint import Best
@@ -16,8 +16,8 @@ from fbt.training.processes import Processes
 from fbt.training.progress import tqdm
 from fbt.training.recipe import Recipe
 
-# The largest number of characters in the last evaluation. The validation text of Tiny
-# Shakespeare has 111,540.
+# The largest number of tokens in the last evaluation. The validation text of Tiny
+# Shakespeare has 111,540 characters.
 LAST_CHARACTERS = 131_072
 BATCH_SIZE = 128  # windows per forward pass; an interrupt is noticed in between
 
@@ -37,7 +37,7 @@ class Validation:
         last_windows: those of the last evaluation.
     """
 
-    def __init__(self, tokens: Tensor, recipe: Recipe, processes: Processes) -> None:
+    def __init__(self, tokens: Tokens, recipe: Recipe, processes: Processes) -> None:
         self._processes = processes
         length = recipe.seq_len
         count = min(recipe.eval_windows, len(tokens) - length)
@@ -83,6 +83,15 @@ class Validation:
                 total += total_loss(model, self._processes.share(batch))
                 bar.update(len(batch))
         return self._processes.total(total) / windows[:, 1:].numel()
+
+    def compared(self, best: Best, model: LanguageModel, loss_of: LossOf) -> Best:
+        """Return the best weights of a finished run that goes on.
+
+        Their loss is computed again, over the windows of the evaluations to come.
+        """
+        earlier = copy.deepcopy(model)
+        earlier.load_state_dict(best.weights)
+        return replace(best, final=False, val_loss=loss_of(earlier, self.windows))
 
     def update_best(
         self, best: Best | None, model: LanguageModel, now: Best, loss_of: LossOf

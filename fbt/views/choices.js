@@ -4,11 +4,20 @@
 // unique in a page, and the style of a figure must not affect others.
 const NAMES = /(\bid="|url\(#|href="#)/g;
 
+// The attributes of a figure that decide how large it is drawn, as JSON.
+function size(figure) {
+  const tag = figure?.match(/<svg[^>]*>/)?.[0];
+  if (!tag) return undefined;
+  const parts = [...tag.matchAll(/\b(width|height|viewBox)="([^"]*)"/g)];
+  return JSON.stringify(Object.fromEntries(parts.map((part) => part.slice(1))));
+}
+
 function render({ model, el }) {
   const { controls, results } = model.get("data");
   const root = element("div", { class: "fbt-view-root fbt-choices" });
   const bar = element("div", { class: "fbt-controls" });
-  const picture = element("div", { class: "fbt-figure" });
+  const picture = element("div", { class: "fbt-figure fbt-room" });
+  const words = element("div", { class: "fbt-room" });
   const result = element("pre", {
     class: "fbt-result", "aria-live": "polite", tabindex: 0,
   });
@@ -33,7 +42,12 @@ function render({ model, el }) {
     bar.append(label);
     return { name, values, input, output };
   });
-  root.append(bar, picture, result);
+  root.append(bar, picture, words);
+  words.append(result, ...results.map(({ text }) =>
+    element("pre", { class: "fbt-sizer", "aria-hidden": "true" }, text)));
+  const sizers = [...new Set(results.map(({ figure }) => size(figure)))]
+    .filter(Boolean)
+    .map((box) => drawn("svg", { ...JSON.parse(box), class: "fbt-sizer" }));
 
   function draw() {
     let index = 0; // of the result
@@ -48,7 +62,7 @@ function render({ model, el }) {
     }
     const { text, figure } = results[index];
     result.textContent = text;
-    picture.replaceChildren();
+    picture.replaceChildren(...sizers);
     if (figure) {
       const unique = figure.replace(NAMES, `$1${prefix}`)
         .replace("*{", `#${prefix}figure *{`);

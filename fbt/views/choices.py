@@ -168,22 +168,20 @@ def control(name: str, values: list[Any], first: Any) -> Any:
     """Return an ipywidget: a slider for numbers, a field with options for texts."""
     import ipywidgets
 
-    name = name.replace("_", " ")
-    if not are_numbers(values):
-        return ipywidgets.Combobox(
-            description=name, value=first, options=values, continuous_update=False
-        )
-    low, high = min(values), max(values)
     options = {
-        "description": name,
+        "description": name.replace("_", " "),
+        "style": {"description_width": "initial"},  # others are cut
         "value": first,
-        "min": low,
-        "max": high,
         "continuous_update": False,
     }
+    if not are_numbers(values):
+        return ipywidgets.Combobox(**options, options=values)
+    options |= {"min": min(values), "max": max(values)}
     if all(isinstance(value, int) for value in values):
         return ipywidgets.IntSlider(**options)
-    return ipywidgets.FloatSlider(**options, step=(high - low) / 100)
+    digits = max(len(f"{value:g}".partition(".")[2]) for value in values)
+    step, form = 10.0**-digits, f".{digits}f"
+    return ipywidgets.FloatSlider(**options, step=step, readout_format=form)
 
 
 def to_json(result: Any) -> dict[str, str]:

@@ -33,6 +33,10 @@ function percent(weight) {
   return weight < 0.005 ? "under 1 %" : `${Math.round(100 * weight)} %`;
 }
 
+function nameOf(layer) {
+  return layer ? `layer ${layer}` : "the embedding";
+}
+
 const SVG = "http://www.w3.org/2000/svg";
 
 function drawn(name, attributes = {}, text = "") {
@@ -44,15 +48,53 @@ function uniqueId() {
   return `fbt-${Math.random().toString(36).slice(2, 10)}`;
 }
 
+// A worker that runs a text, which also works on pages from a disk.
+function startWorker(source) {
+  const url = URL.createObjectURL(new Blob(['"use strict";\n', source]));
+  const worker = new Worker(url);
+  URL.revokeObjectURL(url);
+  return worker;
+}
+
+const ASKED = "fbt-live"; // in the session: the reader has asked for the weights
+
+// What is remembered for the session may be forbidden, as in a sandbox.
+function remember(value) {
+  try {
+    if (value) sessionStorage.setItem(ASKED, value);
+    return sessionStorage.getItem(ASKED);
+  } catch {
+    return null;
+  }
+}
+
+function megabytes(bytes) {
+  return `${(bytes / 1e6).toFixed(1)} MB`;
+}
+
+// Load the weights of a model, which are in the page or in a script beside it.
+function weightsOf({ packed, key, source }) {
+  const found = packed ?? globalThis.fbtModels?.[key];
+  if (found) return Promise.resolve(found);
+  return new Promise((resolve, reject) => {
+    const script = element("script", { src: source });
+    script.onload = () => resolve(globalThis.fbtModels[key]);
+    script.onerror = () => reject(new Error(`${source} was not found`));
+    document.head.append(script);
+  });
+}
+
 // A text as a list box: one tab stop, with arrow keys inside. Characters can be
-// chosen, or hovered over.
+// chosen, or hovered over, and added and removed at the end.
 function characters(tokens, label, { chosen, choose, hover }) {
   const id = uniqueId();
   const list = element("div", {
     role: "listbox", tabindex: 0, class: "fbt-text", "aria-label": label,
   });
+  const spans = [];
   let word; // lines break between words
-  const spans = tokens.map((token, i) => {
+  function append(token) {
+    const i = spans.length;
     const attributes = { role: "option", id: `${id}-${i}`, "data-i": i };
     const span = element("span", attributes, shown(token));
     if (!word) list.append((word = element("span", { role: "presentation" })));
@@ -62,8 +104,9 @@ function characters(tokens, label, { chosen, choose, hover }) {
       word = undefined;
     }
     if (token.includes("\n")) list.append(element("br"));
-    return span;
-  });
+    spans.push(span);
+  }
+  tokens.forEach(append);
   const index = ({ target }) => Number(target.closest?.("[data-i]")?.dataset.i ?? -1);
   list.addEventListener("pointerover", (event) => {
     if (index(event) >= 0 && event.pointerType !== "touch") hover(index(event));
@@ -79,7 +122,18 @@ function characters(tokens, label, { chosen, choose, hover }) {
     choose(next);
     spans[next].scrollIntoView({ block: "nearest" });
   });
-  return { list, spans };
+  // Remove the characters from `length` on.
+  function truncate(length) {
+    for (const span of spans.splice(length)) {
+      const own = span.parentNode;
+      span.remove();
+      if (own.nextSibling?.nodeName === "BR") own.nextSibling.remove();
+      if (!own.hasChildNodes()) own.remove();
+    }
+    const last = spans.at(-1);
+    word = last?.classList.contains("fbt-blank") ? undefined : last?.parentNode;
+  }
+  return { list, spans, append, truncate };
 }
 
 // Mark a character as selected.
@@ -109,4 +163,94 @@ function move(key, spans, query) {
     if (rows > 2 && apart < distance) [best, distance] = [i, apart];
   });
   return best;
+}
+
+// Cells in rows and columns as a grid: one tab stop, with arrow keys inside, and a
+// drawing behind the cells in which each cell has the given size. `rows` and
+// `columns` are the names of both.
+function cellGrid(label, rows, columns, size, { chosen, choose, hover }) {
+  const root = element("div", {
+    role: "grid", class: "fbt-grid", "aria-label": label,
+  });
+  root.style.setProperty("--columns", columns.length);
+  const behind = drawn("svg", {
+    viewBox: `0 0 ${columns.length * size.width} ${rows.length * size.height}`,
+    preserveAspectRatio: "none", "aria-hidden": "true", class: "fbt-behind",
+  });
+  behind.style.gridArea = `1 / 2 / ${rows.length + 1} / -1`;
+  const place = (node, row, column) => {
+    node.style.gridArea = `${row + 1} / ${column + 1}`;
+    return node;
+  };
+  const cells = rows.map((name, row) => {
+    const line = element("div", { role: "row" });
+    line.append(place(element("div", { role: "rowheader" }, name), row, 0));
+    const own = columns.map((column, i) => place(element("div", {
+      role: "gridcell", tabindex: -1, "data-at": `${row} ${i}`,
+    }), row, i + 1));
+    line.append(...own);
+    root.append(line);
+    return own;
+  });
+  const foot = element("div", { role: "row" });
+  foot.append(place(element("div", { role: "columnheader" }), rows.length, 0));
+  columns.forEach((name, i) => foot.append(
+    place(element("div", { role: "columnheader" }, name), rows.length, i + 1)));
+  root.append(foot, behind);
+
+  const at = ({ target }) =>
+    target.closest?.("[data-at]")?.dataset.at.split(" ").map(Number);
+  root.addEventListener("click", (event) => at(event) && choose(...at(event)));
+  root.addEventListener("pointerover", (event) => {
+    if (at(event) && event.pointerType !== "touch") hover(...at(event));
+  });
+  root.addEventListener("pointerleave", () => hover());
+  root.addEventListener("keydown", (event) => {
+    const moves = {
+      ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1],
+      Home: [0, -columns.length], End: [0, columns.length],
+      Enter: [0, 0], " ": [0, 0],
+    };
+    if (!(event.key in moves)) return;
+    event.preventDefault();
+    const limits = [rows.length - 1, columns.length - 1];
+    const [row, column] = (at(event) ?? chosen()).map((value, i) =>
+      Math.min(limits[i], Math.max(0, value + moves[event.key][i])));
+    choose(row, column);
+    cells[row][column].focus();
+  });
+  // Mark the cell that the tab key reaches, and whether it is selected.
+  function mark(row, column, isSelected = true) {
+    for (const cell of cells.flat()) {
+      const isIt = cell === cells[row][column];
+      cell.tabIndex = isIt ? 0 : -1;
+      cell.setAttribute("aria-selected", isIt && isSelected);
+    }
+  }
+  return { root, cells, behind, mark };
+}
+
+// A button that starts and stops calls of `tick`, which returns whether to go on.
+// Readers who want less motion get a single call per press.
+function player(name, milliseconds, tick) {
+  const isStill = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const button = element("button", { type: "button" });
+  let timer;
+  function stop() {
+    clearInterval(timer);
+    timer = undefined;
+    button.textContent = isStill ? `next ${name} ▶` : "▶ play";
+  }
+  function step() {
+    if (!button.isConnected || !tick()) stop();
+  }
+  button.addEventListener("click", () => {
+    if (timer) return stop();
+    if (isStill) return step();
+    button.textContent = "⏸ pause";
+    timer = setInterval(step, milliseconds);
+    return step();
+  });
+  stop();
+  return { button, stop, isStill, isPlaying: () => timer !== undefined };
 }

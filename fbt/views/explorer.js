@@ -75,11 +75,17 @@ function render({ model, el }) {
     label.append(list);
     controls.append(label);
   }
-  root.append(controls);
+  const hint = element("p", { class: "fbt-hint" },
+    "Try this first: point at a character, or tap it, or walk with the arrow keys. "
+    + "The higher the bar under another one, the more it reads from there.");
+  root.append(hint, controls);
 
-  // A list box per panel.
+  // A list box per panel. What it says stands above, where a tap cannot push it off a
+  // small screen.
   views.forEach((view) => {
-    const section = element("section", { class: "fbt-explorer-panel" });
+    const section = element("section", {
+      class: "fbt-explorer-panel", "data-kind": view.name,
+    });
     if (view.name) section.append(element("p", { class: "fbt-name" }, view.name));
     const title = view.name ? `${view.name}: the text` : "The text";
     const label = `${title}, one character per option`;
@@ -89,7 +95,7 @@ function render({ model, el }) {
       hover: (query) => { hovered = query; draw(); },
     }));
     view.description = element("p", { class: "fbt-words", "aria-live": "polite" });
-    section.append(view.list, view.description);
+    section.append(view.description, view.list);
     root.append(section);
   });
 

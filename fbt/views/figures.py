@@ -5,7 +5,7 @@ with the page's text colour. Line colours have a contrast of at least 3:1 on bot
 lines also differ in their dashes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from io import BytesIO
 from itertools import cycle
 from numbers import Real
@@ -20,6 +20,7 @@ from fbt._checks import (
     check_choice,
     check_float_tensor,
     check_instance,
+    check_int,
     check_items,
     check_path,
     check_values,
@@ -46,6 +47,10 @@ DASHES = ("-", "--", "-.", ":")
 HEAT = "cividis"
 # One colour and one dash for each kind of model, in every figure of the book.
 MODELS = ("parallel", "feedback", "shared-kv", "LSTM")
+# What comes from the layer below, and from the memory: as the models that do it.
+BELOW, MEMORY = COLOURS[:2]
+# The embedding and layers 1 to 4; deeper layers begin again. common.css has the same.
+LAYERS = (INK, "#8F6FD0", "#9A7B1F", "#0E8C96", "#C7517A")
 CHARACTER = 0.11  # inches per readable character on an axis
 
 STYLE: dict[Any, Any] = {
@@ -88,7 +93,7 @@ def use_book_style() -> None:
     set_matplotlib_formats("svg")
 
 
-def style_of(model: str) -> dict[str, str]:
+def style_of(model: str) -> dict[str, Any]:
     """Return the colour and the dash of a kind of model, for `Axes.plot`.
 
     Raises:
@@ -97,6 +102,24 @@ def style_of(model: str) -> dict[str, str]:
     check_choice("model", model, MODELS)
     index = MODELS.index(model)
     return {"color": COLOURS[index], "linestyle": DASHES[index]}
+
+
+def style_of_layer(layer: int) -> dict[str, Any]:
+    """Return the colour and the dash of a layer, for `Axes.plot`; 0 is the embedding.
+
+    Raises:
+        TypeError: if `layer` is not an int.
+        ValueError: if `layer` is negative.
+    """
+    check_int("layer", layer, low=0)
+    index = layer % len(LAYERS)
+    return {"color": LAYERS[index], "linestyle": ("-", *DASHES)[index]}
+
+
+def _styles_of(names: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Return a style for each name: a model's own, or one that no model here has."""
+    free = cycle([model for model in MODELS if model not in names] or MODELS)
+    return {name: style_of(name if name in MODELS else next(free)) for name in names}
 
 
 def svg_of(figure: Figure) -> bytes:
@@ -127,7 +150,8 @@ def loss_curves(
     """Plot the validation losses of runs, with smoothed training losses behind them.
 
     Args:
-        runs: maps names for the legend to the `metrics` of runs of `fbt.train`.
+        runs: maps names for the legend to the `metrics` of runs of `fbt.train`. The
+            names in `MODELS` have their own colours.
         over: the horizontal axis, "step" or "seconds".
 
     Raises:
@@ -138,8 +162,8 @@ def loss_curves(
     _check_metrics(runs, over)
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots()
-        looks = cycle(zip(COLOURS, DASHES, strict=True))
-        for (name, metrics), (colour, dash) in zip(runs.items(), looks, strict=False):
+        for name, style in _styles_of(runs).items():
+            metrics = runs[name]
             training = [(m[over], m["loss"]) for m in metrics if "loss" in m]
             validation = [
                 (m[over], m["val_loss"]) for m in metrics if "val_loss" in m
@@ -148,21 +172,12 @@ def loss_curves(
                 x, y = np.array(training).T
                 width = max(1, len(y) // 50)
                 smooth = np.convolve(y, np.ones(width) / width, mode="valid")
-                axes.plot(
-                    x[width - 1 :], smooth, color=colour, linewidth=0.7, linestyle="-"
-                )
+                thin = style | {"linestyle": "-"}
+                axes.plot(x[width - 1 :], smooth, **thin, linewidth=0.7)
             if validation:
                 x, y = np.array(validation).T
                 marker = "o" if len(x) < 30 else ""
-                axes.plot(
-                    x,
-                    y,
-                    color=colour,
-                    linestyle=dash,
-                    marker=marker,
-                    markersize=4,
-                    label=name,
-                )
+                axes.plot(x, y, **style, marker=marker, markersize=4, label=name)
         axes.set_xlabel({"step": "optimiser step", "seconds": "seconds"}[over])
         axes.set_ylabel("loss, nats per character")
         _add_legend(axes)
@@ -286,14 +301,12 @@ def layer_weights_over_time(
     values = _weight_rows(steps, weights)
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots()
-        looks = cycle(zip((INK, *COLOURS), ("-", *DASHES), strict=True))
-        for l, (colour, dash) in zip(range(values.shape[1]), looks, strict=False):
+        for l in range(values.shape[1]):
             axes.plot(
                 steps,
                 values[:, l],
-                color=colour,
-                linestyle=dash,
-                marker="" if l <= len(COLOURS) else "o",
+                **style_of_layer(l),
+                marker="" if l < len(LAYERS) else "o",
                 markersize=3,
                 label="embedding" if l == 0 else f"layer {l}",
             )
@@ -357,19 +370,10 @@ def cost_against_length(
     _check_costs(lengths, costs)
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots()
-        looks = cycle(zip(COLOURS, DASHES, "os^D", strict=True))
-        for (name, values), (colour, dash, marker) in zip(
-            costs.items(), looks, strict=False
-        ):
-            axes.plot(
-                lengths,
-                values,
-                color=colour,
-                linestyle=dash,
-                marker=marker,
-                markersize=5,
-                label=name,
-            )
+        styles = zip(_styles_of(costs).items(), cycle("os^D"), strict=False)
+        for (name, style), marker in styles:
+            look = style | {"marker": marker}
+            axes.plot(lengths, costs[name], **look, markersize=5, label=name)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xticks(list(lengths), [str(n) for n in lengths])

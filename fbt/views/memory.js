@@ -1,24 +1,22 @@
 // The memory during training: the mixture of layers, and the composition of each
 // memory vector.
 
-const HEIGHT = 44; // of a bar of 100 %, in CSS pixels
-const BELOW = 8; // for negative shares
-
-function nameOf(layer) {
-  return layer ? `layer ${layer}` : "the embedding";
-}
+const HEIGHT = 60; // of a bar of 100 %, in CSS pixels
+const WIDTH = 20;
+const BELOW = 10; // for negative shares
 
 function tenths(share) {
-  return `${(share / 10).toFixed(0).replace("-", "−")} %`;
+  const rounded = Math.round(share / 10);
+  return `${rounded < 0 ? "−" : ""}${Math.abs(rounded)} %`;
 }
 
 // A stacked bar: positive shares go up from the base line, negative ones down.
 function bar(layers) {
   const picture = drawn("svg", {
-    width: 11, height: HEIGHT + BELOW, "aria-hidden": "true",
+    width: WIDTH + 2, height: HEIGHT + BELOW, "aria-hidden": "true",
   });
   const rects = layers.map((layer) =>
-    drawn("rect", { x: 1, width: 9, class: `fbt-part-${layer % 5}` }));
+    drawn("rect", { x: 1, width: WIDTH, class: `fbt-part-${layer % 5}` }));
   picture.append(...rects);
   return {
     picture,
@@ -57,6 +55,10 @@ function render({ model, el }) {
   label.append(slider, " ", output);
   controls.append(label);
 
+  const hint = element("p", { class: "fbt-hint" },
+    "Try this first: pull the slider to the right, and watch the bars of what each "
+    + "character leaves in the memory.");
+
   // The mixture: a horizontal bar and a legend.
   const mixture = element("div", { class: "fbt-mixture", "aria-hidden": "true" });
   const segments = layers.map((layer) =>
@@ -85,7 +87,7 @@ function render({ model, el }) {
     return stacked;
   });
   const description = element("p", { class: "fbt-words", "aria-live": "polite" });
-  root.append(controls, mixture, legend, text.list, description);
+  root.append(hint, controls, mixture, legend, text.list, description);
 
   function draw() {
     const query = hovered >= 0 ? hovered : value("query");
@@ -100,7 +102,7 @@ function render({ model, el }) {
     bars.forEach((stacked, i) => stacked.show(now.shares[i]));
     select(text, query);
     const shares = now.shares[query].map((share, layer) =>
-      `${nameOf(layer)} ${tenths(share)}`);
+      `${tenths(share)} ${nameOf(layer)}`);
     description.textContent =
       `“${shown(tokens[query])}”, step ${query + 1} of ${tokens.length}, `
       + `after ${now.step} training steps. `

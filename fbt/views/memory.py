@@ -1,7 +1,7 @@
 """The composition of the memory vectors during training."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -39,6 +39,8 @@ def snapshot(model: LanguageModel, tokens: Tensor) -> Snapshot:
 
 class MemoryExplorer(View):
     """The composition of each memory vector of a text, with a slider over training.
+
+    It starts with the first snapshot.
 
     Args:
         tokens: the T texts of the steps, usually characters.
@@ -85,12 +87,12 @@ class MemoryExplorer(View):
             {"step": step, "mixture": per_mille(mixture), "shares": per_mille(shares)}
             for step, (mixture, shares) in snapshots.items()
         ]
-        start = {"query": query, "moment": len(moments) - 1}
+        start = {"query": query, "moment": 0}
         super().__init__(
             "memory",
             {"tokens": self.tokens, "moments": moments},
             start,
-            "".join(self.tokens),
+            "\n".join(["".join(self.tokens), "", *mixtures(moments)]),
         )
 
     @property
@@ -106,6 +108,18 @@ class MemoryExplorer(View):
     def __repr__(self) -> str:
         snapshots = len(self._data["moments"])
         return f"MemoryExplorer({len(self.tokens)} tokens, {snapshots} snapshots)"
+
+
+def mixtures(moments: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return lines with the share of each layer in the memory during training."""
+    layers = range(1, len(moments[0]["mixture"]))
+    names = ["training step", "embedding", *(f"layer {layer}" for layer in layers)]
+    lines = ["  ".join(names)]
+    for moment in moments:
+        shares = [f"{share / 10:.0f} %" for share in moment["mixture"]]
+        cells = zip(names, [str(moment["step"]), *shares], strict=True)
+        lines.append("  ".join(cell.rjust(len(name)) for name, cell in cells))
+    return lines
 
 
 def per_mille(shares: Tensor) -> list[int] | list[list[int]]:

@@ -1,11 +1,14 @@
 """The recurrence, one vector at a time, and what each layer attends to."""
 
 from collections.abc import Sequence
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from fbt._checks import check_instance, check_int
+from fbt._checks import check_choice, check_instance, check_int
+from fbt.language_model import LanguageModel
+from fbt.views.live import loaded, source_of
+from fbt.views.packing import characters_of
 from fbt.views.trace import Trace
 from fbt.views.view import View, check_finite, check_shape, texts_of
 
@@ -21,17 +24,28 @@ class RecurrenceExplorer(View):
         read: the values the model computed, from `fbt.views.trace.trace`.
         moment: the moment shown first. Each step has L + 3 moments: its embedding,
             its L layers, its memory vector, and its key and value.
+        model: reads the texts that a reader types, at most 12 characters, in the page
+            (see `fbt.views.live.LiveModel`); or the name of a model that ships with
+            the package. None means that readers cannot type.
 
-    In a live notebook, `moment` follows the reader's selection.
+    A reader plays the moments or moves between them, and selects vectors to see their
+    numbers. In a live notebook, `moment` follows the reader's selection.
 
     Raises:
         TypeError: if an argument, or a field of `read`, has another type.
         ValueError: if the shapes do not match, there are several caches, a number is
-            not finite, or `moment` is out of range.
+            not finite, `moment` is out of range, or `model` has another variant or
+            cannot run in a page.
+        FileNotFoundError: if there is no model of a name.
     """
 
     def __init__(
-        self, tokens: Sequence[str], read: Trace, *, moment: int = 0
+        self,
+        tokens: Sequence[str],
+        read: Trace,
+        *,
+        moment: int = 0,
+        model: LanguageModel | str | None = None,
     ) -> None:
         self.tokens = texts_of(tokens)
         steps = len(self.tokens)
@@ -39,7 +53,7 @@ class RecurrenceExplorer(View):
         check_instance("read", read, Trace)
         layers = check_trace(read, steps)
         check_int("moment", moment, low=0, high=steps * (layers + 3) - 1)
-        data = {
+        data: dict[str, Any] = {
             "tokens": self.tokens,
             "width": read.memory.shape[-1],
             "mixture": [round(share, 3) for share in read.mixture.tolist()],
@@ -51,7 +65,19 @@ class RecurrenceExplorer(View):
             "values": first_numbers(read.values[0]),
             "weights": (1000 * read.weights.mean(1)).round().int().tolist(),
         }
-        super().__init__("recurrence", data, {"moment": moment}, "".join(self.tokens))
+        if model is not None:
+            data["model"] = reader_of(model)
+            self.worker = ("engine.js", "recurrence_worker.js")
+        start = {"moment": moment, "cell": -1}  # no cell is selected
+        super().__init__("recurrence", data, start, last_step(self.tokens, data))
+
+    def _repr_mimebundle_(
+        self, include: Any = None, exclude: Any = None
+    ) -> dict[str, Any]:
+        """Return only HTML if there are weights, which a widget would repeat."""
+        if "model" not in self._data:
+            return super()._repr_mimebundle_(include, exclude)
+        return {"text/plain": repr(self), "text/html": self.to_html()}
 
     @property
     def moment(self) -> int:
@@ -61,6 +87,19 @@ class RecurrenceExplorer(View):
     def __repr__(self) -> str:
         layers = len(self._data["outputs"]) - 1
         return f"RecurrenceExplorer({len(self.tokens)} tokens, {layers} layers)"
+
+
+def reader_of(model: LanguageModel | str) -> dict[str, Any]:
+    """Return what a page needs to read texts: a model's weights and vocabulary.
+
+    Raises:
+        TypeError, ValueError, FileNotFoundError: as in `RecurrenceExplorer`.
+    """
+    reader = loaded("model", model)
+    check_choice("the variant of model", reader.config.variant, ["shared-kv"])
+    longest = min(MAX_STEPS, reader.config.span)
+    vocabulary = characters_of(reader).vocabulary
+    return source_of(model) | {"vocabulary": vocabulary, "longest": longest}
 
 
 def check_trace(read: Trace, steps: int) -> int:
@@ -86,9 +125,26 @@ def check_trace(read: Trace, steps: int) -> int:
     return layers
 
 
-def first_numbers(vectors: Tensor) -> list[list[int]]:
-    """Return the first numbers of vectors [T, d], scaled to ints from -100 to 100."""
-    shown = vectors[:, :SHOWN_NUMBERS].float()
-    largest = shown.abs().max().clamp_min(torch.finfo().tiny)
-    numbers: list[list[int]] = (100 * shown / largest).round().int().tolist()
-    return numbers
+def last_step(tokens: Sequence[str], data: dict[str, Any]) -> str:
+    """Return a text with the shares of the memory and what the last step reads."""
+    shares = [f"{100 * share:3.0f} %" for share in data["mixture"]]
+    lines = [
+        f"The text: {''.join(tokens)}",
+        "Shares in each memory vector:",
+        f"  embedding {shares[0]}",
+        *(f"  layer {layer}   {share}" for layer, share in enumerate(shares[1:], 1)),
+    ]
+    if len(tokens) > 1:
+        lines.append(
+            f"What step {len(tokens)} reads of steps 1 to {len(tokens) - 1}:"
+        )
+    for layer, weights in enumerate(data["weights"], 1):
+        reads = (f"{weight / 10:3.0f} %" for weight in weights[-1][:-1])
+        lines += [f"  layer {layer}   {' '.join(reads)}"] * (len(tokens) > 1)
+    return "\n".join(lines)
+
+
+def first_numbers(vectors: Tensor) -> list[list[float]]:
+    """Return the first numbers of vectors [T, d], in hundredths."""
+    shown = vectors[:, :SHOWN_NUMBERS].double()
+    return [[round(number, 2) for number in row] for row in shown.tolist()]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fbt._checks import check_bool, describe
-from fbt._repository import BRANCH, URL
+from fbt._repository import BRANCH, PLACEHOLDER, URL
 
 PACKAGE = Path(__file__).parents[1]
 # JupyterLab would break lines inside words; its colours fit its theme.
@@ -81,7 +81,8 @@ class Source:
         from pygments.lexers import PythonLexer
 
         where = html.escape(self.where)
-        if self.link:
+        # The book leads links without an address to its own pages; a notebook cannot.
+        if self.link and f"/{PLACEHOLDER}/" not in self.link:
             where = f'<a href="{html.escape(self.link)}">{where}</a>'
         code = highlight(self.code, PythonLexer(), HtmlFormatter(nowrap=True))
         block = f'<pre style="{SCROLLING}">{code}</pre>'

@@ -55,14 +55,11 @@ def trace(model: LanguageModel, tokens: Tensor) -> Trace:
         raise ValueError(
             f"tokens must be 1 to {model.config.span} (the span), got {len(tokens)}"
         )
-    outputs_of_steps: list[Tensor] = []
-    body.memory.register_forward_pre_hook(
-        lambda _, args: outputs_of_steps.append(torch.cat(args[0], dim=1)[0])
-    )
+    outputs = model.layer_outputs(tokens[None])[:, 0].transpose(0, 1)
     with without_gradients():
         x = model.token_embedding(tokens[None])
         _, state, weights = body(x, backend="stack", need_weights=True)
-        outputs, mixture = torch.stack(outputs_of_steps), body.layer_weights()
+        mixture = body.layer_weights()
         keys, values = (
             torch.stack([cache[0].transpose(0, 1).flatten(1) for cache in kind])
             for kind in (state.keys, state.values)
@@ -87,10 +84,13 @@ def memory_shares(read: Trace) -> Tensor:
         TypeError: if `read` is not a `Trace`.
     """
     check_instance("read", read, Trace)
-    added = torch.diff(
-        read.outputs, dim=1, prepend=torch.zeros_like(read.outputs[:, :1])
-    )
-    terms = read.mixture.flip(0).cumsum(0).flip(0)[:, None] * added
+    return shares_in_memory(read.outputs, read.mixture)
+
+
+def shares_in_memory(outputs: Tensor, mixture: Tensor) -> Tensor:
+    """Compute `memory_shares` from outputs [T, L + 1, d] and a mixture [L + 1]."""
+    added = torch.diff(outputs, dim=1, prepend=torch.zeros_like(outputs[:, :1]))
+    terms = mixture.flip(0).cumsum(0).flip(0)[:, None] * added
     terms = terms - terms.mean(-1, keepdim=True)
     memory = terms.sum(1, keepdim=True)
     return (terms * memory).sum(-1) / memory.square().sum(-1)

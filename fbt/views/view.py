@@ -37,6 +37,9 @@ class View:
     """
 
     library = "anywidget"  # imported by `live`
+    # Files that a worker runs, in this order; the script finds their joined text as
+    # WORKER. They are plain scripts, without imports and exports.
+    worker: tuple[str, ...] = ()
 
     def __init__(
         self, name: str, data: dict[str, Any], start: dict[str, int], text: str
@@ -62,10 +65,12 @@ class View:
         """Return the view as self-contained HTML; the text is its fallback."""
         # Escape "<": "</script>" would end the script, and "<!--" could hide its end.
         state = json.dumps({"data": self._data} | self._start).replace("<", "\\u003c")
-        code = script(self._name).replace("export default", "const view =")
+        code = script(self._name, self.worker).replace(
+            "export default", "const view ="
+        )
         return (
             f"<style>{style(self._name)}</style>"
-            f'<div class="fbt-view"><pre>{html.escape(self._text)}</pre></div>'
+            f'<div class="fbt-view">{self._still()}</div>'
             f"<script>(() => {{\n{code}\n"
             "const el = document.currentScript.previousElementSibling;\n"
             f"const state = {state};\n"
@@ -75,6 +80,10 @@ class View:
             "  save_changes: () => {},\n"
             "} });\n})();</script>"
         )
+
+    def _still(self) -> str:
+        """Return the HTML that is shown if no script runs."""
+        return f"<pre>{html.escape(self._text)}</pre>"
 
     def _repr_mimebundle_(
         self, include: Any = None, exclude: Any = None
@@ -92,23 +101,32 @@ class View:
         Raises:
             ImportError: if the widget's library is not installed.
         """
-        return widget(self._name, self._data, self._start)
+        return widget(self._name, self._data, self._start, self.worker)
 
 
-def script(name: str) -> str:
-    """Return a view's JavaScript, a module that exports `render({ model, el })`."""
-    return "\n".join(
-        (HERE / file).read_text(encoding="utf-8")
-        for file in ("common.js", f"{name}.js")
-    )
+def script(name: str, worker: Sequence[str] = ()) -> str:
+    """Return a view's JavaScript, a module that exports `render({ model, el })`.
+
+    Args:
+        name: of the view.
+        worker: see `View.worker`.
+    """
+    code = joined("common.js", f"{name}.js")
+    if not worker:
+        return code
+    # Escape "<": "</script>" would end the script of a page.
+    text = json.dumps(joined(*worker)).replace("<", "\\u003c")
+    return f"const WORKER = {text};\n{code}"
 
 
 def style(name: str) -> str:
     """Return the style sheet of a view."""
-    return "\n".join(
-        (HERE / file).read_text(encoding="utf-8")
-        for file in ("common.css", f"{name}.css")
-    )
+    return joined("common.css", f"{name}.css")
+
+
+def joined(*names: str) -> str:
+    """Return the texts of files of this folder, one after the other."""
+    return "\n".join((HERE / name).read_text(encoding="utf-8") for name in names)
 
 
 def is_live() -> bool:
@@ -135,14 +153,16 @@ def mime_bundle(live: Any) -> dict[str, Any]:
     return dict(bundle[0] if isinstance(bundle, tuple) else bundle)
 
 
-def widget(name: str, data: dict[str, Any], start: dict[str, int]) -> Any:
+def widget(
+    name: str, data: dict[str, Any], start: dict[str, int], worker: Sequence[str] = ()
+) -> Any:
     """Return a view as an anywidget, with a trait for each part of the selection."""
     import anywidget
     import traitlets
 
     traits: dict[str, Any] = {"data": traitlets.Dict().tag(sync=True)}
     traits |= {chosen: traitlets.Int().tag(sync=True) for chosen in start}
-    members = {"_esm": script(name), "_css": style(name)} | traits
+    members = {"_esm": script(name, worker), "_css": style(name)} | traits
     # A front end keeps one style sheet per class name, so each view needs its own.
     return type(f"Live{name.title()}", (anywidget.AnyWidget,), members)(
         data=data, **start
