@@ -1,4 +1,4 @@
-"""Tests on a CUDA device: backends "sequence" and "triton", CUDA graphs and training chapters."""
+"""Tests on a CUDA device: two backends, CUDA graphs and training chapters."""
 
 import gpu
 import pytest

@@ -468,7 +468,7 @@ COMPILERS = ("eager", "aot_eager", "inductor") if LONG else ("eager",)
 @pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_compiled_model_computes_the_same(variant, compiler):
-    """The loop is compiled; "sequence" and "native" run outside of the graph."""
+    """The loop is compiled; the faster backends run outside of the graph."""
     # Without LONG: "auto", and "sequence" where it is supported.
     for backend in ("auto", *ON_CPU[variant])[:: 1 if LONG else 3]:
         torch.compiler.reset()

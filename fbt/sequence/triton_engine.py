@@ -175,7 +175,7 @@ class TritonEngine(Engine):
 
 
 def sizes_of_blocks(L: int, H: int, D: int, F: int) -> dict[str, int]:
-    """Return a model's sizes and those of the blocks that its kernels compute with."""
+    """Return sizes of a model, and of the blocks that its kernels compute with."""
 
     def power(count: int) -> int:
         return 1 << (count - 1).bit_length()
