@@ -380,8 +380,9 @@ WRONG |= {
 
 def added(header: dict[str, Any], *names: str) -> int:
     """Add tensors of one entry each, and return their size in bytes."""
-    for name in names:
-        first = data_size(header)
+    start = data_size(header)
+    for i, name in enumerate(names):
+        first = start + 8 * i
         header[name] = {
             "dtype": "F64",
             "shape": [1],
