@@ -57,7 +57,7 @@ class Example(NamedTuple):
 # Many widths are not powers of two. The last two read more than a block of keys.
 EXAMPLES = (
     Example(1, 3, 1, 5, 2, 1, 0, 4),
-    Example(2, 5, 2, 17, 3, 9, 0, 4),
+    Example(2, 5, 2, 17, 300, 9, 0, 4),  # more sequences than programs
     Example(3, 4, 2, 7, 5, 6, 5, 7, gelu=True, norm_memory=False),
     Example(2, 3, 3, 9, 3, 7, 3, 40, dropout=0.3, recompute=True),
     Example(2, 32, 2, 300, 70, 90, 10, 80, dropout=0.1),

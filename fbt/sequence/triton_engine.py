@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fbt import native
+from fbt._files import sha256
 from fbt._text import one_line
 from fbt.native.build import ALTERNATIVE
 from fbt.sequence import proof
@@ -31,7 +32,9 @@ LARGEST_WIDTH = 512  # the widest for which the kernels were compiled and looked
 BLOCKS = {"BK": 16, "BN": 256}
 KEYS = 1024
 WARPS = 8  # per program
-MAX_PROGRAMS = 512
+# With more sequences, a program takes several. In backward each program has a sum of
+# the gradients of relative tables: more programs than a card runs at once are waste.
+MAX_PROGRAMS = 256
 # What the verdict on the kernels depends on besides versions and the card.
 SOURCES = ("triton_kernels.py", "triton_engine.py", "proof.py")
 
@@ -254,9 +257,9 @@ def verdict_file(device: torch.device) -> Path:
 
 @functools.cache
 def source() -> str:
-    """Return the source of the kernels, of this module and of the proof."""
+    """Return a hash of the kernels, of this module and of the proof."""
     folder = files("fbt.sequence")
-    return "\n".join((folder / name).read_text(encoding="utf-8") for name in SOURCES)
+    return sha256(b"\n".join((folder / name).read_bytes() for name in SOURCES))
 
 
 def verdict_on(device: torch.device) -> proof.Verdict | None:
