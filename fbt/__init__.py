@@ -12,9 +12,9 @@ object of the package.
 from fbt import tasks
 from fbt.config import Config
 from fbt.corpus import load_tiny_shakespeare
+from fbt.engines import build_native
 from fbt.feedback import FeedbackBody
 from fbt.language_model import LanguageModel
-from fbt.native import build_native
 from fbt.parallel import ParallelBody
 from fbt.shared_kv import SharedKVBody
 from fbt.stack import MemoryStack, TorchStack

@@ -11,7 +11,7 @@ Activation = Literal["relu", "gelu"]
 Memory = Literal["learned", "uniform", "top", "embedding"]
 Relative = Literal["per-layer", "shared"]
 # How a body is computed; not every variant has all of them.
-Backend = Literal["auto", "reference", "stack", "sequence", "native"]
+Backend = Literal["auto", "reference", "stack", "sequence", "native", "triton"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 MEMORIES: tuple[Memory, ...] = get_args(Memory)

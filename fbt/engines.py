@@ -6,6 +6,7 @@ used until they change, and a single step continues the cache of its state in pl
 """
 
 import warnings
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -22,10 +23,43 @@ from fbt.sequence.function import WholeSequence
 from fbt.sequence.layout import Sizes, Weights
 from fbt.sequence.native_engine import NativeEngine
 from fbt.sequence.python_engine import PythonEngine
+from fbt.sequence.triton_engine import TritonEngine
 from fbt.state import Cache, State, capacity_after
 
 # The fastest first; the last one computes all tensors.
-ENGINES: dict[str, type[Engine]] = {"native": NativeEngine, "sequence": PythonEngine}
+ENGINES: dict[str, type[Engine]] = {
+    "native": NativeEngine,
+    "triton": TritonEngine,
+    "sequence": PythonEngine,
+}
+
+
+def build_native() -> Path:
+    """Compile the native backend, if this version of torch has none yet.
+
+    Takes seconds. From then on, in this and later processes, shared-KV models with
+    backend="auto" use it on the CPU in float32 and float64, also to generate text. A
+    damaged library is replaced. Before a new library is installed, another process
+    loads it and compares its numbers with those of backend="sequence".
+
+    With a CUDA device and Triton, the kernels of backend="triton" are checked and
+    timed on the current device first, if they were not before. That takes minutes.
+    "auto" uses them where they gave the numbers of "sequence" and were faster.
+
+    Returns:
+        The path of the library, in the folder `FBT_CACHE` or the user's cache folder.
+
+    Raises:
+        RuntimeError: if this is not Linux, there is no C++ compiler, the compiler
+            fails, or the cache folder is relative or writable for others. The message
+            says what to do.
+        OSError: if the library cannot be written.
+    """
+    if torch.cuda.is_available():
+        error = TritonEngine.why_not(torch.empty(0, 0, 1, device="cuda"))
+        if error is not None:
+            native.warn_if_refused(error)
+    return native.build_native()
 
 
 class Choice(NamedTuple):
@@ -64,14 +98,17 @@ def choose(body: FeedbackBody, x: Tensor) -> Choice:
 def first_for(x: Tensor) -> Choice:
     """Return the first engine that computes tensors like x.
 
-    Warns, once per reason, if the native library is there but cannot be used.
+    Warns, once per reason, if the native library is there but cannot be used, or if
+    the Triton kernels gave wrong numbers.
     """
     *fast, last = ENGINES
+    errors = {}
     for name in fast:
-        error = ENGINES[name].why_not(x)
+        error = ENGINES[name].why_not_chosen(x)
         if error is None:
             return Choice(name, f"it is the fastest for {x.dtype} on {x.device}")
         native.warn_if_refused(error)
+        errors[name] = error
     if x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16):
         return Choice(
             last,
@@ -80,13 +117,15 @@ def first_for(x: Tensor) -> Choice:
             "model.float() is faster on a CPU",
             warn=True,
         )
-    if isinstance(error, native.NotBuilt):
+    if x.device.type == "cuda":
+        return Choice(last, str(errors["triton"]))
+    if isinstance(errors["native"], native.NotBuilt):
         return Choice(
             last,
             "the native library is not built",
             "call fbt.build_native() once, and it is about twice as fast",
         )
-    return Choice(last, str(error))
+    return Choice(last, str(errors["native"]))
 
 
 _warned: set[str] = set()  # the engines it has warned about

@@ -20,12 +20,12 @@ class SharedKVBody(FeedbackBody):
     """A `FeedbackBody` with one cache of keys and values, which all layers share.
 
     Attributes:
-        recompute: whether the backends "sequence" and "native" store only the layers'
-            outputs, keys and values, and recompute the rest in backward. This takes
-            about half the memory and a little more time.
+        recompute: whether the backends "sequence", "native" and "triton" store only
+            the layers' outputs, keys and values, and recompute the rest in backward.
+            This takes about half the memory and a little more time.
     """
 
-    backends = (*FeedbackBody.backends, "sequence", "native")
+    backends = (*FeedbackBody.backends, "sequence", "native", "triton")
 
     def __init__(self, config: Config) -> None:
         super().__init__(config, n_caches=1)
@@ -41,11 +41,12 @@ class SharedKVBody(FeedbackBody):
     ) -> tuple[Tensor, State, Tensor | None]:
         """Run the steps of x in order, like `FeedbackBody.forward`.
 
-        There are two faster backends. "sequence" runs all steps and layers in one
+        There are three faster backends. "sequence" runs all steps and layers in one
         autograd Function (see `fbt.sequence`); "native" runs its steps in C++ (see
-        `fbt.native`). Neither supports second derivatives. Both read the layers'
-        weights without calling the layers: if a module has hooks, another class or
-        other settings, they raise a ValueError that names it.
+        `fbt.native`), and "triton" runs them in one kernel on a GPU. None of them
+        supports second derivatives. They read the layers' weights without calling the
+        layers: if a module has hooks, another class or other settings, they raise a
+        ValueError that names it.
 
         "auto" falls back to the loop in that case, with a warning, under
         `torch.jit.trace` and `torch.export`, and for a single step with gradients.

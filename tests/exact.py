@@ -21,9 +21,12 @@ LENGTHS = (1, 2, 9, 17)
 VARIANTS = ("parallel", "feedback", "shared-kv")
 FEEDBACK = ("feedback", "shared-kv")
 BACKENDS = ("reference", "stack")
-CASES = [
-    (variant, backend) for variant in VARIANTS for backend in BODIES[variant].backends
-]
+# The backends of each variant that compute on a CPU.
+ON_CPU = {
+    variant: tuple(name for name in BODIES[variant].backends if name != "triton")
+    for variant in VARIANTS
+}
+CASES = [(variant, backend) for variant in VARIANTS for backend in ON_CPU[variant]]
 OPTIONS = (
     {"memory": "uniform", "n_layers": 2},
     {"memory": "top"},

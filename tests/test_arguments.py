@@ -499,7 +499,7 @@ MODELS = {
         ValueError,
         lambda: setattr(SHARED, "backend", "fast"),
         "backend of a 'shared-kv' model must be one of 'auto', 'reference', 'stack', "
-        "'sequence', 'native', got 'fast'",
+        "'sequence', 'native', 'triton', got 'fast'",
     ),
     "embeddings of no steps": (
         ValueError,

@@ -212,7 +212,11 @@ def test_backend_that_is_missing_is_refused_before_anything_is_written(
     [
         ("parallel", "native", "'auto', 'reference'"),
         ("feedback", "sequence", "'auto', 'reference', 'stack'"),
-        ("shared-kv", "cuda", "'auto', 'reference', 'stack', 'sequence', 'native'"),
+        (
+            "shared-kv",
+            "cuda",
+            "'auto', 'reference', 'stack', 'sequence', 'native', 'triton'",
+        ),
     ],
 )
 def test_backend_of_another_variant_is_refused(

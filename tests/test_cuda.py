@@ -1,4 +1,4 @@
-"""Tests on a CUDA device: sequence backend, CUDA graphs and training chapters."""
+"""Tests on a CUDA device: two backends, CUDA graphs and training chapters."""
 
 import gpu
 import pytest
@@ -20,6 +20,9 @@ from executor import execute
 from torch import Tensor
 
 import fbt
+from fbt.sequence import proof
+from fbt.sequence.python_engine import PythonEngine
+from fbt.sequence.triton_engine import TritonEngine
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device"
@@ -56,6 +59,11 @@ def test_sequence_backend_equals_reference_on_cuda(past):
         results.append((outputs, gradients(outputs, named)))
     assert_same(results[1][0], results[0][0])
     assert_same(results[1][1], results[0][1])
+
+
+def test_triton_kernels_pass_their_proof_on_this_card():
+    device = torch.device(DEVICE, torch.cuda.current_device())
+    assert proof.difference(TritonEngine, PythonEngine, device) == ""
 
 
 def test_cuda_graph_replays_forward_and_backward():

@@ -17,6 +17,7 @@ from conftest import LONG
 from exact import (
     CASES,
     FEEDBACK,
+    ON_CPU,
     OPTIONS,
     VARIANTS,
     assert_same,
@@ -203,7 +204,7 @@ def test_errors_are_as_small_as_those_of_the_reference(variant, name, activation
     """The allowed error includes the effect of a last bit in weights and softmax."""
     change, scale = EXTREMES[name]
     module, x = made(variant, change, torch.float32, scale, activation=activation)
-    results = {backend: whole(module, x, backend) for backend in module.backends}
+    results = {backend: whole(module, x, backend) for backend in ON_CPU[variant]}
     exact_results = stepwise(module, x)
     with torch.no_grad():
         for i, parameter in enumerate(module.parameters()):

@@ -58,7 +58,7 @@ def assert_refused(reason):
     """Check that nothing is loaded, "auto" warns once and "native" raises."""
     module, x = body("shared-kv"), normal(2, 5, 14)
     with pytest.warns(
-        RuntimeWarning, match=rf'"auto" does not use the native loop: .*{reason}'
+        RuntimeWarning, match=rf'"auto" does not use the compiled loop: .*{reason}'
     ) as warned:
         assert not native.is_built()
         assert_same(module(x)[0], module(x, backend="sequence")[0], rtol=0, atol=0)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import LONG
 from exact import (
+    ON_CPU,
     VARIANTS,
     assert_same,
     config,
@@ -33,7 +34,6 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
 import fbt
-from fbt.language_model import BODIES
 
 pytestmark = pytest.mark.usefixtures("native")
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
@@ -94,9 +94,7 @@ def cases(draw: st.DrawFn, dropout: bool = False) -> Case:
         relative=draw(st.sampled_from(["per-layer", "shared"])),
     )
     backends = [
-        b
-        for b in ("auto", *BODIES[variant].backends)
-        if device == "cpu" or b != "native"
+        b for b in ("auto", *ON_CPU[variant]) if device == "cpu" or b != "native"
     ]
     return Case(
         c,
@@ -470,9 +468,9 @@ COMPILERS = ("eager", "aot_eager", "inductor") if LONG else ("eager",)
 @pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_compiled_model_computes_the_same(variant, compiler):
-    """The loop is compiled; "sequence" and "native" run outside of the graph."""
+    """The loop is compiled; the faster backends run outside of the graph."""
     # Without LONG: "auto", and "sequence" where it is supported.
-    for backend in ("auto", *BODIES[variant].backends)[:: 1 if LONG else 3]:
+    for backend in ("auto", *ON_CPU[variant])[:: 1 if LONG else 3]:
         torch.compiler.reset()
         c = config(variant, n_layers=1, d_model=6, d_ff=5, span=2)
         case = Case(c, backend, "cpu", batch=2, length=3, carried=0)
@@ -529,7 +527,7 @@ def test_model_has_the_default_dtype(variant, memory, dtype):
     )
 
 
-@pytest.mark.parametrize("backend", BODIES["shared-kv"].backends)
+@pytest.mark.parametrize("backend", ON_CPU["shared-kv"])
 @pytest.mark.parametrize("part", ["input", "a weight"])
 def test_mismatched_dtypes_raise(backend, part):
     lm = Case(config("shared-kv"), backend, "cpu", 2, 9, 0).model()

@@ -47,21 +47,13 @@ class NotBuilt(RuntimeError):
 
 
 def build_native() -> Path:
-    """Compile the native backend, if this version of torch has none yet.
+    """Compile the library, if this version of torch has none yet.
 
-    Takes seconds. From then on, in this and later processes, shared-KV models with
-    backend="auto" use it on the CPU in float32 and float64, also to generate text. A
-    damaged library is replaced. Before a new library is installed, another process
-    loads it and compares its numbers with those of backend="sequence".
-
-    Returns:
-        The path of the library, in the folder `FBT_CACHE` or the user's cache folder.
+    `fbt.engines.build_native` says more.
 
     Raises:
-        RuntimeError: if this is not Linux, there is no C++ compiler, the compiler
-            fails, or the cache folder is relative or writable for others. The message
-            says what to do.
-        OSError: if the library cannot be written.
+        RuntimeError: if it cannot be built here.
+        OSError: if it cannot be written.
     """
     library = _library_path()
     try:
@@ -106,7 +98,7 @@ def is_built() -> bool:
 
 
 def warn_if_refused(reason: Exception) -> None:
-    """Warn, once per reason, if there is a library that cannot be used."""
+    """Warn, once per reason, if there is a library, or a kernel, that is refused."""
     if isinstance(reason, RuntimeError) and not isinstance(reason, NotBuilt):
         _warn(str(reason))
 
@@ -298,6 +290,6 @@ def _open(library: Path) -> ctypes.CDLL:
 
 @functools.cache
 def _warn(reason: str) -> None:
-    """Warn, once per reason, that the native backend is not used."""
-    message = f'backend="auto" does not use the native loop: {reason}'
+    """Warn, once per reason, that a compiled loop is not used."""
+    message = f'backend="auto" does not use the compiled loop: {reason}'
     warnings.warn(message, RuntimeWarning, stacklevel=3)

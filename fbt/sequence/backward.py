@@ -43,7 +43,14 @@ class Backward:
     ) -> None:
         self.weights = contiguous(weights)
         _, steps, batch, _ = outputs.x.shape
-        self.layout = Layout(sizes, self.weights, steps, batch, engine.chunk_steps)
+        self.layout = Layout(
+            sizes,
+            self.weights,
+            steps,
+            batch,
+            engine.chunk_steps,
+            engine.keeps_weights,
+        )
         values = outputs.values
         self.outputs = outputs._replace(
             keys=outputs.keys.contiguous(),
@@ -139,13 +146,14 @@ class Backward:
     def chunk_gradients(self, steps: range, saved: Chunk) -> ChunkGradients:
         """Allocate the gradients of a chunk; what no step will write is zero."""
         layout, new, p, m = self.layout, self.buffers.get, saved.p, len(steps)
-        if layout.sizes.dropout:
+        rows = p.shape[:2] if layout.keeps_weights else (0, 0)
+        if layout.sizes.dropout and layout.keeps_weights:
             p = p * saved.attention_dropout
         grads = ChunkGradients(
             p=p,
-            with_u=new("with_u", *p.shape[:2], layout.D),
-            scores=new("scores", *p.shape),
-            attended=new("attended", *p.shape[:2], layout.D),
+            with_u=new("with_u", *rows, layout.D),
+            scores=new("scores", *rows, p.shape[2]),
+            attended=new("attended", *rows, layout.D),
             f=new("f", *saved.y.shape),
             y=new("y", *saved.y.shape),
             q=new("q", *saved.y.shape),

@@ -36,6 +36,9 @@ class Engine(ABC):
     transposed: ClassVar[bool] = False
     # Whether [in, out] matrices are contiguous, or views of [out, in].
     copies_matrices: ClassVar[bool] = True
+    # Whether attention weights are kept for backward, or computed again from the
+    # logarithm of their sum.
+    keeps_weights: ClassVar[bool] = True
 
     def __init__(self, layout: Layout, weights: Weights) -> None:
         self.layout, self.weights = layout, weights
@@ -44,6 +47,11 @@ class Engine(ABC):
     def why_not(cls, x: Tensor) -> Exception | None:
         """Return why tensors like x cannot be computed, as an error, or None."""
         return None
+
+    @classmethod
+    def why_not_chosen(cls, x: Tensor) -> Exception | None:
+        """Return why backend="auto" does not take this engine, or None."""
+        return cls.why_not(x)
 
     @abstractmethod
     def forward_chunk(self, steps: range, outputs: Outputs, chunk: Chunk) -> None:

@@ -46,7 +46,9 @@ class Forward:
         capacity: int = 0,
     ) -> None:
         steps, batch, d = x.shape
-        self.layout = Layout(sizes, weights, steps, batch, engine.chunk_steps)
+        self.layout = Layout(
+            sizes, weights, steps, batch, engine.chunk_steps, engine.keeps_weights
+        )
         new, L, D = self.layout.new, self.layout.L, self.layout.D
         rows, count = sizes.heads * batch, max(capacity, sizes.past + steps)
         self.outputs = Outputs(
@@ -90,8 +92,9 @@ class Forward:
     def draw_dropout(self, steps: range, chunk: Chunk) -> Chunk:
         """Draw the masks of a chunk in the plain loop's order, step by step."""
         layout, sizes = self.layout, self.layout.sizes
+        low, high = layout.keys_of_chunk(steps)
         chunk = chunk._replace(
-            attention_dropout=torch.zeros_like(chunk.p),
+            attention_dropout=chunk.p.new_zeros(*chunk.p.shape[:2], high - low),
             output_dropout=layout.new(2, *chunk.y.shape),
         )
         after_attention, after_feed_forward = chunk.output_dropout

@@ -94,8 +94,8 @@ class WholeSequence(torch.autograd.Function):
         """Run the loop in reverse; a second derivative raises a RuntimeError."""
         if torch.is_grad_enabled():
             raise RuntimeError(
-                'backends "sequence" and "native" have no second derivative; '
-                'set backend="reference" for that'
+                'backends "sequence", "native" and "triton" have no second '
+                'derivative; set backend="reference" for that'
             )
         saved = iter(ctx.saved_tensors)
         outputs = Outputs(*islice(saved, len(Outputs._fields)))

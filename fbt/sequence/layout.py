@@ -67,7 +67,9 @@ class Chunk(NamedTuple):
     o: Tensor  # [L, m, B, d], attended values
     y: Tensor  # [L, m, B, d], after attention
     a: Tensor  # [L, m, B, F], before a GELU, but after a ReLU
-    p: Tensor  # [HB, m L, J], attention weights; zero for keys beyond the span
+    # [HB, m L, J], attention weights; zero for keys beyond the span. For an engine
+    # that computes them again: [HB, m L, 1], the logarithm of their denominator.
+    p: Tensor
     attention_dropout: (
         Tensor  # like p, the mask of the weights; empty without dropout
     )
@@ -122,6 +124,9 @@ class MatrixInputs(NamedTuple):
     w_kv: Tensor  # [m, B, d]
 
 
+RECOMPUTED_STEPS = 64  # at most, in a chunk that backward computes again
+
+
 class Buffers:
     """Uninitialised tensors by name, in memory that every chunk uses again."""
 
@@ -147,15 +152,25 @@ class Layout:
         steps: T.
         batch: B.
         chunk_steps: the number of steps per chunk; the last chunk may have fewer.
+        keeps_weights: see `Engine`.
 
     Attributes:
         chunks: the steps of each chunk.
     """
 
     def __init__(
-        self, sizes: Sizes, weights: Weights, steps: int, batch: int, chunk_steps: int
+        self,
+        sizes: Sizes,
+        weights: Weights,
+        steps: int,
+        batch: int,
+        chunk_steps: int,
+        keeps_weights: bool = True,
     ) -> None:
         self.sizes, self.past, self.span = sizes, sizes.past, sizes.span
+        self.keeps_weights = keeps_weights
+        if sizes.recompute:  # a chunk is the most that is in memory at once
+            chunk_steps = min(chunk_steps, RECOMPUTED_STEPS)
         self.T, self.B, self.H = steps, batch, sizes.heads
         self.L, self.d = weights.b_q.shape
         self.D, self.F, self.R = (
@@ -212,6 +227,7 @@ class Layout:
             buffers: where to allocate it; None for memory of its own.
         """
         m, (low, high) = len(steps), self.keys_of_chunk(steps)
+        kept = self.keeps_weights
 
         def new(name: str, *shape: int) -> Tensor:
             return buffers.get(name, *shape) if buffers else self.new(shape)
@@ -221,7 +237,7 @@ class Layout:
             o=new("o", self.L, m, self.B, self.d),
             y=new("y", self.L, m, self.B, self.d),
             a=new("a", self.L, m, self.B, self.F),
-            p=new("p", self.H * self.B, m * self.L, high - low),
+            p=new("p", self.H * self.B, m * self.L, high - low if kept else 1),
             attention_dropout=self.new(0),
             output_dropout=self.new(0),
         )

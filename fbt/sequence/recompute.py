@@ -37,7 +37,7 @@ def recompute_chunk(
         kv[:, low:high].view(H, B, high - low, D)
         for kv in (outputs.keys, outputs.values)
     )
-    by_row = (H, B, m, L, high - low)
+    by_row = (H, B, m, L, -1)
     for l in range(L):
         x = outputs.x[l, steps.start : steps.stop]
         q, o, y, a = (
@@ -54,7 +54,9 @@ def recompute_chunk(
         p = scores.softmax(-1)
         if layout.starts_empty(steps):
             p[:, :, 0] = 0
-        chunk.p.view(by_row)[:, :, :, l] = p
+        chunk.p.view(by_row)[:, :, :, l] = (
+            p if layout.keeps_weights else scores.logsumexp(-1, keepdim=True)
+        )
         if layout.sizes.dropout:
             p *= chunk.attention_dropout.view(by_row)[:, :, :, l]
         o.view(m, B, H, D).copy_((p @ values).permute(2, 1, 0, 3))

@@ -41,7 +41,7 @@ class Recipe:
             shared-kv), "sequence" or "native" (both shared-kv). "auto" is resolved
             once, when the run begins; a resumed run keeps its backend.
         recompute: store less for the backward pass, and recompute the rest; for
-            shared-kv with the backends "auto", "sequence" and "native".
+            shared-kv with the backends "auto", "sequence", "native" and "triton".
 
     Raises:
         TypeError, ValueError: if a setting is of the wrong type or out of range; the

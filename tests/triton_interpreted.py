@@ -1,0 +1,139 @@
+"""Compare the Triton kernels with the plain operations, in Triton's interpreter.
+
+    TRITON_INTERPRET=1 python tests/triton_interpreted.py
+
+The interpreter runs on the CPU and is slow, so the models are tiny. It cannot show a
+missing barrier; the proof on a card can (see `fbt.sequence.proof`). Uninitialised
+memory is NaN.
+"""
+
+import itertools
+import os
+import sys
+import time
+from collections.abc import Iterator
+from unittest import mock
+
+import torch
+from exact import (
+    assert_same,
+    body,
+    config,
+    everything,
+    gradients,
+    leaves,
+    normal,
+    some_state,
+)
+from torch import Tensor
+
+from fbt import engines
+from fbt.sequence import proof, triton_engine
+from fbt.sequence.python_engine import PythonEngine
+from fbt.sequence.triton_engine import TritonEngine
+
+CPU = torch.device("cpu")
+SMALL = {"n_layers": 2, "d_model": 6, "d_ff": 5, "n_heads": 2, "span": 4}
+# Steps, carried steps, whether to recompute, frozen parameters, and the model.
+CORNERS = (
+    (1, 0, False, "", {"n_layers": 1, "d_model": 3, "n_heads": 1}),
+    (4, 0, False, "", {}),
+    (3, 5, False, "relative", {"dropout": 0.3, "span": 3}),
+    (4, 2, False, "", {"activation": "gelu", "memory_norm": False, "span": 9}),
+    (4, 3, True, "", {"dropout": 0.2, "activation": "gelu"}),
+    (3, 1, False, "feed_forward", {"n_heads": 3, "span": 1, "d_ff": 9}),
+)
+
+
+def computed(
+    engine: str, steps: int, past: int, recompute: bool, frozen: str, changes: dict
+) -> Iterator[Tensor]:
+    """Yield outputs, the state, and all gradients that are wanted."""
+    changes = {**SMALL, **changes}
+    shape, module = config("shared-kv", **changes), body("shared-kv", **changes)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(not frozen or frozen not in name)
+    x = normal(2, steps, shape.d_model)
+    state = some_state(shape, past, 2) if past else None
+    named = {k: v for k, v in leaves(module, x, state).items() if v.requires_grad}
+    torch.manual_seed(4)
+    outputs = everything(
+        *engines.run_sequence(module.train(), x, state, engine, recompute)
+    )
+    return itertools.chain(outputs, gradients(outputs, named).values())
+
+
+def check_corners() -> None:
+    for corner in CORNERS:
+        assert_same(
+            list(computed("triton", *corner)), list(computed("sequence", *corner))
+        )
+
+
+def check_a_step_without_gradients() -> None:
+    """The state of single steps grows in place."""
+    module, x = body("shared-kv", **SMALL), normal(2, 3, 6).detach()
+    results = []
+    for engine in ("triton", "sequence"):
+        with torch.no_grad():
+            state, steps = None, []
+            for t in range(3):
+                y, state = engines.run_sequence(
+                    module, x[:, t : t + 1], state, engine, False
+                )
+                steps.append(y)
+        results.append([*steps, *state.keys, *state.values])
+    assert_same(*results)
+
+
+def check_the_proof() -> None:
+    """It accepts the kernels, and refuses wrong ones."""
+    example = proof.Example(2, 3, 1, 5, 2, 2, 3, 3)
+
+    def problem() -> str:
+        return proof.difference(TritonEngine, PythonEngine, CPU, [example])
+
+    assert problem() == ""
+    forward, backward = TritonEngine.forward_chunk, TritonEngine.backward_chunk
+
+    def wrong_forward(self: TritonEngine, steps, outputs, chunk) -> None:
+        forward(self, steps, outputs, chunk)
+        outputs.x[-1, -1, -1, -1] *= 1.01
+
+    def wrong_backward(self: TritonEngine, steps, outputs, chunk, grads, total):
+        inputs = backward(self, steps, outputs, chunk, grads, total)
+        total.b_1[0, 0] += 0.01
+        return inputs
+
+    calls = itertools.count()
+
+    def different_each_time(self: TritonEngine, steps, outputs, chunk) -> None:
+        forward(self, steps, outputs, chunk)
+        outputs.m[0, 0, 0] += 1e-6 * next(calls)
+
+    with mock.patch.object(triton_engine, "MAX_PROGRAMS", 1):
+        assert problem() == ""
+    with mock.patch.object(TritonEngine, "forward_chunk", wrong_forward):
+        assert "output x is off by" in problem()
+    with mock.patch.object(TritonEngine, "backward_chunk", wrong_backward):
+        assert "gradient of b_1 is off by" in problem()
+    with mock.patch.object(TritonEngine, "forward_chunk", different_each_time):
+        assert "changes from run to run" in problem()
+
+
+def main() -> None:
+    assert os.environ["TRITON_INTERPRET"] == "1"
+    torch.use_deterministic_algorithms(True)  # also fills new tensors with NaN
+    small_blocks = mock.patch.multiple(
+        triton_engine, KEYS=8, BLOCKS={"BK": 4, "BN": 8}
+    )
+    anywhere = mock.patch.object(TritonEngine, "why_not", lambda x: None)
+    with small_blocks, anywhere:
+        for check in (check_corners, check_a_step_without_gradients, check_the_proof):
+            started = time.monotonic()
+            check()
+            print(f"{check.__name__}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
