@@ -59,7 +59,7 @@ function ownColour(node) {
 
 // A canvas as wide as its box. `paint` gets a context in CSS pixels.
 function picture(height, paint) {
-  const canvas = element("canvas", { role: "img" });
+  const canvas = element("canvas", { role: "img", "aria-label": "nothing yet" });
   canvas.style.height = `${height}px`;
   function draw() {
     const { clientWidth: width } = canvas;
@@ -382,6 +382,7 @@ class Room {
     }
     this.begin();
     this.running = true;
+    this.isSummed = false;
     this.words.textContent = "Training.";
     const { unfinished, shown } = this;
     (unfinished.length ? unfinished : shown).forEach((player) => {
@@ -412,6 +413,7 @@ class Room {
     this.begun = true;
     this.label();
     this.name();
+    this.isSummed = false;
     this.words.textContent = "";
     this.shown.forEach((player) => player.create());
   }
@@ -438,10 +440,9 @@ class Room {
 
   heard(player) {
     const ended = this.running && this.shown.every(({ training }) => !training);
-    if (ended) {
-      this.running = false;
-      this.summarise();
-    }
+    if (ended) this.running = false;
+    // The last test may be reported after the end of the training.
+    if (ended || (this.isSummed && !this.running)) this.summarise();
     this.label();
     // Without motion, pictures change once in a second, and at an end.
     if (this.still && this.running && performance.now() - this.drawn < 1000) return;
@@ -483,8 +484,11 @@ class Room {
         ? ": not in these steps" : ": not yet, train on or try another seed";
       return `${player.name} ${question} in ${percent(share)} of the tests${done}`;
     });
-    this.words.textContent = `After ${tested} ${unit}, having trained on at most `
+    this.isSummed = true;
+    const text = `After ${tested} ${unit}, having trained on at most `
       + `${longest}: ${lines.join("; ")}. Chance is ${percent(chance)}.`;
+    // The same text again would be read aloud again.
+    if (this.words.textContent !== text) this.words.textContent = text;
   }
 
   // Loss over updates, on a linear axis from 0 to the loss of a guess.
