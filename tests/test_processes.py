@@ -167,11 +167,11 @@ def test_only_the_first_process_adds_advice() -> None:
         ),
         (
             {"seq_len": 1},
-            "several processes need sequences of at least 2 characters, got 1",
+            "several processes need sequences of at least 2 tokens, got 1",
         ),
         (
             {"curriculum": 1},
-            "several processes need sequences of at least 2 characters, got 1",
+            "several processes need sequences of at least 2 tokens, got 1",
         ),
     ],
 )
