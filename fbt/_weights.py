@@ -38,7 +38,7 @@ from fbt._text import parse_json
 
 LENGTH_BYTES = 8  # of the length of the header
 LONGEST_HEADER = 8_000_000  # bytes; a tokenizer of 50,000 tokens takes 2 to 4 MB
-MOST_TENSORS = 25_000  # of a file; a checkpoint has three for each parameter
+MOST_TENSORS = 10_000  # of a file; a checkpoint has three for each parameter
 MOST_DIMENSIONS = 8  # of a tensor; torch allows 64
 DTYPES = {
     "F16": torch.float16,
