@@ -619,8 +619,8 @@ class LanguageModel(nn.Module):
                 file contains a `CharTokenizer` or a `SubwordTokenizer`. Any other has
                 to be passed, since no code from a file is ever run.
             device: where the weights are; None means torch's default device.
-            dtype: a floating-point type of the weights. None keeps that of the file,
-                except that float16 and bfloat16, which save space in a file, become
+            dtype: the floating-point type of the weights. None keeps the type in the
+                file, except that float16 and bfloat16, which save space there, become
                 float32.
 
         Raises:

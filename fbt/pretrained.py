@@ -103,7 +103,7 @@ def open_saved(
 
     Args:
         source: the file, a checkpoint if it is named `CHECKPOINT_FILE`.
-        tokenizer: the tokenizer to use; None takes that of the file, if it has one.
+        tokenizer: the tokenizer to use; None uses the one in the file, if any.
 
     Raises:
         ImportError: if the file has a tokenizer whose library is not installed.

@@ -113,6 +113,16 @@ class SequenceGradients(NamedTuple):
     table: Tensor | None  # [L, H, R, D]; None if not needed
     s: Tensor | None  # [L, H, R]; None if not needed
 
+    def add_biases(self, grads: ChunkGradients) -> None:
+        """Add the gradients of the biases in a chunk, the sums over its rows."""
+        for bias, gradient in (
+            (self.b_q, grads.q),
+            (self.b_o, grads.y),
+            (self.b_1, grads.a),
+            (self.b_2, grads.f),
+        ):
+            bias += gradient.sum((1, 2))
+
 
 class MatrixInputs(NamedTuple):
     """What each matrix was multiplied by in a chunk."""

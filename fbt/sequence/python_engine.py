@@ -124,13 +124,7 @@ class PythonEngine(Engine):
             total.x[t] = g
             self.add_table_gradients(c, t)
         self.push(c)
-        for bias, gradient in (
-            (total.b_q, grads.q),
-            (total.b_o, grads.y),
-            (total.b_1, grads.a),
-            (total.b_2, grads.f),
-        ):
-            bias += gradient.sum((1, 2))
+        total.add_biases(grads)
         return MatrixInputs(
             w_q=norm_x[0],
             w_o=chunk.o,

@@ -125,13 +125,7 @@ class TritonEngine(Engine):
         for sum, of_programs in zip((total.table, total.s), tables, strict=True):
             if sum is not None and of_programs is not None:
                 sum += of_programs.sum(0)
-        for bias, gradient in (
-            (total.b_q, grads.q),
-            (total.b_o, grads.y),
-            (total.b_1, grads.a),
-            (total.b_2, grads.f),
-        ):
-            bias += gradient.sum((1, 2))
+        total.add_biases(grads)
         memories = outputs.m[steps.start : steps.stop]
         a = chunk.a
         return MatrixInputs(
