@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from fbt.views import table as table_module
 from fbt.views.table import Table
 
 
@@ -50,16 +51,38 @@ def test_a_wide_table_scrolls_by_keyboard():
     assert 'tabindex="0"' in example()._repr_html_()
 
 
-def test_shown_table_is_updated_with_each_row(monkeypatch):
-    shown = []
-    handle = SimpleNamespace(update=lambda table: shown.append(repr(table)))
+@pytest.fixture
+def shown(monkeypatch):
+    """The HTML of a table at each of its updates in a notebook."""
+    updates = []
+    handle = SimpleNamespace(update=lambda table: updates.append(table._repr_html_()))
     display = SimpleNamespace(display=lambda table, display_id: handle)
     fake = SimpleNamespace(get_ipython=lambda: object(), display=display)
     monkeypatch.setitem(sys.modules, "IPython", fake)
+    return updates
+
+
+def test_shown_table_is_updated_with_each_row(shown):
     table = Table("n").show()
     table.add(1)
     table.add(2)
-    assert shown == ["n\n1", "n\n1\n2"]
+    assert [html.count("<tr>") for html in shown] == [2, 3]
+
+
+def test_a_loop_shows_its_progress_until_it_ends(shown, monkeypatch):
+    monkeypatch.setattr(table_module, "SECONDS_BETWEEN_UPDATES", 0)
+    table = Table("n").show()
+    assert list(table.follow(range(3))) == [0, 1, 2]
+    assert ['max="3"' in html for html in shown] == [True] * 3 + [False]
+    assert '<progress value="2" max="3">' in shown[2] and "2 of 3" in shown[2]
+
+
+def test_a_short_loop_and_one_outside_a_notebook_show_no_bar(shown, monkeypatch):
+    assert list(Table("n").show().follow("ab")) == ["a", "b"]
+    monkeypatch.delitem(sys.modules, "IPython")
+    monkeypatch.setattr(table_module, "SECONDS_BETWEEN_UPDATES", 0)
+    assert list(Table("n").show().follow("ab")) == ["a", "b"]
+    assert shown == []
 
 
 def test_without_a_notebook_show_returns_the_table(monkeypatch):

@@ -3,10 +3,14 @@
 import html
 import re
 import sys
-from typing import Any
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 from fbt._text import replace_surrogates
 
+T = TypeVar("T")
+SECONDS_BETWEEN_UPDATES = 0.25
 NUMBER = re.compile(r"[-+−]?[\d,.]+(e[-+]?\d+)?( ?%| ?[a-zA-Zµ/]+)?")
 
 
@@ -28,6 +32,7 @@ class Table:
         self.header = [_text(name) for name in header]
         self.rows: list[list[str]] = []
         self._display: Any = None
+        self._progress: tuple[int, int] | None = None
         for row in rows:
             self.add(*row)
 
@@ -55,6 +60,23 @@ class Table:
             self._display = ipython.display.display(self, display_id=True)
         return self
 
+    def follow(self, steps: Sequence[T]) -> Iterator[T]:
+        """Yield each of `steps`, with a progress bar below a table that is shown.
+
+        The bar goes when the steps end; one that was interrupted tells where.
+        """
+        last = time.monotonic()
+        for done, step in enumerate(steps):
+            now = time.monotonic()
+            if self._display and now - last >= SECONDS_BETWEEN_UPDATES:
+                last = now
+                self._progress = done, len(steps)
+                self._display.update(self)
+            yield step
+        if self._progress:
+            self._progress = None
+            self._display.update(self)
+
     def _repr_html_(self) -> str:
         head = self._html_row(self.header, headers=len(self.header))
         # A value needs a header for screen readers: if its column has none, its row.
@@ -63,7 +85,8 @@ class Table:
         return (
             '<div class="fbt-table" style="overflow-x: auto" tabindex="0">'
             '<table class="table">'
-            f"<thead>{head}</thead><tbody>{body}</tbody></table></div>"
+            f"<thead>{head}</thead><tbody>{body}</tbody></table>"
+            f"{self._progress_html()}</div>"
         )
 
     def _html_row(self, values: list[str], headers: int) -> str:
@@ -74,6 +97,13 @@ class Table:
             style = f"text-align: {self._side(column)}"
             cells.append(f'<{tag} style="{style}">{html.escape(value)}</{tag}>')
         return f"<tr>{''.join(cells)}</tr>"
+
+    def _progress_html(self) -> str:
+        if self._progress is None:
+            return ""
+        done, total = self._progress
+        bar = f'<progress value="{done}" max="{total}"></progress>'
+        return f"<label>{bar} {done:,} of {total:,}</label>"
 
     def __repr__(self) -> str:
         lines = [self.header, *self.rows]
