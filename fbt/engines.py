@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from fbt import native
 from fbt._modes import without_autocast
 from fbt.feedback import FeedbackBody
-from fbt.folding import active_dropout, fold, remembered, why_not_folded
+from fbt.folding import fold
+from fbt.inspection import active_dropout, remembered, why_not_folded
 from fbt.sequence.engine import Engine
 from fbt.sequence.forward import Forward, newest, prepare
 from fbt.sequence.function import WholeSequence

@@ -13,6 +13,8 @@ use what the top layer computed at step $t$. For the same reason steps must be
 computed one after another. Step 0 has no memory and skips attention.
 """
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -132,6 +134,10 @@ class FeedbackBody(nn.Module):
     """
 
     backends: tuple[str, ...] = ("reference", "stack")
+    own_classes: Mapping[str, type[nn.Module]] = {
+        "layers": FeedbackLayer,
+        "memory": WeightedMemory,
+    }
 
     def __init__(self, config: Config, n_caches: int | None = None) -> None:
         super().__init__()

@@ -10,12 +10,17 @@ A query sees its own step (distance 0) and the S steps before it. All steps of a
 are computed at once. The price: layer $l$ reads only layer $l - 1$ of earlier steps,
 never the layers above. Long texts are computed in blocks of queries, so that memory
 and time are linear in their length; see `fbt.attention.attend_in_blocks`.
+
+A single step without gradients is a matter of small operations, so there are few of
+them: norms, u and the scale of the scores are folded into the weights.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fbt._checks import (
@@ -34,6 +39,7 @@ from fbt.attention import (
     module_list,
 )
 from fbt.config import Config
+from fbt.inspection import active_dropout, remembered, why_not_folded
 from fbt.state import Cache, State, check_state
 
 # Maps keys and values [B, H, T, D] of a block to those of all steps it may see.
@@ -95,6 +101,7 @@ class ParallelBody(nn.Module):
     """
 
     backends = ("reference",)
+    own_classes: Mapping[str, type[nn.Module]] = {"layers": ParallelLayer}
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -145,8 +152,8 @@ class ParallelBody(nn.Module):
         check_state(
             state, x, caches=len(self.layers), heads=self.n_heads, span=self.span
         )
-        if not need_weights and self._writes_in_place(x):
-            return self._step(x, state)
+        if not need_weights and self._folds(x):
+            return *self._step(x, state), None
         caches, trace = [], []
         for l, layer in enumerate(self.layers):
             past = (
@@ -166,17 +173,18 @@ class ParallelBody(nn.Module):
         )
         return x, after, torch.stack(trace) if need_weights else None
 
-    @staticmethod
-    def _writes_in_place(x: Tensor) -> bool:
-        """Return whether x [B, T, d] is one step that nothing records."""
+    def _folds(self, x: Tensor) -> bool:
+        """Return whether x [B, T, d] is one step, and only its result counts."""
         return not (
             x.shape[1] != 1
             or torch.is_grad_enabled()
             or is_traced()
             or torch.is_autocast_enabled(x.device.type)  # keys may have other dtypes
+            or active_dropout(self.layers[0].dropout)
+            or why_not_folded(self)
         )
 
-    def _step(self, x: Tensor, state: State | None) -> tuple[Tensor, State, None]:
+    def _step(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
         """Run the layers over one step, in the cache of its state."""
         cache, row = (state and state._place) or (None, 0)
         if cache is None or not cache.claim(row):
@@ -184,11 +192,91 @@ class ParallelBody(nn.Module):
             cache = Cache.starting(state, like, len(self.layers), self.span)
             row = 0 if state is None else state.length
             cache.claim(row)
-        for l, layer in enumerate(self.layers):
-            relative = self.relative[l % len(self.relative)]
+        for l, weights in enumerate(remembered(self, "step", self._folded)):
             past = partial(cache.append, l, row, self.span)
-            x, _, _ = layer(x, past, relative, need_weights=False)
-        return x, cache.state(row + 1, self.span), None
+            x = step(x, past, weights, self.layers[l].feed_forward.activation)
+        return x, cache.state(row + 1, self.span)
+
+    @torch.no_grad()
+    def _folded(self) -> list["StepWeights"]:
+        with torch.inference_mode(False):
+            return [
+                fold(layer, self.relative[l % len(self.relative)])
+                for l, layer in enumerate(self.layers)
+            ]
+
+
+class StepWeights(NamedTuple):
+    """The weights of a layer for single steps, each norm folded into what follows.
+
+    Attributes:
+        w_qkv, b_qkv: [3 d, d] and [3 d], for q + u, keys and values.
+        table: E / sqrt(D), transposed to [H, D, n].
+        s: (s - u . E) / sqrt(D), [H, 1, n]: q . E = (q + u) . E - u . E.
+        w_o, b_o, w_1, b_1, w_2, b_2: of the output and the feed-forward block.
+    """
+
+    w_qkv: Tensor
+    b_qkv: Tensor
+    table: Tensor
+    s: Tensor
+    w_o: Tensor
+    b_o: Tensor
+    w_1: Tensor
+    b_1: Tensor
+    w_2: Tensor
+    b_2: Tensor
+
+
+def fold(layer: ParallelLayer, relative: RelativeTerms) -> StepWeights:
+    """Fold the norms, u and 1 / sqrt(D) of a layer into its weights."""
+    u, E, s = relative.query_bias, relative.key_embedding, relative.key_bias
+    scale = u.shape[-1] ** -0.5
+    projections = layer.attention.query, layer.key_value.key, layer.key_value.value
+    w_qkv = torch.cat([projection.weight for projection in projections])
+    inner, outer = layer.feed_forward.inner, layer.feed_forward.outer
+    return StepWeights(
+        w_qkv=w_qkv * layer.norm1.weight,
+        b_qkv=w_qkv @ layer.norm1.bias + F.pad(u.flatten(), (0, 2 * u.numel())),
+        table=(scale * E).transpose(1, 2).contiguous(),
+        s=scale * (s[:, None] - u[:, None] @ E.transpose(1, 2)),
+        w_o=layer.attention.output.weight,
+        b_o=layer.attention.output.bias,
+        w_1=inner.weight * layer.norm2.weight,
+        b_1=inner.weight @ layer.norm2.bias + inner.bias,
+        w_2=outer.weight,
+        b_2=outer.bias,
+    )
+
+
+def step(
+    x: Tensor,
+    past: Past,
+    weights: StepWeights,
+    activation: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Map the input x [B, 1, d] of a layer to its output, without dropout."""
+    (batch, _, d), (heads, width, _) = x.shape, weights.table.shape
+    z = F.layer_norm(x, (d,))
+    query, keys, values = (
+        F.linear(z, weights.w_qkv, weights.b_qkv)
+        .view(batch, 1, 3, heads, width)
+        .transpose(1, 3)
+        .unbind(2)
+    )  # [B, H, 1, D]
+    keys, values = past(keys, values)  # [B, H, J, D]
+    seen = keys.shape[2]
+    position = torch.baddbmm(
+        weights.s[..., -seen:],
+        query[:, :, 0].transpose(0, 1),
+        weights.table[..., -seen:],
+    )  # [H, B, J]
+    attended = F.scaled_dot_product_attention(
+        query, keys, values, position.transpose(0, 1)[:, :, None]
+    )
+    x = x + F.linear(attended.view(batch, 1, d), weights.w_o, weights.b_o)
+    inner = F.linear(F.layer_norm(x, (d,)), weights.w_1, weights.b_1)
+    return x + F.linear(activation(inner), weights.w_2, weights.b_2)
 
 
 def join(

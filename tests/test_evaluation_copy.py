@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, prune
 import fbt
 from fbt._modes import without_gradients
 from fbt.evaluation_copy import evaluation_copy
-from fbt.folding import why_not_folded
+from fbt.inspection import why_not_folded
 from fbt.training import evaluate
 from fbt.views.trace import trace
 

@@ -11,7 +11,7 @@ from exact import BATCH, VARIANTS, assert_same, everything, model, some_tokens
 from torch import Tensor
 
 import fbt
-from fbt import engines
+from fbt import engines, parallel
 
 SPAN = 5
 # Shared keys and values with each engine, the loop, and the other variants.
@@ -175,20 +175,38 @@ CHANGES: dict[str, Callable[[fbt.LanguageModel], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_every_change_of_the_weights_is_seen(change: str, native: object) -> None:
-    lm, tokens = model("shared-kv", span=SPAN, dropout=0.1).eval(), some_tokens(2, 9)
+@pytest.mark.parametrize("variant", ["shared-kv", "parallel"])
+def test_every_change_of_the_weights_is_seen(
+    variant: str, change: str, native: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm, tokens = model(variant, span=SPAN, dropout=0.1).eval(), some_tokens(2, 9)
     before, (_, state) = lm(tokens), read(lm, tokens[:, :4])
     CHANGES[change](lm)
     if change == "another dtype":
         state = state.map(Tensor.float)
     torch.manual_seed(0)
     fast = [lm(tokens), lm.step(tokens[:, 4], state)[0]]
-    lm.backend = "stack"
+    if variant == "parallel":
+        monkeypatch.setattr(fbt.ParallelBody, "_folds", lambda self, x: False)
+    else:
+        lm.backend = "stack"
     torch.manual_seed(0)
     plain = [lm(tokens), lm.step(tokens[:, 4], state)[0]]
     tolerance = 1e-4 if change == "another dtype" else 1e-10
     assert_same(fast, plain, rtol=tolerance, atol=tolerance)
     assert not torch.equal(before, plain[0])
+
+
+def test_weights_of_a_parallel_body_are_folded_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lm, folds = model("parallel", span=SPAN), []
+    fold = parallel.fold
+    monkeypatch.setattr(
+        parallel, "fold", lambda *args: folds.append(1) or fold(*args)
+    )
+    read(lm, some_tokens(2, 9))
+    assert len(folds) == len(lm.body.layers)
 
 
 def test_weights_are_folded_once(

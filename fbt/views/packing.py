@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fbt._checks import check_bool, check_instance, shorten
 from fbt._weights import check_tensors
 from fbt.evaluation_copy import evaluation_copy, uncompiled
-from fbt.folding import describe_override
+from fbt.inspection import describe_override
 from fbt.language_model import LanguageModel, weight_shapes
 from fbt.tokenizer import CharTokenizer
 from fbt.views.view import check_finite
