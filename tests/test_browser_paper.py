@@ -1,4 +1,4 @@
-"""Pages on paper, and in a browser without scripts."""
+"""Pages on paper, code on phones, and pages without scripts."""
 
 import build_book
 import pytest
@@ -40,9 +40,13 @@ def test_folded_code_and_solutions_are_printed(window):
     assert all(window.page.evaluate(FOLDED))
 
 
-def test_long_lines_of_code_hang_on_paper(window):
+@pytest.mark.parametrize("where", ["paper", "phone"])
+def test_long_lines_of_code_hang(window, where):
     window.goto(CHAPTER)
-    window.page.emulate_media(media="print")
+    if where == "paper":
+        window.page.emulate_media(media="print")
+    else:
+        window.page.set_viewport_size({"width": 390, "height": 900})
     (first, hanging), overflow = window.page.evaluate(ROW)
     assert hanging > first and overflow == 0
 

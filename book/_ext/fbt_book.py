@@ -15,6 +15,8 @@ DESCRIPTION_LENGTH = 180
 CODE = re.compile(
     r'(<div class="highlight"><pre>(?:<span></span>)?)(.*?)(</pre>)', re.S
 )
+DOT = '<span class="o">.</span>'
+PHONE = 36  # columns of code that fit on any phone
 EMPTY_CORNER = re.compile(r'<th class="head stub">\s*(?:<p>\s*</p>)?\s*</th>')
 # What the theme's first script takes, and what it should take.
 CHOICE = (
@@ -30,6 +32,8 @@ def in_rows(code: re.Match[str]) -> str:
     for line in code[2].splitlines(keepends=True):
         text = re.sub("<[^>]*>", "", line)
         indent = len(text) - len(text.lstrip(" "))
+        if len(text) > PHONE:  # may also break before a method
+            line = line.replace(DOT, f"<wbr>{DOT}")
         style = f' style="--fbt-indent: {indent}ch"' if indent else ""
         rows.append(f'<span class="fbt-row"{style}>{line}</span>')
     return "".join([code[1], *rows, code[3]])
