@@ -28,9 +28,9 @@ DOCUMENTS = [
     ROOT / "tools" / "README.md",
     *ROOT.glob("book/_static/*.md"),
 ]
-DIFFERENCES, API, INDEX, HURRY = (
+DIFFERENCES, API, INDEX, HURRY, REFERENCES = (
     ROOT / "book" / f"{name}.md"
-    for name in ("differences", "api", "index", "in-a-hurry")
+    for name in ("differences", "api", "index", "in-a-hurry", "references")
 )
 # Links to a definition, [`name`](its file), and to a test, [its name](its file).
 DEFINITION = re.compile(rf"\[`([\w.]+)`\]\({re.escape(BLOB)}(fbt/[\w/]+\.py)\)")
@@ -105,6 +105,23 @@ def test_tables_of_backends_and_presets_are_complete():
     ]
     presets = {name.strip('"'): about for name, about in table(API, "preset")}
     assert presets == {name: preset.about for name, preset in PRESETS.items()}
+
+
+# References
+
+
+def test_papers_that_chapters_cite_are_among_the_references():
+    paper = re.compile(r"\]\((https://(?:arxiv\.org/abs|doi\.org)/[^\s)]+)")
+    cited = [
+        (path.stem, link)
+        for path in chapters()
+        for cell in read(path).cells
+        if cell.cell_type == "markdown"
+        for link in paper.findall(cell.source)
+    ]
+    listed = set(paper.findall(text(REFERENCES)))
+    assert len(set(cited)) >= 20
+    assert not [(chapter, link) for chapter, link in cited if link not in listed]
 
 
 # The start page and "In your own code"
