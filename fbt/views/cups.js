@@ -131,7 +131,7 @@ function guessRow({ name, layers }) {
 
 // The memory of the feedback model as a point among those of other games.
 function memoryMap({ clouds, projection }) {
-  const root = element("figure", { class: "fbt-map" });
+  const root = element("div", { class: "fbt-map" });
   const picture = drawn("svg", { viewBox: "-150 -150 300 300", role: "img" });
   const screen = ([x, y]) => [100 * x, -100 * y];
   clouds.forEach((points, place) => {
@@ -149,8 +149,7 @@ function memoryMap({ clouds, projection }) {
     drawn("path", { class: "fbt-trail", opacity: 1 - age / TRAIL }));
   const dot = drawn("circle", { r: 9, class: "fbt-memory" });
   picture.append(...trail, dot);
-  root.append(
-    element("figcaption", {}, "the memory of the feedback model"), picture);
+  root.append(element("p", {}, "memory of the feedback model"), picture);
 
   function project(memory) {
     return screen([0, 1].map((axis) => memory.reduce(
@@ -188,8 +187,7 @@ function render({ model, el }) {
 
   const root = element("div", { class: "fbt-view-root fbt-cups" });
   const hint = element("p", { class: "fbt-hint" },
-    "Try this first: press play, follow the ball, and choose its cup. Then let the "
-    + "models play the same game.");
+    "Try this first: press play and follow the ball. Then let the models play.");
   const controls = element("div", { class: "fbt-controls" });
   const play = player("swap", BEAT, () => {
     if (now === last()) go(0, false);
@@ -242,8 +240,9 @@ function render({ model, el }) {
   const body = element("div", { class: "fbt-game" });
   body.append(left, map.root);
   root.append(hint, controls, body, element("p", { class: "fbt-note" },
-    "Small dots: the memories of other games, seen from the side that separates the "
-    + "five places best. Both models learned from games of up to 48 swaps."));
+    "Dashed lines: a blind guess, 20 %. Small dots: memories from other games, seen "
+    + "from the side that separates the five places best. Both models learned from "
+    + "games of up to 48 swaps."));
 
   function pressed(name, press) {
     const button = element("button", { type: "button" }, name);
