@@ -146,7 +146,7 @@ function memoryMap({ clouds, projection }) {
     picture.append(group);
   });
   const trail = Array.from({ length: TRAIL }, (_, age) =>
-    drawn("path", { class: "fbt-trail", opacity: 1 - age / TRAIL }));
+    drawn("path", { class: "fbt-trail", "stroke-width": 4 - (3.2 * age) / TRAIL }));
   const dot = drawn("circle", { r: 9, class: "fbt-memory" });
   picture.append(...trail, dot);
   root.append(element("p", {}, "memory of the feedback model"), picture);
