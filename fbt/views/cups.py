@@ -19,7 +19,7 @@ from fbt._checks import check_int
 from fbt._modes import without_gradients
 from fbt.language_model import LanguageModel
 from fbt.tasks import ShellGame
-from fbt.views.figures import INK, MODELS, style_of, svg_of
+from fbt.views.figures import INK, MODELS, STYLE, style_of, svg_of
 from fbt.views.packing import pack
 from fbt.views.view import HERE, View
 
@@ -145,7 +145,8 @@ class Cups(View):
     def _still(self) -> str:
         """Return a figure of the first swaps, which is also what is printed."""
         pairs = [PAIRS[pair] for pair in GAME[:DRAWN]]
-        drawing = svg_of(shell_game(pairs, self._guesses))
+        with plt.rc_context(STYLE):
+            drawing = svg_of(shell_game(pairs, self._guesses))
         return (
             '<figure class="fbt-still"><img alt="'
             f'{html.escape(self._text)}" src="data:image/svg+xml;base64,'
