@@ -182,25 +182,26 @@ def test_models_play_what_the_package_computes(window, view, is_new):
     seen = [swap_of(words_of(view))]
     rows = view.locator(".fbt-bars")
     rows.first.get_by_text("%").first.wait_for()
-    models = {name: player(name) for name in PLAYERS}
-    projection = torch.tensor(map_of(models["feedback"])[0])
+    steps = []
     for swap in range(1, len(GAME) + 1):
         if swap > 1:
             seen += watch(view, 1)
-        assert is_new or PAIRS.index(seen[-1]) == GAME[swap - 1]
-        tokens = torch.tensor([[CUPS + PAIRS.index(pair) for pair in seen]])
-        for row, name in enumerate(PLAYERS):
-            shares = models[name](tokens)[0, -1].softmax(-1)[:CUPS].tolist()
-            wanted = [100 * share for share in shares]
-            assert shown(rows.nth(row)) == pytest.approx(wanted, abs=0.51)
-            best = max(range(CUPS), key=shares.__getitem__)
-            assert f"{name} says {best + 1}, " in words_of(view).lower()
-        point = read_memory(models["feedback"], tokens)[0, -1] @ projection[:-1]
-        x, y = (point + projection[-1]).tolist()
         style = view.locator(".fbt-memory").get_attribute("style")
-        numbers = [float(part) for part in re.findall(r"-?[\d.]+(?=px)", style)]
-        assert numbers == pytest.approx([100 * x, -100 * y], abs=0.3)
+        point = [float(part) for part in re.findall(r"-?[\d.]+(?=px)", style)]
+        steps.append((words_of(view), [shown(row) for row in rows.all()], point))
+        assert is_new or PAIRS.index(seen[-1]) == GAME[swap - 1]
         assert f"The ball is in place {after(seen) + 1}." in words_of(view)
+    tokens = torch.tensor([[CUPS + PAIRS.index(pair) for pair in seen]])
+    for row, name in enumerate(PLAYERS):
+        shares = player(name)(tokens)[0].softmax(-1)[:, :CUPS]
+        for (words, bars, _), wanted in zip(steps, shares, strict=True):
+            assert bars[row] == pytest.approx((100 * wanted).tolist(), abs=0.51)
+            assert f"{name} says {wanted.argmax() + 1}, " in words.lower()
+    model = player("feedback")
+    projection = torch.tensor(map_of(model)[0])
+    points = read_memory(model, tokens)[0] @ projection[:-1] + projection[-1]
+    for (*_, point), (x, y) in zip(steps, points.tolist(), strict=True):
+        assert point == pytest.approx([100 * x, -100 * y], abs=0.3)
     assert "Right so far: feedback after 24, parallel after " in words_of(view)
     assert not window.complaints
 
