@@ -250,7 +250,7 @@ function player(name, milliseconds, tick) {
   button.addEventListener("click", () => {
     if (timer) return stop();
     if (isStill) return step();
-    button.textContent = "⏸ pause";
+    button.textContent = "❚❚ pause";
     timer = setInterval(step, milliseconds);
     return step();
   });
