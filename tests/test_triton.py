@@ -145,6 +145,22 @@ def test_auto_takes_it_where_it_was_right_and_faster(gpu):
     assert TritonEngine.why_not(OnDevice()) is None and len(runs) == 1
 
 
+def test_its_times_are_per_step_and_layer(gpu):
+    gpu(FASTER)
+    assert TritonEngine.seconds(OnDevice()) is None  # not timed yet
+    TritonEngine.why_not(OnDevice())
+    assert TritonEngine.seconds(OnDevice(shape=(0, 0, 9))) == (1 / 512, 2 / 512)
+    assert TritonEngine.seconds(OnDevice(shape=(0, 0, 512))) == (3 / 512, 2 / 512)
+    assert TritonEngine.seconds(OnDevice(shape=(0, 0, 513))) is None
+    assert TritonEngine.seconds(OnDevice(device=torch.device("cpu"))) is None
+
+
+def test_wrong_kernels_have_no_times(gpu):
+    gpu(WRONG)
+    assert TritonEngine.why_not(OnDevice()) is not None
+    assert TritonEngine.seconds(OnDevice()) is None
+
+
 @pytest.mark.parametrize("found", [WRONG, RuntimeError("no kernel image\nx")])
 def test_wrong_kernels_are_refused_and_auto_warns_once(gpu, found):
     gpu(found)

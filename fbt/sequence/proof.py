@@ -34,6 +34,7 @@ from fbt.sequence.layout import Sizes, Weights
 TOLERANCE = 1e-4
 REPETITIONS = 3
 TIMED_WIDTHS = (128, 256, 512)
+TIMED_LAYERS, TIMED_BATCH, TIMED_STEPS = 4, 64, 128
 LARGEST = 10_000  # bytes of a verdict
 
 
@@ -72,10 +73,15 @@ class Verdict(NamedTuple):
     # For each of TIMED_WIDTHS, seconds of the engine and of the trusted one.
     seconds: tuple[tuple[float, float], ...]
 
+    def seconds_at(self, d_model: int) -> tuple[float, float] | None:
+        """Return the seconds at the next timed width, or None if there is none."""
+        times = zip(TIMED_WIDTHS, self.seconds, strict=False)
+        return next((pair for width, pair in times if d_model <= width), None)
+
     def is_faster(self, d_model: int) -> bool:
         """Return whether the engine was faster at the next timed width."""
-        times = zip(TIMED_WIDTHS, self.seconds, strict=True)
-        return next((a < b for width, (a, b) in times if d_model <= width), False)
+        engine, trusted = self.seconds_at(d_model) or (0.0, 0.0)
+        return engine < trusted
 
 
 def prove(
@@ -174,8 +180,9 @@ def difference(
 
 
 def best_time(engine: type[Engine], d_model: int, device: torch.device) -> float:
-    """Return the seconds of a forward and a backward of 4 layers and 64 sequences."""
-    example = Example(d_model // 32, 32, 4, 4 * d_model, 64, 128, 0, 128)
+    """Return the seconds of a forward and a backward at one of `TIMED_WIDTHS`."""
+    sizes = (TIMED_LAYERS, 4 * d_model, TIMED_BATCH, TIMED_STEPS)
+    example = Example(d_model // 32, 32, *sizes, past=0, span=TIMED_STEPS)
     times = []
     with unrecorded(device):
         inputs = Inputs(example, device)

@@ -81,6 +81,20 @@ class TritonEngine(Engine):
             )
         return None
 
+    @classmethod
+    def seconds(cls, x: Tensor) -> tuple[float, float] | None:
+        """Return what a step and layer of training took, here and in "sequence".
+
+        None if the kernels were not timed on the device of x. The batch was
+        `proof.TIMED_BATCH`.
+        """
+        verdict = None if why_not_tensor(x) else verdict_on(x.device)
+        found = None if verdict is None else verdict.seconds_at(x.shape[-1])
+        if found is None:
+            return None
+        count = proof.TIMED_STEPS * proof.TIMED_LAYERS
+        return found[0] / count, found[1] / count
+
     def forward_chunk(self, steps: range, outputs: Outputs, chunk: Chunk) -> None:
         """Compute the steps of a chunk."""
         scratch = max(self.layout.F, 3 * self.layout.d)

@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         help="also write event files into the folder of the run",
     )
     parser.add_argument(
-        "--device", help="device to train on [a CUDA GPU if there is one]"
+        "--device", help="device to train on [the faster one for this model]"
     )
     model = parser.add_argument_group("model; replaces values of the preset")
     for field in fields(Config):

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -127,8 +127,10 @@ def join_processes(device: str | torch.device | None) -> Iterator[Processes]:
     """Join the processes of torchrun, or those of an existing process group.
 
     Args:
-        device: the device; None uses a CUDA GPU if there is one. With several GPUs,
-            "cuda" is the one whose index is the local rank of this process.
+        device: the device. None is the CPU, on which a single process remains until
+            its model is known, and with a process group a CUDA GPU if there is one.
+            With several GPUs, "cuda" is the one whose index is the local rank of this
+            process.
 
     Raises:
         ValueError: if torch cannot use the device.
@@ -136,7 +138,10 @@ def join_processes(device: str | torch.device | None) -> Iterator[Processes]:
     """
     grouped = dist.is_available() and dist.is_initialized()
     started = not grouped and by_torchrun() and int(os.environ["WORLD_SIZE"]) > 1
-    chosen = _device(device, int(os.environ["LOCAL_RANK"]) if started else None)
+    if device is None:
+        has_gpu = (started or grouped) and torch.cuda.is_available()
+        device = "cuda" if has_gpu else "cpu"
+    chosen = usable(device, int(os.environ["LOCAL_RANK"]) if started else None)
     if not (started or grouped):
         yield Processes(chosen)
         return
@@ -156,11 +161,8 @@ def join_processes(device: str | torch.device | None) -> Iterator[Processes]:
         ) from error
 
 
-def _device(name: str | torch.device | None, local_rank: int | None) -> torch.device:
-    """Return the device of that name, with its index."""
-    device: Any = (
-        ("cuda" if torch.cuda.is_available() else "cpu") if name is None else name
-    )
+def usable(device: str | torch.device, local_rank: int | None = None) -> torch.device:
+    """Return a device with its index; a ValueError if torch cannot use it."""
     try:
         if local_rank is not None and torch.device(device).type == "cuda":
             has_index = torch.device(device).index is not None
@@ -171,5 +173,5 @@ def _device(name: str | torch.device | None, local_rank: int | None) -> torch.de
         reason = str(error).splitlines()[0][:200]
         raise ValueError(
             "device must be a device that torch can use here, got "
-            f"{shorten(name)}: {reason}"
+            f"{shorten(device)}: {reason}"
         ) from error

@@ -27,11 +27,12 @@ from fbt.pretrained import CHECKPOINT_FILE, WEIGHTS_FILE
 from fbt.tokenizer import CharTokenizer, Tokenizer, check_tokenizer
 from fbt.training.backend import advice_on_speed, choose_backend, using_backend
 from fbt.training.checkpoint import Checkpoint
+from fbt.training.device import faster_device
 from fbt.training.events import event_writer
 from fbt.training.folder import RunFolder
 from fbt.training.interrupt import Interrupt
 from fbt.training.loop import Trainer
-from fbt.training.processes import Processes, join_processes
+from fbt.training.processes import Processes, join_processes, usable
 from fbt.training.progress import tqdm
 from fbt.training.recipe import LARGEST_COUNT, PRESETS, PresetName, Recipe
 from fbt.training.result import Run, save_results
@@ -119,8 +120,10 @@ def train(
             further; for another variant, its weights are converted (see
             `fbt.training.start.start_from`), but a model with feedback cannot become
             parallel.
-        device: the device to train on; None uses a CUDA GPU if there is one. "mps" is
-            not tested.
+        device: the device to train on. None is the CPU or, if there is a CUDA GPU,
+            the faster of the two by our records (see `fbt.training.device`); the
+            progress says which and why. Several processes always take the GPUs.
+            "mps" is not tested.
         callback: a function that is called after each evaluation, in the first
             process, with the `Run` so far. Its model is the one being trained. If the
             function returns a true value, the run ends early: this step counts as its
@@ -205,7 +208,7 @@ def train(
             init_from,
             checkpoint,
             run_folder,
-            processes,
+            _placed(processes, device, settings, checkpoint, progress),
             callback,
             progress,
             log,
@@ -238,7 +241,7 @@ def resume(
             or to end earlier. From here on, the learning rate and the curriculum are
             those that a run of so many steps has at the same step: after a finished
             run, the learning rate rises again. None keeps the number.
-        device: the device to train on; None uses a CUDA GPU if there is one.
+        device: as in `train`.
         callback: as in `train`.
         progress: show a progress bar, and a sample of text at each evaluation, on
             stderr.
@@ -297,7 +300,7 @@ def resume(
             None,
             checkpoint,
             run_folder,
-            processes,
+            _placed(processes, device, settings, checkpoint, progress),
             callback,
             progress,
             log,
@@ -385,6 +388,28 @@ def _resolve(
     if data.tokenizer is None:
         check_vocabulary(data.vocab_size - 1, config.vocab_size)
     return config, recipe
+
+
+def _placed(
+    processes: Processes,
+    device: str | torch.device | None,
+    settings: Settings,
+    checkpoint: Checkpoint | None,
+    progress: bool,
+) -> Processes:
+    """Move a single process without a given device to the faster one."""
+    if device is not None or processes.count > 1 or not torch.cuda.is_available():
+        return processes
+    recorded = None if checkpoint is None else checkpoint.backend
+    backend = settings.recipe.backend if recorded is None else recorded
+    chosen = faster_device(settings.config, settings.recipe, backend)
+    if progress:
+        name = {"cpu": "CPU", "cuda": "GPU"}[chosen.device]
+        tqdm.write(
+            f"training on the {name}, {chosen.reason}; to choose, pass device=",
+            file=sys.stderr,
+        )
+    return replace(processes, device=usable(chosen.device))
 
 
 def _initial_model(
