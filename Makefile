@@ -43,7 +43,7 @@ pdf: book ## print the book as one file, _build/book.pdf (needs Chromium)
 test: $(if $(TORCH),environment,book) ## run the tests (TORCH=2.6.0: with that torch)
 	@$(if $(TORCH),$(RUN) tools/versions.py $(TORCH),$(PYTEST))
 
-test-slow: environment ### check that models learn from scratch (2 minutes)
+test-slow: environment ### train from scratch, and fuzz the GPU kernels (4 minutes)
 	@$(PYTEST) -m slow
 
 test-kills: environment ### kill a run at 20 random moments (2 minutes; SEED=7)

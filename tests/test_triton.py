@@ -43,13 +43,20 @@ def script(name: str, *arguments: str, **variables: str) -> str:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 @needs_triton
 def test_every_gradient_in_the_interpreter_and_the_proof():
     assert "check_the_proof" in script("triton_interpreted.py", TRITON_INTERPRET="1")
+
+
+@needs_triton
+@pytest.mark.slow
+def test_random_models_in_the_interpreter():
+    """Takes a minute. The output ends with the configuration that failed."""
+    script("triton_interpreted.py", "1", TRITON_INTERPRET="1")
 
 
 def check_compiled(folder: Path, *capabilities: int) -> None:

@@ -1,6 +1,8 @@
 """Compare the Triton kernels with the plain operations, in Triton's interpreter.
 
-    TRITON_INTERPRET=1 python tests/triton_interpreted.py
+    TRITON_INTERPRET=1 python tests/triton_interpreted.py [SEED]
+
+With a seed, thirty random configurations are compared instead of the chosen ones.
 
 The interpreter runs on the CPU and is slow, so the models are tiny. It cannot show a
 missing barrier; the proof on a card can (see `fbt.sequence.proof`). Uninitialised
@@ -9,6 +11,7 @@ memory is NaN.
 
 import itertools
 import os
+import random
 import sys
 import time
 from collections.abc import Iterator
@@ -70,6 +73,35 @@ def check_corners() -> None:
         )
 
 
+def random_corner(numbers: random.Random) -> tuple:
+    """Draw what `CORNERS` has; the interpreter needs seconds for each."""
+    heads, layers = numbers.randint(1, 3), numbers.randint(1, 3)
+    changes = {
+        "n_heads": heads,
+        "d_model": heads * numbers.randint(1, 5),
+        "n_layers": layers,
+        "d_ff": numbers.randint(1, 11),
+        "span": numbers.randint(1, 12),
+        "dropout": numbers.choice((0.0, 0.4)),
+        "activation": numbers.choice(("relu", "gelu")),
+        "memory_norm": numbers.random() < 0.7,
+        "relative": numbers.choice(("per-layer", "shared")),
+    }
+    steps = numbers.randint(1, 12 // layers)
+    past = numbers.randint(0, min(6, changes["span"]))
+    frozen = numbers.choice(("", "", "relative", "feed_forward", "memory", "layers"))
+    return steps, past, numbers.random() < 0.3, frozen, changes
+
+
+def check_random(seed: int) -> None:
+    numbers = random.Random(seed)
+    for corner in [random_corner(numbers) for _ in range(30)]:
+        print(corner, flush=True)
+        with mock.patch.object(triton_engine, "MAX_PROGRAMS", numbers.choice((1, 9))):
+            actual = list(computed("triton", *corner))
+        assert_same(actual, list(computed("sequence", *corner)))
+
+
 def check_a_step_without_gradients() -> None:
     """The state of single steps grows in place."""
     module, x = body("shared-kv", **SMALL), normal(2, 3, 6).detach()
@@ -129,6 +161,8 @@ def main() -> None:
     )
     anywhere = mock.patch.object(TritonEngine, "why_not", lambda x: None)
     with small_blocks, anywhere:
+        if len(sys.argv) > 1:
+            return check_random(int(sys.argv[1]))
         for check in (check_corners, check_a_step_without_gradients, check_the_proof):
             started = time.monotonic()
             check()
