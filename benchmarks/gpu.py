@@ -1,51 +1,217 @@
-"""Training steps on a CUDA device: one kernel launch at a time, and as a CUDA graph.
+"""Training steps and decoding on a CUDA device.
 
-    .venv/bin/python benchmarks/gpu.py [RECORD]
+    .venv/bin/python benchmarks/gpu.py [RECORD] [--minutes N] [--dry-run]
 
-The loop consists of many small operations, so on a GPU most of its time goes into
-kernel launches; a CUDA graph launches them all at once. This script is separate from
-run.py because it needs a CUDA device. It writes `fbt/measurements/gpu.json`.
+It writes `fbt/measurements/gpu.json`, or RECORD, when all rows are measured. Rows are
+kept in `_build/benchmarks` meanwhile: a run that was interrupted, or ended after N
+minutes, continues with the same command. With --dry-run tiny sizes run on the CPU,
+without a CUDA graph and without the kernels of "triton", to see that all of it works.
+
+A loop consists of many small operations, so on a GPU most of its time goes into
+kernel launches; a CUDA graph launches them all at once. Only parallel models are
+compiled or measured in reduced precision: our loops compute in float32 here.
+
+Look for races and for reads beyond a tensor in the kernels, once per card:
+
+    compute-sanitizer --tool racecheck .venv/bin/python -m pytest \
+        tests/test_cuda.py -k triton
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck \
+        .venv/bin/python -m pytest tests/test_cuda.py -k triton
+
+racecheck sees shared memory only. That the threads of a program wait for each other's
+writes to global memory is shown by the same bits in every repetition, which
+`fbt.sequence.proof` demands.
 """
 
+import argparse
 import json
 import platform
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from contenders import PARALLEL, YARDSTICK, Size, build
-from run import LARGE, MEASUREMENTS, M
+from contenders import (
+    PARALLEL,
+    YARDSTICK,
+    Size,
+    Unavailable,
+    build,
+    our_config,
+)
+from run import LARGE, MEASUREMENTS, WORK, M
+from sdpa import Decoder, Transformer
+from torch import Tensor
 
 import fbt
 from fbt._files import write_file
+from fbt._text import one_line
+from fbt.sequence.triton_engine import TritonEngine, triton_version
+from fbt.shared_kv import SharedKVBody
 
+RECORD = MEASUREMENTS / "gpu.json"
 SIZES = {"M": M, "L": LARGE, "d = 256": Size(d=256, H=8, F=1024, L=4, T=256, B=32)}
-NAMES = (YARDSTICK, PARALLEL, "sequence")
-ROUNDS = 7
+PRECISIONS = ("float32", "TF32", "bfloat16")
+ROUNDS, PATIENCE = 7, 20.0  # at most so many steps, and seconds, after the first
+
+Row = dict[str, Any]
 
 
-def training_step(name: str, size: Size) -> Callable[[], None]:
+class Plan(NamedTuple):
+    """What is measured: main sizes, and others along the batch and the length."""
+
+    sizes: dict[str, Size]
+    batches: tuple[int, ...]
+    lengths: tuple[int, ...]
+    main: Size  # has the length of other batches, and the batch of other lengths
+    context: int  # in view at the end of decoding
+
+    def points(self) -> dict[Size, str]:
+        """Return all sizes with their labels, the main ones first."""
+        found = {size: label for label, size in self.sizes.items()}
+        for label, size in self.sizes.items():
+            for B in self.batches:
+                point = size._replace(T=self.main.T, B=B)
+                found.setdefault(point, f"{label}, B = {B}")
+            for T in self.lengths:
+                point = size._replace(T=T, B=self.main.B)
+                found.setdefault(point, f"{label}, T = {T}")
+        return found
+
+
+FULL = Plan(SIZES, (16, 64, 256, 1024), (64, 128, 256, 512), M, 512)
+TINY = Size(d=8, H=2, F=12, L=2, T=5, B=2)
+DRY = Plan({"tiny": TINY}, (2,), (4,), TINY, 16)
+
+
+class Job(NamedTuple):
+    """What one row measures."""
+
+    what: str  # "step" of training, or "decode"
+    label: str  # of the size
+    size: Size
+    name: str
+    how: str = "launched"  # or "graph" or "compiled"
+    precision: str = "float32"
+
+    def fields(self) -> Row:
+        """Return the fields of the row that tell it from others."""
+        named = self._asdict()
+        sizes = named.pop("size")._asdict()
+        return named | sizes
+
+
+def jobs(plan: Plan) -> list[Job]:
+    """Return all jobs, those of the main sizes first.
+
+    Launched one by one, "sequence" takes as long for any batch, so it is measured at
+    the main sizes only. Compiling takes half a minute each.
+    """
+    result = []
+    for size, label in plan.points().items():
+        is_main, many = label in plan.sizes, max(plan.batches) == size.B
+        hows = ("launched", "graph", *(["compiled"] if is_main or many else []))
+        ways = [(YARDSTICK, how, p) for p in PRECISIONS for how in hows]
+        ways += [(PARALLEL, how, "float32") for how in ("launched", "graph")]
+        ways += [("triton", "launched", "float32"), ("sequence", "graph", "float32")]
+        if is_main:
+            ways += [("sequence", "launched", "float32")]
+        result += [Job("step", label, size, *way) for way in ways]
+    for label, size in plan.sizes.items():
+        for B in (1, plan.main.B):
+            context = size._replace(T=plan.context, B=B)
+            result += [
+                Job("decode", f"{label}, B = {B}", context, name)
+                for name in (YARDSTICK, "sequence", "triton")
+            ]
+    return result
+
+
+@contextmanager
+def computing_in(precision: str, device: str) -> Iterator[None]:
+    """Set the precision of the products of parallel models."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "TF32" else "highest")
+    try:
+        # A cache of converted weights would be part of a captured graph.
+        with torch.autocast(
+            device,
+            torch.bfloat16,
+            enabled=precision == "bfloat16",
+            cache_enabled=False,
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def training_step(job: Job, device: str) -> Callable[[], object]:
     """Return a training step of a body on random embeddings."""
     torch.manual_seed(0)
-    contender = build(name, size)
-    contender.module.cuda()
-    x = torch.randn(size.B, size.T, size.d, device="cuda", requires_grad=True)
+    size, contender = job.size, build(job.name, job.size)
+    contender.module.to(device)
+    run = contender.run
+    if job.how == "compiled":
+        # The dry run records the model, but compiles nothing.
+        backend = "inductor" if device == "cuda" else "eager"
+        run = torch.compile(contender.run, backend=backend)
+    x = torch.randn(size.B, size.T, size.d, device=device, requires_grad=True)
     weights = torch.randn_like(x)
 
     def step() -> None:
         x.grad = None
         contender.module.zero_grad(set_to_none=True)
-        (contender.run(x) * weights).sum().backward()
+        with computing_in(job.precision, device):
+            y = run(x)
+        (y * weights).sum().backward()
 
-    return step
+    if job.name == "triton":
+        check_triton(x)
+    return graph_of(step) if job.how == "graph" and device == "cuda" else step
 
 
-def graph_of(step: Callable[[], None]) -> Callable[[], None]:
+def check_triton(x: Tensor) -> None:
+    """Check the kernels on the device of x, which takes minutes once."""
+    if (error := TritonEngine.why_not(x)) is not None:
+        raise Unavailable(one_line(str(error)))
+
+
+def decoding(job: Job, device: str) -> Callable[[], object]:
+    """Return the decoding of the last eighth of a context of T."""
+    size, steps = job.size, job.size.T // 8
+    past = size.T - steps
+    torch.manual_seed(0)
+    x = torch.randn(steps, size.B, 1, size.d, device=device)
+    if job.name == YARDSTICK:
+        model = Transformer(size.d, size.H, size.F, size.L).to(device)
+        cached = Decoder(model, size.B, size.T)
+
+        def through_cache() -> None:
+            cached.length = past
+            for token in x:
+                cached.extend(token)
+
+        return through_cache
+    if job.name == "triton":
+        check_triton(x)
+    body = SharedKVBody(our_config(size)).to(device)
+    shape = (size.B, size.H, past, size.d // size.H)
+    state = fbt.State(*((torch.randn(shape, device=device),) for _ in range(2)))
+
+    @torch.no_grad()
+    def through_states() -> None:
+        current = state
+        for token in x:
+            _, current, _ = body(token, current, backend=job.name)
+
+    return through_states
+
+
+def graph_of(step: Callable[[], object]) -> Callable[[], object]:
     """Capture a step as a CUDA graph and return its replay.
 
     As in PyTorch's notes on CUDA graphs, three steps on a side stream come first.
@@ -62,52 +228,100 @@ def graph_of(step: Callable[[], None]) -> Callable[[], None]:
     return graph.replay
 
 
-def row(label: str, size: Size, name: str, graph: bool) -> dict[str, Any]:
-    """Time one contender; the first round is not counted."""
-    step = training_step(name, size)
-    run = graph_of(step) if graph else step
-    samples = []
-    for _ in range(ROUNDS + 1):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        run()
-        torch.cuda.synchronize()
-        samples.append(time.perf_counter() - start)
-    seconds = median(samples[1:])
-    title = f"{label:<8} {name:<16} {'graph' if graph else '':<6}"
-    print(f"{title} {seconds * 1e3:9.2f} ms", flush=True)
-    fields = {"label": label, **size._asdict(), "name": name, "graph": graph}
-    return fields | {"seconds": seconds, "samples": samples}
+def measure(job: Job, device: str) -> Row:
+    """Time a job; the first round is not counted.
+
+    The peak of memory includes weights, inputs and, for a graph, all that it keeps.
+    """
+    on_card, started = device == "cuda", time.perf_counter()
+    if on_card:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        run = {"step": training_step, "decode": decoding}[job.what](job, device)
+        samples: list[float] = []
+        while len(samples) <= ROUNDS and not (
+            len(samples) > 1 and time.perf_counter() - started > PATIENCE
+        ):
+            if on_card:
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            run()
+            if on_card:
+                torch.cuda.synchronize()
+            samples.append(time.perf_counter() - start)
+    except (Unavailable, torch.OutOfMemoryError) as error:
+        return job.fields() | {"not_run": one_line(str(error))[:200]}
+    row = job.fields() | {"seconds": median(samples[1:]), "samples": samples}
+    if on_card:
+        row["memory_mb"] = torch.cuda.max_memory_allocated() / 1e6
+    if job.what == "decode":
+        row["tokens_per_second"] = job.size.B * (job.size.T // 8) / row["seconds"]
+    return row
 
 
-def main() -> None:
-    """Measure everything, then write the record."""
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else MEASUREMENTS / "gpu.json"
-    rows = [
-        row(label, size, name, graph)
-        for label, size in SIZES.items()
-        for name in NAMES
-        for graph in (False, True)
-    ]
+def about(device: str) -> Row:
+    """Return machine and settings, which all rows of a record share."""
+    on_card = device == "cuda"
     machine = {
-        "gpu": torch.cuda.get_device_name(),
+        "gpu": torch.cuda.get_device_name() if on_card else "none: a dry run",
         "cuda": torch.version.cuda,
         "fbt": fbt.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": triton_version(),
     }
-    machine |= {"python": platform.python_version(), "torch": torch.__version__}
     settings = {
-        "dtype": "float32",
-        "tf32": torch.backends.cuda.matmul.allow_tf32,
         "dropout": 0.0,
+        "precision": "of the products: float32, TF32, or bfloat16 by autocast",
+        "seconds": f"median of at most {ROUNDS} steps, wall time, after one warm-up",
+        "memory_mb": "peak of allocated memory, in 10^6 bytes",
     }
-    settings["seconds"] = f"median of {ROUNDS} steps, wall time, after one warm-up"
-    record = {
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "machine": machine,
-        "settings": settings,
-        "rows": rows,
-    }
+    return {"machine": machine, "settings": settings}
+
+
+def finished_rows(store: Path, shared: Row) -> list[Row]:
+    """Return the rows that an earlier run has measured here."""
+    if not store.exists():
+        return []
+    found = json.loads(store.read_text(encoding="utf-8"))
+    if {name: found[name] for name in shared} != shared:
+        return []
+    return [row for row in found["rows"] if "seconds" in row]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure all rows that are missing, then write the record."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("record", nargs="?", type=Path)
+    parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--dry-run", action="store_true")
+    options = parser.parse_args(arguments)
+    device, planned = ("cpu", DRY) if options.dry_run else ("cuda", FULL)
+    default = WORK / "gpu-dry-run.json" if options.dry_run else RECORD
+    path, store = options.record or default, WORK / f"gpu-rows-{device}.json"
+    store.parent.mkdir(parents=True, exist_ok=True)
+    shared, stop = about(device), time.monotonic() + 60 * options.minutes
+    rows = finished_rows(store, shared)
+    missing = [
+        job
+        for job in jobs(planned)
+        if not any(row.items() >= job.fields().items() for row in rows)
+    ]
+    for left, job in zip(range(len(missing), 0, -1), missing, strict=True):
+        if time.monotonic() > stop:
+            print(f"{left} rows are left: run this again")
+            return
+        row = measure(job, device)
+        torch.compiler.reset()  # otherwise it stops compiling after some variants
+        rows.append(row)
+        write_file(store, json.dumps({**shared, "rows": rows}).encode())
+        title = f"{job.what:<6} {job.label:<16} {job.name:<16} {job.how:<9}"
+        shown = f"{1e3 * row['seconds']:9.2f} ms" if "seconds" in row else "not run"
+        print(f"{title} {job.precision:<9} {shown}", flush=True)
+    record = {"date": f"{datetime.now(UTC):%Y-%m-%d}", **shared, "rows": rows}
     write_file(path, (json.dumps(record, indent=1) + "\n").encode())
+    store.unlink()
 
 
 if __name__ == "__main__":

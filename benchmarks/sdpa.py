@@ -76,7 +76,8 @@ class Decoder:
     def __init__(self, model: Transformer, batch: int, capacity: int) -> None:
         self.model, self.length = model, 0
         rows = (batch, model.n_heads, capacity, model.d_model // model.n_heads)
-        self.cache = [(torch.zeros(rows), torch.zeros(rows)) for _ in model.layers]
+        new = next(model.parameters()).new_zeros  # on the device of the model
+        self.cache = [(new(rows), new(rows)) for _ in model.layers]
 
     @torch.no_grad()
     def extend(self, x: Tensor) -> Tensor:

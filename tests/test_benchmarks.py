@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import contenders
+import gpu
 import long
 import measure
 import pytest
@@ -287,6 +288,75 @@ def test_records_are_in_the_wheel():
     configured = (run.ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert '"measurements/*.json"' in configured
     assert {path.suffix for path in Path(run.MEASUREMENTS).iterdir()} == {".json"}
+
+
+# On a GPU, in a dry run
+
+
+@pytest.fixture
+def dry_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu, "ROUNDS", 1)
+    monkeypatch.setattr(gpu, "WORK", tmp_path)
+    return lambda *more: gpu.main([str(tmp_path / "record"), "--dry-run", *more])
+
+
+def test_dry_run_measures_all_but_the_kernels(dry_run, tmp_path):
+    dry_run()
+    record = json.loads((tmp_path / "record").read_text(encoding="utf-8"))
+    expected = [job.fields() for job in gpu.jobs(gpu.DRY)]
+    assert [
+        {name: row[name] for name in expected[0]} for row in record["rows"]
+    ] == expected
+    for row in record["rows"]:
+        if row["name"] == "triton":
+            assert "on CUDA, got cpu" in row["not_run"]
+        else:
+            assert row["seconds"] == row["samples"][1]
+    assert record["machine"]["gpu"] == "none: a dry run"
+    assert [path.name for path in tmp_path.iterdir()] == ["record"]
+
+
+def test_interrupted_measurements_continue(dry_run, monkeypatch, tmp_path):
+    planned, measured = gpu.jobs(gpu.DRY), []
+
+    def measure(job, device):
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        measured.append(job)
+        return job.fields() | {"seconds": 1.0}
+
+    monkeypatch.setattr(gpu, "measure", measure)
+    dry_run("--minutes=0")
+    assert not measured
+    for first in (0, 3):
+        measured.clear()
+        with pytest.raises(KeyboardInterrupt):
+            dry_run()
+        assert measured == planned[first : first + 3]
+    shared = gpu.about("cpu")
+    monkeypatch.setattr(gpu, "about", lambda device: shared | {"machine": "another"})
+    measured.clear()
+    with pytest.raises(KeyboardInterrupt):
+        dry_run()
+    assert measured == planned[:3]
+    assert not (tmp_path / "record").exists()
+
+
+def test_the_full_plan_has_what_the_pages_compare():
+    planned = gpu.jobs(gpu.FULL)
+    assert len(set(planned)) == len(planned)
+    fields = [job.fields() for job in planned]
+    for row in json.loads(gpu.RECORD.read_text(encoding="utf-8"))["rows"]:
+        about = {k: v for k, v in row.items() if k not in ("seconds", "samples")}
+        assert about in fields
+    for name in ("triton", YARDSTICK):
+        sizes = {
+            job.size for job in planned if (job.what, job.name) == ("step", name)
+        }
+        assert {(s.d, s.B) for s in sizes if s.T == 128} >= {
+            (d, B) for d in (128, 256, 512) for B in (16, 64, 256, 1024)
+        }
+        assert {s.T for s in sizes if s.d == 128} == {64, 128, 256, 512}
 
 
 # One long text

@@ -89,29 +89,37 @@ def speeds(measured: Records) -> Numbers:
     native = [row for row in rows if row["name"] == "native"]
     cpu = [row["ratio"] for row in native if row["label"] in ("M", "L")]
     gpu = {
-        name: gpu_ratios(measured["gpu"]["rows"], other, graph)
-        for name, other, graph in (
-            ("gpu", "parallel body", True),
-            ("gpu_eager", "parallel body", False),
-            ("gpu_torch", "parallel (SDPA)", False),
+        name: gpu_ratios(measured["gpu"]["rows"], other, how)
+        for name, other, how in (
+            ("gpu", "parallel body", "graph"),
+            ("gpu_eager", "parallel body", "launched"),
+            ("gpu_torch", "parallel (SDPA)", "launched"),
         )
     }
     return {"cpu": {"least": f"{min(cpu):.1f}", "most": f"{max(cpu):.1f}"}, **gpu}
 
 
-def gpu_ratios(
-    rows: Sequence[Mapping[str, Any]], other: str, graph: bool
-) -> dict[str, str]:
-    """Return the time of the loop on a GPU as a multiple of another model's."""
-    seconds = {
+GPU_SIZES = ("M", "L", "d = 256")  # the main sizes of the record
+
+
+def gpu_seconds(rows: Sequence[Mapping[str, Any]], how: str) -> dict[Any, float]:
+    """Return the seconds of training steps in float32 by main size and name."""
+    wanted = {"what": "step", "how": how, "precision": "float32"}
+    return {
         (row["label"], row["name"]): row["seconds"]
         for row in rows
-        if row["graph"] == graph
+        if row["label"] in GPU_SIZES
+        and row.items() >= wanted.items()
+        and "seconds" in row
     }
-    ratios = [
-        seconds[label, "sequence"] / seconds[label, other]
-        for label in {label for label, _ in seconds}
-    ]
+
+
+def gpu_ratios(
+    rows: Sequence[Mapping[str, Any]], other: str, how: str
+) -> dict[str, str]:
+    """Return the time of the loop on a GPU as a multiple of another model's."""
+    seconds = gpu_seconds(rows, how)
+    ratios = [seconds[size, "sequence"] / seconds[size, other] for size in GPU_SIZES]
     return {"least": f"{min(ratios):.0f}", "most": f"{max(ratios):.0f}"}
 
 
