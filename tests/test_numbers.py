@@ -10,13 +10,17 @@ from math import exp
 from statistics import mean
 from typing import Any
 
+import fbt_gpu
 import fbt_numbers
 from chapters import read
 from repo import ROOT
 
+from fbt import Config
+from fbt.shared_kv import SharedKVBody
 from fbt.training.recipe import PRESETS
 
 FIVE, SIX, SEVEN = "05-training", "06-one-function", "07-what-feedback-buys"
+GPU = "gpu"  # a page
 SMALL_GROUPS = ("parity", "S3", "cups")
 record = fbt_numbers.Records(ROOT / "fbt" / "measurements").__getitem__
 QUOTED: list[tuple[str, str, Callable[[], bool]]] = []
@@ -509,13 +513,7 @@ def caches() -> bool:
     )
 
 
-@quoted(
-    SIX,
-    "The graph makes the loop four to eight times as fast, and leaves it 6 to 16 "
-    "times slower",
-    "a step takes 22 to 59 times as long as one of our parallel body, and 29 to 131 "
-    "times as long as one with PyTorch's attention",
-)
+@quoted(GPU, "In the record this made the step four to eight times as fast")
 @quoted(SEVEN, "the loop takes 6 to 16 times as long as our parallel body")
 def speed_on_a_gpu() -> bool:
     rows = record("gpu")["rows"]
@@ -544,6 +542,24 @@ def ratios_on_a_gpu() -> list[tuple[int, int]]:
         )
     ]
     return [(int(ratios["least"]), int(ratios["most"])) for ratios in found]
+
+
+@quoted(GPU, "the phases add two fifths to the time of the bytes")
+@quoted(GPU, "the ratio falls while there is room, and stays at about four or five")
+def estimates_on_a_gpu() -> bool:
+    parallel = fbt_numbers.gpu_seconds(record("gpu")["rows"], "graph")
+    least, most = fbt_gpu.seconds(fbt_gpu.M, 64)
+    ratios = [
+        64 * time / (batch * parallel["M", "parallel (SDPA)"])
+        for batch in (256, 1024)
+        for time in fbt_gpu.seconds(fbt_gpu.M, batch)
+    ]
+    few = fbt_gpu.seconds(fbt_gpu.M, 16)[0] * 4 / parallel["M", "parallel (SDPA)"]
+    return (
+        0.35 < most / least - 1 < 0.45
+        and 3.5 < min(ratios) <= max(ratios) < 5.5
+        and few > 2 * max(ratios)
+    )
 
 
 @quoted(
@@ -628,8 +644,27 @@ def test_sentences_are_in_their_chapters():
         cells = read(ROOT / "book" / f"{chapter}.ipynb").cells
         sources = [cell.source for cell in cells if cell.cell_type == "markdown"]
         text[chapter] = " ".join(" ".join(sources).split())
+    text[GPU] = " ".join((ROOT / "book" / "gpu.md").read_text("utf-8").split())
     for chapter, sentence, _ in QUOTED:
         assert sentence in text[chapter], (chapter, sentence)
+
+
+def test_estimates_for_a_gpu_count_what_the_kernels_do():
+    """Barriers of a layer are those within its loop; one is for GELU only."""
+    source = (ROOT / "fbt" / "sequence" / "triton_kernels.py").read_text("utf-8")
+    _, forward, backward = source.split("_kernel(\n")
+    for code, (of_layer, of_step), gelu in (
+        (forward, fbt_gpu.PHASES["forward"], 1),
+        (backward, fbt_gpu.PHASES["backward"], 0),
+    ):
+        assert code.count("tl.debug_barrier()") == of_layer + of_step + gelu
+    config = Config(1, d_model=fbt_gpu.M.d, d_ff=fbt_gpu.M.F, n_layers=fbt_gpu.M.L)
+    matrices = [
+        weight
+        for name, weight in SharedKVBody(config).named_parameters()
+        if weight.ndim == 2 and "relative" not in name
+    ]
+    assert fbt_gpu.M.weights == sum(weight.numel() for weight in matrices)
 
 
 def test_records_are_of_clean_commits_and_name_their_machine():

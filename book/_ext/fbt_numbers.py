@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import fbt_gpu
 from sphinx.application import Sphinx
 
 Numbers = dict[str, Any]
@@ -31,6 +32,9 @@ def numbers(root: Path) -> Numbers:
         **tracking(measured),
         **reliability(root),
         "blocks": memory_in_blocks(measured),
+        "on_gpu": fbt_gpu.page_numbers(
+            measured["gpu"]["rows"], measured["gpu"]["machine"]
+        ),
     }
 
 
