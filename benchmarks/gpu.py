@@ -50,6 +50,7 @@ from torch import Tensor
 import fbt
 from fbt._files import write_file
 from fbt._text import one_line
+from fbt.sequence import graphs
 from fbt.sequence.triton_engine import TritonEngine, triton_version
 from fbt.shared_kv import SharedKVBody
 
@@ -95,7 +96,9 @@ class Job(NamedTuple):
     label: str  # of the size
     size: Size
     name: str
-    how: str = "launched"  # or "graph" or "compiled"
+    # Or "graph", all of a step, which the benchmark captures; "compiled"; or
+    # "recorded", as the package trains "sequence".
+    how: str = "launched"
     precision: str = "float32"
 
     def fields(self) -> Row:
@@ -109,7 +112,8 @@ def jobs(plan: Plan) -> list[Job]:
     """Return all jobs, those of the main sizes first.
 
     Launched one by one, "sequence" takes as long for any batch, so it is measured at
-    the main sizes only. Compiling takes half a minute each.
+    the main sizes only, as is a graph of the whole step. Compiling takes half a
+    minute each.
     """
     result = []
     for size, label in plan.points().items():
@@ -117,9 +121,9 @@ def jobs(plan: Plan) -> list[Job]:
         hows = ("launched", "graph", *(["compiled"] if is_main or many else []))
         ways = [(YARDSTICK, how, p) for p in PRECISIONS for how in hows]
         ways += [(PARALLEL, how, "float32") for how in ("launched", "graph")]
-        ways += [("triton", "launched", "float32"), ("sequence", "graph", "float32")]
-        if is_main:
-            ways += [("sequence", "launched", "float32")]
+        ways += [("triton", "launched", "float32")]
+        loop = ("recorded", "graph", "launched") if is_main else ("recorded",)
+        ways += [("sequence", how, "float32") for how in loop]
         result += [Job("step", label, size, *way) for way in ways]
     for label, size in plan.sizes.items():
         for B in (1, plan.main.B):
@@ -237,9 +241,14 @@ def measure(job: Job, device: str) -> Row:
     if on_card:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+    recordings = graphs.LARGEST_COUNT
     try:
+        if job.how != "recorded":
+            graphs.LARGEST_COUNT = 0
         run = {"step": training_step, "decode": decoding}[job.what](job, device)
         samples: list[float] = []
+        if job.how == "recorded":
+            run()  # the second call, not counted below, makes the recording
         while len(samples) <= ROUNDS and not (
             len(samples) > 1 and time.perf_counter() - started > PATIENCE
         ):
@@ -252,6 +261,8 @@ def measure(job: Job, device: str) -> Row:
             samples.append(time.perf_counter() - start)
     except (Unavailable, torch.OutOfMemoryError) as error:
         return job.fields() | {"not_run": one_line(str(error))[:200]}
+    finally:
+        graphs.LARGEST_COUNT = recordings
     row = job.fields() | {"seconds": median(samples[1:]), "samples": samples}
     if on_card:
         row["memory_mb"] = torch.cuda.max_memory_allocated() / 1e6

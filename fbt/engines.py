@@ -8,6 +8,7 @@ used until they change, and a single step continues the cache of its state in pl
 import warnings
 from pathlib import Path
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,9 @@ from fbt.feedback import FeedbackBody
 from fbt.folding import fold
 from fbt.inspection import active_dropout, remembered, why_not_folded
 from fbt.sequence.engine import Engine
-from fbt.sequence.forward import Forward, newest, prepare
+from fbt.sequence.forward import Forward, prepare, results
 from fbt.sequence.function import WholeSequence
+from fbt.sequence.graphs import Recordings, Replayed
 from fbt.sequence.layout import Sizes, Weights
 from fbt.sequence.native_engine import NativeEngine
 from fbt.sequence.python_engine import PythonEngine
@@ -174,6 +176,7 @@ def run_sequence(
     engine: str,
     recompute: bool,
     checked: bool = False,
+    may_replay: bool = True,
 ) -> tuple[Tensor, State]:
     """Compute a body with one cache, with the numbers of its plain loop.
 
@@ -184,6 +187,7 @@ def run_sequence(
         engine: a key of `ENGINES`.
         recompute: keep only what cannot be recomputed in backward.
         checked: whether `why_not_folded` has returned None for this body.
+        may_replay: whether to train as a CUDA graph where that is possible.
 
     Returns:
         The top layer's outputs [B, T, d] and the state for the next block.
@@ -223,18 +227,25 @@ def run_sequence(
         inputs = x.transpose(0, 1), keys, values
         if sizes.needs_backward:
             weights = fold(body, min(body.span, past + length - 1))
-            top, keys, values = WholeSequence.apply(
-                ENGINES[engine], sizes, *inputs, *weights
-            )
+            tensors, recording = (*inputs, *weights), None
+            if engine == "sequence" and may_replay:
+                recording = _recordings.setdefault(body, Recordings()).find(
+                    sizes, tensors
+                )
+            if recording is not None:
+                top, keys, values = Replayed.apply(recording, *tensors)
+            else:
+                top, keys, values = WholeSequence.apply(
+                    ENGINES[engine], sizes, *tensors
+                )
         else:
             loop = Forward(ENGINES[engine], sizes, prepared, *inputs)
             loop.run()
-            top = loop.outputs.x[-1].clone()
-            keys, values = (
-                newest(kv, sizes.heads, sizes.span)
-                for kv in (loop.outputs.keys, loop.outputs.values)
-            )
+            top, keys, values = results(loop.outputs, sizes)
     return top.transpose(0, 1), State((keys,), (values,))
+
+
+_recordings: WeakKeyDictionary[nn.Module, Recordings] = WeakKeyDictionary()
 
 
 def folded_weights(body: FeedbackBody, engine: str) -> Weights:

@@ -61,14 +61,14 @@ class SharedKVBody(FeedbackBody):
             loop = backend if backend in FeedbackBody.backends else "auto"
             return super().forward(x, state, backend=loop, need_weights=need_weights)
         self._check_state(state, x)
-        run = self._run
         if torch.compiler.is_compiling():
-            # A graph of all steps would take minutes to compile.
-            run = torch.compiler.disable(run)
-        return run(x, state, backend)
+            # A graph of all steps would take minutes to compile. What surrounds the
+            # call may be in a CUDA graph of the compiler's.
+            return torch.compiler.disable(self._run)(x, state, backend, False)
+        return self._run(x, state, backend)
 
     def _run(
-        self, x: Tensor, state: State | None, backend: str
+        self, x: Tensor, state: State | None, backend: str, may_replay: bool = True
     ) -> tuple[Tensor, State, None]:
         """Run an engine, or the loop if "auto" chooses no engine."""
         engine, checked = backend, backend == "auto"
@@ -80,5 +80,5 @@ class SharedKVBody(FeedbackBody):
                 return y, state, None
             engine = choice.engine
         return *engines.run_sequence(
-            self, x, state, engine, self.recompute, checked
+            self, x, state, engine, self.recompute, checked, may_replay
         ), None

@@ -19,7 +19,8 @@ from executor import execute
 from torch import Tensor
 
 import fbt
-from fbt.sequence import proof
+from fbt import engines
+from fbt.sequence import graphs, proof
 from fbt.sequence.python_engine import PythonEngine
 from fbt.sequence.triton_engine import TritonEngine
 
@@ -63,6 +64,29 @@ def test_sequence_backend_equals_reference_on_cuda(past):
 def test_triton_kernels_pass_their_proof_on_this_card():
     device = torch.device(DEVICE, torch.cuda.current_device())
     assert proof.difference(TritonEngine, PythonEngine, device) == ""
+
+
+@pytest.mark.parametrize("past", [0, 4])
+def test_sequence_trains_as_a_graph_by_itself(past):
+    """Recorded at the second call; weights and inputs change from call to call."""
+    device = torch.device(DEVICE, torch.cuda.current_device())
+    assert graphs.difference(device, graphs.record_on_cuda) == ""
+    module = body(VARIANT, **OPTIONS).to(DEVICE)
+    for seed in range(4):
+        x = on_device(normal(BATCH, LENGTH, 14, seed=seed))
+        state = state_on_device(past) if past else None
+        named, results = leaves(module, x, state), []
+        for backend in ("reference", "sequence"):
+            outputs = everything(*module(x, state, backend=backend)[:2])
+            tops = gradients(outputs[:1], named, retain=True)
+            results.append((outputs, tops, gradients(outputs, named)))
+        for plain, ours in zip(*results, strict=True):
+            assert_same(ours, plain)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+    (recording,) = engines._recordings[module].by_call.values()
+    assert recording is not None and recording.turn == 3
 
 
 def test_cuda_graph_replays_forward_and_backward():

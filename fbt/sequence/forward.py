@@ -126,6 +126,14 @@ def prepare(engine: type[Engine], weights: Weights) -> Weights:
     )
 
 
+def results(outputs: Outputs, sizes: Sizes) -> tuple[Tensor, Tensor, Tensor]:
+    """Return copies: the top [T, B, d], and the state's keys and values."""
+    keys, values = (
+        newest(kv, sizes.heads, sizes.span) for kv in (outputs.keys, outputs.values)
+    )
+    return outputs.x[-1].clone(), keys, values
+
+
 def newest(keys_or_values: Tensor, heads: int, span: int) -> Tensor:
     """Copy the newest `span` rows of [HB, J, D] to a state's [B, H, J, D]."""
     return (

@@ -45,7 +45,7 @@ from torch import Tensor
 
 from fbt.sequence.backward import Backward
 from fbt.sequence.engine import Engine
-from fbt.sequence.forward import Forward, newest, prepare
+from fbt.sequence.forward import Forward, prepare, results
 from fbt.sequence.layout import Chunk, Outputs, Sizes, Weights
 
 
@@ -83,20 +83,12 @@ class WholeSequence(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         saved = (tensor for chunk in chunks for tensor in chunk)
         ctx.save_for_backward(*outputs, *weights, *saved)
-        keys, values = (
-            newest(kv, sizes.heads, sizes.span)
-            for kv in (outputs.keys, outputs.values)
-        )
-        return outputs.x[-1].clone(), keys, values
+        return results(outputs, sizes)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """Run the loop in reverse; a second derivative raises a RuntimeError."""
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                'backends "sequence", "native" and "triton" have no second '
-                'derivative; set backend="reference" for that'
-            )
+        refuse_second_derivative()
         saved = iter(ctx.saved_tensors)
         outputs = Outputs(*islice(saved, len(Outputs._fields)))
         weights = Weights(*islice(saved, len(Weights._fields)))
@@ -112,4 +104,13 @@ class WholeSequence(torch.autograd.Function):
             None,
             None,
             *(gradients[name] if name in wanted else None for name in names),
+        )
+
+
+def refuse_second_derivative() -> None:
+    """Raise a RuntimeError in a backward that is to be differentiated itself."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            'backends "sequence", "native" and "triton" have no second '
+            'derivative; set backend="reference" for that'
         )

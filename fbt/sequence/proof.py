@@ -15,7 +15,7 @@ import contextlib
 import json
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,16 +88,27 @@ def prove(
     engine: type[Engine],
     trusted: type[Engine],
     device: torch.device,
+    time_trusted: Callable[[int, torch.device], float],
     examples: Iterable[Example] = EXAMPLES,
     widths: Iterable[int] = TIMED_WIDTHS,
 ) -> Verdict:
-    """Compare two engines on a device, and time them if they agree."""
+    """Compare two engines on a device, and time them if they agree.
+
+    Args:
+        engine: the engine to check.
+        trusted: the engine to compare it with.
+        device: where both compute, in float32.
+        time_trusted: returns the seconds of a forward and a backward of the trusted
+            engine at a width, as `best_time`.
+        examples: what they compute.
+        widths: those at which they are timed.
+    """
     if problem := difference(engine, trusted, device, examples):
         return Verdict(problem, ())
     return Verdict(
         "",
         tuple(
-            (best_time(engine, width, device), best_time(trusted, width, device))
+            (best_time(engine, width, device), time_trusted(width, device))
             for width in widths
         ),
     )
@@ -166,12 +177,8 @@ def difference(
     for number, example in enumerate(examples):
         expected = computed(trusted, example, device)
         first = computed(engine, example, device)
-        for name, value in first.items():
-            # NaN is never within the tolerance.
-            largest = max(1.0, expected[name].abs().max().item())
-            error = (value - expected[name]).abs().max().item()
-            if not error <= TOLERANCE * largest:
-                return f"in example {number}, {name} is off by {error:.2g}"
+        if problem := first_error(first, expected):
+            return f"in example {number}, {problem}"
         for _ in range(REPETITIONS - 1):
             for name, value in computed(engine, example, device).items():
                 if not torch.equal(first[name], value):
@@ -179,18 +186,39 @@ def difference(
     return ""
 
 
+def first_error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
+    """Return which tensor is not within the tolerance, and by how much; or ""."""
+    for name, value in found.items():
+        # NaN is never within the tolerance.
+        largest = max(1.0, expected[name].abs().max().item())
+        error = (value - expected[name]).abs().max().item()
+        if not error <= TOLERANCE * largest:
+            return f"{name} is off by {error:.2g}"
+    return ""
+
+
 def best_time(engine: type[Engine], d_model: int, device: torch.device) -> float:
     """Return the seconds of a forward and a backward at one of `TIMED_WIDTHS`."""
+    with unrecorded(device):
+        inputs = timed_inputs(d_model, device)
+        return fastest(lambda: dict(inputs.run(engine))["gradient of x"])
+
+
+def timed_inputs(d_model: int, device: torch.device) -> "Inputs":
+    """Return the inputs with which engines are timed."""
     sizes = (TIMED_LAYERS, 4 * d_model, TIMED_BATCH, TIMED_STEPS)
     example = Example(d_model // 32, 32, *sizes, past=0, span=TIMED_STEPS)
+    return Inputs(example, device)
+
+
+def fastest(run: Callable[[], Tensor]) -> float:
+    """Return the seconds of the fastest repetition."""
     times = []
-    with unrecorded(device):
-        inputs = Inputs(example, device)
-        for _ in range(REPETITIONS):
-            inputs.weights.w_q.sum().item()  # waits for the device
-            started = time.perf_counter()
-            dict(inputs.run(engine))["gradient of x"].sum().item()
-            times.append(time.perf_counter() - started)
+    for _ in range(REPETITIONS):
+        run().sum().item()  # also waits for the device
+        started = time.perf_counter()
+        run().sum().item()
+        times.append(time.perf_counter() - started)
     return min(times)
 
 

@@ -14,7 +14,7 @@ from fbt import native
 from fbt._files import sha256
 from fbt._text import one_line
 from fbt.native.build import ALTERNATIVE
-from fbt.sequence import proof
+from fbt.sequence import graphs, proof
 from fbt.sequence.engine import Engine
 from fbt.sequence.layout import (
     Chunk,
@@ -36,7 +36,7 @@ WARPS = 8  # per program
 # the gradients of relative tables: more programs than a card runs at once are waste.
 MAX_PROGRAMS = 256
 # What the verdict on the kernels depends on besides versions and the card.
-SOURCES = ("triton_kernels.py", "triton_engine.py", "proof.py")
+SOURCES = ("triton_kernels.py", "triton_engine.py", "graphs.py", "proof.py")
 
 
 class TritonEngine(Engine):
@@ -286,7 +286,7 @@ def prove_on(device: torch.device) -> proof.Verdict:
     """
     path = verdict_file(device)
     try:
-        verdict = proof.prove(TritonEngine, PythonEngine, device)
+        verdict = proof.prove(TritonEngine, PythonEngine, device, graphs.best_time)
     except torch.OutOfMemoryError:  # says nothing of the kernels
         raise
     except Exception as error:  # of any class: the compiler is not ours

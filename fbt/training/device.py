@@ -16,7 +16,8 @@ from fbt.sequence.triton_engine import TritonEngine
 from fbt.training.recipe import Recipe
 
 # From fbt/measurements/gpu.json: the seconds that "sequence" takes to train, per step
-# of the loop and layer. They hardly depend on the other sizes.
+# of the loop and layer, without a graph. They hardly depend on the other sizes. There
+# is no record yet of graphs as `fbt.sequence.graphs` makes them.
 ON_GPU = 1.1e-3
 # From fbt/measurements/speed.json, size M: the seconds of one thread per weight and
 # token. Two threads took 0.51 and 0.72 times as long; more were not measured.
