@@ -47,7 +47,7 @@ class Model(NamedTuple):
         return self.L * of_layer + of_step
 
 
-M = Model(d=128, F=512, L=4, T=128)
+M, LARGE = Model(d=128, F=512, L=4, T=128), Model(d=512, F=2048, L=6, T=128)
 
 
 def seconds(model: Model, batch: int) -> tuple[float, float]:
@@ -86,6 +86,8 @@ def page_numbers(
         "batches": estimated(measured["M", "parallel (SDPA)", "graph"]),
         "weights": f"{M.weights:,}",
         "megabytes": f"{4e-6 * M.weights:.2f}",
+        "large": f"{4e-6 * LARGE.weights:.0f}",
+        "large_ms": f"{1e3 * 4 * LARGE.weights / TO_ONE:.1f}",
         "step": f"{1e-6 * forward:.1f}",
         "back": f"{1e-6 * M.step_bytes('backward'):.1f}",
         "phases": M.step_phases("forward"),
