@@ -45,7 +45,12 @@ def machine(monkeypatch: pytest.MonkeyPatch):
     return has
 
 
-def placed(size: dict[str, int], variant: Any = "shared-kv", backend: Any = "auto"):
+def placed(
+    size: dict[str, int],
+    variant: Any = "shared-kv",
+    backend: Any = "auto",
+    dropout: float = 0.0,
+) -> Placement:
     config = fbt.Config(
         65,
         variant=variant,
@@ -53,6 +58,7 @@ def placed(size: dict[str, int], variant: Any = "shared-kv", backend: Any = "aut
         n_heads=size["H"],
         d_ff=size["F"],
         n_layers=size["L"],
+        dropout=dropout,
     )
     return faster_device(
         config, Recipe(batch_size=size["B"], seq_len=size["T"]), backend
@@ -136,6 +142,12 @@ def test_the_times_of_the_card_replace_the_record(machine):
     machine(FAST, threads=12)
     assert placed(M).device == "cuda"  # the kernel
     assert placed(M, backend="sequence").device == "cpu"
+    # Only "sequence" is replayed as a graph, and not with dropout.
+    machine((1e-3, 5e-4), threads=2)
+    assert placed(M).device == placed(M, backend="sequence").device == "cuda"
+    assert placed(M, backend="stack").device == "cpu"
+    assert placed(M, variant="feedback").device == "cpu"
+    assert placed(M, dropout=0.1).device == "cpu"
     # Ten times as many sequences may take the kernel ten times as long.
     machine((1e-3, 1.1e-3), threads=4)
     assert placed(M).device == "cpu" and placed(M | {"B": 640}).device == "cpu"

@@ -266,18 +266,21 @@ STREAMS = {"current_stream": 1, "default_stream": 1}
         ({"current_stream": 2}, False),
         ({"traced": True}, False),
         ({"plain": False}, False),
+        ({"current_device": 3}, False),
         ({"works": False}, False),
         ({"count": 0}, False),
     ],
 )
 def test_which_calls_are_recorded(monkeypatch, change, expected):
     case = {"is_cuda": True, "sizes": SIZES, "traced": False, "plain": True}
-    case |= STREAMS | {"works": True, "count": 4} | change
+    case |= STREAMS | {"works": True, "count": 4, "current_device": 2} | change
+    card = torch.device("cuda", 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: case["current_device"])
     for name in STREAMS:
         monkeypatch.setattr(torch.cuda, name, lambda _, n=case[name]: n)
     monkeypatch.setattr(graphs, "is_traced", lambda: case["traced"])
     monkeypatch.setattr(graphs, "is_plain", lambda x: case["plain"])
     monkeypatch.setattr(graphs, "LARGEST_COUNT", case["count"])
-    monkeypatch.setattr(graphs, "_works", {"card": case["works"]})
-    x = SimpleNamespace(is_cuda=case["is_cuda"], device="card")
+    monkeypatch.setattr(graphs, "_works", {card: case["works"]})
+    x = SimpleNamespace(is_cuda=case["is_cuda"], device=card)
     assert graphs.may_record(x, case["sizes"]) is expected

@@ -201,8 +201,8 @@ class Recordings:
 def may_record(x: Tensor, sizes: Sizes) -> bool:
     """Return whether a call for inputs x can be recorded.
 
-    Not with dropout, whose masks differ from call to call, and not on a stream of the
-    caller, who may be recording a graph.
+    Not with dropout, whose masks differ from call to call; and only on the default
+    stream of the current device: on another, the caller may be recording a graph.
     """
     return (
         LARGEST_COUNT > 0
@@ -211,6 +211,7 @@ def may_record(x: Tensor, sizes: Sizes) -> bool:
         and not sizes.dropout
         and not is_traced()
         and _works.get(x.device, True)
+        and x.device.index == torch.cuda.current_device()
         and torch.cuda.current_stream(x.device) == torch.cuda.default_stream(x.device)
     )
 

@@ -83,7 +83,7 @@ class TritonEngine(Engine):
 
     @classmethod
     def seconds(cls, x: Tensor) -> tuple[float, float] | None:
-        """Return what a step and layer of training took, here and in "sequence".
+        """Return what a step and layer took, here and in a graph of "sequence".
 
         None if the kernels were not timed on the device of x. The batch was
         `proof.TIMED_BATCH`.

@@ -49,9 +49,8 @@ def faster_device(config: Config, recipe: Recipe, backend: Backend) -> Placement
         return Placement(device, f'where backend="{backend}" computes')
     if config.variant == "parallel":
         return Placement("cuda", "which takes all steps of a parallel model at once")
-    has_choice = config.variant == "shared-kv" and backend == "auto"
-    cpu = seconds_on_cpu(config, recipe, has_choice)
-    gpu = seconds_on_gpu(config, recipe, has_choice)
+    cpu = seconds_on_cpu(config, recipe, backend)
+    gpu = seconds_on_gpu(config, recipe, backend)
     slower, faster = ("CPU", "cuda") if gpu < cpu else ("GPU", "cpu")
     ratio = max(cpu, gpu) / min(cpu, gpu)
     return Placement(
@@ -61,36 +60,31 @@ def faster_device(config: Config, recipe: Recipe, backend: Backend) -> Placement
     )
 
 
-def seconds_on_cpu(config: Config, recipe: Recipe, has_choice: bool) -> float:
-    """Estimate the seconds of a training step on all threads of the CPU.
-
-    Args:
-        config: of the model.
-        recipe: of the run.
-        has_choice: whether the backend is the fastest one that is built.
-    """
+def seconds_on_cpu(config: Config, recipe: Recipe, backend: Backend) -> float:
+    """Estimate the seconds of a training step on all threads of the CPU."""
     x = torch.empty(0, 0, config.d_model, dtype=torch.float32, device="cpu")
+    has_choice = config.variant == "shared-kv" and backend == "auto"
     engine = engines.first_for(x).engine if has_choice else None
     d = config.d_model
     weights = 2 * d * (config.n_layers * (d + config.d_ff) + d)
-    seconds = ON_CPU[engine or "sequence"] * weights * tokens(recipe)
+    tokens = recipe.batch_size * recipe.seq_len
+    seconds = ON_CPU[engine or "sequence"] * weights * tokens
     return seconds / torch.get_num_threads()
 
 
-def seconds_on_gpu(config: Config, recipe: Recipe, has_choice: bool) -> float:
+def seconds_on_gpu(config: Config, recipe: Recipe, backend: Backend) -> float:
     """Estimate the seconds of a training step on the current CUDA device.
 
-    Where the kernels of "triton" were checked, they and "sequence" were also timed,
-    and these times replace the record of another card.
+    Where the kernels of "triton" were checked, they and a graph of "sequence" were
+    also timed, and these times replace the record of another card.
     """
     x = torch.empty(0, 0, config.d_model, dtype=torch.float32, device="cuda")
-    kernel, sequence = TritonEngine.seconds(x) or (torch.inf, ON_GPU)
-    if has_choice and kernel < sequence:
-        # More sequences cost nothing while the card has room: this is a bound.
-        sequence = kernel * max(1.0, recipe.batch_size / TIMED_BATCH)
-    return sequence * recipe.seq_len * config.n_layers
-
-
-def tokens(recipe: Recipe) -> int:
-    """Return the number of tokens of a step."""
-    return recipe.batch_size * recipe.seq_len
+    kernel, graph = TritonEngine.seconds(x) or (torch.inf, torch.inf)
+    seconds = ON_GPU
+    if config.variant == "shared-kv" and backend in ("auto", "sequence"):
+        if backend == "auto" and kernel < graph:
+            # More sequences cost nothing while the card has room: this is a bound.
+            seconds = kernel * max(1.0, recipe.batch_size / TIMED_BATCH)
+        elif graph < torch.inf and not config.dropout:  # there is no graph with it
+            seconds = graph
+    return seconds * recipe.seq_len * config.n_layers
