@@ -14,7 +14,7 @@ from fbt import engines
 from fbt.sequence.triton_engine import TritonEngine
 from fbt.training import device, run
 from fbt.training.device import Placement, faster_device
-from fbt.training.recipe import Recipe
+from fbt.training.recipe import PRESETS, Recipe
 
 M = {"d": 128, "H": 4, "F": 512, "L": 4, "T": 128, "B": 64}
 UNKNOWN, FAST, SLOW = None, (2e-5, 5e-4), (3e-3, 2e-3)  # seconds per step and layer
@@ -151,6 +151,17 @@ def test_the_times_of_the_card_replace_the_record(machine):
     # Ten times as many sequences may take the kernel ten times as long.
     machine((1e-3, 1.1e-3), threads=4)
     assert placed(M).device == "cpu" and placed(M | {"B": 640}).device == "cpu"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_train_on_the_two_threads_that_colab_has(machine, name):
+    """Beside a GPU that was not timed, with the native loop."""
+    machine(threads=2)
+    model, recipe = PRESETS[name].model, PRESETS[name].recipe
+    config = fbt.Config(65, **model)
+    assert faster_device(config, Recipe(**recipe), "auto").device == "cpu"
+    parallel = config.replace(variant="parallel")
+    assert faster_device(parallel, Recipe(**recipe), "auto").device == "cuda"
 
 
 def test_the_reason_says_by_how_much(machine):

@@ -108,9 +108,8 @@ def recorded(rows: Sequence[Mapping[str, Any]], measured: Mapping[Any, float]) -
         label, name = row["label"], row["name"]
         if row["how"] != "launched" or (label, name, "graph") not in measured:
             continue
-        size = f"d {row['d']}, L {row['L']}, T {row['T']}, B {row['B']}"
         ms = (measured[label, name, how] for how in ("launched", "graph"))
-        lines.append(f"| {size} | {name} | {' | '.join(f'{t:.1f}' for t in ms)} |")
+        lines.append(f"| {label} | {name} | {' | '.join(f'{t:.1f}' for t in ms)} |")
     return "\n".join(lines)
 
 
@@ -121,7 +120,7 @@ def estimated(parallel_at_64: float) -> str:
     for batch in BATCHES:
         least, most = (1e3 * time for time in seconds(M, batch))
         scaled = parallel_at_64 * batch / 64
-        shown = f"{scaled:.1f}{' (measured)' if batch == 64 else ''}"
+        shown = f"**{scaled:.1f}**" if batch == 64 else f"{scaled:.1f}"
         ratio = f"{least / scaled:.0f} to {most / scaled:.0f}"
         lines.append(f"| {batch} | {least:.0f} to {most:.0f} | {shown} | {ratio} |")
     return "\n".join(lines)
