@@ -140,6 +140,7 @@ def test_cuda_graph_replays_forward_and_backward():
     assert_same(replayed[1], {name: tensor.grad for name, tensor in named.items()})
 
 
+@pytest.mark.filterwarnings("ignore:TensorFloat32")  # the compiler's advice
 def test_gpu_benchmark_measures_every_job(monkeypatch):
     """Compiled by the compiler, captured as a graph, and with the kernels."""
     monkeypatch.setattr(gpu, "ROUNDS", 1)

@@ -21,6 +21,7 @@ from exact import (
     normal,
     some_state,
 )
+from small_runs import assert_same_run, small_run
 from torch import Tensor
 
 from fbt import engines
@@ -200,6 +201,19 @@ def test_other_settings_are_other_calls(record, monkeypatch):
     with_dropout = body("shared-kv", span=5, dropout=0.2).train()
     with_dropout(x, backend="sequence")
     assert not recordings(with_dropout)
+
+
+@pytest.mark.parametrize("changes", [{"carry": True}, {"curriculum": 3}])
+def test_a_run_trains_as_without_recordings(monkeypatch, request, changes):
+    options = {"backend": "sequence", "steps": 9} | changes
+    plain = small_run(**options)
+    request.getfixturevalue("record")
+    made, recording = [], graphs.Recording
+    monkeypatch.setattr(
+        graphs, "Recording", lambda *given: made.append(1) or recording(*given)
+    )
+    assert_same_run(small_run(**options), plain)
+    assert len(made) > 1  # one of them is the small one
 
 
 # Proof
