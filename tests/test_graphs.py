@@ -277,6 +277,7 @@ STREAMS = {"current_stream": 1, "default_stream": 1}
         ({}, True),
         ({"is_cuda": False}, False),
         ({"sizes": SIZES._replace(dropout=0.1)}, False),
+        ({"sizes": SIZES._replace(generator=torch.zeros(2))}, False),
         ({"current_stream": 2}, False),
         ({"traced": True}, False),
         ({"plain": False}, False),

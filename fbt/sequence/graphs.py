@@ -201,14 +201,16 @@ class Recordings:
 def may_record(x: Tensor, sizes: Sizes) -> bool:
     """Return whether a call for inputs x can be recorded.
 
-    Not with dropout, whose masks differ from call to call; and only on the default
-    stream of the current device: on another, the caller may be recording a graph.
+    Not with dropout, whose masks differ from call to call, nor with tensors among the
+    sizes, which are not copied; and only on the default stream of the current device:
+    on another, the caller may be recording a graph.
     """
     return (
         LARGEST_COUNT > 0
         and x.is_cuda
         and is_plain(x)
         and not sizes.dropout
+        and not any(isinstance(value, Tensor) for value in sizes)
         and not is_traced()
         and _works.get(x.device, True)
         and x.device.index == torch.cuda.current_device()
