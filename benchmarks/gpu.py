@@ -204,7 +204,8 @@ def decoding(job: Job, device: str) -> Callable[[], object]:
         check_triton(x)
     body = SharedKVBody(our_config(size)).to(device)
     shape = (size.B, size.H, past, size.d // size.H)
-    state = fbt.State(*((torch.randn(shape, device=device),) for _ in range(2)))
+    keys, values = (torch.randn(shape, device=device) for _ in range(2))
+    state = fbt.State((keys,), (values,))
 
     @torch.no_grad()
     def through_states() -> None:

@@ -255,7 +255,8 @@ def decode(
     transformer = Transformer(size.d, size.H, size.F, size.L)
     body = SharedKVBody(our_config(size))
     shape = (size.B, size.H, past, size.d // size.H)
-    state = State(*((torch.randn(shape),) for _ in range(2)))
+    keys, values = (torch.randn(shape) for _ in range(2))
+    state = State((keys,), (values,))
     cached = Decoder(transformer, size.B, size.T)
     for tensor in (tensor for pair in cached.cache for tensor in pair):
         tensor.normal_()

@@ -257,15 +257,33 @@ def check_tokens(name: str, tokens: Any, shape: str, vocab_size: int) -> None:
             f"{name} must have shape {shape} with every size >= 1, "
             f"got {list(tokens.shape)}"
         )
-    if is_traced() or (tokens.is_cuda and torch.cuda.is_current_stream_capturing()):
-        return
-    try:
-        low, high = torch.stack(torch.aminmax(tokens)).tolist()
-    except RuntimeError:  # no values, or an error that the caller will see too
-        return
-    if low < 0 or high >= vocab_size:
-        invalid = low if low < 0 else high
+    found = value_range(tokens)
+    if found is not None and (found[0] < 0 or found[1] >= vocab_size):
+        invalid = found[0] if found[0] < 0 else found[1]
         raise ValueError(f"{name} must be in [0, {vocab_size - 1}], got {invalid}")
+
+
+def check_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise a ValueError unless a tensor has this shape."""
+    if tuple(value.shape) != shape:
+        raise ValueError(
+            f"{name} must have shape {list(shape)}, got {list(value.shape)}"
+        )
+
+
+def value_range(tensor: Tensor) -> tuple[int, int] | None:
+    """Return the smallest and the largest of some integers, or None if unknown.
+
+    They are unknown on the meta device, in fake tensors, within `vmap`, and while a
+    graph is traced or captured.
+    """
+    if is_traced() or (tensor.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return None
+    try:
+        low, high = torch.stack(torch.aminmax(tensor)).tolist()
+    except RuntimeError:  # no values, or an error that the caller will see too
+        return None
+    return low, high
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from fbt._checks import is_traced
 from fbt.config import Config
+from fbt.visibility import hidden, softmax_of_visible
 
 # Longer sequences are computed in blocks, unless their weights are returned.
 LONG = 1024
@@ -124,6 +125,7 @@ def attend(
     values: Tensor,
     relative: RelativeTerms,
     dropout: float | nn.Module = 0.0,
+    oldest: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attend from T queries to J keys, each query to the keys of its span.
 
@@ -137,6 +139,8 @@ def attend(
         relative: the relative terms.
         dropout: probability of dropping an attention weight, or a module that does
             the dropping.
+        oldest: the first key [B, T] that each query may see, 0 to J; None hides none.
+            A query that may see no key gets weights of zero.
 
     Returns:
         The attended values [B, H, T, D], and the attention weights [B, H, T, J]
@@ -159,7 +163,10 @@ def attend(
     scores = (query + scale * relative.query_bias[:, None]) @ keys.transpose(-1, -2)
     scores += position  # in place: allocating costs more than adding
     scores += s
-    weights = torch.softmax(scores, dim=-1)
+    if oldest is None:
+        weights = torch.softmax(scores, dim=-1)
+    else:
+        weights = softmax_of_visible(scores, hidden(oldest, count))
     if isinstance(dropout, nn.Module):
         dropped = dropout(weights)
     else:
@@ -221,6 +228,7 @@ def attend_in_blocks(
     values: Tensor,
     relative: RelativeTerms,
     dropout: float | nn.Module = 0.0,
+    oldest: Tensor | None = None,
 ) -> Tensor:
     """Compute the attended values of `attend` one block of queries at a time.
 
@@ -234,6 +242,7 @@ def attend_in_blocks(
         relative: the relative terms.
         dropout: probability of dropping an attention weight, or a module that does
             the dropping.
+        oldest: the first key [B, T] that each query may see; None hides none.
 
     Returns:
         The attended values [B, H, T, D].
@@ -252,7 +261,12 @@ def attend_in_blocks(
             torch.cat(kind[near], dim=-2)[:, :, -seen:]
             for kind in (key_blocks, value_blocks)
         )
-        attended.append(attend(block, k, v, relative, dropout)[0])
+        first = None
+        if oldest is not None:  # counted from the first key of the block
+            rows = slice(i * BLOCK, i * BLOCK + block.shape[-2])
+            before = keys.shape[-2] - query.shape[-2] + rows.stop - k.shape[-2]
+            first = oldest[:, rows] - before
+        attended.append(attend(block, k, v, relative, dropout, first)[0])
     return torch.cat(attended, dim=-2)
 
 
@@ -286,6 +300,7 @@ class Attention(nn.Module):
         keys: Tensor,
         values: Tensor,
         relative: RelativeTerms,
+        oldest: Tensor | None = None,
         *,
         need_weights: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
@@ -296,6 +311,8 @@ class Attention(nn.Module):
             keys: [B, H, J, D], J >= T.
             values: [B, H, J, D].
             relative: the relative terms.
+            oldest: the first key [B, T] that each query may see, 0 to J; None hides
+                none. The output of a query that may see no key is zero.
             need_weights: False allows computing long texts in blocks, which saves the
                 T x J weights.
 
@@ -306,10 +323,17 @@ class Attention(nn.Module):
         query = split_heads(self.query(z), self.n_heads)
         weights: Tensor | None = None
         if need_weights or is_traced() or query.shape[-2] <= LONG:
-            attended, weights = attend(query, keys, values, relative, self.dropout)
+            attended, weights = attend(
+                query, keys, values, relative, self.dropout, oldest
+            )
         else:
-            attended = attend_in_blocks(query, keys, values, relative, self.dropout)
-        return self.output(merge_heads(attended)), weights
+            attended = attend_in_blocks(
+                query, keys, values, relative, self.dropout, oldest
+            )
+        output = self.output(merge_heads(attended))
+        if oldest is not None:  # a query without keys skips attention, bias included
+            output = output.masked_fill((oldest == keys.shape[2])[..., None], 0)
+        return output, weights
 
 
 class KeyValue(nn.Module):

@@ -28,6 +28,7 @@ from fbt.sequence.native_engine import NativeEngine
 from fbt.sequence.python_engine import PythonEngine
 from fbt.sequence.triton_engine import TritonEngine
 from fbt.state import Cache, State, capacity_after
+from fbt.visibility import oldest_steps, state_after
 
 # The fastest first; the last one computes all tensors.
 ENGINES: dict[str, type[Engine]] = {
@@ -176,6 +177,8 @@ def run_sequence(
     engine: str,
     recompute: bool,
     checked: bool = False,
+    lengths: Tensor | None = None,
+    starts: Tensor | None = None,
     may_replay: bool = True,
 ) -> tuple[Tensor, State]:
     """Compute a body with one cache, with the numbers of its plain loop.
@@ -187,6 +190,8 @@ def run_sequence(
         engine: a key of `ENGINES`.
         recompute: keep only what cannot be recomputed in backward.
         checked: whether `why_not_folded` has returned None for this body.
+        lengths: of the rows [B], or None; see `FeedbackBody.forward`.
+        starts: of documents [B, T], or None.
         may_replay: whether to train as a CUDA graph where that is possible.
 
     Returns:
@@ -202,7 +207,10 @@ def run_sequence(
     batch, length, _ = x.shape
     past = 0 if state is None else state.length
     dropout = active_dropout(body.layers[0].dropout)
-    sizes = sizes_of(body, past, dropout=dropout, recompute=recompute)
+    oldest = oldest_steps(x, state, starts)
+    sizes = sizes_of(body, past, oldest=oldest, dropout=dropout, recompute=recompute)
+    if lengths is not None:  # the last steps of some rows may be far back
+        sizes = sizes._replace(kept=past + length)
     # The buffers of the loop have one dtype.
     with without_autocast(x.device.type) as autocast:
         if not checked:
@@ -220,8 +228,8 @@ def run_sequence(
             )
         if not sizes.needs_backward:
             prepared = folded_weights(body, engine)
-            if length == 1 and not dropout:
-                return step(body, x, state, engine, prepared)
+            if length == 1 and starts is None and not dropout:
+                return step(body, x, state, engine, prepared, oldest)
         none = x.new_empty(sizes.heads * batch, 0, body.d_model // sizes.heads)
         keys, values = (none, none) if state is None else keys_and_values(state)
         inputs = x.transpose(0, 1), keys, values
@@ -242,7 +250,17 @@ def run_sequence(
             loop = Forward(ENGINES[engine], sizes, prepared, *inputs)
             loop.run()
             top, keys, values = results(loop.outputs, sizes)
-    return top.transpose(0, 1), State((keys,), (values,))
+    if oldest is None and lengths is None:
+        return top.transpose(0, 1), State((keys,), (values,))
+    return top.transpose(0, 1), state_after(
+        (keys,),
+        (values,),
+        span=body.span,
+        past=past,
+        steps=length,
+        oldest=oldest,
+        lengths=lengths,
+    )
 
 
 _recordings: WeakKeyDictionary[nn.Module, Recordings] = WeakKeyDictionary()
@@ -267,6 +285,7 @@ class RunningCache(Cache):
         engine: a key of `ENGINES`.
         weights: what `folded_weights` returned.
         batch: the number of sequences B.
+        oldest: the oldest step [B, 1] that each may see, or None.
     """
 
     def __init__(
@@ -276,15 +295,15 @@ class RunningCache(Cache):
         engine: str,
         weights: Weights,
         batch: int,
+        oldest: Tensor | None,
     ) -> None:
-        sizes = sizes_of(
-            body, state.length if state else 0, dropout=0.0, recompute=False
-        )
+        past = state.length if state else 0
+        sizes = sizes_of(body, past, oldest=oldest, dropout=0.0, recompute=False)
         with torch.inference_mode(False), torch.no_grad():
             x = weights.b_q.new_empty(1, batch, body.d_model)
             none = x.new_empty(sizes.heads * batch, 0, body.d_model // sizes.heads)
             keys, values = (none, none) if state is None else keys_and_values(state)
-            capacity = capacity_after(sizes.past, body.span)
+            capacity = capacity_after(past, body.span)
             self.loop = Forward(
                 ENGINES[engine], sizes, weights, x, keys, values, capacity
             )
@@ -293,11 +312,18 @@ class RunningCache(Cache):
             kv.unflatten(0, (sizes.heads, -1)).transpose(0, 1)
             for kv in (outputs.keys, outputs.values)
         )
-        super().__init__((keys,), (values,), sizes.past)
+        super().__init__(
+            (keys,), (values,), past, None if oldest is None else oldest[:, 0]
+        )
 
 
 def step(
-    body: FeedbackBody, x: Tensor, state: State | None, engine: str, weights: Weights
+    body: FeedbackBody,
+    x: Tensor,
+    state: State | None,
+    engine: str,
+    weights: Weights,
+    oldest: Tensor | None,
 ) -> tuple[Tensor, State]:
     """Compute one step without gradients or dropout, in the cache of its state.
 
@@ -307,6 +333,7 @@ def step(
         state: carried in, or None.
         engine: a key of `ENGINES`.
         weights: what `folded_weights` returned.
+        oldest: the oldest step [B, 1] that each row may see, or None.
 
     Returns:
         The top layer's output [B, 1, d] and the state for the next step.
@@ -317,7 +344,7 @@ def step(
         and cache.loop.weights is weights
         and cache.claim(row)
     ):
-        cache = RunningCache(body, state, engine, weights, x.shape[0])
+        cache = RunningCache(body, state, engine, weights, x.shape[0], oldest)
         row = 0 if state is None else state.length
         cache.claim(row)
     outputs = cache.loop.outputs
@@ -338,7 +365,12 @@ def keys_and_values(state: State) -> tuple[Tensor, Tensor]:
 
 
 def sizes_of(
-    body: FeedbackBody, past: int, *, dropout: float, recompute: bool
+    body: FeedbackBody,
+    past: int,
+    *,
+    oldest: Tensor | None,
+    dropout: float,
+    recompute: bool,
 ) -> Sizes:
     """Return what an engine needs to know of a body besides its weights."""
     layer = body.layers[0]
@@ -352,4 +384,6 @@ def sizes_of(
         generator=layer.dropout._generator,
         recompute=recompute,
         needs_backward=torch.is_grad_enabled(),
+        kept=body.span,
+        oldest=oldest,
     )

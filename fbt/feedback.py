@@ -14,6 +14,7 @@ computed one after another. Step 0 has no memory and skips attention.
 """
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,16 @@ from fbt.attention import (
 from fbt.config import Config
 from fbt.stack import MemoryStack, TorchStack
 from fbt.state import State, check_state
+from fbt.visibility import (
+    check_lengths,
+    check_starts,
+    oldest_steps,
+    state_after,
+    without_hidden,
+)
+
+# Of the keys and of the values of a cache.
+Stacks = tuple[TorchStack | MemoryStack, TorchStack | MemoryStack]
 
 
 class WeightedMemory(nn.Module):
@@ -101,6 +112,7 @@ class FeedbackLayer(nn.Module):
         keys: Tensor | None,
         values: Tensor | None,
         relative: RelativeTerms,
+        oldest: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Map the layer's input x [B, 1, d] at one step to its output.
 
@@ -109,6 +121,8 @@ class FeedbackLayer(nn.Module):
             keys: keys of earlier steps, [B, H, J, D], or None at step 0.
             values: values of earlier steps, [B, H, J, D], or None at step 0.
             relative: the relative terms.
+            oldest: the first key [B, 1] that each row may see, J if it may see none;
+                None hides no key.
 
         Returns:
             The output [B, 1, d], and the attention weights [B, H, 1, J]; at step 0,
@@ -116,7 +130,9 @@ class FeedbackLayer(nn.Module):
         """
         weights = x.new_zeros(x.shape[0], self.attention.n_heads, 1, 0)
         if keys is not None and values is not None:
-            attended, weights = self.attention(self.norm1(x), keys, values, relative)
+            attended, weights = self.attention(
+                self.norm1(x), keys, values, relative, oldest
+            )
             x = x + self.dropout(attended)
         return x + self.dropout(self.feed_forward(self.norm2(x))), weights
 
@@ -169,6 +185,8 @@ class FeedbackBody(nn.Module):
         x: Tensor,
         state: State | None = None,
         *,
+        lengths: Tensor | None = None,
+        starts: Tensor | None = None,
         backend: str = "auto",
         need_weights: bool = False,
     ) -> tuple[Tensor, State, Tensor | None]:
@@ -178,6 +196,12 @@ class FeedbackBody(nn.Module):
             x: embeddings [B, T, d], T >= 1.
             state: the state returned for the previous block of the same sequences;
                 None means an empty memory.
+            lengths: the number of steps of each row [B], 1 to T, with padding after
+                them. The state returned is that of each row after its own last step.
+                None means T.
+            starts: bool [B, T], True at the first step of each document. A document
+                sees nothing before it, as if it began with an empty memory. None
+                means that there are no borders.
             backend: "reference" (`torch.stack` at each step), "stack" (`MemoryStack`)
                 or "auto" ("stack", but "reference" under `torch.jit.trace` and
                 `torch.export`).
@@ -189,45 +213,52 @@ class FeedbackBody(nn.Module):
             length of the given state. Row 0 is zero if P = 0.
 
         Raises:
-            TypeError: if `state` is not a `State`, or has another dtype than x.
+            TypeError: if `state` is not a `State`, or has another dtype than x, or
+                `lengths` are not integers or `starts` not bool.
             ValueError: if x is empty or has another width, `state` belongs to another
-                batch or body, or `backend` does not exist.
+                batch or body, `lengths` or `starts` have another shape, a length is
+                out of range, or `backend` does not exist.
         """
         check_choice("backend", backend, ("auto", *self.backends))
         backend = self._traceable(backend)
-        check_embeddings(x, self.d_model)
         check_bool("need_weights", need_weights)
-        self._check_state(state, x)
+        self._check_input(x, state, lengths, starts)
         stacks = self._stacks(x.shape[1], state, plain=backend == "reference")
         mix = self.layer_weights()
+        past = 0 if state is None else state.length
+        oldest = oldest_steps(x, state, starts)
         tops: list[Tensor] = []
         trace: list[list[Tensor]] = []
-        for h in x.split(1, dim=1):
+        written: list[list[tuple[Tensor, Tensor]]] = []
+        for t, h in enumerate(x.split(1, dim=1)):
             caches = [(keys.window(), values.window()) for keys, values in stacks]
+            first = None
+            if oldest is not None:
+                caches, first = without_hidden(caches, oldest[:, t : t + 1], past + t)
             outputs, weights = [h], []
             for l, layer in enumerate(self.layers):
-                h, w = layer(
-                    h, *caches[l % len(caches)], self.relative[l % len(self.relative)]
-                )
+                relative = self.relative[l % len(self.relative)]
+                h, w = layer(h, *caches[l % len(caches)], relative, first)
                 outputs.append(h)
                 weights.append(w)
             memory = self.memory(outputs, mix)
-            for (keys, values), project in zip(stacks, self.key_values, strict=True):
-                k, v = project(memory)
+            new = [project(memory) for project in self.key_values]
+            for (keys, values), (k, v) in zip(stacks, new, strict=True):
                 keys.push(k)
                 values.push(v)
             tops.append(h)
+            if lengths is not None:  # a window has forgotten where short rows end
+                written.append(new)
             if need_weights:  # otherwise free them
                 trace.append(weights)
-        # Clones: the state then keeps only its own memory alive, and writing to it
-        # cannot change tensors that backward needs.
-        after = State(
-            *(
-                tuple(stack.window().clone() for stack in kind)
-                for kind in zip(*stacks, strict=True)
-            )
+        after = state_after(
+            *(_joined(written, state) if written else _windows(stacks)),
+            span=self.span,
+            past=past,
+            steps=x.shape[1],
+            oldest=oldest,
+            lengths=lengths,
         )
-        past = 0 if state is None else state.length
         all_weights = _assemble(trace, past) if need_weights else None
         return torch.cat(tops, dim=1), after, all_weights
 
@@ -250,14 +281,21 @@ class FeedbackBody(nn.Module):
             return "reference"
         return backend
 
-    def _check_state(self, state: State | None, x: Tensor) -> None:
+    def _check_input(
+        self,
+        x: Tensor,
+        state: State | None,
+        lengths: Tensor | None,
+        starts: Tensor | None,
+    ) -> None:
+        check_embeddings(x, self.d_model)
         check_state(
             state, x, caches=len(self.key_values), heads=self.n_heads, span=self.span
         )
+        check_lengths(lengths, x)
+        check_starts(starts, x)
 
-    def _stacks(
-        self, length: int, state: State | None, plain: bool
-    ) -> list[tuple[TorchStack | MemoryStack, TorchStack | MemoryStack]]:
+    def _stacks(self, length: int, state: State | None, plain: bool) -> list[Stacks]:
         """Return two stacks per cache, keys and values, filled from `state`."""
 
         def stack(initial: Tensor | None) -> TorchStack | MemoryStack:
@@ -273,6 +311,33 @@ class FeedbackBody(nn.Module):
             (stack(k), stack(v))
             for k, v in zip(state.keys, state.values, strict=True)
         ]
+
+
+def _windows(stacks: list[Stacks]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return keys and values [B, H, J, D] of the newest steps, for each cache."""
+    keys = [keys.window() for keys, _ in stacks]
+    values = [values.window() for _, values in stacks]
+    return cast(list[Tensor], keys), cast(list[Tensor], values)
+
+
+def _joined(
+    written: list[list[tuple[Tensor, Tensor]]], state: State | None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return keys and values [B, H, P + T, D] of all steps, for each cache.
+
+    Args:
+        written: for each step and cache, its key and its value [B, H, 1, D].
+        state: carried in, or None.
+    """
+    keys, values = [], []
+    for c, steps in enumerate(zip(*written, strict=True)):
+        new_keys, new_values = map(list, zip(*steps, strict=True))
+        if state is not None:
+            new_keys.insert(0, state.keys[c])
+            new_values.insert(0, state.values[c])
+        keys.append(torch.cat(new_keys, dim=2))
+        values.append(torch.cat(new_values, dim=2))
+    return keys, values
 
 
 def _assemble(trace: list[list[Tensor]], past: int) -> Tensor:

@@ -153,6 +153,9 @@ class LanguageModel(nn.Module):
             tokens: Tensor,
             state: State | None = ...,
             return_state: Literal[False] = ...,
+            *,
+            lengths: Tensor | None = ...,
+            starts: Tensor | None = ...,
         ) -> Tensor: ...
 
         @overload
@@ -162,6 +165,8 @@ class LanguageModel(nn.Module):
             state: State | None = ...,
             *,
             return_state: Literal[True],
+            lengths: Tensor | None = ...,
+            starts: Tensor | None = ...,
         ) -> tuple[Tensor, State]: ...
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any: ...  # noqa: D102
@@ -172,6 +177,9 @@ class LanguageModel(nn.Module):
         tokens: Tensor,
         state: State | None = ...,
         return_state: Literal[False] = ...,
+        *,
+        lengths: Tensor | None = ...,
+        starts: Tensor | None = ...,
     ) -> Tensor: ...
 
     @overload
@@ -181,10 +189,18 @@ class LanguageModel(nn.Module):
         state: State | None = ...,
         *,
         return_state: Literal[True],
+        lengths: Tensor | None = ...,
+        starts: Tensor | None = ...,
     ) -> tuple[Tensor, State]: ...
 
     def forward(
-        self, tokens: Tensor, state: State | None = None, return_state: bool = False
+        self,
+        tokens: Tensor,
+        state: State | None = None,
+        return_state: bool = False,
+        *,
+        lengths: Tensor | None = None,
+        starts: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, State]:
         """Predict the next token at every step.
 
@@ -194,21 +210,31 @@ class LanguageModel(nn.Module):
                 start.
             return_state: also return the state for the next block. Call `.detach()`
                 on it to confine gradients to a block.
+            lengths: the number of tokens of each row [B], 1 to T, where shorter rows
+                are padded at their end. The state is then that of each row after its
+                own last token. Logits of real tokens do not depend on the padding,
+                with or without lengths.
+            starts: bool [B, T], True at the first token of each document in a row.
+                A document sees nothing before it, neither in the row nor in the
+                state, as if it were read alone. Where rows are padded at their
+                beginning, mark their first real token.
 
         Returns:
             Logits [B, T, V], or (logits, state).
 
         Raises:
-            TypeError: if tokens are not integers.
+            TypeError: if tokens or lengths are not integers, or starts are not bool.
             ValueError: if tokens are empty, of the wrong shape or outside the
-                vocabulary, or the state belongs to another batch or model. Values are
-                checked on a GPU too, which waits for it, but not in a captured or
-                traced graph.
+                vocabulary, the state belongs to another batch or model, or lengths or
+                starts do not fit the tokens. Values are checked on a GPU too, which
+                waits for it, but not in a captured or traced graph.
         """
         check_tokens("tokens", tokens, "[B, T]", self.config.vocab_size)
         check_bool("return_state", return_state)
         x = self.dropout(self.token_embedding(tokens))
-        y, state, _ = self.body(x, state, backend=self._backend)
+        y, state, _ = self.body(
+            x, state, lengths=lengths, starts=starts, backend=self._backend
+        )
         logits = self.head(self.norm(y))
         return (logits, state) if return_state else logits
 
@@ -321,14 +347,20 @@ class LanguageModel(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def loss(
-        self, tokens: Tensor, targets: Tensor, *, ignore_index: int = IGNORE_INDEX
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        *,
+        starts: Tensor | None = None,
+        ignore_index: int = IGNORE_INDEX,
     ) -> Tensor:
         """Return the mean cross-entropy of the next tokens, for `backward`.
 
         Args:
             tokens: token ids [B, T].
             targets: the ids [B, T] of the next tokens, or `ignore_index` where there
-                is none, such as padding or a prompt.
+                is none, such as padding, a prompt, or the last token of a document.
+            starts: bool [B, T], True where documents begin; see `forward`.
             ignore_index: the value of targets that do not count.
 
         Returns:
@@ -340,7 +372,8 @@ class LanguageModel(nn.Module):
         """
         check_tokens("tokens", tokens, "[B, T]", self.config.vocab_size)
         check_targets(targets, tokens, self.config.vocab_size, ignore_index)
-        return cross_entropy(self(tokens), targets, ignore_index=ignore_index)
+        logits = self(tokens, starts=starts)
+        return cross_entropy(logits, targets, ignore_index=ignore_index)
 
     @overload
     def score(self, text: str | Tensor) -> Tensor: ...
@@ -532,10 +565,8 @@ class LanguageModel(nn.Module):
         For a text, each item is the new text; it is "" while a character of several
         tokens is incomplete. For a tensor [T], it is the new id.
 
-        For several prompts, each item is a list with the next text or id of each.
-        Prompts of unequal length are read side by side: the shortest starts first,
-        and "" or None is yielded for one whose prompt is still read or which has
-        ended.
+        For several prompts, each item is a list with the next text or id of each, and
+        "" or None for one that has ended.
 
         Raises:
             TypeError, ValueError: as in `generate`, when `stream` is called rather
@@ -568,7 +599,7 @@ class LanguageModel(nn.Module):
         """Return a function that reads a text in pieces, in evaluation mode."""
         model = evaluation_copy(self)
         return TextReader(
-            lambda tokens: model(tokens, return_state=True),
+            lambda tokens, **rows: model(tokens, return_state=True, **rows),
             model.step,
             model.token_embedding.weight,
         )

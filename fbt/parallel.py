@@ -41,6 +41,13 @@ from fbt.attention import (
 from fbt.config import Config
 from fbt.inspection import active_dropout, remembered, why_not_folded
 from fbt.state import Cache, State, check_state
+from fbt.visibility import (
+    check_lengths,
+    check_starts,
+    hidden,
+    oldest_steps,
+    state_after,
+)
 
 # Maps keys and values [B, H, T, D] of a block to those of all steps it may see.
 Past = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -51,7 +58,6 @@ class ParallelLayer(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.span = config.span
         self.norm1 = nn.LayerNorm(config.d_model)
         self.key_value = KeyValue(config)
         self.attention = Attention(config)
@@ -64,6 +70,7 @@ class ParallelLayer(nn.Module):
         x: Tensor,
         past: Past | None,
         relative: RelativeTerms,
+        oldest: Tensor | None = None,
         *,
         need_weights: bool = True,
     ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor | None]:
@@ -74,23 +81,23 @@ class ParallelLayer(nn.Module):
             past: puts keys and values of earlier steps before those of x; None if
                 there are none.
             relative: the relative terms.
+            oldest: the first key [B, T] that each query may see; None hides none.
             need_weights: see `Attention.forward`.
 
         Returns:
-            The output [B, T, d]; keys and values of the last S steps, for the next
-            block; the attention weights [B, H, T, P + T], or None for a long text
-            without `need_weights`.
+            The output [B, T, d]; keys and values of all steps; the attention weights
+            [B, H, T, P + T], or None for a long text without `need_weights`.
         """
         z = self.norm1(x)
         keys, values = self.key_value(z)
         if past is not None:
             keys, values = past(keys, values)
         attended, weights = self.attention(
-            z, keys, values, relative, need_weights=need_weights
+            z, keys, values, relative, oldest, need_weights=need_weights
         )
         x = x + self.dropout(attended)
         x = x + self.dropout(self.feed_forward(self.norm2(x)))
-        return x, (keys[:, :, -self.span :], values[:, :, -self.span :]), weights
+        return x, (keys, values), weights
 
 
 class ParallelBody(nn.Module):
@@ -124,6 +131,8 @@ class ParallelBody(nn.Module):
         x: Tensor,
         state: State | None = None,
         *,
+        lengths: Tensor | None = None,
+        starts: Tensor | None = None,
         backend: str = "auto",
         need_weights: bool = False,
     ) -> tuple[Tensor, State, Tensor | None]:
@@ -133,6 +142,9 @@ class ParallelBody(nn.Module):
             x: embeddings [B, T, d], T >= 1.
             state: the state returned for the previous block of the same sequences, or
                 None.
+            lengths: the number of steps of each row [B], 1 to T, or None; see
+                `FeedbackBody.forward`.
+            starts: bool [B, T], True at the first step of each document, or None.
             backend: "auto" or "reference", which are the same here.
             need_weights: also return the attention weights.
 
@@ -142,9 +154,7 @@ class ParallelBody(nn.Module):
             length of the given state.
 
         Raises:
-            TypeError: if `state` is not a `State`, or has another dtype than x.
-            ValueError: if x is empty or has another width, `state` belongs to another
-                batch or body, or `backend` does not exist.
+            TypeError, ValueError: as in `FeedbackBody.forward`.
         """
         check_choice("backend", backend, ("auto", *self.backends))
         check_embeddings(x, self.d_model)
@@ -152,9 +162,12 @@ class ParallelBody(nn.Module):
         check_state(
             state, x, caches=len(self.layers), heads=self.n_heads, span=self.span
         )
-        if not need_weights and self._folds(x):
-            return *self._step(x, state), None
-        caches, trace = [], []
+        check_lengths(lengths, x)
+        check_starts(starts, x)
+        oldest = oldest_steps(x, state, starts)
+        if starts is None and not need_weights and self._folds(x):
+            return *self._step(x, state, oldest), None
+        keys, values, trace = [], [], []
         for l, layer in enumerate(self.layers):
             past = (
                 None
@@ -162,14 +175,21 @@ class ParallelBody(nn.Module):
                 else partial(join, state.keys[l], state.values[l])
             )
             relative = self.relative[l % len(self.relative)]
-            x, cache, weights = layer(x, past, relative, need_weights=need_weights)
-            caches.append(cache)
+            x, (k, v), weights = layer(
+                x, past, relative, oldest, need_weights=need_weights
+            )
+            keys.append(k)
+            values.append(v)
             if need_weights:
                 trace.append(weights)
-        # Clones: the state then keeps only its own memory alive, and writing to it
-        # cannot change tensors that backward needs.
-        after = State(
-            tuple(k.clone() for k, _ in caches), tuple(v.clone() for _, v in caches)
+        after = state_after(
+            keys,
+            values,
+            span=self.span,
+            past=0 if state is None else state.length,
+            steps=x.shape[1],
+            oldest=oldest,
+            lengths=lengths,
         )
         return x, after, torch.stack(trace) if need_weights else None
 
@@ -184,17 +204,29 @@ class ParallelBody(nn.Module):
             or why_not_folded(self)
         )
 
-    def _step(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
+    def _step(
+        self, x: Tensor, state: State | None, oldest: Tensor | None
+    ) -> tuple[Tensor, State]:
         """Run the layers over one step, in the cache of its state."""
         cache, row = (state and state._place) or (None, 0)
         if cache is None or not cache.claim(row):
-            like = x.view(len(x), self.n_heads, 1, -1)
-            cache = Cache.starting(state, like, len(self.layers), self.span)
             row = 0 if state is None else state.length
+            cache = Cache.starting(
+                state,
+                x.view(len(x), self.n_heads, 1, -1),
+                len(self.layers),
+                self.span,
+                None if oldest is None else oldest[:, 0],
+            )
             cache.claim(row)
+        unseen = None
+        if cache.oldest is not None:
+            low = max(0, row - self.span)
+            unseen = hidden(cache.oldest[:, None] - low, row + 1 - low)
         for l, weights in enumerate(remembered(self, "step", self._folded)):
             past = partial(cache.append, l, row, self.span)
-            x = step(x, past, weights, self.layers[l].feed_forward.activation)
+            activation = self.layers[l].feed_forward.activation
+            x = step(x, past, weights, activation, unseen)
         return x, cache.state(row + 1, self.span)
 
     @torch.no_grad()
@@ -254,8 +286,12 @@ def step(
     past: Past,
     weights: StepWeights,
     activation: Callable[[Tensor], Tensor],
+    unseen: Tensor | None,
 ) -> Tensor:
-    """Map the input x [B, 1, d] of a layer to its output, without dropout."""
+    """Map the input x [B, 1, d] of a layer to its output, without dropout.
+
+    Keys that are `unseen` [B, 1, 1, J] count for nothing; None for none.
+    """
     (batch, _, d), (heads, width, _) = x.shape, weights.table.shape
     z = F.layer_norm(x, (d,))
     query, keys, values = (
@@ -271,9 +307,10 @@ def step(
         query[:, :, 0].transpose(0, 1),
         weights.table[..., -seen:],
     )  # [H, B, J]
-    attended = F.scaled_dot_product_attention(
-        query, keys, values, position.transpose(0, 1)[:, :, None]
-    )
+    bias = position.transpose(0, 1)[:, :, None]
+    if unseen is not None:
+        bias = bias.masked_fill(unseen, -torch.inf)
+    attended = F.scaled_dot_product_attention(query, keys, values, bias)
     x = x + F.linear(attended.view(batch, 1, d), weights.w_o, weights.b_o)
     inner = F.linear(F.layer_norm(x, (d,)), weights.w_1, weights.b_1)
     return x + F.linear(activation(inner), weights.w_2, weights.b_2)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fbt import engines
-from fbt._checks import check_bool, check_choice, check_embeddings
+from fbt._checks import check_bool, check_choice
 from fbt.config import Config
 from fbt.feedback import FeedbackBody
 from fbt.state import State
@@ -36,6 +36,8 @@ class SharedKVBody(FeedbackBody):
         x: Tensor,
         state: State | None = None,
         *,
+        lengths: Tensor | None = None,
+        starts: Tensor | None = None,
         backend: str = "auto",
         need_weights: bool = False,
     ) -> tuple[Tensor, State, Tensor | None]:
@@ -55,20 +57,32 @@ class SharedKVBody(FeedbackBody):
         """
         check_choice("backend", backend, ("auto", *self.backends))
         backend = self._traceable(backend)
-        check_embeddings(x, self.d_model)
         check_bool("need_weights", need_weights)
         if need_weights or backend in FeedbackBody.backends:
-            loop = backend if backend in FeedbackBody.backends else "auto"
-            return super().forward(x, state, backend=loop, need_weights=need_weights)
-        self._check_state(state, x)
+            return super().forward(
+                x,
+                state,
+                lengths=lengths,
+                starts=starts,
+                backend=backend if backend in FeedbackBody.backends else "auto",
+                need_weights=need_weights,
+            )
+        self._check_input(x, state, lengths, starts)
         if torch.compiler.is_compiling():
             # A graph of all steps would take minutes to compile. What surrounds the
             # call may be in a CUDA graph of the compiler's.
-            return torch.compiler.disable(self._run)(x, state, backend, False)
-        return self._run(x, state, backend)
+            run = torch.compiler.disable(self._run)
+            return run(x, state, lengths, starts, backend, False)
+        return self._run(x, state, lengths, starts, backend)
 
     def _run(
-        self, x: Tensor, state: State | None, backend: str, may_replay: bool = True
+        self,
+        x: Tensor,
+        state: State | None,
+        lengths: Tensor | None,
+        starts: Tensor | None,
+        backend: str,
+        may_replay: bool = True,
     ) -> tuple[Tensor, State, None]:
         """Run an engine, or the loop if "auto" chooses no engine."""
         engine, checked = backend, backend == "auto"
@@ -76,9 +90,10 @@ class SharedKVBody(FeedbackBody):
             choice = engines.choose(self, x)
             engines.warn_once(choice)
             if choice.engine is None:
-                y, state, _ = super().forward(x, state)
+                y, state, _ = super().forward(
+                    x, state, lengths=lengths, starts=starts
+                )
                 return y, state, None
             engine = choice.engine
-        return *engines.run_sequence(
-            self, x, state, engine, self.recompute, checked, may_replay
-        ), None
+        options = self.recompute, checked, lengths, starts, may_replay
+        return *engines.run_sequence(self, x, state, engine, *options), None

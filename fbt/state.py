@@ -24,9 +24,11 @@ from fbt._checks import (
     check_callable,
     check_integers,
     check_items,
+    check_shape,
     describe,
     is_traced,
     shorten,
+    value_range,
 )
 
 
@@ -40,13 +42,18 @@ class State:
     Attributes:
         keys, values: one tensor [B, H, J, D] per cache, 1 <= J <= span. A parallel or
             feedback model has one cache per layer, a shared-KV model has one in all.
+        filled: how many of the newest steps each sequence may see [B], 0 to J, where
+            some began later than others; None if all may see all J.
 
     Raises:
-        TypeError: if `keys` or `values` is not a sequence of tensors.
+        TypeError: if `keys` or `values` is not a sequence of tensors, or `filled` is
+            not a tensor of integers.
+        ValueError: if `filled` does not have shape [B].
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
+    filled: Tensor | None = None
     # The cache that the keys and values are rows of, and the row after the last one.
     _place: "tuple[Cache, int] | None" = field(default=None, init=False)
 
@@ -55,11 +62,13 @@ class State:
         if not is_traced():
             check_items("keys", self.keys, Tensor)
             check_items("values", self.values, Tensor)
+            if self.filled is not None:
+                check_integers("filled", self.filled, "[B]")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy or pickle the rows that the state shows, not the cache around them."""
         rows = self if self._place is None else self.map(Tensor.clone)
-        return State, (rows.keys, rows.values)
+        return State, (rows.keys, rows.values, rows.filled)
 
     def __repr__(self) -> str:
         """Return the shapes."""
@@ -84,26 +93,68 @@ class State:
             TypeError: if `rows` are not integers.
             ValueError: if `rows` has another shape or an index is out of range.
         """
+        indices = self._indices(rows)
+        if not is_traced() and len(indices) == 0:
+            raise ValueError(
+                f"rows must be at least one index in [0, {self.batch_size - 1}], "
+                "got []"
+            )
+        selected = self.map(lambda kv: kv.index_select(0, indices))
+        if self.filled is None:
+            return selected
+        filled = self.filled.to(indices.device).index_select(0, indices)
+        return State(selected.keys, selected.values, filled)
+
+    def clear(self, rows: Tensor | Sequence[int]) -> "State":
+        """Return a state in which some sequences have an empty memory.
+
+        Their next steps are computed as if they were the first ones, and the others
+        go on: for the slots of a server that gets a new request, or for environments
+        whose episodes have ended, `state.clear(done.nonzero().flatten())`.
+
+        Args:
+            rows: indices [N] of sequences, 0 to B - 1; there may be none.
+
+        Raises:
+            TypeError: if `rows` are not integers.
+            ValueError: if `rows` has another shape or an index is out of range.
+        """
+        indices = self._indices(rows)
+        kept = torch.ones(self.batch_size, dtype=torch.bool, device=indices.device)
+        kept = kept.index_fill(0, indices, False)
+        hidden = ~kept[:, None, None, None]
+        cleared = self.map(lambda kv: kv.masked_fill(hidden, 0))
+        filled = kept * self.length
+        if self.filled is not None:
+            filled = kept * self.filled.to(kept.device)
+        return State(cleared.keys, cleared.values, filled)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "State":
+        """Return a state with a function applied to each tensor [B, H, J, D].
+
+        The function must keep the shape if sequences began at different steps, and so
+        `filled` is not None.
+        """
+        check_callable("function", function)
+        return State(
+            tuple(map(function, self.keys)),
+            tuple(map(function, self.values)),
+            self.filled,
+        )
+
+    def _indices(self, rows: Tensor | Sequence[int]) -> Tensor:
+        """Return indices of sequences as int64 on the device of the state."""
         if not isinstance(rows, Tensor):
             check_items("rows", rows, int)
             rows = torch.tensor(list(rows), dtype=torch.int64)
         check_integers("rows", rows, "[N]")
-        if not is_traced() and (
-            len(rows) == 0 or rows.min() < 0 or rows.max() >= self.batch_size
-        ):
+        found = value_range(rows) if len(rows) else None
+        if found is not None and not 0 <= found[0] <= found[1] < self.batch_size:
             raise ValueError(
-                f"rows must be at least one index in [0, {self.batch_size - 1}], "
+                f"rows must be indices in [0, {self.batch_size - 1}], "
                 f"got {shorten(rows.tolist())}"
             )
-        indices = rows.to(self.keys[0].device, torch.int64)
-        return self.map(lambda kv: kv.index_select(0, indices))
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> "State":
-        """Return a state with a function applied to each tensor [B, H, J, D]."""
-        check_callable("function", function)
-        return State(
-            tuple(map(function, self.keys)), tuple(map(function, self.values))
-        )
+        return rows.to(self.keys[0].device, torch.int64)
 
     @property
     def batch_size(self) -> int:
@@ -127,21 +178,31 @@ class Cache:
     Args:
         keys, values: a buffer [B, H, capacity, D] for each cache of the body.
         rows: the number of rows that are filled.
+        oldest: the first row [B] that each sequence may see; None for all rows.
     """
 
     def __init__(
-        self, keys: Sequence[Tensor], values: Sequence[Tensor], rows: int
+        self,
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
+        rows: int,
+        oldest: Tensor | None,
     ) -> None:
         # `.data` has a version counter of its own: autograd accepts the rows that
         # states show after later rows have been written.
         self._keys = tuple(key.data for key in keys)
         self._values = tuple(value.data for value in values)
-        self._rows, self._capacity = rows, keys[0].shape[2]
+        self._rows, self._capacity, self.oldest = rows, keys[0].shape[2], oldest
         self._lock = Lock()
 
     @classmethod
     def starting(
-        cls, state: State | None, like: Tensor, count: int, span: int
+        cls,
+        state: State | None,
+        like: Tensor,
+        count: int,
+        span: int,
+        oldest: Tensor | None,
     ) -> "Cache":
         """Return a cache with a copy of a state's rows, and space for more.
 
@@ -150,6 +211,7 @@ class Cache:
             like: [B, H, 1, D], with the dtype and device of the rows.
             count: the number of keys, and of values, of a state.
             span: of the body.
+            oldest: the first row [B] that each sequence may see; None for all rows.
         """
         rows = 0 if state is None else state.length
         batch, heads, _, width = like.shape
@@ -165,7 +227,7 @@ class Cache:
                 for buffers, own in ((keys, state.keys), (values, state.values)):
                     for buffer, tensor in zip(buffers, own, strict=True):
                         buffer[:, :, :rows] = tensor
-        return cls(keys, values, rows)
+        return cls(keys, values, rows, oldest)
 
     def append(
         self, index: int, row: int, span: int, keys: Tensor, values: Tensor
@@ -200,9 +262,13 @@ class Cache:
     def state(self, stop: int, span: int) -> State:
         """Return the state with the last `span` rows before row `stop`."""
         low = max(0, stop - span)
+        filled = None
+        if self.oldest is not None:
+            filled = (stop - self.oldest).clamp(max=stop - low)
         state = State(
             tuple(key.narrow(2, low, stop - low) for key in self._keys),
             tuple(value.narrow(2, low, stop - low) for value in self._values),
+            filled,
         )
         object.__setattr__(state, "_place", (self, stop))  # a state is frozen
         return state
@@ -261,6 +327,8 @@ def check_state(
             f"{shorten([list(k.shape) for k in state.keys])} and values "
             f"{shorten([list(v.shape) for v in state.values])}"
         )
+    if state.filled is not None:
+        check_shape("state.filled", state.filled, (batch,))
     for tensor in tensors:
         if tensor.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(

@@ -267,7 +267,7 @@ def test_compiled_models_record_nothing(record):
 
 # Which calls
 
-SIZES = Sizes(2, 5, 0, True, False, 0.0, None, False, True)
+SIZES = Sizes(2, 5, 0, True, False, 0.0, None, False, True, kept=5, oldest=None)
 STREAMS = {"current_stream": 1, "default_stream": 1}
 
 
@@ -277,7 +277,7 @@ STREAMS = {"current_stream": 1, "default_stream": 1}
         ({}, True),
         ({"is_cuda": False}, False),
         ({"sizes": SIZES._replace(dropout=0.1)}, False),
-        ({"sizes": SIZES._replace(generator=torch.zeros(2))}, False),
+        ({"sizes": SIZES._replace(oldest=torch.zeros(2))}, False),
         ({"current_stream": 2}, False),
         ({"traced": True}, False),
         ({"plain": False}, False),

@@ -563,9 +563,9 @@ def test_auto_takes_the_fastest_engine(built, monkeypatch):
     module, x, used = body("shared-kv"), normal(2, 9, 14), []
     run = engines.run_sequence
 
-    def recorded(body, x, state, engine, *options):
+    def recorded(body, x, state, engine, *args, **options):
         used.append(engine)
-        return run(body, x, state, engine, *options)
+        return run(body, x, state, engine, *args, **options)
 
     monkeypatch.setattr(engines, "run_sequence", recorded)
     assert_same(

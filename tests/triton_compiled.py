@@ -35,6 +35,8 @@ def compiled(kernel: Any, capability: int) -> tuple[int, str]:
         if name in constants
         else "i32"
         if name in triton_kernels.VARYING
+        else "*i64"
+        if name == "border"
         else "*fp32"
         for name in kernel.arg_names
     }

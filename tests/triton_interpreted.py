@@ -45,11 +45,19 @@ CORNERS = (
     (4, 2, False, "", {"activation": "gelu", "memory_norm": False, "span": 9}),
     (4, 3, True, "", {"dropout": 0.2, "activation": "gelu"}),
     (3, 1, False, "feed_forward", {"n_heads": 3, "span": 1, "d_ff": 9}),
+    (5, 2, False, "", {"dropout": 0.2}, True),
+    (4, 0, True, "", {"activation": "gelu"}, True),
 )
 
 
 def computed(
-    engine: str, steps: int, past: int, recompute: bool, frozen: str, changes: dict
+    engine: str,
+    steps: int,
+    past: int,
+    recompute: bool,
+    frozen: str,
+    changes: dict,
+    borders: bool = False,
 ) -> Iterator[Tensor]:
     """Yield outputs, the state, and all gradients that are wanted."""
     changes = {**SMALL, **changes}
@@ -59,9 +67,14 @@ def computed(
     x = normal(2, steps, shape.d_model)
     state = some_state(shape, past, 2) if past else None
     named = {k: v for k, v in leaves(module, x, state).items() if v.requires_grad}
+    rows = {}
+    if borders:
+        starts = torch.zeros(2, steps, dtype=torch.bool)
+        starts[0, ::2] = starts[1, 1] = True
+        rows = {"lengths": torch.tensor([steps - 1, steps]), "starts": starts}
     torch.manual_seed(4)
     outputs = everything(
-        *engines.run_sequence(module.train(), x, state, engine, recompute)
+        *engines.run_sequence(module.train(), x, state, engine, recompute, **rows)
     )
     return itertools.chain(outputs, gradients(outputs, named).values())
 
@@ -90,7 +103,8 @@ def random_corner(numbers: random.Random) -> tuple:
     steps = numbers.randint(1, 12 // layers)
     past = numbers.randint(0, min(6, changes["span"]))
     frozen = numbers.choice(("", "", "relative", "feed_forward", "memory", "layers"))
-    return steps, past, numbers.random() < 0.3, frozen, changes
+    recompute, borders = numbers.random() < 0.3, steps > 1 and numbers.random() < 0.5
+    return steps, past, recompute, frozen, changes, borders
 
 
 def check_random(seed: int) -> None:
@@ -103,13 +117,14 @@ def check_random(seed: int) -> None:
 
 
 def check_a_step_without_gradients() -> None:
-    """The state of single steps grows in place."""
+    """The state of single steps grows in place, also after a row was cleared."""
     module, x = body("shared-kv", **SMALL), normal(2, 3, 6).detach()
     results = []
     for engine in ("triton", "sequence"):
         with torch.no_grad():
             state, steps = None, []
             for t in range(3):
+                state = state.clear([1]) if t == 1 else state
                 y, state = engines.run_sequence(
                     module, x[:, t : t + 1], state, engine, False
                 )

@@ -13,6 +13,8 @@ def check_types(model: fbt.LanguageModel, tokens: Tensor) -> None:
     """Check the types of results."""
     assert_type(model(tokens), Tensor)
     assert_type(model(tokens, return_state=True), tuple[Tensor, fbt.State])
+    rows = model(tokens, return_state=True, lengths=tokens, starts=tokens)
+    assert_type(rows, tuple[Tensor, fbt.State])
     assert_type(model.step(tokens), tuple[Tensor, fbt.State])
     assert_type(model.loss(tokens, tokens), Tensor)
     assert_type(model.score("a"), Tensor)

@@ -131,7 +131,7 @@ def run(
             f'backend="native" computes in {allowed}, got {dtype}. {ALTERNATIVE}'
         )
     fields = list(sizes)
-    addresses = [None if t is None else _address(t, dtype) for t in tensors]
+    addresses = [None if t is None else address(t, dtype) for t in tensors]
     function = getattr(_open(_library_path()), f"{direction}_{DTYPES[dtype]}")
     status = function(
         (ctypes.c_int64 * len(fields))(*fields),
@@ -153,8 +153,13 @@ def _error(status: int, direction: str) -> Exception:
     )
 
 
-def _address(tensor: Tensor, dtype: torch.dtype) -> int | None:
-    """Return the address of a tensor's data; None if it is empty."""
+def address(tensor: Tensor, dtype: torch.dtype) -> int:
+    """Return the address of a tensor's data for loop.cpp; 0 if it is empty.
+
+    Raises:
+        TypeError, ValueError: if it has another dtype, is an instance of a subclass,
+            not contiguous or not on the CPU.
+    """
     if not is_plain(tensor):
         raise TypeError(
             f"tensors for loop.cpp must be plain, got a {type(tensor).__name__}"
@@ -168,7 +173,7 @@ def _address(tensor: Tensor, dtype: torch.dtype) -> int | None:
             "tensors for loop.cpp must be contiguous and on the CPU, got strides "
             f"{tensor.stride()} on {tensor.device}"
         )
-    return tensor.data_ptr() if tensor.numel() else None
+    return tensor.data_ptr() if tensor.numel() else 0
 
 
 def is_plain(tensor: Tensor) -> bool:

@@ -50,10 +50,17 @@ struct ChunkLayout {
   Int low, width;  // the chunk's oldest key, and the number of keys in its scores
   Int group;       // sequences per group
   Int threads;
+  Int *border;  // [B, T], the oldest key of a row at a step; null without borders
   Int d() const { return H * D; }
   Int groups() const { return (B + group - 1) / group; }
   Int steps() const { return stop - first; }
+  // The oldest key that step t sees, in any sequence and in sequence b.
   Int oldest(Int t) const { return std::max<Int>(0, past + t - span); }
+  Int oldest(Int t, Int b) const {
+    return border ? std::max(oldest(t), border[b * T + t]) : oldest(t);
+  }
+  // Whether sequence b begins at step t, and so has no key.
+  bool begins(Int t, Int b) const { return oldest(t, b) == past + t; }
   // Rows of tensors [L + 1, T, B, d], [L, m, B, d] and [HB, m L, width].
   Int x_row(Int t, Int l, Int b) const { return (l * T + t) * B + b; }
   Int at(Int t, Int l, Int b) const { return (l * steps() + t - first) * B + b; }
@@ -468,7 +475,7 @@ void attend_earlier_keys(const ChunkLayout& z, const Forward<S>& f, Int h, Int b
   earlier += h * n * z.steps();
   for (Int b = b0; b < b0 + n; b++)
     for (Int t = z.first; t < z.stop; t++) {
-      const Int to = z.past + z.first, from = std::min(z.oldest(t), to);
+      const Int to = z.past + z.first, from = std::min(z.oldest(t, b), to);
       S* o = f.chunk.o + z.at(t, 0, b) * z.d() + h * z.D;
       *earlier++ = attend_keys(z, f, t, 0, h, b, from, to, o, scratch);
     }
@@ -479,11 +486,15 @@ void attend_earlier_keys(const ChunkLayout& z, const Forward<S>& f, Int h, Int b
 template <class S>
 void attend(const ChunkLayout& z, const Forward<S>& f, Int t, Int l, Int h, Int b0,
             Int n, const PartialSoftmax<S>* earlier, S* scratch) {
-  const Int low = z.oldest(t), to = z.past + t,
-            from = l ? low : std::max(low, z.past + z.first);
   for (Int b = 0; b < n; b++) {
+    const Int low = z.oldest(t, b0 + b), to = z.past + t,
+              from = l ? low : std::max(low, z.past + z.first);
     S* p = f.chunk.p + z.row(t, l, h * z.B + b0 + b) * z.width - z.low;
     S *o = f.chunk.o + z.at(t, l, b0 + b) * z.d() + h * z.D, *new_o = l ? o : scratch;
+    if (low == to) {
+      std::fill(o, o + z.D, S(0));
+      continue;
+    }
     const PartialSoftmax<S> part =
         attend_keys(z, f, t, l, h, b0 + b, from, to, new_o, scratch + z.D);
     S old_scale = 0, new_scale = 1 / part.sum;
@@ -555,6 +566,8 @@ void forward_group(const ChunkLayout& z, const Forward<S>& f, Int b0, Int n) {
         });
         affine(threads, n, d, d, o, f.w.w_o + l * d * d, f.w.b_o + l * d, y);
         multiply(n * d, attention_mask ? attention_mask + at : nullptr, y);
+        for (Int b = 0; z.border && b < n; b++)  // a row without keys skips attention
+          if (z.begins(t, b0 + b)) std::fill(y + b * d, y + (b + 1) * d, S(0));
         add(n * d, S(1), x, y);
       } else {  // the very first step has no keys
         std::memcpy(y, x, n * d * sizeof(S));
@@ -581,7 +594,7 @@ void forward_group(const ChunkLayout& z, const Forward<S>& f, Int b0, Int n) {
 template <class S>
 void score_gradients(const ChunkLayout& z, const Backward<S>& f, Int t, Int l, Int h,
                      Int b, const S* d_o) {
-  const Int low = z.oldest(t), count = z.past + t - low, hb = h * z.B + b;
+  const Int low = z.oldest(t, b), count = z.past + t - low, hb = h * z.B + b;
   const Int scores = z.row(t, l, hb) * z.width + low - z.low;
   const S *p = f.chunk.p + scores, *mask = f.chunk.attention_dropout, *none = nullptr;
   S* ds = f.grads.scores + scores;
@@ -596,7 +609,8 @@ void score_gradients(const ChunkLayout& z, const Backward<S>& f, Int t, Int l, I
 }
 
 // From the gradients of scores to those of queries and relative tables: head h at
-// step t, layer l, of the sequences b0 to b0 + n.
+// step t, layer l, of the sequences b0 to b0 + n. Those of keys that a sequence does
+// not see are 0.
 template <class S>
 void query_gradients(const ChunkLayout& z, const Backward<S>& f, Int t, Int l, Int h,
                      Int b0, Int n) {
@@ -727,6 +741,8 @@ void backward_group(const ChunkLayout& z, const Backward<S>& f, Int b0, Int n) {
       if (t >= first_with_keys) {
         std::memcpy(dy, g, n * d * sizeof(S));
         multiply(n * d, attention_mask ? attention_mask + at : nullptr, dy);
+        for (Int b = 0; z.border && b < n; b++)
+          if (z.begins(t, b0 + b)) std::fill(dy + b * d, dy + (b + 1) * d, S(0));
         add_rows(n, d, dy, f.total.b_o + sum * d);
         S* d_o = dz;
         product(n, d, d, dy, d, f.w.w_o + l * d * d, d, S(0), d_o, d);

@@ -163,6 +163,9 @@ class Backward:
         )
         if layout.slides(steps):
             grads.scores.zero_()
+        if layout.sizes.oldest is not None:  # rows that begin attend to nothing
+            for gradient in (grads.y, grads.q, grads.attended):
+                gradient.zero_()
         if layout.starts_empty(steps):
             for gradient in (
                 grads.y[:, 0],

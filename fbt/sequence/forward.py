@@ -129,7 +129,7 @@ def prepare(engine: type[Engine], weights: Weights) -> Weights:
 def results(outputs: Outputs, sizes: Sizes) -> tuple[Tensor, Tensor, Tensor]:
     """Return copies: the top [T, B, d], and the state's keys and values."""
     keys, values = (
-        newest(kv, sizes.heads, sizes.span) for kv in (outputs.keys, outputs.values)
+        newest(kv, sizes.heads, sizes.kept) for kv in (outputs.keys, outputs.values)
     )
     return outputs.x[-1].clone(), keys, values
 

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fbt.visibility import hidden
+
 
 class Sizes(NamedTuple):
     """Sizes and options of a call that its tensors do not tell."""
@@ -27,6 +29,10 @@ class Sizes(NamedTuple):
     generator: torch.Generator | None  # of dropout
     recompute: bool
     needs_backward: bool
+    kept: int  # how many of the newest keys and values to return, at most
+    # [B, T], the oldest key that each step may see, in int64 and contiguous; None if
+    # the span alone decides
+    oldest: Tensor | None
 
 
 class Weights(NamedTuple):
@@ -67,7 +73,7 @@ class Chunk(NamedTuple):
     o: Tensor  # [L, m, B, d], attended values
     y: Tensor  # [L, m, B, d], after attention
     a: Tensor  # [L, m, B, F], before a GELU, but after a ReLU
-    # [HB, m L, J], attention weights; zero for keys beyond the span. For an engine
+    # [HB, m L, J], attention weights; zero for keys that are not seen. For an engine
     # that computes them again: [HB, m L, 1], the logarithm of their denominator.
     p: Tensor
     attention_dropout: (
@@ -154,7 +160,8 @@ class Buffers:
 class Layout:
     """Sizes of a call, its chunks, and which keys a chunk and a step see.
 
-    Step t writes key `past` + t, after the keys that were carried in.
+    Step t writes key `past` + t, after the keys that were carried in. Some rows may
+    see fewer keys than the span allows: see `Sizes.oldest`.
 
     Args:
         sizes: sizes and options.
@@ -207,12 +214,39 @@ class Layout:
         return self.oldest_key(steps.start), self.past + steps.stop - 1
 
     def slides(self, steps: range) -> bool:
-        """Return whether the chunk's oldest key is beyond the span of some step."""
-        return self.oldest_key(steps.start) < self.oldest_key(steps.stop - 1)
+        """Return whether some step of a chunk may not see all keys of the chunk."""
+        slides = self.oldest_key(steps.start) < self.oldest_key(steps.stop - 1)
+        return slides or self.sizes.oldest is not None
 
     def starts_empty(self, steps: range) -> bool:
         """Return whether the first step of a chunk has no key to attend to."""
         return self.past + steps.start == 0
+
+    def hidden_keys(self, steps: range, low: int, high: int) -> Tensor | None:
+        """Return which of the keys [low, high) are hidden from rows by their borders.
+
+        Returns:
+            [B, 1, m, high - low], or None if no border hides a key.
+        """
+        if self.sizes.oldest is None:
+            return None
+        return hidden(
+            self.sizes.oldest[:, steps.start : steps.stop] - low, high - low
+        )
+
+    def without_keys(self, steps: range) -> Tensor | None:
+        """Return which rows begin, and so have no key to attend to.
+
+        Returns:
+            [m, B], or None if there are no borders.
+        """
+        if self.sizes.oldest is None:
+            return None
+        oldest = self.sizes.oldest[:, steps.start : steps.stop]
+        numbers = torch.arange(
+            self.past + steps.start, self.past + steps.stop, device=oldest.device
+        )
+        return (oldest == numbers).t()
 
     def scores_of_step(
         self, scores: Tensor, steps: range, t: int

@@ -46,6 +46,7 @@ class ChunkLayout(NamedTuple):
     width: int
     group: int
     threads: int
+    border: int
 
 
 class LayerInputs(NamedTuple):
@@ -140,7 +141,7 @@ class NativeEngine(Engine):
         self, steps: range, outputs: Outputs, chunk: Chunk, threads: int
     ) -> ChunkLayout:
         """Return the sizes of a chunk."""
-        layout = self.layout
+        layout, border = self.layout, self.layout.sizes.oldest
         return ChunkLayout(
             T=layout.T,
             B=layout.B,
@@ -160,4 +161,5 @@ class NativeEngine(Engine):
             width=chunk.p.shape[2],
             group=self.group,
             threads=threads,
+            border=0 if border is None else native.address(border, torch.int64),
         )

@@ -53,6 +53,9 @@ class Example(NamedTuple):
     norm_memory: bool = True
     dropout: float = 0.0
     recompute: bool = False
+    # Steps of a document in the first row, one more in each row below; 0 for no
+    # borders.
+    documents: int = 0
 
 
 # Many widths are not powers of two. The last two read more than a block of keys.
@@ -61,7 +64,8 @@ EXAMPLES = (
     Example(2, 5, 2, 17, 300, 9, 0, 4),  # more sequences than programs
     Example(3, 4, 2, 7, 5, 6, 5, 7, gelu=True, norm_memory=False),
     Example(2, 3, 3, 9, 3, 7, 3, 40, dropout=0.3, recompute=True),
-    Example(2, 32, 2, 300, 70, 90, 10, 80, dropout=0.1),
+    Example(3, 5, 2, 9, 7, 11, 4, 6, documents=1),
+    Example(2, 32, 2, 300, 70, 90, 10, 80, dropout=0.1, documents=20),
     Example(4, 32, 2, 512, 5, 150, 0, 150),
 )
 
@@ -247,6 +251,14 @@ def unrecorded(device: torch.device) -> Iterator[None]:
             torch.set_float32_matmul_precision(before)
 
 
+def oldest(example: Example) -> Tensor:
+    """Return the oldest key [B, T] that each row of an example may see."""
+    steps = torch.arange(example.steps, device="cpu")
+    rows = torch.arange(example.batch, device="cpu")[:, None]
+    every = rows + example.documents
+    return example.past + steps // every * every
+
+
 class Inputs:
     """The random weights and inputs of an example, the same on every device."""
 
@@ -290,6 +302,8 @@ class Inputs:
             generator=torch.Generator(device).manual_seed(0),
             recompute=example.recompute,
             needs_backward=True,
+            kept=span,
+            oldest=oldest(example).to(device) if example.documents else None,
         )
         self.x, self.d_top = new(steps, batch, d), new(steps, batch, d)
         self.keys, self.values = (new(heads * batch, past, width) for _ in range(2))

@@ -22,6 +22,7 @@ from fbt.sequence.step import (
     backward_step,
     forward_step,
 )
+from fbt.visibility import softmax_of_visible
 
 
 class PythonEngine(Engine):
@@ -60,6 +61,8 @@ class PythonEngine(Engine):
             attended = torch.addmm(w.b_o, step.o[l], w.w_o)
             if step.output_dropout:
                 attended = attended * step.output_dropout[0][l]
+            if step.without_keys is not None:
+                attended.masked_fill_(step.without_keys, 0)
             torch.add(attended, x, out=y)
         else:  # the very first step has no keys
             y.copy_(x)
@@ -75,7 +78,11 @@ class PythonEngine(Engine):
         torch.add(step.q_heads[l], self.u[l], out=self.with_u)
         scores = torch.baddbmm(step.s[l], step.q_heads[l], step.table[l])
         scores = scores.view(step.p[l].shape)
-        p = scores.baddbmm_(self.with_u_rows, step.keys).softmax(-1)
+        scores.baddbmm_(self.with_u_rows, step.keys)
+        if step.hidden is None:
+            p = scores.softmax(-1)
+        else:
+            p = softmax_of_visible(scores, step.hidden)
         step.p[l].copy_(p)
         if step.attention_dropout:
             p = p * step.attention_dropout[l]
@@ -153,6 +160,8 @@ class PythonEngine(Engine):
 
     def attend_backward(self, step: BackwardStep, l: int) -> None:
         """Compute the gradients of layer l's scores and of its query."""
+        if step.without_keys is not None:
+            step.d_y[l].masked_fill_(step.without_keys, 0)
         d_o = self.by_head(torch.mm(step.d_y[l], self.layers[l].w_o))
         step.d_attended[l].view(self.heads).copy_(d_o)
         dp = torch.bmm(step.d_attended[l], step.values)

@@ -5,6 +5,7 @@ import torch
 from fbt.attention import skew
 from fbt.sequence.layout import Buffers, Chunk, Layout, Outputs, Weights
 from fbt.sequence.norm import plain_norm
+from fbt.visibility import hide_scores_
 
 
 def recompute_chunk(
@@ -38,6 +39,12 @@ def recompute_chunk(
         for kv in (outputs.keys, outputs.values)
     )
     by_row = (H, B, m, L, -1)
+    hidden, without_keys = (
+        layout.hidden_keys(steps, low, high),
+        layout.without_keys(steps),
+    )
+    if hidden is not None:
+        hidden = hidden.transpose(0, 1)  # [1, B, m, J]
     for l in range(L):
         x = outputs.x[l, steps.start : steps.stop]
         q, o, y, a = (
@@ -51,7 +58,9 @@ def recompute_chunk(
         )
         scores = (by_head + w.u[l][:, None, None]) @ keys.mT
         scores += skew(position.unflatten(1, (B, m)))[..., low - high :]
-        p = scores.softmax(-1)
+        if hidden is not None:
+            hide_scores_(scores, hidden)
+        p = scores.softmax(-1)  # of no use where all are hidden, as y shows below
         if layout.starts_empty(steps):
             p[:, :, 0] = 0
         chunk.p.view(by_row)[:, :, :, l] = (
@@ -65,6 +74,8 @@ def recompute_chunk(
             chunk.y[l] *= chunk.output_dropout[0, l]
         if layout.starts_empty(steps):
             chunk.y[l, 0] = 0  # also its mask, which was never drawn
+        if without_keys is not None:
+            chunk.y[l].masked_fill_(without_keys[..., None], 0)
         chunk.y[l] += x
         z = plain_norm(chunk.y[l])[0]
         torch.addmm(w.b_1[l], z.view(rows, -1), w.w_1[l].t(), out=a)

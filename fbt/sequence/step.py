@@ -36,6 +36,8 @@ class ForwardStep(NamedTuple):
     table: Views  # [H, D, keys]
     keys: Tensor  # [HB, D, keys]
     values: Tensor  # [HB, keys, D]
+    hidden: Tensor | None  # [HB, 1, keys], see `Layout.hidden_keys`
+    without_keys: Tensor | None  # [B, 1], see `Layout.without_keys`
 
 
 class BackwardStep(NamedTuple):
@@ -58,6 +60,7 @@ class BackwardStep(NamedTuple):
     d_y: Views  # [B, d]
     d_q: Views  # [B, d]
     d_a: Views  # [B, F]
+    without_keys: Tensor | None  # [B, 1], see `Layout.without_keys`
 
 
 class BackwardChunk(NamedTuple):
@@ -89,6 +92,12 @@ def forward_step(
     q, o = chunk.q[:, i], chunk.o[:, i]
     by_head = (layout.L, layout.B, layout.H, layout.D)
     weights_mask, output_masks = dropout_of_step(layout, chunk, steps, t)
+    keys, values = keys[:, :, low:high], values[:, low:high]
+    hidden = layout.hidden_keys(range(t, t + 1), low, high)
+    if hidden is not None:
+        hidden = hidden[:, 0].repeat(layout.H, 1, 1)
+        # Zeros, because a weight of zero times NaN is NaN.
+        keys, values = keys.masked_fill(hidden, 0), values.masked_fill(hidden.mT, 0)
     return ForwardStep(
         x=x[:, t].unbind(),
         q=q.unbind(),
@@ -102,8 +111,10 @@ def forward_step(
         output_dropout=output_masks,
         s=weights.s[:, :, None, newest:].unbind(),
         table=weights.table[:, :, newest:].mT.unbind(),
-        keys=keys[:, :, low:high],
-        values=values[:, low:high],
+        keys=keys,
+        values=values,
+        hidden=hidden,
+        without_keys=without_keys(layout, t),
     )
 
 
@@ -133,7 +144,14 @@ def backward_step(
         d_y=grads.y[:, i].unbind(),
         d_q=grads.q[:, i].unbind(),
         d_a=grads.a[:, i].unbind(),
+        without_keys=without_keys(layout, t),
     )
+
+
+def without_keys(layout: Layout, t: int) -> Tensor | None:
+    """Return which rows [B, 1] begin at step t; None if there are no borders."""
+    rows = layout.without_keys(range(t, t + 1))
+    return None if rows is None else rows.t()
 
 
 def dropout_of_step(

@@ -156,10 +156,11 @@ class TritonEngine(Engine):
         return min(self.layout.B, MAX_PROGRAMS)
 
     def activations(self, chunk: Chunk) -> tuple[Tensor | None, ...]:
-        """Return a chunk's tensors; None for the masks without dropout."""
+        """Return a chunk's tensors; None for masks and borders that there are not."""
         masks = (chunk.attention_dropout, chunk.output_dropout)
         dropout = masks if self.layout.sizes.dropout else (None, None)
-        return chunk.q, chunk.o, chunk.y, chunk.a, chunk.p, *dropout
+        border = self.layout.sizes.oldest
+        return chunk.q, chunk.o, chunk.y, chunk.a, chunk.p, *dropout, border
 
     def launch(
         self,

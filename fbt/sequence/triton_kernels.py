@@ -98,6 +98,7 @@ def forward_kernel(
     lse,
     attention_mask,  # None without dropout
     output_mask,
+    border,  # the oldest key [B, T] of each row and step, or None
     w_q,
     b_q,
     u,
@@ -150,6 +151,8 @@ def forward_kernel(
     for b in range(program, B, tl.num_programs(0)):
         for t in range(first, stop):
             low, now = tl.maximum(0, past + t - span), past + t
+            if border is not None:
+                low = tl.maximum(low, tl.load(border + b * T + t).to(tl.int32))
             for l in range(L):
                 layer = (l * T + t) * B + b
                 saved = (l * steps + t - first) * B + b
@@ -207,7 +210,7 @@ def forward_kernel(
                     product(
                         os, w_o + l * d * d, ys, b_o + l * d, mask_o, xs, d, d, BK, BN
                     )
-                else:  # the very first step has no keys
+                else:  # the first step has no keys, nor has that of a document
                     row = tl.load(xs + i, mask=i < d, other=0.0)
                     tl.store(ys + i, row, mask=i < d)
                     tl.store(os + i, tl.zeros((PD,), dtype), mask=i < d)
@@ -280,6 +283,7 @@ def backward_kernel(
     lse,
     attention_mask,  # None without dropout
     output_mask,
+    border,  # the oldest key [B, T] of each row and step, or None
     w_q,
     u,
     table,
@@ -339,6 +343,8 @@ def backward_kernel(
         for back in range(steps):
             t = stop - 1 - back
             low, now = tl.maximum(0, past + t - span), past + t
+            if border is not None:
+                low = tl.maximum(low, tl.load(border + b * T + t).to(tl.int32))
             step = (t - first) * B + b
             # From the step's key and value to its memory.
             own = ((i // D) * B + b) * capacity * D + now * D + i % D
