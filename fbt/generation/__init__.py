@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fbt._checks import check_int, check_real
 from fbt._modes import without_gradients
@@ -20,7 +20,7 @@ from fbt.generation.prompts import (
 from fbt.state import State
 from fbt.tokenizer import Tokenizer
 
-Reader = Callable[[Tensor], Tensor]
+Reader = Callable[[Tensor, Tensor], Tensor]
 
 
 class Sampling(TypedDict, total=False):
@@ -153,15 +153,12 @@ def sample(
     seed: int | None,
     log_probs: bool,
 ) -> Iterator[list[Piece | None]]:
-    """Continue each prompt, reading prompts of unequal length side by side.
-
-    One forward pass reads as many tokens as the shortest prompt has. Every later step
-    feeds each sequence the next token of its prompt, or the token just drawn for it.
-    So there is no padding, and sequences do not depend on each other.
+    """Continue each prompt; none depends on the others.
 
     Args:
-        read: maps the next tokens [B, n] of each sequence to the logits [B, V] after
-            the last of them. Each call continues where the previous one ended.
+        read: maps the next tokens [B, n] of each sequence, and how many they are [B],
+            to the logits [B, V] after the last of them. Each call continues where the
+            previous one ended.
         prompts: token ids, one tensor [n] per prompt.
         rows: the continuation of each prompt, which says when it has ended.
         temperature: divides the logits; 0 takes the most likely token.
@@ -171,34 +168,31 @@ def sample(
         log_probs: compute the log-probability of each token drawn.
 
     Yields:
-        Per step, one entry per sequence: the token drawn, or None within the prompt
-        and after the last token.
+        Per step, one entry per sequence: the token drawn, or None after the last one.
     """
-    shortest = min(map(len, prompts))
     first_seed = torch.Generator().seed() % 2**62 if seed is None else int(seed)
     generators = [
         torch.Generator().manual_seed(first_seed + i) for i in range(len(prompts))
     ]
-    tokens = torch.stack([prompt[:shortest] for prompt in prompts])
-    t = shortest
+    tokens = nn.utils.rnn.pad_sequence(prompts, batch_first=True)
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device="cpu")
     while not all(row.ended for row in rows):
-        logits = read(tokens).cpu()
+        logits = read(tokens, lengths).cpu()
         chances = probabilities(logits, temperature, top_k, top_p)
         logs = torch.log_softmax(logits.double(), dim=-1) if log_probs else None
         drawn: list[Piece | None] = []
-        following = []
-        for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
-            token, piece = int(prompt[min(t, len(prompt) - 1)]), None
-            if len(prompt) <= t and not row.ended:
-                token = int(torch.multinomial(chances[i], 1, generator=generators[i]))
-                piece = row.add(
-                    token, math.nan if logs is None else float(logs[i, token])
-                )
-            drawn.append(piece)
-            following.append([token])
+        following = [0] * len(rows)  # a token that does not matter
+        for i, row in enumerate(rows):
+            if row.ended:
+                drawn.append(None)
+                continue
+            token = int(torch.multinomial(chances[i], 1, generator=generators[i]))
+            log_prob = math.nan if logs is None else float(logs[i, token])
+            drawn.append(row.add(token, log_prob))
+            following[i] = token
         yield drawn
-        tokens = torch.tensor(following, device="cpu")
-        t += 1
+        tokens = torch.tensor(following, device="cpu")[:, None]
+        lengths = torch.ones_like(lengths)
 
 
 def probabilities(
@@ -241,29 +235,39 @@ def probabilities(
 
 
 class TextReader:
-    """A function for `sample` that remembers the text read so far.
+    """A function for `sample` that remembers the texts read so far.
 
     Args:
-        forward: maps the first tokens [B, n] to logits [B, n, V] and a state.
+        read: maps tokens [B, n], and `lengths` [B] if rows are padded, to logits
+            [B, n, V] and a state.
         step: maps tokens [B] and a state to logits [B, V] and the next state.
         weight: tokens are moved to its device.
     """
 
     def __init__(
         self,
-        forward: Callable[[Tensor], tuple[Tensor, State]],
+        read: Callable[..., tuple[Tensor, State]],
         step: Callable[[Tensor, State], tuple[Tensor, State]],
         weight: Tensor,
     ) -> None:
-        self._forward, self._step, self._weight = forward, step, weight
+        self._read, self._step, self._weight = read, step, weight
         self._state: State | None = None
 
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """Read the next tokens [B, n] and return the logits [B, V] after them."""
+    def __call__(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Read the next tokens of each text, and return the logits after them.
+
+        Args:
+            tokens: [B, n].
+            lengths: how many they are [B], with padding after them.
+
+        Returns:
+            [B, V].
+        """
         tokens = tokens.to(self._weight.device)
         with without_gradients():
-            if self._state is None:
-                logits, self._state = self._forward(tokens)
-                return logits[:, -1]
-            logits, self._state = self._step(tokens[:, 0], self._state)
-            return logits
+            if self._state is not None:
+                logits, self._state = self._step(tokens[:, 0], self._state)
+                return logits
+            padded = {"lengths": lengths} if lengths.min() < tokens.shape[1] else {}
+            logits, self._state = self._read(tokens, **padded)
+            return logits[torch.arange(len(tokens)), lengths - 1]
