@@ -165,9 +165,13 @@ def test_code_of_your_own_runs(code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     # As a module, so that a class can call super().
     exec(code, names := {"__name__": "own_code"})
-    assert capsys.readouterr().out or "print(" not in code
+    out = capsys.readouterr().out
+    assert out or "print(" not in code
     if series:
         assert names["losses"][-1] < 0.2 * names["losses"][0]
+    if "starts" in code:  # a document in a row is scored as it is alone
+        packed, alone = map(float, out.split())
+        assert packed == pytest.approx(alone, rel=1e-5)
     if "beams" in code:  # the search has added up the scores
         added = names["model"].score(names["tokens"][0])[6:].sum()
         torch.testing.assert_close(names["scores"][0], added, rtol=1e-4, atol=1e-3)
