@@ -1,4 +1,4 @@
-"""Baselines beside fbt's parallel model: other position schemes, and an LSTM."""
+"""Baselines beside fbt's parallel model: other positions, and LSTMs."""
 
 import torch
 import torch.nn.functional as F
@@ -116,3 +116,25 @@ class LSTM(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Return logits [B, T, V] for tokens [B, T]."""
         return self.head(self.lstm(self.token_embedding(tokens))[0])
+
+
+class LSTMWithAttention(nn.Module):
+    """An LSTM that adds to the embeddings, then one layer of attention over it.
+
+    It carries a state below and looks things up above; nothing is fed back. Positions
+    are rotary.
+    """
+
+    def __init__(self, vocab_size: int, d_model: int, n_heads: int) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(vocab_size, d_model)
+        self.norm_in, self.norm_out = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.lstm = nn.LSTM(d_model, d_model, batch_first=True)
+        self.layer = Layer(d_model, n_heads, rotary=True, n_layers=1)
+        self.head = nn.Linear(d_model, vocab_size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return logits [B, T, V] for tokens [B, T]."""
+        x = self.token_embedding(tokens)
+        x = x + self.lstm(self.norm_in(x))[0]
+        return self.head(self.norm_out(self.layer(x)))

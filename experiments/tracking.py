@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from baselines import LSTM, Transformer
+from baselines import LSTM, LSTMWithAttention, Transformer
 from record import Job, Result, arguments, done_anew, done_once, write_record
 from torch import Tensor, nn
 
@@ -63,6 +63,8 @@ def build(job: Job, task: Task) -> nn.Module:
     vocab_size, layers = len(task.words), job["layers"]
     if job["model"] == "lstm":
         return LSTM(vocab_size, SHAPE["d_model"], layers)
+    if job["model"] == "LSTM and attention":
+        return LSTMWithAttention(vocab_size, **SHAPE)
     if job["model"] == "parallel" and job["positions"] != "relative":
         longest = TIMES[-1] * LENGTHS[-1]
         scheme = job["positions"]

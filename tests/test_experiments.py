@@ -9,7 +9,7 @@ import pytest
 import record
 import torch
 import tracking
-from baselines import LSTM, POSITIONS, Transformer
+from baselines import LSTM, POSITIONS, LSTMWithAttention, Transformer
 
 import fbt
 
@@ -53,9 +53,16 @@ def test_rotation_keeps_norms_and_depends_on_differences():
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal))
 
 
-def test_lstm_is_causal():
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: LSTM(7, d_model=12, n_layers=2),
+        lambda: LSTMWithAttention(7, d_model=12, n_heads=2),
+    ],
+)
+def test_lstm_is_causal(build):
     torch.manual_seed(0)
-    model, tokens = LSTM(7, d_model=12, n_layers=2), torch.randint(7, (3, 11))
+    model, tokens = build(), torch.randint(7, (3, 11))
     torch.testing.assert_close(model(tokens)[:, :6], model(tokens[:, :6]))
 
 
