@@ -1,13 +1,12 @@
 """What loading a page costs: bytes, moved content, blocked time, requests."""
 
-import json
 import re
 from pathlib import Path
 
 import build_book
 import pytest
 from browser import WIDTHS
-from watching import built_pages, watched
+from watching import built_pages, task_times, watched
 
 HTML = build_book.HTML
 CHAPTERS = sorted((HTML / "book").glob("0*.html"))
@@ -36,29 +35,6 @@ LOADED = """() => performance.getEntries()
   .map(({ name, decodedBodySize }) => [name, decodedBodySize])"""
 
 
-def blocked(trace: bytes) -> float:
-    """Return by how many milliseconds tasks of a page exceed 50, in processor time.
-
-    Processor time, because on a busy machine a task also waits for its turn.
-    """
-    events = json.loads(trace)["traceEvents"]
-    threads = {
-        (event["pid"], event["tid"])
-        for event in events
-        if event["name"] == "thread_name"
-        and event["args"]["name"] == "CrRendererMain"
-    }
-    tasks = [
-        event["tdur"] / 1000
-        for event in events
-        if event["name"].endswith("RunTask")
-        and (event["pid"], event["tid"]) in threads
-        and "tdur" in event
-    ]
-    assert tasks
-    return sum(max(0, task - 50) for task in tasks)
-
-
 def cost(chromium, address: str, width: int) -> dict:
     """Open a page with an empty cache, scroll through it, and return what it cost."""
     with watched(chromium) as window:
@@ -77,7 +53,7 @@ def cost(chromium, address: str, width: int) -> dict:
             "loaded": loaded,
             "bytes": sum(loaded.values()),
             "shift": page.evaluate("window.fbtShift"),
-            "blocked": blocked(trace),
+            "blocked": sum(max(0, task - 50) for task in task_times(trace)),
             "outside": window.outside(home),
         }
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from engines import NODE, node
 from exact import VARIANTS
+from watching import task_times
 
 import fbt
 from fbt.views.live import FOLDER_VARIABLE, LONGEST
@@ -159,6 +160,7 @@ def test_text_is_shown_without_scripts_and_as_text():
 
 # The view in a browser
 
+MOST_BLOCKED = 50  # milliseconds of processor time
 PASSAGE = "KATHARINA:\nIt is my fashion, when I see a crab."
 
 
@@ -303,3 +305,63 @@ def test_full_text_stops_writing_and_old_texts_do_not_come_back(window):
     )
     assert view.locator("[role=option]").all_text_contents() == ["b", "a"]
     assert not window.complaints
+
+
+def test_long_text_of_two_models_does_not_block_the_page(chromium, window):
+    """No task takes as long as a reader notices, while 2,000 characters appear."""
+    view = fbt.LiveModel(small(), small("parallel"), text="abc")
+    page = window.page
+    page.set_content(view.to_html())
+    page.get_by_role("button", name="Compare with parallel").click()
+    page.get_by_text(re.compile("ahead by .* over 2 characters")).wait_for()
+    page.mouse.move(0, 0)
+    chromium.start_tracing(page=page, categories=["toplevel"])
+    page.locator("textarea").evaluate(
+        """(field, text) => {
+          field.value = text;
+          field.dispatchEvent(new Event("input", { bubbles: true }));
+        }""",
+        "abcd efgh\n" * (LONGEST // 10),
+    )
+    page.get_by_text(f"Character {LONGEST} of {LONGEST}").wait_for()
+    page.get_by_text(f"over {LONGEST - 1} characters").wait_for()
+    page.wait_for_function(
+        "(all) => document.querySelectorAll('[role=option][style]').length === all",
+        arg=3 * LONGEST,  # in three rows
+    )
+    assert max(task_times(chromium.stop_tracing())) < MOST_BLOCKED
+
+
+def test_finger_finds_a_character(chromium):
+    """By drawing it along a line, or with the buttons."""
+    size = {"width": 390, "height": 820}
+    with chromium.new_context(
+        viewport=size, has_touch=True, is_mobile=True
+    ) as opened:
+        page = opened.new_page()
+        page.set_content(
+            '<meta name="viewport" content="width=device-width">'
+            + fbt.LiveModel(small(), text="abcdefghij").to_html()
+        )
+        chosen = page.locator("[aria-selected=true]")
+        page.get_by_text("Character 10 of 10").wait_for()
+        boxes = [one.bounding_box() for one in page.locator("[role=option]").all()]
+        for text, letter in (("◂ previous", "i"), ("◂ previous", "h"), ("next", "i")):
+            button = page.get_by_role("button", name=text)
+            assert button.bounding_box()["height"] >= 44
+            button.tap()
+            assert chosen.text_content() == letter
+        # Beside the text, the nearest one.
+        page.touchscreen.tap(boxes[-1]["x"] + 60, boxes[-1]["y"] + 9)
+        chosen.filter(has_text="j").wait_for()
+        touch = opened.new_cdp_session(page)
+        points = [{"x": box["x"] + 4, "y": box["y"] + 9} for box in boxes]
+        for kind, touched in (
+            ("touchStart", points[1:2]),
+            *(("touchMove", [point]) for point in points[2:6]),
+            ("touchEnd", []),
+        ):
+            touch.send(
+                "Input.dispatchTouchEvent", {"type": kind, "touchPoints": touched}
+            )
+        assert chosen.text_content() == "f"

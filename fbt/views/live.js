@@ -7,6 +7,8 @@ const LARGEST_GAIN = 2; // nats; more is not drawn longer
 const LONGEST = 2000; // characters
 const WRITES = 200; // characters
 const DELAY = 35; // milliseconds between two written characters
+const PIECE = 50; // characters of a row that are built, or shaded, in one frame
+const LONG = 500; // characters; a longer text fills its box, and scrolls in it
 
 function quoted(token) {
   return `“${shown(token)}”`;
@@ -64,10 +66,12 @@ function render({ model, el }) {
     hovered: -1,
     round: 0,
     writing: false,
+    follows: false, // whether the rows scroll to their ends
     wanted: null, // "write" or "step", until the model is there
     look: { step: [...data.start.text].length - 1, seen: data.start.seen },
   };
   const written = []; // characters that are not shown yet
+  const updateSoon = perFrame(update);
   let worker = null;
 
   const root = element("div", { class: "fbt-view-root fbt-live" });
@@ -103,14 +107,28 @@ function render({ model, el }) {
   // A row of the text for each model, and one for the difference.
   const rows = data.models.map(({ name }, index) => row(
     `${name}: the text, one character per option`,
-    index ? name : `${name}, darker where it was surprised`));
+    index ? name : `${name}, darker where it was surprised`, {
+      values: () => rows[index].surprises,
+      look: (surprise) => ["--surprise", surprise / MOST_SURPRISING],
+      summary: (surprises) => `${nats(mean(surprises))} nats per character`,
+    }));
   const difference = data.models.length > 1 && row(
     "The difference, one character per option",
-    "which of the two gave the character a higher chance");
+    "which of the two gave the character a higher chance", {
+      values: gainsOf,
+      look: (gain) => [gain < 0 ? "--behind" : "--ahead", Math.abs(gain) / LARGEST_GAIN],
+      summary: (gains) => {
+        const total = gains.reduce((a, b) => a + b, 0);
+        return `${data.models[total < 0 ? 1 : 0].name} is ahead by `
+          + `${nats(Math.abs(total))} nats over ${gains.length} characters`;
+      },
+    });
   const twin = element("button", { type: "button", class: "fbt-twin" });
   const all = () => [...rows, ...(difference ? [difference] : [])];
 
-  function row(label, title) {
+  // `values` has a number for each character that the row is about, `look` a style
+  // property and its size from 0 to 1, and `summary` words for the numbers.
+  function row(label, title, { values, look, summary }) {
     const section = element("section");
     const name = element("p", { class: "fbt-name" }, title);
     const measure = element("span", { class: "fbt-measure" });
@@ -121,7 +139,11 @@ function render({ model, el }) {
       hover: (step) => { state.hovered = step; ask(); },
     });
     section.append(name, made.list);
-    return { ...made, section, measure, surprises: [], isLoaded: false, marked: [] };
+    return {
+      ...made, section, measure, values, look, summary,
+      surprises: [], isLoaded: false, marked: [],
+      shaded: 0, // how many characters are
+    };
   }
 
   rows[0].surprises = data.start.surprises;
@@ -132,6 +154,18 @@ function render({ model, el }) {
     root.append(more, rows[1].section, difference.section);
   }
   const hasTwin = () => Boolean(difference) && rows[1].isLoaded;
+
+  // For fingers, which are wider than a character.
+  const walk = element("div", { class: "fbt-controls fbt-walk" });
+  for (const [by, text] of [[-1, "◂ previous character"], [1, "next character ▸"]]) {
+    const button = element("button", { type: "button" }, text);
+    button.addEventListener("click", () => {
+      const step = shownStep() + by;
+      if (step >= 0 && step < state.text.length) choose(step);
+    });
+    walk.append(button);
+  }
+  root.append(walk);
 
   // What the models saw at the chosen character.
   const panels = element("div", { class: "fbt-panels" });
@@ -196,6 +230,7 @@ function render({ model, el }) {
         read();
       }
       arrange();
+      updateSoon();
       say("");
       if (state.wanted) write(state.wanted);
       state.wanted = null;
@@ -204,7 +239,8 @@ function render({ model, el }) {
       if (round !== state.round) return;
       const end = from + surprises.length;
       rows[index].surprises.splice(from, Infinity, ...surprises);
-      shade(from, end);
+      for (const each of all()) each.shaded = Math.min(each.shaded, from);
+      updateSoon();
       if (shownStep() >= from && shownStep() < end) ask();
       if (!state.writing) say("");
     },
@@ -234,16 +270,11 @@ function render({ model, el }) {
 
   // Show what was written: for readers who prefer less motion, all of it at once.
   function append() {
-    const first = state.text.length;
     state.text.push(...written);
     field.value += written.join("");
-    field.scrollTop = field.scrollHeight;
-    for (const each of all()) {
-      written.forEach(each.append);
-      each.list.scrollTop = each.list.scrollHeight;
-    }
     written.length = 0;
-    shade(first);
+    state.follows = true;
+    updateSoon();
     ask();
   }
 
@@ -257,18 +288,18 @@ function render({ model, el }) {
     state.chosen = null;
     state.look = null;
     state.writing = false;
+    state.follows = false;
     written.length = 0;
     state.round++;
     const change = known.findIndex((character, t) => character !== before[t]);
     const same = change < 0 ? known.length : change;
     for (const each of all()) {
       each.truncate(same);
-      known.slice(same).forEach(each.append);
       each.surprises.length = Math.min(each.surprises.length, same);
+      each.shaded = Math.min(each.shaded, same);
+      clearReads(each);
     }
-    for (let t = 0; t < same; t++) unmark(t);
-    shade(0);
-    mark();
+    updateSoon();
     left(unknown);
     worker?.postMessage({
       kind: "read", round: state.round, text: known.map((c) => ids.get(c)),
@@ -348,33 +379,32 @@ function render({ model, el }) {
     if (step >= 0) all().forEach((each) => select(each, step));
   }
 
-  function unmark(t) {
-    for (const each of all()) each.spans[t].style.removeProperty("--read");
-  }
-
-  // Show how surprising the characters [from, end) were.
-  function shade(from, end = state.text.length) {
-    for (const { spans, surprises, measure, isLoaded } of rows) {
-      for (let t = from; t < Math.min(end, spans.length); t++) {
-        const heat = Math.min(1, (surprises[t] ?? 0) / MOST_SURPRISING);
-        spans[t].style.setProperty("--surprise", heat.toFixed(3));
+  // Bring the rows up to the text and what is known of it: a piece in each frame, so
+  // that a long text does not block the page.
+  function update() {
+    const { text, follows } = state;
+    const seen = hasTwin() ? all() : [rows[0]];
+    const values = seen.map((each) => each.values());
+    seen.forEach((each, i) => {
+      const { spans, append, look, summary, measure, list } = each;
+      const length = Math.min(text.length, spans.length + PIECE);
+      while (spans.length < length) append(text[spans.length]);
+      const known = values[i].slice(1);
+      measure.textContent = known.length ? summary(known) : "";
+      const end = Math.min(length, values[i].length, each.shaded + PIECE);
+      for (; each.shaded < end; each.shaded++) {
+        const [property, size] = look(values[i][each.shaded] ?? 0);
+        spans[each.shaded].style.setProperty(property, Math.min(1, size).toFixed(3));
       }
-      const known = surprises.slice(1);
-      measure.textContent = known.length && (isLoaded || !worker)
-        ? `${nats(mean(known))} nats per character` : "";
-    }
-    if (!hasTwin()) return;
-    const gains = gainsOf();
-    for (let t = from; t < Math.min(end, difference.spans.length); t++) {
-      const gain = Math.max(-1, Math.min(1, (gains[t] ?? 0) / LARGEST_GAIN));
-      const { style } = difference.spans[t];
-      style.setProperty("--ahead", Math.max(0, gain).toFixed(3));
-      style.setProperty("--behind", Math.max(0, -gain).toFixed(3));
-    }
-    const total = gains.slice(1).reduce((a, b) => a + b, 0);
-    difference.measure.textContent = gains.length < 2 ? ""
-      : `${data.models[total < 0 ? 1 : 0].name} is ahead by ${nats(Math.abs(total))} `
-        + `nats over ${gains.length - 1} characters`;
+      list.classList.toggle("fbt-long", length > LONG);
+      if (follows) list.scrollTop = list.scrollHeight;
+    });
+    if (follows) field.scrollTop = field.scrollHeight;
+    const isBehind = seen.some(({ spans, shaded }, i) =>
+      spans.length < text.length || shaded < Math.min(text.length, values[i].length));
+    if (isBehind) updateSoon();
+    else if (state.look) draw();
+    mark();
   }
 
   // log p of the model - log p of its twin, for the characters that both have read.
@@ -406,11 +436,15 @@ function render({ model, el }) {
 
   // Draw bars below the characters that a step attends to.
   function underline(each, step, { weights, own }) {
-    for (const t of each.marked) each.spans[t]?.style.removeProperty("--read");
+    clearReads(each);
     const first = step + own - weights.length;
     each.marked = [...weights.keys()].map((j) => first + j);
     each.marked.forEach((t, j) =>
       each.spans[t]?.style.setProperty("--read", Math.sqrt(weights[j]).toFixed(3)));
+  }
+
+  function clearReads({ spans, marked }) {
+    for (const t of marked) spans[t]?.style.removeProperty("--read");
   }
 
   function readsOf(step, { weights, own }) {
@@ -491,11 +525,8 @@ function render({ model, el }) {
   }
   hint.textContent = "Try this first: type the beginning of a line, and let the model "
     + "write on.";
-  all().forEach(({ append }) => state.text.forEach((character) => append(character)));
   el.replaceChildren(root);
-  shade(0);
-  mark();
-  draw();
+  update();
   arrange();
   if (first.packed || remember()) load(0);
 }
