@@ -9,7 +9,7 @@ import fbt_live
 import pytest
 import torch
 from engines import NODE, node
-from exact import VARIANTS
+from exact import VARIANTS, gradient_sizes
 from watching import task_times
 
 import fbt
@@ -146,7 +146,7 @@ def test_output_has_the_weights_once_or_names_their_script(monkeypatch):
     assert bundle["text/plain"] == "LiveModel(feedback)"
     monkeypatch.setenv(FOLDER_VARIABLE, fbt_live.FOLDER)
     page = fbt.LiveModel(*NAMES).to_html()
-    assert len(page) < 100_000
+    assert len(page) < 120_000
     assert all(f'"{fbt_live.FOLDER}/{name}.js"' in page for name in NAMES)
     assert executor.ENVIRONMENT == {FOLDER_VARIABLE: fbt_live.FOLDER}
 
@@ -279,6 +279,34 @@ def test_reader_types_writes_pauses_and_looks(window, page):
     local = page.parent.as_uri()
     assert not window.outside(local)
     assert len(window.requests) == 1 + len(NAMES) + 1  # page, weights, worker
+
+
+def test_bars_show_what_a_guess_depends_on(window):
+    """The gradient of the next character, of a chosen one, in both models."""
+    text = "abcd efgh"
+    models = [small(), small("parallel")]
+    window.page.set_content(fbt.LiveModel(*models, text=text).to_html())
+    view = window.page.locator(".fbt-live")
+    view.get_by_role("button", name="Compare with parallel").click()
+    view.get_by_text(re.compile("ahead by")).wait_for()
+    view.get_by_label("bars below the text").select_option("gradient")
+    view.get_by_role("listbox").first.press("ArrowLeft")
+    reads = view.get_by_text(re.compile(r"How much log p\(“h”\) depends"))
+    reads.wait_for()
+    tokens = TOKENIZER.encode(text)
+    rows = view.locator("section:has([role=listbox])").all()[:2]
+    for lm, row in zip(models, rows, strict=True):
+        sizes = gradient_sizes(lm, tokens[:-1], int(tokens[-1]))
+        bars = row.locator("[role=option]").evaluate_all(
+            "all => all.map((one) => Number(one.style.getPropertyValue('--read')))"
+        )
+        wanted = (sizes / sizes.max()).sqrt().tolist()
+        assert bars == pytest.approx([*wanted, 0], abs=2e-3)
+        back = (sizes / sizes.sum()) @ torch.arange(len(text) - 2, -1, -1.0)
+        assert f" {back:.1f}" in reads.text_content()
+    view.get_by_label("bars below the text").select_option("attention")
+    view.get_by_text("The bars below the text show it").wait_for()
+    assert not window.complaints
 
 
 def test_full_text_stops_writing_and_old_texts_do_not_come_back(window):

@@ -73,6 +73,8 @@ function render({ model, el }) {
   const written = []; // characters that are not shown yet
   const updateSoon = perFrame(update);
   let worker = null;
+  let weigher = null; // a second worker, while it is of use
+  const packed = []; // the weights of the loaded models
 
   const root = element("div", { class: "fbt-view-root fbt-live" });
 
@@ -136,7 +138,11 @@ function render({ model, el }) {
     const made = characters([], label, {
       chosen: () => shownStep(),
       choose: (step) => choose(step),
-      hover: (step) => { state.hovered = step; ask(); },
+      hover: (step) => {
+        if (shows.value === "gradient") return; // which takes a second
+        state.hovered = step;
+        ask();
+      },
     });
     section.append(name, made.list);
     return {
@@ -184,6 +190,13 @@ function render({ model, el }) {
     });
   const attention = element("div", { class: "fbt-controls" });
   attention.append(labelled("layer", layer), labelled("head", head));
+  const shows = element("select");
+  for (const [value, text] of [["attention", "what it attends to"],
+    ["gradient", "what its guess depends on"]]) {
+    shows.append(element("option", { value }, text));
+  }
+  const below = element("div", { class: "fbt-controls" });
+  below.append(labelled("bars below the text", shows));
   const reads = element("p", { class: "fbt-words" });
   panel("What comes next", next.list);
   if (shares) {
@@ -191,7 +204,7 @@ function render({ model, el }) {
     panel("What its memory is made of", shares.list, element("p", { class: "fbt-words" },
       `The shares of this step's memory vector. The mixture w of all steps: ${mixture}.`));
   }
-  panel("What it reads", attention, reads);
+  panel("What it reads", ...(data.weighed ? [below] : []), attention, reads);
   root.append(panels);
   const description = element("p", { class: "fbt-words", "aria-live": "polite" });
   root.append(description);
@@ -213,9 +226,10 @@ function render({ model, el }) {
     const asked = index ? twin : buttons.load;
     asked.disabled = true;
     say("Loading the model …");
-    weightsOf(data.models[index]).then((packed) => {
+    weightsOf(data.models[index]).then((weights) => {
       remember("yes");
-      worker.postMessage({ kind: "load", index, packed });
+      packed[index] = weights;
+      worker.postMessage({ kind: "load", index, packed: weights });
     }).catch((error) => {
       asked.disabled = false;
       say(`The model could not be loaded: ${error.message}.`);
@@ -254,7 +268,7 @@ function render({ model, el }) {
       append();
       say("");
       arrange();
-      describe();
+      if (state.look) draw();
     },
     look({ round, step, seen }) {
       if (round !== state.round || step !== shownStep() || !seen[0]) return;
@@ -287,6 +301,7 @@ function render({ model, el }) {
     state.text = known;
     state.chosen = null;
     state.look = null;
+    endReach();
     state.writing = false;
     state.follows = false;
     written.length = 0;
@@ -367,9 +382,9 @@ function render({ model, el }) {
   function ask() {
     mark();
     if (!rows[0].isLoaded) return;
+    const [l, h] = attention.hidden ? [-1, -1] : [layer, head].map(({ value }) => value);
     worker.postMessage({
-      kind: "look", step: shownStep(),
-      layer: Number(layer.value), head: Number(head.value),
+      kind: "look", step: shownStep(), layer: Number(l), head: Number(h),
     });
   }
 
@@ -429,8 +444,12 @@ function render({ model, el }) {
         name: l ? `layer ${l}` : "embedding", share,
       })));
     }
-    seen.forEach((each, index) => each && underline(rows[index], step, each));
-    reads.textContent = `${readsOf(step, seen[0])} The bars below the text show it.`;
+    if (shows.value === "gradient") {
+      showReach(step);
+    } else {
+      seen.forEach((each, index) => each && underline(rows[index], step, each));
+      reads.textContent = `${readsOf(step, seen[0])} The bars below the text show it.`;
+    }
     if (!state.writing) describe();
   }
 
@@ -441,6 +460,80 @@ function render({ model, el }) {
     each.marked = [...weights.keys()].map((j) => first + j);
     each.marked.forEach((t, j) =>
       each.spans[t]?.style.setProperty("--read", Math.sqrt(weights[j]).toFixed(3)));
+  }
+
+  // --- Reach by gradient -----------------------------------------------------------
+
+  // Show how much each character matters for the guess after a step, once a worker has
+  // computed it. `state.reach` is the latest question, and its answer.
+  function showReach(step) {
+    const next = state.text[step + 1];
+    const { chances } = state.look.seen[0];
+    const target = next === undefined
+      ? chances.indexOf(Math.max(...chances)) : ids.get(next);
+    const first = Math.max(0, step + 1 - data.weighed);
+    const tokens = state.text.slice(first, step + 1).map((c) => ids.get(c));
+    const models = hasTwin() ? 2 : 1;
+    const question = [target, models, step, ...tokens].join();
+    if (state.reach?.question === question) {
+      if (state.reach.sizes) drawReach();
+      return;
+    }
+    endReach();
+    if (state.writing) return;
+    reads.textContent = "Computing the gradient …";
+    state.reach = { question, step, target, first };
+    const heard = {
+      weighing({ done }) {
+        reads.textContent = `Computing the gradient: ${percent(done)}.`;
+      },
+      weighed({ sizes }) {
+        state.reach.sizes = sizes;
+        weigher.terminate();
+        weigher = null;
+        drawReach();
+      },
+      failed: answers.failed,
+    };
+    state.reach.timer = setTimeout(() => { // once the reader has stopped moving
+      weigher = startWorker(WORKER);
+      weigher.onmessage = ({ data: message }) => heard[message.kind](message);
+      weigher.onerror = ({ message }) => answers.failed({ message });
+      const given = packed.slice(0, models);
+      weigher.postMessage({ kind: "weigh", packed: given, tokens, target });
+    }, 200);
+  }
+
+  // End the computation, if there is one, and remove its bars.
+  function endReach() {
+    clearTimeout(state.reach?.timer);
+    weigher?.terminate();
+    weigher = null;
+    state.reach = null;
+    rows.forEach(clearReads);
+  }
+
+  function drawReach() {
+    const { step, target, first, sizes } = state.reach;
+    const parts = sizes.map((values) => {
+      const most = Math.max(...values);
+      return values.map((value) => value / most);
+    });
+    parts.forEach((weights, index) => underline(rows[index], step, { weights, own: 1 }));
+    const onAverage = (weights) => {
+      const [own, total] = [weights.length - 1, weights.reduce((a, b) => a + b, 0)];
+      const sum = weights.reduce((all, weight, j) => all + weight * (own - j), 0);
+      return (sum / total).toFixed(1);
+    };
+    // Attention of all layers and heads lies this far back.
+    const looks = state.look.seen[0];
+    const read = Float32Array.from([...looks.weights, ...(looks.own ? [] : [0])]);
+    const others = parts[1] ? `, ${data.models[1].name} ${onAverage(parts[1])}` : "";
+    reads.textContent = `How much log p(${quoted(vocabulary[target])}) depends on each `
+      + `character: the size of its gradient, through all layers and memories; a bar is `
+      + `relative to the largest. It reaches ${onAverage(parts[0])} characters back on average${others}`
+      + `${read.length > 1 ? `; one look of its attention ${onAverage(read)}` : ""}.`
+      + (first ? ` It goes back ${data.weighed} characters, which are read anew.` : "");
   }
 
   function clearReads({ spans, marked }) {
@@ -504,6 +597,11 @@ function render({ model, el }) {
   // --- Events ------------------------------------------------------------------------
 
   field.addEventListener("input", read);
+  shows.addEventListener("change", () => {
+    attention.hidden = shows.value === "gradient";
+    endReach();
+    ask();
+  });
   buttons.load.addEventListener("click", () => load(0));
   twin.addEventListener("click", () => load(1));
   buttons.write.addEventListener("click", () => write("write"));
