@@ -94,7 +94,7 @@ class Playground(View):
 
     def _still(self) -> str:
         grids = "".join(
-            f'<div class="fbt-player fbt-{run["model"]}">'
+            f'<div class="fbt-drawn fbt-{run["model"]}">'
             f'<p class="fbt-player-name">{run["model"]}</p>'
             f"{grid(run['rows'], run['trained'])}</div>"
             for run in self._runs
