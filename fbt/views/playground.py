@@ -100,7 +100,7 @@ class Playground(View):
             for run in self._runs
         )
         return (
-            '<figure class="fbt-view-root fbt-still">'
+            '<figure class="fbt-still">'
             f'<div class="fbt-players">{grids}</div>'
             f"<figcaption>{self._caption()}</figcaption></figure>"
         )
