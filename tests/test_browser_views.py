@@ -523,6 +523,23 @@ def test_layers_keep_their_colours_in_forced_colours(window):
         assert len(set(colours)) == 3
 
 
+def test_lines_of_a_text_are_lines_of_the_page(window):
+    """A new line begins after each line feed, at the left."""
+    window.page.set_viewport_size({"width": 1300, "height": 900})
+    view, _ = show(
+        window, AttentionExplorer(list("a\nb c\n\nd"), torch.eye(8)[None, None])
+    )
+    boxes = view.locator("[role=option]").evaluate_all(
+        """all => all.map((one) => one.getBoundingClientRect())
+        .map(({ x, y }) => [x, y])"""
+    )
+    lines = [boxes[:2], boxes[2:6], boxes[6:7], boxes[7:]]
+    tops = [{top for _, top in line} for line in lines]
+    assert all(len(each) == 1 for each in tops)
+    assert [*map(min, tops)] == sorted({min(each) for each in tops})
+    assert len({line[0][0] for line in lines}) == 1
+
+
 def test_fingers_hit_characters_and_controls(phone):
     longest = trace(
         model("shared-kv", span=MAX_STEPS, dropout=0.0), some_tokens(1, MAX_STEPS)[0]
