@@ -309,6 +309,18 @@ def test_bars_show_what_a_guess_depends_on(window):
     assert not window.complaints
 
 
+def test_question_for_the_gradient_loads_the_model(window, page):
+    window.goto(page.as_uri())
+    view = window.page.locator(".fbt-live")
+    view.get_by_label("bars below the text").select_option("gradient")
+    reads = view.get_by_text(re.compile("How much log p"))
+    reads.wait_for()
+    view.get_by_role("button", name="One character").click()  # and once more
+    view.get_by_text("Computing the gradient").wait_for()
+    reads.wait_for()
+    assert not window.complaints
+
+
 def test_full_text_stops_writing_and_old_texts_do_not_come_back(window):
     """For a reader who prefers less motion: the text appears at once."""
     window.page.set_content(fbt.LiveModel(small(), text="abc").to_html())

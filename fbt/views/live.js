@@ -480,8 +480,9 @@ function render({ model, el }) {
       return;
     }
     endReach();
+    reads.textContent = state.writing
+      ? "The gradient is computed when the text is written." : "Computing the gradient …";
     if (state.writing) return;
-    reads.textContent = "Computing the gradient …";
     state.reach = { question, step, target, first };
     const heard = {
       weighing({ done }) {
@@ -600,6 +601,7 @@ function render({ model, el }) {
   shows.addEventListener("change", () => {
     attention.hidden = shows.value === "gradient";
     endReach();
+    if (!rows[0].isLoaded && !buttons.load.disabled) load(0);
     ask();
   });
   buttons.load.addEventListener("click", () => load(0));
