@@ -157,3 +157,17 @@ def assert_same(
 def everything(y: Tensor, state: fbt.State) -> list[Tensor]:
     """Return outputs and state as one list."""
     return [y, *state.keys, *state.values]
+
+
+def gradient_sizes(lm: fbt.LanguageModel, tokens: Tensor, target: int) -> Tensor:
+    """Return the norm of d log p(target) / d embedding of each token [T]."""
+    kept = []
+
+    def keep(_module, _inputs, output: Tensor) -> None:
+        output.retain_grad()
+        kept.append(output)
+
+    with lm.token_embedding.register_forward_hook(keep):
+        log = lm(tokens[None])[0, -1].log_softmax(-1)[target]
+    log.backward()
+    return kept[0].grad[0].norm(dim=-1)

@@ -11,8 +11,9 @@ import pytest
 from bs4 import BeautifulSoup
 from drawings import framed_svg
 from fbt_math import mathml
-from fbt_weight import in_use
+from fbt_weight import in_use, looks_first
 from repo import ROOT
+from sphinx.errors import ExtensionError
 from test_languages import LANGUAGES
 
 HTML = build_book.HTML
@@ -232,6 +233,17 @@ def test_style_sheets_keep_rules_for_classes_in_use():
     assert in_use(style, {"a"}) == (
         '@charset "UTF-8";.a{x:1}p:not(.z){w:3}@media print{.a{content:"}"}}'
     )
+
+
+def test_script_that_looks_first_must_have_a_place_for_it():
+    script = (
+        'document.querySelectorAll(["pre",".b"].join(", "))'
+        ".forEach(e=>{e.tabIndex=e.scrollWidth>e.clientWidth?0:-1})"
+    )
+    assert "[e,e.scrollWidth>e.clientWidth?0:-1]" in looks_first(script)
+    for wrong in ("", 2 * script):
+        with pytest.raises(ExtensionError, match=r"tab stops in [02] places"):
+            looks_first(wrong)
 
 
 SVG = """<?xml version="1.0"?>

@@ -27,8 +27,9 @@ UNTYPESET = """[...document.querySelectorAll(".math")]
     || !document.fonts.check("16px 'fbt math'"))
   .map((math) => math.textContent)"""
 # The theme adds tab stops to boxes that scroll, with a delay.
-SETTLED = """() => [...document.querySelectorAll("[tabindex='-1']")]
-  .every((box) => box.scrollWidth <= box.clientWidth
+SETTLED = """() => [...document.querySelectorAll("pre, [tabindex='-1']")]
+  .every((box) => box.tabIndex >= 0 || !box.checkVisibility()
+    || box.scrollWidth <= box.clientWidth
     || getComputedStyle(box).overflowX === "visible")"""
 SIDEWAYS = (
     "document.documentElement.scrollWidth - document.documentElement.clientWidth"

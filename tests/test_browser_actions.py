@@ -185,6 +185,20 @@ def test_explorer_works_in_sandbox(window):
 # The pages
 
 
+def test_code_in_a_fold_scrolls_with_the_keys_once_it_opens(window):
+    window.page.set_viewport_size({"width": 700, "height": 900})
+    window.goto(TRAINING.as_uri())
+    folds = window.page.locator("details:not([open]):has(pre)")
+    folds.evaluate_all("folds => folds.forEach((fold) => { fold.open = true; })")
+    window.page.wait_for_timeout(600)  # the theme waits for 300
+    stops = window.page.locator("details[open] pre").evaluate_all(
+        """all => all.map((code) =>
+        [code.tabIndex, code.scrollWidth > code.clientWidth ? 0 : -1])"""
+    )
+    assert [0, 0] in stops
+    assert all(found == wanted for found, wanted in stops)
+
+
 def test_index_redirects_to_book(window):
     window.page.goto((HTML / "index.html").as_uri())
     window.page.wait_for_url("**/book/index.html")

@@ -18,6 +18,8 @@ from fbt.views.choices import Choices
 from fbt.views.figures import STYLE, style_of
 from fbt.views.memory import MemoryExplorer, Snapshot
 from fbt.views.recurrence import MAX_STEPS, RecurrenceExplorer
+from fbt.views.stacks import STEPS as PUSHES
+from fbt.views.stacks import StackSteps, copies
 from fbt.views.trace import trace
 from fbt.views.view import View, style
 
@@ -379,6 +381,50 @@ def test_arrows_move_by_single_rounds_for_readers_who_want_no_motion(window):
     assert words.text_content().startswith("Layer 4 at step 1 builds on")
 
 
+def kept_items(stack) -> int:
+    """Return how many items autograd keeps after each step has read its window."""
+    items, query = (torch.randn(2, 3, n, 5, requires_grad=True) for n in (PUSHES, 1))
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    known = query.untyped_storage().data_ptr()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        scores = []
+        for item in items.split(1, dim=2):
+            if (window := stack.window()) is not None:
+                scores.append(query @ window.mT)
+            stack.push(item)
+    return sum(n for at, n in kept.items() if at != known) // items[:, :, :1].nbytes
+
+
+def test_stacks_keep_what_the_package_keeps_and_go_back(window):
+    view, _ = playing(window.page, StackSteps())
+    counts = view.locator(".fbt-kept")
+    output, arrows = view.locator("output"), view.locator(".fbt-back")
+    view.locator("input").press("Home")
+    for step in range(PUSHES):
+        assert output.text_content() == f"step {step}"
+        assert counts.first.text_content().startswith(f"{copies(step)} key")
+        assert arrows.count() == 0
+        view.locator("input").press("ArrowRight")
+    assert output.text_content() == f"backward, step {PUSHES - 1}"
+    whole = [int(text.split()[0]) for text in counts.all_text_contents()]
+    assert whole == [
+        kept_items(fbt.TorchStack(99)),
+        kept_items(fbt.MemoryStack(99, PUSHES)),
+    ]
+    assert arrows.count() == PUSHES - 1 + 2  # pieces; a row, and the rest
+    view.locator("input").press("Home")
+    view.get_by_role("button", name="play").click()
+    window.page.clock.run_for(30_000)
+    assert output.text_content() == "backward, step 1"
+    assert counts.first.text_content() == "1 key, 128 bytes"
+    assert arrows.count() == 2
+
+
 def test_choices_show_selected_result(window):
     view, words = show(window, choices())
     view.locator("input").press("End")
@@ -477,12 +523,35 @@ def test_layers_keep_their_colours_in_forced_colours(window):
         assert len(set(colours)) == 3
 
 
+def test_lines_of_a_text_are_lines_of_the_page(window):
+    """A new line begins after each line feed, at the left."""
+    window.page.set_viewport_size({"width": 1300, "height": 900})
+    view, _ = show(
+        window, AttentionExplorer(list("a\nb c\n\nd"), torch.eye(8)[None, None])
+    )
+    boxes = view.locator("[role=option]").evaluate_all(
+        """all => all.map((one) => one.getBoundingClientRect())
+        .map(({ x, y }) => [x, y])"""
+    )
+    lines = [boxes[:2], boxes[2:6], boxes[6:7], boxes[7:]]
+    tops = [{top for _, top in line} for line in lines]
+    assert all(len(each) == 1 for each in tops)
+    assert [*map(min, tops)] == sorted({min(each) for each in tops})
+    assert len({line[0][0] for line in lines}) == 1
+
+
 def test_fingers_hit_characters_and_controls(phone):
     longest = trace(
         model("shared-kv", span=MAX_STEPS, dropout=0.0), some_tokens(1, MAX_STEPS)[0]
     )
     recurrence = RecurrenceExplorer(list("To be, or no"), longest)
-    for view in (long_explorer(), memory(), MissingArrows(), recurrence):
+    for view in (
+        long_explorer(),
+        memory(),
+        MissingArrows(),
+        StackSteps(),
+        recurrence,
+    ):
         phone.set_content(MOBILE + view.to_html())
         small, large = "[role=option], [role=gridcell]", "button, select"
         for target, least in ((small, 24), (large, 44)):
@@ -524,9 +593,10 @@ def drawing_choices() -> Choices:
         memory,
         drawing_choices,
         MissingArrows,
+        StackSteps,
         lambda: RecurrenceExplorer(TOKENS, READ),
     ],
-    ids=["explorer", "memory", "choices", "arrows", "recurrence"],
+    ids=["explorer", "memory", "choices", "arrows", "stacks", "recurrence"],
 )
 def test_what_follows_a_view_does_not_move(window, make, width):
     window.page.set_viewport_size({"width": width, "height": 900})

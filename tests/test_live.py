@@ -9,7 +9,8 @@ import fbt_live
 import pytest
 import torch
 from engines import NODE, node
-from exact import VARIANTS
+from exact import VARIANTS, gradient_sizes
+from watching import task_times
 
 import fbt
 from fbt.views.live import FOLDER_VARIABLE, LONGEST
@@ -145,7 +146,7 @@ def test_output_has_the_weights_once_or_names_their_script(monkeypatch):
     assert bundle["text/plain"] == "LiveModel(feedback)"
     monkeypatch.setenv(FOLDER_VARIABLE, fbt_live.FOLDER)
     page = fbt.LiveModel(*NAMES).to_html()
-    assert len(page) < 100_000
+    assert len(page) < 120_000
     assert all(f'"{fbt_live.FOLDER}/{name}.js"' in page for name in NAMES)
     assert executor.ENVIRONMENT == {FOLDER_VARIABLE: fbt_live.FOLDER}
 
@@ -159,6 +160,7 @@ def test_text_is_shown_without_scripts_and_as_text():
 
 # The view in a browser
 
+MOST_BLOCKED = 50  # milliseconds of processor time
 PASSAGE = "KATHARINA:\nIt is my fashion, when I see a crab."
 
 
@@ -279,6 +281,46 @@ def test_reader_types_writes_pauses_and_looks(window, page):
     assert len(window.requests) == 1 + len(NAMES) + 1  # page, weights, worker
 
 
+def test_bars_show_what_a_guess_depends_on(window):
+    """The gradient of the next character, of a chosen one, in both models."""
+    text = "abcd efgh"
+    models = [small(), small("parallel")]
+    window.page.set_content(fbt.LiveModel(*models, text=text).to_html())
+    view = window.page.locator(".fbt-live")
+    view.get_by_role("button", name="Compare with parallel").click()
+    view.get_by_text(re.compile("ahead by")).wait_for()
+    view.get_by_label("bars below the text").select_option("gradient")
+    view.get_by_role("listbox").first.press("ArrowLeft")
+    reads = view.get_by_text(re.compile(r"How much log p\(“h”\) depends"))
+    reads.wait_for()
+    tokens = TOKENIZER.encode(text)
+    rows = view.locator("section:has([role=listbox])").all()[:2]
+    for lm, row in zip(models, rows, strict=True):
+        sizes = gradient_sizes(lm, tokens[:-1], int(tokens[-1]))
+        bars = row.locator("[role=option]").evaluate_all(
+            "all => all.map((one) => Number(one.style.getPropertyValue('--read')))"
+        )
+        wanted = (sizes / sizes.max()).sqrt().tolist()
+        assert bars == pytest.approx([*wanted, 0], abs=2e-3)
+        back = (sizes / sizes.sum()) @ torch.arange(len(text) - 2, -1, -1.0)
+        assert f" {back:.1f}" in reads.text_content()
+    view.get_by_label("bars below the text").select_option("attention")
+    view.get_by_text("The bars below the text show it").wait_for()
+    assert not window.complaints
+
+
+def test_question_for_the_gradient_loads_the_model(window, page):
+    window.goto(page.as_uri())
+    view = window.page.locator(".fbt-live")
+    view.get_by_label("bars below the text").select_option("gradient")
+    reads = view.get_by_text(re.compile("How much log p"))
+    reads.wait_for()
+    view.get_by_role("button", name="One character").click()  # and once more
+    view.get_by_text("Computing the gradient").wait_for()
+    reads.wait_for()
+    assert not window.complaints
+
+
 def test_full_text_stops_writing_and_old_texts_do_not_come_back(window):
     """For a reader who prefers less motion: the text appears at once."""
     window.page.set_content(fbt.LiveModel(small(), text="abc").to_html())
@@ -303,3 +345,63 @@ def test_full_text_stops_writing_and_old_texts_do_not_come_back(window):
     )
     assert view.locator("[role=option]").all_text_contents() == ["b", "a"]
     assert not window.complaints
+
+
+def test_long_text_of_two_models_does_not_block_the_page(chromium, window):
+    """No task takes as long as a reader notices, while 2,000 characters appear."""
+    view = fbt.LiveModel(small(), small("parallel"), text="abc")
+    page = window.page
+    page.set_content(view.to_html())
+    page.get_by_role("button", name="Compare with parallel").click()
+    page.get_by_text(re.compile("ahead by .* over 2 characters")).wait_for()
+    page.mouse.move(0, 0)
+    chromium.start_tracing(page=page, categories=["toplevel"])
+    page.locator("textarea").evaluate(
+        """(field, text) => {
+          field.value = text;
+          field.dispatchEvent(new Event("input", { bubbles: true }));
+        }""",
+        "abcd efgh\n" * (LONGEST // 10),
+    )
+    page.get_by_text(f"Character {LONGEST} of {LONGEST}").wait_for()
+    page.get_by_text(f"over {LONGEST - 1} characters").wait_for()
+    page.wait_for_function(
+        "(all) => document.querySelectorAll('[role=option][style]').length === all",
+        arg=3 * LONGEST,  # in three rows
+    )
+    assert max(task_times(chromium.stop_tracing())) < MOST_BLOCKED
+
+
+def test_finger_finds_a_character(chromium):
+    """By drawing it along a line, or with the buttons."""
+    size = {"width": 390, "height": 820}
+    with chromium.new_context(
+        viewport=size, has_touch=True, is_mobile=True
+    ) as opened:
+        page = opened.new_page()
+        page.set_content(
+            '<meta name="viewport" content="width=device-width">'
+            + fbt.LiveModel(small(), text="abcdefghij").to_html()
+        )
+        chosen = page.locator("[aria-selected=true]")
+        page.get_by_text("Character 10 of 10").wait_for()
+        boxes = [one.bounding_box() for one in page.locator("[role=option]").all()]
+        for text, letter in (("◂ previous", "i"), ("◂ previous", "h"), ("next", "i")):
+            button = page.get_by_role("button", name=text)
+            assert button.bounding_box()["height"] >= 44
+            button.tap()
+            assert chosen.text_content() == letter
+        # Beside the text, the nearest one.
+        page.touchscreen.tap(boxes[-1]["x"] + 60, boxes[-1]["y"] + 9)
+        chosen.filter(has_text="j").wait_for()
+        touch = opened.new_cdp_session(page)
+        points = [{"x": box["x"] + 4, "y": box["y"] + 9} for box in boxes]
+        for kind, touched in (
+            ("touchStart", points[1:2]),
+            *(("touchMove", [point]) for point in points[2:6]),
+            ("touchEnd", []),
+        ):
+            touch.send(
+                "Input.dispatchTouchEvent", {"type": kind, "touchPoints": touched}
+            )
+        assert chosen.text_content() == "f"

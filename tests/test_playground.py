@@ -1,36 +1,68 @@
 """Tests of the playground: a reader trains models in a page from the disk."""
 
-import json
 import re
 
 import pytest
+from watching import task_times
 
-from fbt.views.playground import TASKS, Playground
+from fbt.views.playground import TASKS, TESTED, Playground, grid, measured
 
 # Milliseconds of computing, not of waiting for a busy machine's processor.
 LONGEST_TASK = 50
 
 
-def longest_task(trace: bytes) -> float:
-    """Return the longest task of a page's main thread, in ms of CPU time."""
-    events = json.loads(trace)["traceEvents"]
-    mains = {
-        (event["pid"], event["tid"])
-        for event in events
-        if event["name"] == "thread_name"
-        and event["args"]["name"] == "CrRendererMain"
-    }
-    return max(
-        event["tdur"] / 1000
-        for event in events
-        if (event["pid"], event["tid"]) in mains and "tdur" in event
-    )
-
-
 def test_task_is_checked():
     with pytest.raises(ValueError, match=r"task must be .*'cups'.*, got 'cup'"):
         Playground("cup")
+    for tested in (0, 25, 256):
+        with pytest.raises(ValueError, match=rf"tested must be .*, got {tested}"):
+            Playground(tested=tested)
+    with pytest.raises(TypeError, match="lstm must be True or False"):
+        Playground(lstm=1)
     assert repr(Playground("S3")) == "Playground('S3')"
+
+
+def test_figure_draws_a_dash_for_each_run_of_right_answers():
+    drawing = grid(["1101", "0111", "0000"], trained=2)
+    wide, high = 192 / 4, 96 / 3
+    for x, y, length in ((0, 0, 2), (3, 0, 1), (1, 1, 3)):
+        place = f"M{x * wide:g} {(y + 0.5) * high:g}h{length * wide:g}"
+        assert drawing.count(place) == 1
+    assert "fbt-end" in drawing
+    assert "fbt-end" not in grid(["11"], trained=2)
+
+
+def test_figure_is_for_the_task_and_says_what_it_shows():
+    runs = {(run["task"], run["model"]): run for run in measured()["runs"]}
+    assert len(runs) == 3 * len(TASKS)
+    for task in TASKS:
+        assert "LSTM" not in Playground(task)._still()
+        for tested in TESTED:
+            still = Playground(task, tested=tested, lstm=True)._still()
+            assert still.count("<svg") == 3
+            run = runs[task, "feedback"]
+            length = min(tested, len(run["rows"][0]))
+            assert f"{length} " in still and f"at most {run['trained']}" in still
+    rows = runs["S3", "feedback"]["rows"]
+    right = [row[8:24].count("1") for row in rows]
+    share = f"feedback {100 * sum(right) / (16 * len(rows)):.3g} %"
+    assert share in Playground("S3")._still()
+
+
+def test_figure_is_there_on_paper_and_without_scripts(chromium):
+    page = Playground("S3", tested=96, lstm=True).to_html()
+    for scripts in (True, False):
+        with chromium.new_context(java_script_enabled=scripts) as opened:
+            shown = opened.new_page()
+            shown.set_content(page)
+            figure = shown.locator("figure")
+            assert figure.is_visible() != scripts
+            if scripts:
+                assert shown.locator(".fbt-player canvas").count() == 6
+                assert shown.locator("label output").text_content() == "96 shuffles"
+                shown.emulate_media(media="print")
+                assert not shown.locator(".fbt-playground").is_visible()
+            assert figure.is_visible()
 
 
 def test_reader_trains_cups(chromium, window, tmp_path):
@@ -51,7 +83,7 @@ def test_reader_trains_cups(chromium, window, tmp_path):
     feedback.get_by_text(re.compile(r"after 24 swaps (9[5-9]|100) %")).wait_for()
     button.press("Enter")
     trace = chromium.stop_tracing()
-    assert longest_task(trace) < LONGEST_TASK
+    assert max(task_times(trace)) < LONGEST_TASK
     assert re.search(
         r"feedback names the right cup in (9\d|100) %", words.text_content()
     )

@@ -24,6 +24,7 @@ from fbt.views.arrows import MissingArrows
 from fbt.views.choices import Choices
 from fbt.views.memory import MemoryExplorer, snapshot
 from fbt.views.recurrence import RecurrenceExplorer
+from fbt.views.stacks import StackSteps
 from fbt.views.trace import memory_shares, trace
 from fbt.views.view import View
 
@@ -305,6 +306,7 @@ CALLS = {
         RecurrenceExplorer,
         {"tokens": "abcde", "read": READ, "moment": 1},
     ),
+    "StackSteps": (StackSteps, {}),
     "MissingArrows": (MissingArrows, {"kind": "feedback", "played": True}),
     "trace": (trace, {"model": READER, "tokens": TOKENS[0]}),
     "memory_shares": (memory_shares, {"read": READ}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -81,3 +82,29 @@ def watched(
         yield Watched(page)
     finally:
         page.close()
+
+
+def task_times(trace: bytes) -> list[float]:
+    """Return the processor time in milliseconds of each task that a page waits for.
+
+    Processor time, because on a busy machine a task also waits for its turn.
+
+    Args:
+        trace: from `Browser.stop_tracing`, with the category "toplevel".
+    """
+    events = json.loads(trace)["traceEvents"]
+    threads = {
+        (event["pid"], event["tid"])
+        for event in events
+        if event["name"] == "thread_name"
+        and event["args"]["name"] == "CrRendererMain"
+    }
+    times = [
+        event["tdur"] / 1000
+        for event in events
+        if event["name"].endswith("RunTask")
+        and (event["pid"], event["tid"]) in threads
+        and "tdur" in event
+    ]
+    assert times
+    return times

@@ -1,4 +1,4 @@
-"""What built pages need not load: icon fonts, the theme's search, unused styles."""
+"""What built pages need not load, or compute: icon fonts, unused styles, layouts."""
 
 from __future__ import annotations
 
@@ -27,6 +27,14 @@ FILES = (
     "_static/design-tabs.js",
     "_static/vendor/fontawesome",
     "searchindex.js",
+)
+# The theme makes a stop of the Tab key of each element that scrolls. It writes after
+# each look, and looks into closed folds, so that the browser lays out something for
+# each element: when a page opens, and again whenever a view has changed it.
+THEME = "_static/scripts/pydata-sphinx-theme.js"
+STOPS = re.compile(
+    r"(document\.querySelectorAll\(\[[^\]]*\]\.join\(\", \"\)\))"
+    r"\.forEach\((\w)=>\{\2\.tabIndex=([^{}]*\.scrollWidth>[^{}]*\?0:-1)\}\)"
 )
 # The book's own style sheets; all others are for many more kinds of pages.
 OWN = ("fbt.css", "source.css")
@@ -63,6 +71,22 @@ def inline(page: str, icons: dict[str, tuple[int, int, str]]) -> str:
         return f'<svg class="svg-inline--fa {classes}" {box}>{shape}</svg>'
 
     return ICON.sub(draw, SCRIPT.sub("", page))
+
+
+def looks_first(script: str) -> str:
+    """Return the theme's script, which looks at all that is visible, then changes it.
+
+    Raises:
+        ExtensionError: if the script has no such place, or more than one.
+    """
+    changed, count = STOPS.subn(
+        r"[...\1].filter(\2=>\2.checkVisibility()).map(\2=>[\2,\3])"
+        r".forEach(([\2,stop])=>{if(\2.tabIndex!==stop)\2.tabIndex=stop})",
+        script,
+    )
+    if count != 1:
+        raise ExtensionError(f"the theme's script sets tab stops in {count} places")
+    return changed
 
 
 def rules(style: str) -> Iterator[tuple[str, str]]:
@@ -124,6 +148,8 @@ def lighten(app: Sphinx, exception: Exception | None) -> None:
     if not script.exists():  # built before, and no page has changed
         return
     icons = shapes(script.read_text(encoding="utf-8"))
+    theme = folder / THEME
+    theme.write_text(looks_first(theme.read_text(encoding="utf-8")), encoding="utf-8")
     names: set[str] = set()
     for path in folder.rglob("*.html"):
         page = inline(path.read_text(encoding="utf-8"), icons)

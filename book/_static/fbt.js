@@ -1,5 +1,5 @@
 // What the book's pages add to the theme: marks for words that a search found,
-// contents that follow to the end of a page, and formulas that are copied as TeX.
+// contents that follow to the end of a page, folds, and formulas copied as TeX.
 "use strict";
 
 // Mark the words that the search page names in the address, until Escape is pressed.
@@ -70,6 +70,9 @@
   addEventListener("resize", soon);
   soon();
 })();
+
+// What is in a fold scrolls once it opens. The theme looks for that after a resize.
+addEventListener("toggle", () => dispatchEvent(new Event("resize")), true);
 
 // A copied formula is its TeX: its symbols alone would say nothing of its structure.
 document.addEventListener("copy", (event) => {

@@ -84,14 +84,30 @@ function weightsOf({ packed, key, source }) {
   });
 }
 
+// A function that calls `run` in the next frame, once for all calls until then.
+function perFrame(run) {
+  let isAsked = false;
+  return () => {
+    if (isAsked) return;
+    isAsked = true;
+    requestAnimationFrame(() => {
+      isAsked = false;
+      run();
+    });
+  };
+}
+
 // A text as a list box: one tab stop, with arrow keys inside. Characters can be
-// chosen, or hovered over, and added and removed at the end.
+// chosen, or hovered over, and added and removed at the end. A line of the text is an
+// element, so that lines out of sight need not be drawn. A finger is wider than a
+// character: it can be drawn along a line until the right one is chosen.
 function characters(tokens, label, { chosen, choose, hover }) {
   const id = uniqueId();
   const list = element("div", {
     role: "listbox", tabindex: 0, class: "fbt-text", "aria-label": label,
   });
   const spans = [];
+  let line;
   let word; // lines break between words
   function append(token) {
     const i = spans.length;
@@ -99,13 +115,14 @@ function characters(tokens, label, { chosen, choose, hover }) {
       role: "option", id: `${id}-${i}`, "data-i": i, "aria-selected": false,
     };
     const span = element("span", attributes, shown(token));
-    if (!word) list.append((word = element("span", { role: "presentation" })));
+    if (!line) list.append((line = element("div", { role: "presentation" })));
+    if (!word) line.append((word = element("span", { role: "presentation" })));
     word.append(span);
     if (SIGNS.has(token)) {
       span.classList.add("fbt-blank");
       word = undefined;
     }
-    if (token.includes("\n")) list.append(element("br"));
+    if (token.includes("\n")) line = word = undefined;
     spans.push(span);
   }
   tokens.forEach(append);
@@ -115,7 +132,15 @@ function characters(tokens, label, { chosen, choose, hover }) {
   });
   list.addEventListener("pointerleave", () => hover(-1));
   list.addEventListener("click", (event) => {
-    if (index(event) >= 0) choose(index(event));
+    const near = index(event) >= 0 ? index(event) : nearest(spans, event);
+    if (near >= 0) choose(near);
+  });
+  // `touch-action` leaves fingers that move along a line to this, others scroll.
+  list.addEventListener("pointermove", (event) => {
+    if (event.pointerType !== "touch") return;
+    const under = document.elementFromPoint(event.clientX, event.clientY);
+    const at = index({ target: under ?? list });
+    if (at >= 0 && at !== chosen()) choose(at);
   });
   list.addEventListener("keydown", (event) => {
     const next = move(event.key, spans, chosen());
@@ -127,22 +152,40 @@ function characters(tokens, label, { chosen, choose, hover }) {
   // Remove the characters from `length` on.
   function truncate(length) {
     for (const span of spans.splice(length)) {
-      const own = span.parentNode;
+      const [own, whole] = [span.parentNode, span.parentNode.parentNode];
       span.remove();
-      if (own.nextSibling?.nodeName === "BR") own.nextSibling.remove();
       if (!own.hasChildNodes()) own.remove();
+      if (!whole.hasChildNodes()) whole.remove();
     }
     const last = spans.at(-1);
-    word = last?.classList.contains("fbt-blank") ? undefined : last?.parentNode;
+    const isEnd = !last || last.textContent.includes(SIGNS.get("\n"));
+    line = isEnd ? undefined : last.parentNode.parentNode;
+    word = isEnd || last.classList.contains("fbt-blank") ? undefined : last.parentNode;
   }
   return { list, spans, append, truncate };
 }
 
 // Mark a character as selected.
-function select({ list, spans }, chosen) {
-  list.querySelector('[aria-selected="true"]')?.setAttribute("aria-selected", false);
-  spans[chosen].setAttribute("aria-selected", true);
-  list.setAttribute("aria-activedescendant", spans[chosen].id);
+function select(text, chosen) {
+  const span = text.spans[chosen];
+  if (text.selected === span) return;
+  text.selected?.setAttribute("aria-selected", false);
+  text.selected = span;
+  span?.setAttribute("aria-selected", true);
+  if (span) text.list.setAttribute("aria-activedescendant", span.id);
+}
+
+// The character next to a point of the text.
+function nearest(spans, { clientX, clientY }) {
+  let [best, distance] = [-1, Infinity];
+  spans.forEach((span, i) => {
+    const { left, right, top, bottom } = span.getBoundingClientRect();
+    const apart = Math.hypot(
+      Math.max(left - clientX, 0, clientX - right),
+      Math.max(top - clientY, 0, clientY - bottom));
+    if (apart < distance) [best, distance] = [i, apart];
+  });
+  return best;
 }
 
 // The character a key leads to: the next or previous one, or the nearest one in the

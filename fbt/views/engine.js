@@ -12,7 +12,7 @@
 // Symbols are those of `fbt/language_model.py`: steps t, layers L, heads H of width D,
 // width d, span S, memory vector m. Sums are in float64, vectors in float32.
 
-const EPSILON = 1e-5; // of every layer norm
+const SMALLEST_VARIANCE = 1e-5; // is added in every layer norm
 
 // Unpack what `fbt.views.packing.pack` wrote: float32, or rows of int8 that follow
 // their float16 scales. `data` is base64; every tensor begins at a multiple of 4.
@@ -73,7 +73,7 @@ function layerNorm(x, gain, bias, out) {
   mean /= x.length;
   let variance = 0;
   for (const value of x) variance += (value - mean) ** 2;
-  const scale = 1 / Math.sqrt(variance / x.length + EPSILON);
+  const scale = 1 / Math.sqrt(variance / x.length + SMALLEST_VARIANCE);
   for (let i = 0; i < x.length; i++) out[i] = (x[i] - mean) * scale * gain[i] + bias[i];
 }
 

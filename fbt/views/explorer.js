@@ -2,14 +2,18 @@
 
 const STRONGEST = 4;
 
-// Decode weights: bytes round(255 sqrt(w)), row by row of each map; only the lower
-// triangle if they are causal.
+// Decode weights: levels round(255 sqrt(w)) as characters, row by row of each map; only
+// the lower triangle if they are causal.
 function decode({ weights, causal }, length) {
-  const bytes = Uint8Array.from(atob(weights), (c) => c.charCodeAt(0));
+  const levels = new Uint8Array(weights.length);
+  for (let i = 0; i < weights.length; i++) {
+    const code = weights.charCodeAt(i);
+    levels[i] = code < 256 ? code - 61 : code - 256;
+  }
   const size = causal ? (length * (length + 1)) / 2 : length ** 2;
   return (map, query, key) => {
     const start = causal ? (query * (query + 1)) / 2 : query * length;
-    return (bytes[map * size + start + key] / 255) ** 2;
+    return (levels[map * size + start + key] / 255) ** 2;
   };
 }
 

@@ -1,6 +1,5 @@
 """Attention over a text, to be explored with the pointer or the keyboard."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,10 @@ from fbt.views.view import (
     texts_of,
 )
 
-MAX_WEIGHTS = 20_000_000  # per panel, one byte each in the page
+MAX_WEIGHTS = 20_000_000  # per panel, little more than a byte each in the page
+# The characters of the levels of a weight: printable, and small ones, which are most,
+# take a byte. explorer.js has these numbers too.
+LEVELS = "".join(chr(61 + n if n < 66 else 256 + n) for n in range(256))
 
 
 class AttentionExplorer(View):
@@ -132,10 +134,10 @@ def check_weights(name: str, weights: Any, length: int) -> None:
 
 
 def pack_weights(weights: Tensor) -> dict[str, Any]:
-    """Encode weights [L, H, T, T] in base64, row by row.
+    """Encode weights [L, H, T, T] as a text, row by row.
 
-    Each weight is a byte, round(255 sqrt(w)). Only the lower triangle of causal
-    weights is stored.
+    Each weight is a character, number round(255 sqrt(w)) of `LEVELS`. Only the lower
+    triangle of causal weights is stored.
     """
     shares = weights.detach().float().cpu().clamp(0, 1)
     levels = (255 * shares.sqrt()).round().to(torch.uint8)
@@ -143,5 +145,5 @@ def pack_weights(weights: Tensor) -> dict[str, Any]:
     if causal:
         rows, columns = torch.tril_indices(*weights.shape[2:])
         levels = levels[..., rows, columns]
-    text = base64.b64encode(levels.numpy().tobytes()).decode()
+    text = "".join(LEVELS[level] for level in levels.numpy().tobytes())
     return {"weights": text, "causal": causal}

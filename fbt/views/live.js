@@ -7,6 +7,8 @@ const LARGEST_GAIN = 2; // nats; more is not drawn longer
 const LONGEST = 2000; // characters
 const WRITES = 200; // characters
 const DELAY = 35; // milliseconds between two written characters
+const PIECE = 50; // characters of a row that are built, or shaded, in one frame
+const LONG = 500; // characters; a longer text fills its box, and scrolls in it
 
 function quoted(token) {
   return `“${shown(token)}”`;
@@ -64,11 +66,15 @@ function render({ model, el }) {
     hovered: -1,
     round: 0,
     writing: false,
+    follows: false, // whether the rows scroll to their ends
     wanted: null, // "write" or "step", until the model is there
     look: { step: [...data.start.text].length - 1, seen: data.start.seen },
   };
   const written = []; // characters that are not shown yet
+  const updateSoon = perFrame(update);
   let worker = null;
+  let weigher = null; // a second worker, while it is of use
+  const packed = []; // the weights of the loaded models
 
   const root = element("div", { class: "fbt-view-root fbt-live" });
 
@@ -103,14 +109,28 @@ function render({ model, el }) {
   // A row of the text for each model, and one for the difference.
   const rows = data.models.map(({ name }, index) => row(
     `${name}: the text, one character per option`,
-    index ? name : `${name}, darker where it was surprised`));
+    index ? name : `${name}, darker where it was surprised`, {
+      values: () => rows[index].surprises,
+      look: (surprise) => ["--surprise", surprise / MOST_SURPRISING],
+      summary: (surprises) => `${nats(mean(surprises))} nats per character`,
+    }));
   const difference = data.models.length > 1 && row(
     "The difference, one character per option",
-    "which of the two gave the character a higher chance");
+    "which of the two gave the character a higher chance", {
+      values: gainsOf,
+      look: (gain) => [gain < 0 ? "--behind" : "--ahead", Math.abs(gain) / LARGEST_GAIN],
+      summary: (gains) => {
+        const total = gains.reduce((a, b) => a + b, 0);
+        return `${data.models[total < 0 ? 1 : 0].name} is ahead by `
+          + `${nats(Math.abs(total))} nats over ${gains.length} characters`;
+      },
+    });
   const twin = element("button", { type: "button", class: "fbt-twin" });
   const all = () => [...rows, ...(difference ? [difference] : [])];
 
-  function row(label, title) {
+  // `values` has a number for each character that the row is about, `look` a style
+  // property and its size from 0 to 1, and `summary` words for the numbers.
+  function row(label, title, { values, look, summary }) {
     const section = element("section");
     const name = element("p", { class: "fbt-name" }, title);
     const measure = element("span", { class: "fbt-measure" });
@@ -118,10 +138,18 @@ function render({ model, el }) {
     const made = characters([], label, {
       chosen: () => shownStep(),
       choose: (step) => choose(step),
-      hover: (step) => { state.hovered = step; ask(); },
+      hover: (step) => {
+        if (shows.value === "gradient") return; // which takes a second
+        state.hovered = step;
+        ask();
+      },
     });
     section.append(name, made.list);
-    return { ...made, section, measure, surprises: [], isLoaded: false, marked: [] };
+    return {
+      ...made, section, measure, values, look, summary,
+      surprises: [], isLoaded: false, marked: [],
+      shaded: 0, // how many characters are
+    };
   }
 
   rows[0].surprises = data.start.surprises;
@@ -132,6 +160,18 @@ function render({ model, el }) {
     root.append(more, rows[1].section, difference.section);
   }
   const hasTwin = () => Boolean(difference) && rows[1].isLoaded;
+
+  // For fingers, which are wider than a character.
+  const walk = element("div", { class: "fbt-controls fbt-walk" });
+  for (const [by, text] of [[-1, "◂ previous character"], [1, "next character ▸"]]) {
+    const button = element("button", { type: "button" }, text);
+    button.addEventListener("click", () => {
+      const step = shownStep() + by;
+      if (step >= 0 && step < state.text.length) choose(step);
+    });
+    walk.append(button);
+  }
+  root.append(walk);
 
   // What the models saw at the chosen character.
   const panels = element("div", { class: "fbt-panels" });
@@ -150,6 +190,13 @@ function render({ model, el }) {
     });
   const attention = element("div", { class: "fbt-controls" });
   attention.append(labelled("layer", layer), labelled("head", head));
+  const shows = element("select");
+  for (const [value, text] of [["attention", "what it attends to"],
+    ["gradient", "what its guess depends on"]]) {
+    shows.append(element("option", { value }, text));
+  }
+  const below = element("div", { class: "fbt-controls" });
+  below.append(labelled("bars below the text", shows));
   const reads = element("p", { class: "fbt-words" });
   panel("What comes next", next.list);
   if (shares) {
@@ -157,7 +204,7 @@ function render({ model, el }) {
     panel("What its memory is made of", shares.list, element("p", { class: "fbt-words" },
       `The shares of this step's memory vector. The mixture w of all steps: ${mixture}.`));
   }
-  panel("What it reads", attention, reads);
+  panel("What it reads", ...(data.weighed ? [below] : []), attention, reads);
   root.append(panels);
   const description = element("p", { class: "fbt-words", "aria-live": "polite" });
   root.append(description);
@@ -179,9 +226,10 @@ function render({ model, el }) {
     const asked = index ? twin : buttons.load;
     asked.disabled = true;
     say("Loading the model …");
-    weightsOf(data.models[index]).then((packed) => {
+    weightsOf(data.models[index]).then((weights) => {
       remember("yes");
-      worker.postMessage({ kind: "load", index, packed });
+      packed[index] = weights;
+      worker.postMessage({ kind: "load", index, packed: weights });
     }).catch((error) => {
       asked.disabled = false;
       say(`The model could not be loaded: ${error.message}.`);
@@ -196,6 +244,7 @@ function render({ model, el }) {
         read();
       }
       arrange();
+      updateSoon();
       say("");
       if (state.wanted) write(state.wanted);
       state.wanted = null;
@@ -204,7 +253,8 @@ function render({ model, el }) {
       if (round !== state.round) return;
       const end = from + surprises.length;
       rows[index].surprises.splice(from, Infinity, ...surprises);
-      shade(from, end);
+      for (const each of all()) each.shaded = Math.min(each.shaded, from);
+      updateSoon();
       if (shownStep() >= from && shownStep() < end) ask();
       if (!state.writing) say("");
     },
@@ -218,7 +268,7 @@ function render({ model, el }) {
       append();
       say("");
       arrange();
-      describe();
+      if (state.look) draw();
     },
     look({ round, step, seen }) {
       if (round !== state.round || step !== shownStep() || !seen[0]) return;
@@ -234,16 +284,11 @@ function render({ model, el }) {
 
   // Show what was written: for readers who prefer less motion, all of it at once.
   function append() {
-    const first = state.text.length;
     state.text.push(...written);
     field.value += written.join("");
-    field.scrollTop = field.scrollHeight;
-    for (const each of all()) {
-      written.forEach(each.append);
-      each.list.scrollTop = each.list.scrollHeight;
-    }
     written.length = 0;
-    shade(first);
+    state.follows = true;
+    updateSoon();
     ask();
   }
 
@@ -256,19 +301,20 @@ function render({ model, el }) {
     state.text = known;
     state.chosen = null;
     state.look = null;
+    endReach();
     state.writing = false;
+    state.follows = false;
     written.length = 0;
     state.round++;
     const change = known.findIndex((character, t) => character !== before[t]);
     const same = change < 0 ? known.length : change;
     for (const each of all()) {
       each.truncate(same);
-      known.slice(same).forEach(each.append);
       each.surprises.length = Math.min(each.surprises.length, same);
+      each.shaded = Math.min(each.shaded, same);
+      clearReads(each);
     }
-    for (let t = 0; t < same; t++) unmark(t);
-    shade(0);
-    mark();
+    updateSoon();
     left(unknown);
     worker?.postMessage({
       kind: "read", round: state.round, text: known.map((c) => ids.get(c)),
@@ -336,9 +382,9 @@ function render({ model, el }) {
   function ask() {
     mark();
     if (!rows[0].isLoaded) return;
+    const [l, h] = attention.hidden ? [-1, -1] : [layer, head].map(({ value }) => value);
     worker.postMessage({
-      kind: "look", step: shownStep(),
-      layer: Number(layer.value), head: Number(head.value),
+      kind: "look", step: shownStep(), layer: Number(l), head: Number(h),
     });
   }
 
@@ -348,33 +394,32 @@ function render({ model, el }) {
     if (step >= 0) all().forEach((each) => select(each, step));
   }
 
-  function unmark(t) {
-    for (const each of all()) each.spans[t].style.removeProperty("--read");
-  }
-
-  // Show how surprising the characters [from, end) were.
-  function shade(from, end = state.text.length) {
-    for (const { spans, surprises, measure, isLoaded } of rows) {
-      for (let t = from; t < Math.min(end, spans.length); t++) {
-        const heat = Math.min(1, (surprises[t] ?? 0) / MOST_SURPRISING);
-        spans[t].style.setProperty("--surprise", heat.toFixed(3));
+  // Bring the rows up to the text and what is known of it: a piece in each frame, so
+  // that a long text does not block the page.
+  function update() {
+    const { text, follows } = state;
+    const seen = hasTwin() ? all() : [rows[0]];
+    const values = seen.map((each) => each.values());
+    seen.forEach((each, i) => {
+      const { spans, append, look, summary, measure, list } = each;
+      const length = Math.min(text.length, spans.length + PIECE);
+      while (spans.length < length) append(text[spans.length]);
+      const known = values[i].slice(1);
+      measure.textContent = known.length ? summary(known) : "";
+      const end = Math.min(length, values[i].length, each.shaded + PIECE);
+      for (; each.shaded < end; each.shaded++) {
+        const [property, size] = look(values[i][each.shaded] ?? 0);
+        spans[each.shaded].style.setProperty(property, Math.min(1, size).toFixed(3));
       }
-      const known = surprises.slice(1);
-      measure.textContent = known.length && (isLoaded || !worker)
-        ? `${nats(mean(known))} nats per character` : "";
-    }
-    if (!hasTwin()) return;
-    const gains = gainsOf();
-    for (let t = from; t < Math.min(end, difference.spans.length); t++) {
-      const gain = Math.max(-1, Math.min(1, (gains[t] ?? 0) / LARGEST_GAIN));
-      const { style } = difference.spans[t];
-      style.setProperty("--ahead", Math.max(0, gain).toFixed(3));
-      style.setProperty("--behind", Math.max(0, -gain).toFixed(3));
-    }
-    const total = gains.slice(1).reduce((a, b) => a + b, 0);
-    difference.measure.textContent = gains.length < 2 ? ""
-      : `${data.models[total < 0 ? 1 : 0].name} is ahead by ${nats(Math.abs(total))} `
-        + `nats over ${gains.length - 1} characters`;
+      list.classList.toggle("fbt-long", length > LONG);
+      if (follows) list.scrollTop = list.scrollHeight;
+    });
+    if (follows) field.scrollTop = field.scrollHeight;
+    const isBehind = seen.some(({ spans, shaded }, i) =>
+      spans.length < text.length || shaded < Math.min(text.length, values[i].length));
+    if (isBehind) updateSoon();
+    else if (state.look) draw();
+    mark();
   }
 
   // log p of the model - log p of its twin, for the characters that both have read.
@@ -399,18 +444,101 @@ function render({ model, el }) {
         name: l ? `layer ${l}` : "embedding", share,
       })));
     }
-    seen.forEach((each, index) => each && underline(rows[index], step, each));
-    reads.textContent = `${readsOf(step, seen[0])} The bars below the text show it.`;
+    if (shows.value === "gradient") {
+      showReach(step);
+    } else {
+      seen.forEach((each, index) => each && underline(rows[index], step, each));
+      reads.textContent = `${readsOf(step, seen[0])} The bars below the text show it.`;
+    }
     if (!state.writing) describe();
   }
 
   // Draw bars below the characters that a step attends to.
   function underline(each, step, { weights, own }) {
-    for (const t of each.marked) each.spans[t]?.style.removeProperty("--read");
+    clearReads(each);
     const first = step + own - weights.length;
     each.marked = [...weights.keys()].map((j) => first + j);
     each.marked.forEach((t, j) =>
       each.spans[t]?.style.setProperty("--read", Math.sqrt(weights[j]).toFixed(3)));
+  }
+
+  // --- Reach by gradient -----------------------------------------------------------
+
+  // Show how much each character matters for the guess after a step, once a worker has
+  // computed it. `state.reach` is the latest question, and its answer.
+  function showReach(step) {
+    const next = state.text[step + 1];
+    const { chances } = state.look.seen[0];
+    const target = next === undefined
+      ? chances.indexOf(Math.max(...chances)) : ids.get(next);
+    const first = Math.max(0, step + 1 - data.weighed);
+    const tokens = state.text.slice(first, step + 1).map((c) => ids.get(c));
+    const models = hasTwin() ? 2 : 1;
+    const question = [target, models, step, ...tokens].join();
+    if (state.reach?.question === question) {
+      if (state.reach.sizes) drawReach();
+      return;
+    }
+    endReach();
+    reads.textContent = state.writing
+      ? "The gradient is computed when the text is written." : "Computing the gradient …";
+    if (state.writing) return;
+    state.reach = { question, step, target, first };
+    const heard = {
+      weighing({ done }) {
+        reads.textContent = `Computing the gradient: ${percent(done)}.`;
+      },
+      weighed({ sizes }) {
+        state.reach.sizes = sizes;
+        weigher.terminate();
+        weigher = null;
+        drawReach();
+      },
+      failed: answers.failed,
+    };
+    state.reach.timer = setTimeout(() => { // once the reader has stopped moving
+      weigher = startWorker(WORKER);
+      weigher.onmessage = ({ data: message }) => heard[message.kind](message);
+      weigher.onerror = ({ message }) => answers.failed({ message });
+      const given = packed.slice(0, models);
+      weigher.postMessage({ kind: "weigh", packed: given, tokens, target });
+    }, 200);
+  }
+
+  // End the computation, if there is one, and remove its bars.
+  function endReach() {
+    clearTimeout(state.reach?.timer);
+    weigher?.terminate();
+    weigher = null;
+    state.reach = null;
+    rows.forEach(clearReads);
+  }
+
+  function drawReach() {
+    const { step, target, first, sizes } = state.reach;
+    const parts = sizes.map((values) => {
+      const most = Math.max(...values);
+      return values.map((value) => value / most);
+    });
+    parts.forEach((weights, index) => underline(rows[index], step, { weights, own: 1 }));
+    const onAverage = (weights) => {
+      const [own, total] = [weights.length - 1, weights.reduce((a, b) => a + b, 0)];
+      const sum = weights.reduce((all, weight, j) => all + weight * (own - j), 0);
+      return (sum / total).toFixed(1);
+    };
+    // Attention of all layers and heads lies this far back.
+    const looks = state.look.seen[0];
+    const read = Float32Array.from([...looks.weights, ...(looks.own ? [] : [0])]);
+    const others = parts[1] ? `, ${data.models[1].name} ${onAverage(parts[1])}` : "";
+    reads.textContent = `How much log p(${quoted(vocabulary[target])}) depends on each `
+      + `character: the size of its gradient, through all layers and memories; a bar is `
+      + `relative to the largest. It reaches ${onAverage(parts[0])} characters back on average${others}`
+      + `${read.length > 1 ? `; one look of its attention ${onAverage(read)}` : ""}.`
+      + (first ? ` It goes back ${data.weighed} characters, which are read anew.` : "");
+  }
+
+  function clearReads({ spans, marked }) {
+    for (const t of marked) spans[t]?.style.removeProperty("--read");
   }
 
   function readsOf(step, { weights, own }) {
@@ -470,6 +598,12 @@ function render({ model, el }) {
   // --- Events ------------------------------------------------------------------------
 
   field.addEventListener("input", read);
+  shows.addEventListener("change", () => {
+    attention.hidden = shows.value === "gradient";
+    endReach();
+    if (!rows[0].isLoaded && !buttons.load.disabled) load(0);
+    ask();
+  });
   buttons.load.addEventListener("click", () => load(0));
   twin.addEventListener("click", () => load(1));
   buttons.write.addEventListener("click", () => write("write"));
@@ -491,11 +625,8 @@ function render({ model, el }) {
   }
   hint.textContent = "Try this first: type the beginning of a line, and let the model "
     + "write on.";
-  all().forEach(({ append }) => state.text.forEach((character) => append(character)));
   el.replaceChildren(root);
-  shade(0);
-  mark();
-  draw();
+  update();
   arrange();
   if (first.packed || remember()) load(0);
 }

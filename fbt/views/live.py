@@ -8,6 +8,7 @@ import torch
 
 from fbt._checks import check_instance, shorten
 from fbt._modes import without_gradients
+from fbt.config import Config
 from fbt.evaluation_copy import uncompiled
 from fbt.language_model import LanguageModel
 from fbt.parallel import ParallelBody
@@ -19,6 +20,7 @@ from fbt.views.view import View
 TEXT = "ROMEO:\nWhat light is it? It is the "
 LONGEST = 2000  # characters; live.js has these numbers too
 MOST_SURPRISING = 5  # nats
+WEIGHED = 128  # characters that a gradient goes back
 # The folder of the scripts with the shipped weights, relative to the page. If it is
 # not set, the page itself has the weights.
 FOLDER_VARIABLE = "FBT_LIVE_WEIGHTS"
@@ -29,7 +31,9 @@ class LiveModel(View):
 
     Each character is shaded by how much it surprised the model. The reader types,
     lets the model write on, and selects a character to see what was expected next,
-    what every layer and head read, and what the memory is made of. There is no kernel
+    what every layer and head read, what the memory is made of and, for the kinds of
+    models that the page can differentiate, how far back the prediction's gradient
+    reaches. There is no kernel
     and no network: the weights are in the page, rounded to bytes (see
     `fbt.views.packing`).
 
@@ -53,7 +57,14 @@ class LiveModel(View):
         FileNotFoundError: if there is no model of a name.
     """
 
-    worker = ("engine.js", "live_worker.js")
+    worker = (
+        "engine.js",
+        "learn_kernels.js",
+        "learn_model.js",
+        "learn_transformer.js",
+        "reach.js",
+        "live_worker.js",
+    )
 
     def __init__(
         self,
@@ -95,6 +106,9 @@ class LiveModel(View):
             "mixture": None if is_parallel(first) else first.layer_weights().tolist(),
             "layers": min(each.config.n_layers for each in models),
             "heads": min(each.config.n_heads for each in models),
+            "weighed": WEIGHED
+            if all(has_reach(each.config) for each in models)
+            else 0,
             "start": {"text": text} | self._seen,
         }
         super().__init__("live", data, {}, text)
@@ -143,6 +157,16 @@ def loaded(name: str, model: Any) -> LanguageModel:
         model = LanguageModel.from_pretrained(model)
     check_instance(name, uncompiled(model), LanguageModel)
     return checked(model)
+
+
+def has_reach(config: Config) -> bool:
+    """Return whether reach.js computes the gradients of models with this config."""
+    if config.activation != "relu" or config.relative != "per-layer":
+        return False
+    if config.variant == "parallel":
+        return True
+    has_one_cache = config.variant == "shared-kv" or config.n_layers == 1
+    return has_one_cache and config.memory_norm and config.memory != "uniform"
 
 
 def is_parallel(model: LanguageModel) -> bool:

@@ -1,5 +1,6 @@
 // The worker of the live model: reads a text with one or two models, continues it, and
-// answers what they saw at a step. Needs engine.js.
+// answers what they saw at a step. Needs engine.js; another worker of the same text
+// only weighs the characters before a prediction, with reach.js.
 //
 // Each message has a `kind`. A text has a number, `round`, and answers repeat it, so
 // that answers about an earlier text can be told apart.
@@ -14,6 +15,8 @@ let writing = null; // { count, temperature, topK, seed, delay }
 let timer = null;
 
 const actions = {
+  weigh,
+
   load({ index, packed }) {
     models[index] = { reader: new Reader(packed.config, unpack(packed)), steps: [] };
     postMessage({ kind: "loaded", index });

@@ -244,13 +244,14 @@ class Player {
 }
 
 class Room {
-  constructor(root, task) {
+  constructor(root, { task, tested, lstm }) {
     this.root = root;
     this.running = false;
     this.settings = { task, seed: SEEDS[0], span: 64, memory: "learned" };
+    this.tests = tested;
     Object.assign(this.settings, this.usual());
     this.players = Object.keys(DASHES).map((kind) => new Player(kind, this));
-    this.hidden = new Set(["LSTM"]);
+    this.hidden = new Set(lstm ? [] : ["LSTM"]);
     this.chart = picture(110, (...canvas) => this.paintChart(...canvas));
     this.words = element("p", { class: "fbt-words", "aria-live": "polite" });
     this.still = matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -275,7 +276,7 @@ class Room {
   // The settings that suit the task.
   usual() {
     const { rate, longest, whole } = TASKS[this.settings.task];
-    return { rate, longest, tested: whole ? longest : 24 };
+    return { rate, longest, tested: whole ? longest : this.tests };
   }
 
   build() {
@@ -312,6 +313,7 @@ class Room {
     bar.append(this.trainButton, button("Step", () => this.step()),
       button("Reset", () => this.reset()), tasks.label, seeds.label);
     const lstm = element("input", { type: "checkbox" });
+    lstm.checked = !this.hidden.has("LSTM");
     lstm.addEventListener("change", () => this.showLstm(lstm.checked));
     const lstmLabel = element("label");
     lstmLabel.append(lstm, " also an LSTM");
@@ -532,8 +534,9 @@ class Room {
 
 function render({ model, el }) {
   const root = element("div", { class: "fbt-view-root fbt-playground" });
-  const room = new Room(root, model.get("data").task);
-  el.replaceChildren(root);
+  const room = new Room(root, model.get("data"));
+  const still = el.querySelector(".fbt-still"); // which is for paper
+  el.replaceChildren(root, ...(still ? [still] : []));
   const seen = new IntersectionObserver((entries) => {
     if (entries.some(({ isIntersecting }) => isIntersecting)) {
       seen.disconnect();

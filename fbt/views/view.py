@@ -64,7 +64,8 @@ class View:
     def to_html(self) -> str:
         """Return the view as self-contained HTML; the text is its fallback."""
         # Escape "<": "</script>" would end the script, and "<!--" could hide its end.
-        state = json.dumps({"data": self._data} | self._start).replace("<", "\\u003c")
+        state = json.dumps({"data": self._data} | self._start, ensure_ascii=False)
+        state = state.replace("<", "\\u003c")
         code = script(self._name, self.worker).replace(
             "export default", "const view ="
         )
