@@ -49,7 +49,8 @@ from fbt.visibility import (
     state_after,
 )
 
-# Maps keys and values [B, H, T, D] of a block to those of all steps it may see.
+# Maps keys and values [B, H, T, D] of a block, or [B, H, D] of a single step, to those
+# of all steps it may see.
 Past = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -223,11 +224,11 @@ class ParallelBody(nn.Module):
         if cache.oldest is not None:
             low = max(0, row - self.span)
             unseen = hidden(cache.oldest[:, None] - low, row + 1 - low)
+        activation, x = self.layers[0].feed_forward.activation, x[:, 0]
         for l, weights in enumerate(remembered(self, "step", self._folded)):
             past = partial(cache.append, l, row, self.span)
-            activation = self.layers[l].feed_forward.activation
             x = step(x, past, weights, activation, unseen)
-        return x, cache.state(row + 1, self.span)
+        return x[:, None], cache.state(row + 1, self.span)
 
     @torch.no_grad()
     def _folded(self) -> list["StepWeights"]:
@@ -288,31 +289,30 @@ def step(
     activation: Callable[[Tensor], Tensor],
     unseen: Tensor | None,
 ) -> Tensor:
-    """Map the input x [B, 1, d] of a layer to its output, without dropout.
+    """Map the input x [B, d] of a layer to its output, without dropout.
 
     Keys that are `unseen` [B, 1, 1, J] count for nothing; None for none.
     """
-    (batch, _, d), (heads, width, _) = x.shape, weights.table.shape
-    z = F.layer_norm(x, (d,))
-    query, keys, values = (
+    (batch, d), (heads, width, rows) = x.shape, weights.table.shape
+    z = torch.layer_norm(x, (d,))
+    query, key, value = (
         F.linear(z, weights.w_qkv, weights.b_qkv)
-        .view(batch, 1, 3, heads, width)
-        .transpose(1, 3)
-        .unbind(2)
-    )  # [B, H, 1, D]
-    keys, values = past(keys, values)  # [B, H, J, D]
+        .view(batch, 3, heads, width)
+        .unbind(1)
+    )  # [B, H, D]
+    keys, values = past(key, value)  # [B, H, J, D]
     seen = keys.shape[2]
     position = torch.baddbmm(
-        weights.s[..., -seen:],
-        query[:, :, 0].transpose(0, 1),
-        weights.table[..., -seen:],
+        weights.s.narrow(2, rows - seen, seen),
+        query.transpose(0, 1),
+        weights.table.narrow(2, rows - seen, seen),
     )  # [H, B, J]
-    bias = position.transpose(0, 1)[:, :, None]
+    bias = position.transpose(0, 1).unsqueeze(2)
     if unseen is not None:
         bias = bias.masked_fill(unseen, -torch.inf)
-    attended = F.scaled_dot_product_attention(query, keys, values, bias)
-    x = x + F.linear(attended.view(batch, 1, d), weights.w_o, weights.b_o)
-    inner = F.linear(F.layer_norm(x, (d,)), weights.w_1, weights.b_1)
+    attended = F.scaled_dot_product_attention(query.unsqueeze(2), keys, values, bias)
+    x = x + F.linear(attended.view(batch, d), weights.w_o, weights.b_o)
+    inner = F.linear(torch.layer_norm(x, (d,)), weights.w_1, weights.b_1)
     return x + F.linear(activation(inner), weights.w_2, weights.b_2)
 
 

@@ -232,7 +232,7 @@ class Cache:
     def append(
         self, index: int, row: int, span: int, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Write one step [B, H, 1, D] into a claimed row.
+        """Write one step [B, H, D] into a claimed row.
 
         Args:
             index: which keys and values of the state.
@@ -247,7 +247,7 @@ class Cache:
         low = max(0, row - span)
         windows = []
         for buffer, new in ((self._keys[index], keys), (self._values[index], values)):
-            buffer.narrow(2, row, 1).copy_(new)
+            buffer.select(2, row).copy_(new)
             windows.append(buffer.narrow(2, low, row + 1 - low))
         return windows[0], windows[1]
 
