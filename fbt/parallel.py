@@ -49,8 +49,8 @@ from fbt.visibility import (
     state_after,
 )
 
-# Maps keys and values [B, H, T, D] of a block, or [B, H, D] of a single step, to those
-# of all steps it may see.
+# Maps keys and values [B, H, T, D] of a block, or [B, H, D] of one step, to those of
+# all steps it may see.
 Past = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
