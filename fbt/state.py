@@ -110,7 +110,7 @@ class State:
 
         Their next steps are computed as if they were the first ones, and the others
         go on: for the slots of a server that gets a new request, or for environments
-        whose episodes have ended, `state.clear(done.nonzero().flatten())`.
+        whose episodes have ended.
 
         Args:
             rows: indices [N] of sequences, 0 to B - 1; there may be none.
@@ -146,7 +146,7 @@ class State:
         """Return indices of sequences as int64 on the device of the state."""
         if not isinstance(rows, Tensor):
             check_items("rows", rows, int)
-            rows = torch.tensor(list(rows), dtype=torch.int64)
+            rows = torch.tensor(list(rows), dtype=torch.int64, device="cpu")
         check_integers("rows", rows, "[N]")
         found = value_range(rows) if len(rows) else None
         if found is not None and not 0 <= found[0] <= found[1] < self.batch_size:

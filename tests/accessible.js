@@ -26,7 +26,7 @@ async (only) => {
   // drawings and formulas, and tokens of code in a style seen before.
   document.querySelectorAll("math, svg[role=img]")
     .forEach((drawing) => drawing.replaceChildren());
-  document.querySelectorAll("pre span[data-alike]:not([id])")
+  document.querySelectorAll("pre span[data-alike]:not([id], .fbt-row)")
     .forEach((token) => token.replaceWith(...token.childNodes));
 
   // focus-order-semantics, which is experimental, contradicts

@@ -100,12 +100,13 @@ def test_minutes_are_as_stated_or_counted():
 def test_search_index_has_the_sections_of_every_page_as_plain_text():
     text = (pdf.HTML / "_static" / INDEX).read_text(encoding="utf-8")
     _, found = json.loads(text.partition("fbtSections = ")[2].rstrip(";\n"))
-    assert set(NAMES) <= {page for page, *_ in found}
+    pages = {page for page, *_ in found}
+    assert set(NAMES) <= pages
     ids = {
-        name: {tag["id"] for tag in soup(name).find_all(id=True)} for name in NAMES
+        page: {tag["id"] for tag in soup(page).find_all(id=True)} for page in pages
     }
-    for name, anchor, *_ in found:
-        assert anchor in ids[name], (name, anchor)
+    for page, anchor, *_ in found:
+        assert anchor in ids[page], (page, anchor)
     texts = [text for *_, text in found]
     assert any("m_t = ∑_(l = 0)^L" in text for text in texts)
     assert not [text for text in texts if "\\frac" in text or "<math" in text]

@@ -343,6 +343,7 @@ def test_full_text_stops_writing_and_old_texts_do_not_come_back(window):
         "() => document.querySelector('[aria-live]').textContent"
         ".startsWith('Character 2 of 2, “a”')"
     )
+    view.locator("[role=option]").nth(1).wait_for()  # drawn with the next frame
     assert view.locator("[role=option]").all_text_contents() == ["b", "a"]
     assert not window.complaints
 

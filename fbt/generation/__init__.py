@@ -270,4 +270,4 @@ class TextReader:
                 return logits
             padded = {"lengths": lengths} if lengths.min() < tokens.shape[1] else {}
             logits, self._state = self._read(tokens, **padded)
-            return logits[torch.arange(len(tokens)), lengths - 1]
+            return logits[torch.arange(len(tokens), device="cpu"), lengths - 1]
