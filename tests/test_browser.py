@@ -36,14 +36,11 @@ SIDEWAYS = (
 )
 
 
-def clipped_lines(page: Page) -> list[str]:
-    """Return the lines that wide windows cut off, or narrow ones without a hint."""
-    lines = []
-    for width in (*FITTING, *WIDTHS[1:]):
-        page.set_viewport_size({"width": width, "height": 900})
-        found = page.evaluate(CLIPPED, width not in FITTING)
-        lines += [f"{width} px: {line}" for line in found]
-    return lines
+def clipped_lines(page: Page, width: int) -> list[str]:
+    """Return the lines that a wide window cuts off, a narrow one without a hint."""
+    page.set_viewport_size({"width": width, "height": 900})
+    found = page.evaluate(CLIPPED, width not in FITTING)
+    return [f"{width} px: {line}" for line in found]
 
 
 def findings_on(
@@ -58,11 +55,14 @@ def findings_on(
         "untypeset": window.page.evaluate(UNTYPESET),
         "unreadable": [],
         "sideways": [],
+        "clipped": [],
     }
     if NARROW in rules:
-        faults["clipped"] = clipped_lines(window.page)
+        faults["clipped"] += clipped_lines(window.page, FITTING[0])
     for width in WIDTHS:
         window.page.set_viewport_size({"width": width, "height": 900})
+        if NARROW in rules:
+            faults["clipped"] += clipped_lines(window.page, width)
         faults["unreadable"] += [
             f"{width} px: {text}" for text in window.unreadable()
         ]
@@ -137,8 +137,13 @@ def test_lines_of_86_columns_fit_and_longer_ones_are_found(window):
     for columns, widths in ((86, ()), (120, FITTING)):
         line = "x" * columns
         code.evaluate("(pre, line) => { pre.textContent = line; }", line)
-        found = [text for text in clipped_lines(window.page) if line in text]
+        found = [
+            text
+            for width in (*FITTING, *WIDTHS[1:])
+            for text in clipped_lines(window.page, width)
+            if line in text
+        ]
         assert found == [f"{width} px: {line}" for width in widths]
     # On a phone a box that scrolls without a shade is not enough.
     code.evaluate("(pre) => { pre.style.background = 'none'; }")
-    assert f"{WIDTHS[1]} px: {line}" in clipped_lines(window.page)
+    assert f"{WIDTHS[1]} px: {line}" in clipped_lines(window.page, WIDTHS[1])

@@ -38,10 +38,7 @@ class Watched:
         page = self.page
         page.on("request", lambda request: self.requests.append(request.url))
         page.on("websocket", lambda socket: self.requests.append(socket.url))
-        page.on(
-            "requestfailed",
-            lambda request: self.complaints.append(f"failed: {request.url}"),
-        )
+        page.on("requestfailed", self.miss)
         page.on("response", self.check)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on(
@@ -49,6 +46,10 @@ class Watched:
             lambda dialog: (self.complaints.append(dialog.message), dialog.dismiss()),
         )
         page.on("console", self.hear)
+
+    def miss(self, request) -> None:
+        if request.failure != "net::ERR_ABORTED":  # by opening the next page
+            self.complaints.append(f"failed: {request.url}")
 
     def check(self, response) -> None:
         # 304 says that the browser's copy of a file is up to date.
