@@ -1,5 +1,6 @@
 """Make malicious files, and expect one clear error, within limited resources."""
 
+import gc
 import hashlib
 import json
 import math
@@ -75,10 +76,14 @@ def limited_resources(
     seconds: float = 2.0, memory: int = 256 * 2**20
 ) -> Iterator[None]:
     """Limit CPU seconds and, on Linux, memory in bytes."""
+    gc.freeze()  # what other tests have left is not searched for garbage meanwhile
     began = time.process_time()
-    with limited_memory(memory):
-        yield
-    assert time.process_time() - began < seconds
+    try:
+        with limited_memory(memory):
+            yield
+        assert time.process_time() - began < seconds
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager
