@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,13 @@ function readAll({ packed, tokens, last }) {
 """
 
 
-def node(code: str, data: Any) -> Any:
-    """Return what a function expression returns for data, both as JSON."""
+def node(code: str, data: Any, scripts: Sequence[str] = ("engine.js",)) -> Any:
+    """Return what a function expression returns for data, both as JSON.
+
+    It may call `readAll` and whatever the scripts define.
+    """
     source = (
-        f"{joined('engine.js')}{READ}\nconst run = {code};\n"
+        f"{joined(*scripts)}{READ}\nconst run = {code};\n"
         "const data = JSON.parse(require('fs').readFileSync(0, 'utf8'));\n"
         "process.stdout.write(JSON.stringify(run(data)));"
     )

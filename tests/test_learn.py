@@ -4,10 +4,10 @@ import json
 import subprocess
 from pathlib import Path
 
-import playwright
 import pytest
 import torch
 import torch.nn.functional as F
+from engines import NODE
 from torch import nn
 
 from fbt import Config, LanguageModel
@@ -16,7 +16,6 @@ from fbt.tasks import IGNORE, Copy, Parity, Permutations, ShellGame
 from fbt.views.playground import Playground
 from fbt.views.view import joined
 
-NODE = Path(playwright.__file__).parent / "driver" / "node"
 HERE = Path(__file__).parent
 TASKS = {
     "cups": ShellGame(5),

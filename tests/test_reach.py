@@ -1,31 +1,23 @@
 """The reach of a prediction, computed by hand in a page, equals torch's gradient."""
 
-import json
-import subprocess
-
 import pytest
 import torch
-from engines import NODE
+from engines import NODE, node
 from exact import VOCABULARY, gradient_sizes, some_tokens
 from torch import Tensor
 
 import fbt
 from fbt.views.live import WEIGHED, has_reach
 from fbt.views.packing import pack, rounded
-from fbt.views.view import joined
 
 TOKENIZER = fbt.CharTokenizer.from_vocabulary("abcdefghijklmnopqrs")
 RTOL = 1e-4  # of the largest size; the page sums float32 numbers
-RUN = """
-const jobs = JSON.parse(require("fs").readFileSync(0, "utf8"));
-const sizes = jobs.map(({ packed, tokens, target }) => {
+RUN = """(jobs) => jobs.map(({ packed, tokens, target }) => {
   const told = [];
   const found = new Reach(packed, (done) => told.push(done)).sizes(tokens, target);
   if (told.some((done, i) => done < (told[i - 1] ?? 0) || done > 1)) throw told;
   return [...found];
-});
-process.stdout.write(JSON.stringify(sizes));
-"""
+})"""
 
 pytestmark = pytest.mark.skipif(not NODE.exists(), reason="playwright has no Node")
 
@@ -38,15 +30,7 @@ def in_page(*jobs: tuple[dict, Tensor, int]) -> list[Tensor]:
         dict(zip(names, (packed, tokens.tolist(), target), strict=True))
         for packed, tokens, target in jobs
     ]
-    done = subprocess.run(
-        [NODE, "-e", f'"use strict";{joined(*scripts)}{RUN}'],
-        input=json.dumps(data),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    return [torch.tensor(sizes) for sizes in json.loads(done.stdout)]
+    return [torch.tensor(sizes) for sizes in node(RUN, data, scripts)]
 
 
 def assert_close(found: Tensor, wanted: Tensor) -> None:
