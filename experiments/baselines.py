@@ -19,6 +19,7 @@ class Transformer(nn.Module):
             positions apart.
         longest: length of the longest sequence. Absolute positions beyond the
             training length keep their initial values.
+        loops: how often the layers run, each time on what they have made.
     """
 
     def __init__(
@@ -29,12 +30,17 @@ class Transformer(nn.Module):
         n_layers: int,
         positions: str,
         longest: int,
+        loops: int = 1,
     ) -> None:
         super().__init__()
-        self.positions = positions
+        self.positions, self.loops = positions, loops
         self.token_embedding = nn.Embedding(vocab_size, d_model)
         self.layers = nn.ModuleList(
-            Layer(d_model, n_heads, positions == "rotary", n_layers)
+            Layer(
+                Attention(d_model, n_heads, rotary=positions == "rotary"),
+                d_model,
+                loops * n_layers,
+            )
             for _ in range(n_layers)
         )
         self.norm, self.head = nn.LayerNorm(d_model), nn.Linear(d_model, vocab_size)
@@ -50,45 +56,67 @@ class Transformer(nn.Module):
         x = self.token_embedding(tokens)
         if self.positions == "absolute":
             x = x + self.position_embedding.weight[: tokens.shape[1]]
-        for layer in self.layers:
-            x = layer(x)
+        for _ in range(self.loops):
+            for layer in self.layers:
+                x = layer(x)
         return self.head(self.norm(x))
 
 
 class Layer(nn.Module):
-    """Self-attention, then a ReLU feed-forward block.
+    """A mixer of steps, such as attention, then a ReLU feed-forward block.
 
     Output weights are scaled by 1 / sqrt(2 L) at the start, as in fbt.
+
+    Args:
+        mixer: maps normed vectors [B, T, d] to [B, T, d] by its linear map `output`.
+        d_model: the width d; the feed-forward block is four times as wide.
+        n_layers: the number L of layers that a model runs.
     """
 
-    def __init__(
-        self, d_model: int, n_heads: int, rotary: bool, n_layers: int
-    ) -> None:
+    def __init__(self, mixer: nn.Module, d_model: int, n_layers: int) -> None:
         super().__init__()
-        self.n_heads, self.rotary = n_heads, rotary
+        self.mixer = mixer
         self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
-        self.query_key_value = nn.Linear(d_model, 3 * d_model)
-        self.output = nn.Linear(d_model, d_model)
         self.inner, self.outer = (
             nn.Linear(d_model, 4 * d_model),
             nn.Linear(4 * d_model, d_model),
         )
         with torch.no_grad():
-            for linear in (self.output, self.outer):
+            for linear in (mixer.get_submodule("output"), self.outer):
+                assert isinstance(linear, nn.Linear)
                 linear.weight.mul_((2 * n_layers) ** -0.5)
                 linear.bias.zero_()
+
+    def forward(self, x: Tensor, *carried: Tensor) -> Tensor:
+        """Map x [B, T, d] to [B, T, d]; the mixer also gets what is carried."""
+        x = x + self.mixer(self.norm1(x), *carried)
+        return x + self.outer(F.relu(self.inner(self.norm2(x))))
+
+
+class Attention(nn.Module):
+    """Causal self-attention, with rotary positions or none."""
+
+    def __init__(self, d_model: int, n_heads: int, rotary: bool) -> None:
+        super().__init__()
+        self.n_heads, self.rotary = n_heads, rotary
+        self.query_key_value = nn.Linear(d_model, 3 * d_model)
+        self.output = nn.Linear(d_model, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [B, T, d] to [B, T, d]."""
         query, key, value = (
-            projected.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-            for projected in self.query_key_value(self.norm1(x)).chunk(3, dim=-1)
+            split_heads(projected, self.n_heads)
+            for projected in self.query_key_value(x).chunk(3, dim=-1)
         )
         if self.rotary:
             query, key = rotate(query), rotate(key)
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        x = x + self.output(attended.transpose(1, 2).flatten(-2))
-        return x + self.outer(F.relu(self.inner(self.norm2(x))))
+        return self.output(attended.transpose(1, 2).flatten(-2))
+
+
+def split_heads(x: Tensor, n_heads: int) -> Tensor:
+    """Split x [B, T, H D] into [B, H, T, D]."""
+    return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
 
 
 def rotate(x: Tensor) -> Tensor:
@@ -130,7 +158,7 @@ class LSTMWithAttention(nn.Module):
         self.token_embedding = nn.Embedding(vocab_size, d_model)
         self.norm_in, self.norm_out = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
         self.lstm = nn.LSTM(d_model, d_model, batch_first=True)
-        self.layer = Layer(d_model, n_heads, rotary=True, n_layers=1)
+        self.layer = Layer(Attention(d_model, n_heads, rotary=True), d_model, 1)
         self.head = nn.Linear(d_model, vocab_size)
 
     def forward(self, tokens: Tensor) -> Tensor:

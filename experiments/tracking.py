@@ -1,118 +1,178 @@
-"""State tracking: feedback against parallel transformers and an LSTM, with ablations.
+"""State tracking: feedback beside recurrences and transformers, on equal terms.
 
     .venv/bin/python experiments/tracking.py [--quick] [--workers N]
 
-First, a search with one seed finds each model's settings. Then all models are trained
-on all tasks with the best settings, parallel ones for up to 1.5 times as long, and
-one task is used for ablations.
+For a task every model sees the same lessons: as many updates, 1,024 tokens in each,
+in the same order. Sequences grow, and have their final length in half of all updates.
+Weights are those after the last update.
 
-A run trains on one thread until the model is right at 99.5 % of the steps of held-out
-sequences of 64 in five evaluations in a row, or until its CPU seconds are used up.
-The weights of the best evaluation are then evaluated at up to eight times that
-length.
+Each model's learning rate for each task is searched first, with a seed and sequences
+of its own and half the updates: three rates, and further ones while the best lies at
+an edge. The best kind of positions for parallel transformers is found likewise, with
+four layers; other depths take over both. Then all models run with five seeds, and are
+tested on sequences of up to eight times the length.
 
 Results are cached: run the same command again to continue after an interruption.
-Writes `fbt/measurements/tracking.json`, in 2 CPU hours.
+Writes `fbt/measurements/tracking.json`, in about two CPU hours.
 """
 
-import copy
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from baselines import LSTM, LSTMWithAttention, Transformer
+from baselines import LSTM, POSITIONS, LSTMWithAttention, Transformer
 from record import Job, Result, arguments, done_anew, done_once, write_record
+from recurrences import BlockRecurrent, LinearRecurrence
 from torch import Tensor, nn
 
 import fbt
 from fbt import tasks
-from fbt.tasks import Task, accuracy
+from fbt.tasks.task import IGNORE
 
 RESULTS = Path(fbt.__file__).parent / "measurements" / "tracking.json"
 TASKS = {
-    "parity": lambda: tasks.Parity(),
     "S3": lambda: tasks.Permutations("S3"),
+    "parity": lambda: tasks.Parity(),
     "cups": lambda: tasks.ShellGame(5),
-    "turns": lambda: tasks.Walk(5, facing=True, heading=True),
-    "A5": lambda: tasks.Permutations("A5"),
     "copy": lambda: tasks.Copy(),
-    "code": lambda: tasks.CodeExecution(),
+    "A5": lambda: tasks.Permutations("A5"),
+    "turns": lambda: tasks.Walk(5, facing=True, heading=True),
 }
-SECONDS = {"parity": 20, "S3": 20, "cups": 40, "turns": 60, "A5": 120, "copy": 20}
-LENGTHS = (8, 16, 32, 64)  # the curriculum's sequences; the last is the goal
-TIMES = (1, 2, 4, 8)  # final evaluations, in multiples of the trained length
-BATCH, TOKENS = 32, 1024  # minimum sequences per step; minimum tokens per step
-EVERY, LOOK = 25, 64  # steps between evaluations; sequences per evaluation
-SOLVED, IN_A_ROW = 0.995, 5  # a run ends at this accuracy, so many times in a row
-READY = 0.95  # accuracy at which sequences grow
+UPDATES = {"S3": 800, "parity": 800, "cups": 1200, "copy": 800}
+UPDATES |= {"A5": 4000, "turns": 3000}
+# Lengths of sequences, in the unit that the task counts: copying takes two steps per
+# symbol. The last one is the goal.
+LESSONS = {"copy": (4, 8, 16, 32), "A5": (2, 4, 8, 16, 32, 64)}
+LESSON, TOKENS = (8, 16, 32, 64), 1024  # tokens in an update
+TIMES = (1, 2, 4, 8)  # lengths of the tests, in multiples of the goal
+WARMUP, FALL, DECAY = 0.05, 0.4, 0.01  # parts of training; weight decay
+RATES, LOWEST, HIGHEST = (5e-4, 1e-3, 2e-3), 6e-5, 3.3e-2  # the search doubles them
+SEEDS, POINTS = 5, 16  # points of a curve
+TESTED = 64  # sequences in a test
 SHAPE = {"d_model": 64, "n_heads": 4}
-RATES, DECAY = (5e-4, 1e-3, 2e-3), 0.01
-DEPTHS, DEPTH = (1, 2, 4, 8), 4
-SCHEMES = ("relative", "rotary", "absolute", "none")
-DEPTHS_FEEDBACK = (1, 2, 4)
-# Tasks with all schemes, and with all depths for feedback and the first two schemes.
-MAIN = ("parity", "S3")
-KEPT = 24  # maximum points per curve in the record
+SPAN = 64  # of feedback models
+DEPTHS, DEPTH = (1, 4, 8), 4
+SCHEMES = ("relative", *POSITIONS)
+
+# Maps a vocabulary's size and a number of layers to a model.
+Build = Callable[[int, int], nn.Module]
 
 
-def build(job: Job, task: Task) -> nn.Module:
+def feedback(**options: Any) -> Build:
+    """Return what builds fbt's feedback model with some options."""
+
+    def build(vocab_size: int, layers: int) -> nn.Module:
+        sizes: dict[str, Any] = SHAPE | {"n_layers": layers, "span": SPAN}
+        return fbt.LanguageModel(fbt.Config(vocab_size, **sizes | options))
+
+    return build
+
+
+def parallel(positions: str, loops: int = 1) -> Build:
+    """Return what builds a parallel transformer with a kind of positions."""
+    if positions == "relative":
+        return feedback(variant="parallel")
+    return lambda vocab_size, layers: Transformer(
+        vocab_size,
+        **SHAPE,
+        n_layers=layers,
+        positions=positions,
+        longest=TIMES[-1] * LESSON[-1],
+        loops=loops,
+    )
+
+
+def linear(writes: int) -> Build:
+    """Return what builds a linear recurrence."""
+    return lambda vocab_size, layers: LinearRecurrence(
+        vocab_size, **SHAPE, n_layers=layers, writes=writes
+    )
+
+
+def without_last_norm(build: Build) -> Build:
+    """Return what builds the same model without the norm before its head."""
+
+    def changed(vocab_size: int, layers: int) -> nn.Module:
+        model = build(vocab_size, layers)
+        model.norm = nn.Identity()
+        return model
+
+    return changed
+
+
+# What builds each model, and its number of layers.
+MODELS: dict[str, tuple[Build, int]] = {
+    "feedback": (feedback(), 1),
+    "feedback, no last norm": (without_last_norm(feedback()), 1),
+    "LSTM": (lambda vocab, layers: LSTM(vocab, SHAPE["d_model"], layers), 1),
+    "LSTM and attention": (lambda vocab, _: LSTMWithAttention(vocab, **SHAPE), 1),
+    "DeltaNet": (linear(writes=1), 1),
+    "DeltaProduct": (linear(writes=2), 1),
+    "scalar SSM": (linear(writes=0), 2),
+    "block-recurrent": (
+        lambda v, layers: BlockRecurrent(v, **SHAPE, n_layers=layers),
+        2,
+    ),
+    "looped": (parallel("rotary", loops=2), 2),
+}
+MODELS |= {f"parallel, {kind}": (parallel(kind), DEPTH) for kind in SCHEMES}
+LAST_NORM = "{}, no last norm"
+BASE = LAST_NORM.format("feedback")
+# One change each to the base, which keeps its learning rate: options of the model,
+# and two changes of training and start, by name. The first ones run on all tasks.
+CHANGES: dict[str, dict[str, Any]] = {
+    "memory: embedding": {"memory": "embedding"},
+    "memory: top": {"memory": "top"},
+    "memory: uniform": {"memory": "uniform"},
+    "memory not normalised": {"memory_norm": False},
+    "span 1": {"span": 1},
+    "span 2": {"span": 2},
+    "span 8": {"span": 8},
+    "keys and values per layer": {"variant": "feedback"},
+    "no curriculum": {},
+    "key biases from zero": {},
+}
+EVERYWHERE = 2
+# The longest tasks have fewer models.
+FEW = ["feedback", BASE, "LSTM", "LSTM and attention", "DeltaProduct"]
+FEW += ["parallel, relative", "parallel, absolute"]
+LONG = ("A5", "turns")
+
+
+def build(job: Job, vocab_size: int) -> nn.Module:
     """Build the model of a job."""
-    vocab_size, layers = len(task.words), job["layers"]
-    if job["model"] == "lstm":
-        return LSTM(vocab_size, SHAPE["d_model"], layers)
-    if job["model"] == "LSTM and attention":
-        return LSTMWithAttention(vocab_size, **SHAPE)
-    if job["model"] == "parallel" and job["positions"] != "relative":
-        longest = TIMES[-1] * LENGTHS[-1]
-        scheme = job["positions"]
-        return Transformer(
-            vocab_size, **SHAPE, n_layers=layers, positions=scheme, longest=longest
-        )
-    variant = {"parallel": "parallel", "feedback": "shared-kv"}[job["model"]]
-    options: dict[str, Any] = SHAPE | {"variant": variant, "n_layers": layers}
-    options |= {"span": LENGTHS[-1]} | job.get("options", {})
-    model = fbt.LanguageModel(fbt.Config(vocab_size, **options))
-    return zero_key_biases(model) if job.get("flat") else model
-
-
-def zero_key_biases(model: fbt.LanguageModel) -> fbt.LanguageModel:
-    """Set the key biases to zero: attention starts as a mean over the span."""
-    for name, parameter in model.named_parameters():
-        if name.endswith(".key_bias"):
-            nn.init.zeros_(parameter)
-    return model
+    name, layers, change = job["model"], job["layers"], job.get("change")
+    if change is not None:
+        model = without_last_norm(feedback(**CHANGES[change]))(vocab_size, layers)
+        if change == "key biases from zero":
+            for parameter_name, parameter in model.named_parameters():
+                if parameter_name.endswith(".key_bias"):
+                    nn.init.zeros_(parameter)
+        return model
+    if name in MODELS:
+        return MODELS[name][0](vocab_size, layers)
+    kind = name.removesuffix(LAST_NORM.format(""))
+    return without_last_norm(MODELS[kind][0])(vocab_size, layers)
 
 
 def run(job: Job) -> Result:
-    """Train and evaluate one model.
-
-    Sequences are short at first. They grow once they are learned, or once a quarter
-    of the time has been spent on them.
-    """
+    """Train and test one model."""
+    task, tuning = TASKS[job["task"]](), job.get("tuning", False)
     torch.manual_seed(job["seed"])
-    task = TASKS[job["task"]]()
-    lessons = tasks.CodeExecution(ask=job["ask"]) if "ask" in job else task
-    model = build(job, task)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=job["rate"], weight_decay=DECAY
-    )
-    generator = torch.Generator().manual_seed(1_000_000 + job["seed"])
-    lengths = job["lengths"]
-    held_out = {
-        length: task.sample(LOOK, length, torch.Generator().manual_seed(length))
-        for length in lengths
-    }
-    # Steps, tokens, seconds, accuracy.
-    curve: list[tuple[int, int, float, float]] = []
-    seconds, steps, tokens, lesson, lesson_start, streak = 0.0, 0, 0, 0, 0.0, 0
-    best, weights = -1.0, model.state_dict()
-    while streak < IN_A_ROW and seconds < job["seconds"]:
-        length = lengths[lesson]
-        batch = job.get("batch", max(BATCH, TOKENS // length))
-        inputs, labels = lessons.sample(batch, length, generator)
+    model = build(job, len(task.words))
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=DECAY)
+    goal = LESSONS.get(job["task"], LESSON)[-1]
+    drawn = torch.Generator().manual_seed(30_000 if tuning else 20_000)
+    held_out = task.sample(TESTED, goal, drawn)
+    curve: list[tuple[int, float]] = []
+    seconds, updates = 0.0, job["updates"]
+    for step, (inputs, labels) in enumerate(lessons(job), start=1):
+        for group in optimizer.param_groups:
+            group["lr"] = job["rate"] * share_of_rate(step / updates)
         start = time.process_time()
         loss = F.cross_entropy(model(inputs).flatten(0, 1), labels.flatten())
         optimizer.zero_grad()
@@ -120,280 +180,235 @@ def run(job: Job) -> Result:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         seconds += time.process_time() - start
-        steps, tokens = steps + 1, tokens + inputs.numel()
-        if steps % EVERY:
-            continue
-        score = evaluate(model, *held_out[lengths[-1]])
-        curve.append((steps, tokens, round(seconds, 2), score))
-        streak = streak + 1 if score >= SOLVED else 0
-        if score >= best:
-            best, weights = score, copy.deepcopy(model.state_dict())
-        if lesson + 1 < len(lengths) and (
-            seconds - lesson_start > job["seconds"] / 4
-            or evaluate(model, *held_out[length]) >= READY
-        ):
-            lesson, lesson_start = lesson + 1, seconds
-    model.load_state_dict(weights)
-    accuracies = {}
-    for length in (times * lengths[-1] for times in TIMES):
-        unseen = torch.Generator().manual_seed(10_000 + length)
-        score = evaluate(model, *task.sample(LOOK, length, unseen))
-        accuracies[str(length)] = score
-    seconds_to_95 = next((at for _, _, at, score in curve if score >= 0.95), None)
-    return {
-        "summary": {"accuracy": accuracies, "seconds_to_95": seconds_to_95},
+        if step % (updates // POINTS) == 0:
+            right = answers(model, *held_out)
+            curve.append((step, round(mean(map(mean, right)), 4)))
+    solved = next((step for step, score in curve if score >= 0.95), None)
+    result: Result = {
+        "summary": {"accuracy": curve[-1][1], "updates_to_95": solved},
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "steps": steps,
-        "tokens": tokens,
         "seconds": round(seconds, 2),
         "curve": curve,
     }
+    if not tuning:
+        result["tests"] = {
+            str(times * goal): test(model, task, times * goal) for times in TIMES
+        }
+    return result
+
+
+def lessons(job: Job) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches of a task; they depend on the seed, not on the model."""
+    task, lengths = TASKS[job["task"]](), LESSONS.get(job["task"], LESSON)
+    offset = 2_000_000 if job.get("tuning") else 1_000_000
+    generator = torch.Generator().manual_seed(offset + job["seed"])
+    *short, goal = lengths
+    short_updates = 0 if job.get("change") == "no curriculum" else job["updates"] // 2
+    for number in range(short_updates):
+        length = short[number * len(short) // short_updates]
+        yield task.sample(TOKENS // length, length, generator)
+    for _ in range(short_updates, job["updates"]):
+        yield task.sample(TOKENS // goal, goal, generator)
+
+
+def share_of_rate(time: float) -> float:
+    """Return the factor of the learning rate at a time in (0, 1]: up, level, down."""
+    return min(1.0, time / WARMUP, (1 + 1e-9 - time) / FALL)
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, tokens: Tensor, labels: Tensor) -> float:
-    """Return the accuracy on given sequences.
+def answers(model: nn.Module, tokens: Tensor, labels: Tensor) -> list[list[bool]]:
+    """Return whether each labelled step is right, a list for each sequence.
 
-    Sequences are evaluated a few at a time, since long ones take much memory.
+    Sequences go a few at a time, since long ones take much memory.
     """
     logits = torch.cat([model(part) for part in tokens.split(16)])
-    return round(accuracy(logits, labels), 4)
-
-
-def recurrent(task: str, model: str, **changes: Any) -> Job:
-    """Return a job for a feedback model or an LSTM."""
-    job = {"task": task, "model": model, "layers": 1, "rate": 1e-3}
-    job |= {"lengths": curriculum(task), "seed": 0, "seconds": SECONDS[task]}
-    return job | changes
-
-
-def parallel(task: str, positions: str, **changes: Any) -> Job:
-    """Return a job for a parallel transformer."""
-    job: Job = {"task": task, "model": "parallel", "positions": positions}
-    job |= {"layers": DEPTH, "rate": 1e-3, "lengths": curriculum(task), "seed": 0}
-    return job | {"seconds": min(120, 3 * SECONDS[task] // 2)} | changes
-
-
-def curriculum(task: str) -> list[int]:
-    """Return the lengths of a task's sequences, in the unit that the task counts.
-
-    Copying takes two steps per symbol.
-    """
-    return {"copy": [4, 8, 16, 32], "A5": [2, 4, *LENGTHS]}.get(task, list(LENGTHS))
-
-
-def ablation_jobs() -> list[Job]:
-    """Return jobs for the shell game with two layers and one change at a time."""
-    jobs: dict[str, Job] = {"as it is": {}}
-    jobs |= {
-        f"memory: {name}": {"options": {"memory": name}}
-        for name in ("embedding", "top", "uniform")
-    }
-    jobs |= {f"span {span}": {"options": {"span": span}} for span in (1, 2, 8)}
-    jobs |= {
-        "memory not normalised": {"options": {"memory_norm": False}},
-        # Its steps run in Python, so the same number of them takes longer.
-        "keys and values per layer": {
-            "options": {"variant": "feedback"},
-            "seconds": 2 * SECONDS["cups"],
-        },
-        "no curriculum": {"lengths": list(LENGTHS[-1:])},
-        "key biases from zero": {"flat": True},
-    }
+    right = logits.argmax(-1) == labels
     return [
-        recurrent("cups", "feedback", layers=2, name=name, **changes, seed=seed)
-        for name, changes in jobs.items()
-        for seed in range(3)
+        row[asked].tolist()
+        for row, asked in zip(right, labels != IGNORE, strict=True)
     ]
 
 
-def search_jobs() -> list[Job]:
-    """Return jobs that search learning rates: every model on every task, one seed.
+def test(model: nn.Module, task: tasks.Task, length: int) -> Result:
+    """Test a model on sequences of a length.
 
-    On the main tasks they also vary the other settings of parallel models.
+    Returns the share of right answers; that at the last eight steps; the share of
+    sequences without a wrong answer; and how many steps from the first are all right
+    in at least 90 % of the sequences.
     """
-    half = {task: max(20, SECONDS[task] // 2) for task in SECONDS}
-    jobs = [
-        recurrent(task, model, rate=rate, seconds=half[task])
-        for task in SECONDS
-        for model in ("feedback", "lstm")
-        for rate in RATES
-    ]
-    for task in SECONDS:
-        for scheme in SCHEMES if task in MAIN else SCHEMES[:1]:
-            changes: list[dict[str, Any]] = [{"rate": rate} for rate in RATES]
-            if task in MAIN:
-                changes.append({"lengths": list(LENGTHS[-1:])})
-                changes += [{"flat": True}] if scheme == "relative" else []
-            jobs += [
-                parallel(task, scheme, seconds=half[task], **change)
-                for change in changes
-            ]
-    return jobs
+    drawn = torch.Generator().manual_seed(10_000 + length)
+    right = torch.tensor(answers(model, *task.sample(TESTED, length, drawn)))
+    right = right.double()
+    whole = right.cummin(1).values.mean(0)
+    return {
+        "mean": round(right.mean().item(), 4),
+        "last": round(right[:, -8:].mean().item(), 4),
+        "whole": round(whole[-1].item(), 4),
+        "to": int((whole >= 0.9).sum()),
+    }
 
 
-def main_jobs(search: list[Result]) -> list[Job]:
-    """Return jobs for all models on all tasks with the best settings.
+def job_of(task: str, model: str, layers: int, rate: float, **more: Any) -> Job:
+    """Return a job."""
+    job = {"task": task, "model": model, "layers": layers, "rate": rate}
+    return job | {"updates": UPDATES[task], "seed": 0} | more
 
-    Among settings with equal accuracy the fastest is best.
+
+def models_for(task: str) -> list[str]:
+    """Return the models that are tuned for a task."""
+    return [name for name in MODELS if task not in LONG or name in FEW]
+
+
+def searched(task: str, workers: int) -> dict[str, list[Result]]:
+    """Search learning rates: return each model's results on a task.
+
+    A search goes on while the best rate is the lowest or the highest one tried.
     """
-    best: dict[tuple[str, ...], tuple[tuple[float, float], Job]] = {}
-    for result in search:
-        job = result["job"]
-        key = (job["task"], job["model"], job.get("positions", ""))
-        score = (round(last(result), 2), -result["seconds"])
-        if key not in best or score > best[key][0]:
-            names = ("rate", "lengths", "flat")
-            best[key] = (score, {name: job[name] for name in names if name in job})
-    jobs = []
-    for (task, model, positions), (_, settings) in best.items():
-        for layers in depths(task, model, positions):
-            if model == "parallel":
-                job = parallel(task, positions, layers=layers, **settings)
-            else:
-                job = recurrent(task, model, layers=layers, **settings)
-            seeds = 5 if (model, layers) == ("feedback", 1) and task in MAIN else 3
-            jobs += [job | {"seed": seed} for seed in range(seeds)]
-    return jobs
-
-
-def depths(task: str, model: str, scheme: str) -> tuple[int, ...]:
-    """Return the numbers of layers to train a model with.
-
-    Copying also uses one parallel layer, as many as the feedback model has.
-    """
-    if model != "parallel":
-        return DEPTHS_FEEDBACK if model == "feedback" and task in MAIN else (1,)
-    if task in MAIN and scheme in SCHEMES[:2]:
-        return DEPTHS
-    return (1, DEPTH) if task == "copy" else (DEPTH,)
-
-
-def quick_jobs() -> list[Job]:
-    """Return a job per main task for feedback, LSTM and parallel transformer."""
-    jobs = []
-    for task in MAIN:
-        jobs += [
-            recurrent(task, "feedback"),
-            recurrent(task, "lstm"),
-            parallel(task, "relative", seconds=20),
+    rates = {name: list(RATES) for name in models_for(task)}
+    while True:
+        jobs = [
+            job_of(task, name, MODELS[name][1], rate) | {"tuning": True}
+            for name in rates
+            for rate in rates[name]
         ]
-    return jobs
+        jobs = [job | {"updates": job["updates"] // 2, "seed": 100} for job in jobs]
+        found: dict[str, list[Result]] = {}
+        for result in done_once("tracking", jobs, run, workers):
+            found.setdefault(result["job"]["model"], []).append(result)
+        growing = False
+        for name, tried in rates.items():
+            rate = best_of(found[name])["job"]["rate"]
+            if rate == max(tried) and 2 * rate < HIGHEST:
+                tried.append(2 * rate)
+                growing = True
+            if rate == min(tried) and rate / 2 > LOWEST:
+                tried.append(rate / 2)
+                growing = True
+        if not growing:
+            return found
 
 
-def last(result: Result) -> float:
-    """Return the accuracy at the trained length."""
-    return float(result["summary"]["accuracy"][str(result["job"]["lengths"][-1])])
+def best_of(results: list[Result]) -> Result:
+    """Return the best result of a search: accurate at the end, and sooner so."""
+    return max(
+        results,
+        key=lambda r: (
+            round(r["summary"]["accuracy"], 2),
+            mean(score for _, score in r["curve"]),
+        ),
+    )
+
+
+def main_jobs(task: str, found: dict[str, list[Result]]) -> list[Job]:
+    """Return the jobs of a task with the best settings, for all seeds."""
+    best = {name: best_of(results) for name, results in found.items()}
+    rates = {name: result["job"]["rate"] for name, result in best.items()}
+    kinds = [name for name in best if name.startswith("parallel")]
+    kind = best_of([best[name] for name in kinds])["job"]["model"]
+    jobs = [
+        job_of(task, name, MODELS[name][1], rates[name])
+        for name in best
+        if name not in kinds
+    ]
+    if task in LONG:
+        jobs.append(job_of(task, kind, DEPTH, rates[kind]))
+    else:
+        jobs += [
+            changed(task, 1, rates[BASE], name) for name in [*CHANGES][:EVERYWHERE]
+        ]
+        jobs += [job_of(task, kind, layers, rates[kind]) for layers in DEPTHS]
+        jobs.append(job_of(task, LAST_NORM.format(kind), DEPTH, rates[kind]))
+    return [job | {"seed": seed} for job in jobs for seed in range(SEEDS)]
+
+
+def changed(task: str, layers: int, rate: float, change: str) -> Job:
+    """Return a job for the base with a change."""
+    return job_of(task, BASE, layers, rate, change=change)
+
+
+def ablation_jobs(found: dict[str, list[Result]]) -> list[Job]:
+    """Return the jobs of ablations: the shell game, with two layers."""
+    rates = {name: best_of(found[name])["job"]["rate"] for name in ("feedback", BASE)}
+    jobs = [job_of("cups", name, 2, rate) for name, rate in rates.items()]
+    jobs += [changed("cups", 2, rates[BASE], name) for name in CHANGES]
+    return [job | {"seed": seed} for job in jobs for seed in range(SEEDS)]
 
 
 def table(results: list[Result]) -> list[dict[str, Any]]:
-    """Return medians over the seeds of each model on each task, and their spread.
-
-    "at_tokens" and "at_seconds" are the accuracies on held-out sequences after as
-    many tokens or seconds as the task's feedback runs took, in the median.
-    """
+    """Return a row for each model on each task: medians over seeds, and the worst."""
     groups: dict[tuple[str, str, str, int], list[Result]] = {}
     for result in results:
         job = result["job"]
-        key = (job["task"], job["model"], job.get("positions", ""), job["layers"])
+        key = (job["task"], job["model"], job.get("change", ""), job["layers"])
         groups.setdefault(key, []).append(result)
-    return [
-        row(runs, groups[task, "feedback", "", 1])
-        for (task, *_), runs in groups.items()
-    ]
+    return [row(runs) for runs in groups.values()]
 
 
-def row(runs: list[Result], feedback: list[Result]) -> dict[str, Any]:
-    """Return a row of the table, from runs of a model and of feedback on one task."""
-    job, summaries = runs[0]["job"], [run["summary"] for run in runs]
-    accuracies = {
-        length: [s["accuracy"][length] for s in summaries]
-        for length in summaries[0]["accuracy"]
+def row(runs: list[Result]) -> dict[str, Any]:
+    """Return a row of the table, from the runs of one model on one task."""
+    job = runs[0]["job"]
+    tests = {
+        length: {
+            name: [run["tests"][length][name] for run in runs]
+            for name in ("mean", "last", "whole", "to")
+        }
+        for length in runs[0]["tests"]
     }
-    tokens, seconds = (
-        median(run[name] for run in feedback) for name in ("tokens", "seconds")
-    )
     return {
         "task": job["task"],
-        "model": f"{job.get('positions', '')} {job['model']}".strip(),
+        "model": job["model"],
+        "change": job.get("change", ""),
         "layers": job["layers"],
-        "seeds": len(runs),
+        "rate": job["rate"],
         "parameters": runs[0]["parameters"],
+        "updates": job["updates"],
         "seconds": median(run["seconds"] for run in runs),
-        "tokens": median(run["tokens"] for run in runs),
-        "seconds_to_95": [summary["seconds_to_95"] for summary in summaries],
-        "accuracy": {
-            length: round(median(values), 4) for length, values in accuracies.items()
+        "updates_to_95": [run["summary"]["updates_to_95"] for run in runs],
+        "median": {
+            length: {name: round(median(values), 4) for name, values in test.items()}
+            for length, test in tests.items()
         },
-        "spread": {
-            length: [min(values), max(values)]
-            for length, values in accuracies.items()
+        "worst": {
+            length: {name: min(values) for name, values in test.items()}
+            for length, test in tests.items()
         },
-        "at_tokens": median(reached(run, 1, tokens) for run in runs),
-        "at_seconds": median(reached(run, 2, seconds) for run in runs),
     }
-
-
-def reached(result: Result, column: int, limit: float) -> float:
-    """Return the best accuracy of a curve up to a limit.
-
-    The limit is one of tokens (column 1) or of seconds (column 2).
-    """
-    points = [point for point in result["curve"] if point[column] <= limit]
-    return max((point[-1] for point in points), default=0.0)
-
-
-def thinned(result: Result) -> Result:
-    """Return a result with fewer points in its curve, including the last one."""
-    curve = result["curve"]
-    every = -(-len(curve) // KEPT)
-    return result | {"curve": curve[::-1][::every][::-1]}
 
 
 def main() -> None:
     """Run the missing jobs, then write the record."""
     quick, workers = arguments(
-        __doc__, quick="six jobs, two minutes; writes no record"
+        __doc__, quick="all models on S3, 32 updates each; writes no record"
     )
     torch.set_num_threads(1)  # the record states this number
     fbt.build_native()
     if quick:
-        done_anew("tracking-quick", quick_jobs(), run, workers)
+        few = [(name, MODELS[name][1]) for name in MODELS]
+        jobs = [job_of("S3", *model, rate=1e-3, updates=32) for model in few]
+        jobs += [changed("S3", 1, 1e-3, name) | {"updates": 32} for name in CHANGES]
+        done_anew("tracking-quick", jobs, run, workers)
         return
-    # Run long jobs first, so that no core waits for the last one.
-    first = longest_first(search_jobs() + ablation_jobs())
-    done_once("tracking", first, run, workers)
-    search = done_once("tracking", search_jobs(), run, workers)
-    done_once("tracking", longest_first(main_jobs(search)), run, workers)
-    runs = done_once("tracking", main_jobs(search), run, workers)
-    ablations = done_once("tracking", ablation_jobs(), run, workers)
-    settings: dict[str, Any] = {
-        "batch": BATCH,
-        "tokens": TOKENS,
-        "every": EVERY,
-        "look": LOOK,
-        "solved": SOLVED,
-        "in_a_row": IN_A_ROW,
-    }
-    settings |= {"ready": READY, "weight_decay": DECAY, "shape": SHAPE}
+    runs, search, ablations = list[Result](), list[Result](), list[Result]()
+    for task in TASKS:
+        found = searched(task, workers)
+        search += [result for results in found.values() for result in results]
+        runs += done_once("tracking", main_jobs(task, found), run, workers)
+        if task == "cups":
+            ablations = done_once("tracking", ablation_jobs(found), run, workers)
+    settings: dict[str, Any] = {"tokens": TOKENS, "tested": TESTED, "shape": SHAPE}
+    settings |= {"span": SPAN, "weight_decay": DECAY, "warmup": WARMUP, "fall": FALL}
+    kept = ("job", "summary", "seconds")
     write_record(
         RESULTS,
         {
             "settings": settings,
-            "curve": ["steps", "tokens", "seconds", "accuracy"],
             "table": table(runs),
-            "runs": [thinned(result) for result in runs],
-            "ablations": [thinned(result) for result in ablations],
-            "search": [
-                {name: r[name] for name in r if name != "curve"} for r in search
-            ],
+            "ablations": table(ablations),
+            "runs": runs,
+            "search": [{name: r[name] for name in kept} for r in search],
         },
     )
-
-
-def longest_first(jobs: list[Job]) -> list[Job]:
-    """Sort jobs by the time they may take, longest first."""
-    return sorted(jobs, key=lambda job: job["seconds"], reverse=True)
 
 
 if __name__ == "__main__":
