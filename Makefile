@@ -66,7 +66,7 @@ bench: environment ## measure speed and memory (half an hour; QUICK=1: 3 minutes
 	@$(RUN) benchmarks/run.py $(if $(QUICK),--quick)
 
 experiments: environment ## train what the book quotes (10 hours; QUICK=1: 10 minutes)
-	@for name in tiny_shakespeare shipped shell_game links tracking hybrid \
+	@for name in tiny_shakespeare shipped shell_game links tracking \
 		code_execution language playground; do \
 		echo "experiments/$$name.py"; \
 		$(RUN) experiments/$$name.py $(if $(QUICK),--quick) || exit 1; done
