@@ -30,8 +30,8 @@ Job = dict[str, Any]
 Result = dict[str, Any]
 
 
-def arguments(about: str | None, quick: str) -> tuple[bool, int]:
-    """Return the options --quick and --workers of the command line."""
+def options(about: str | None, quick: str) -> argparse.ArgumentParser:
+    """Return a parser of the options --quick and --workers."""
     parser = argparse.ArgumentParser(
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -42,7 +42,12 @@ def arguments(about: str | None, quick: str) -> tuple[bool, int]:
         default=2,
         help="number of jobs run in parallel, one core each",
     )
-    args = parser.parse_args()
+    return parser
+
+
+def arguments(about: str | None, quick: str) -> tuple[bool, int]:
+    """Return the options --quick and --workers of the command line."""
+    args = options(about, quick).parse_args()
     return args.quick, args.workers
 
 

@@ -1,6 +1,6 @@
 """State tracking: feedback beside recurrences and transformers, on equal terms.
 
-    .venv/bin/python experiments/tracking.py [--quick] [--workers N]
+    .venv/bin/python experiments/tracking.py [--quick] [--workers N] [--tasks S3 A5]
 
 For a task every model sees the same lessons: as many updates, 1,024 tokens in each,
 in the same order. Sequences grow, and have their final length in half of all updates.
@@ -13,7 +13,8 @@ four layers; other depths take over both. Then all models run with five seeds, a
 tested on sequences of up to eight times the length.
 
 Results are cached: run the same command again to continue after an interruption.
-Writes `fbt/measurements/tracking.json`, in about two CPU hours.
+Writes a record for each task, such as `fbt/measurements/tracking_S3.json`. The shell
+game's also has ablations, with two layers.
 """
 
 import time
@@ -25,7 +26,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from baselines import LSTM, POSITIONS, LSTMWithAttention, Transformer
-from record import Job, Result, arguments, done_anew, done_once, write_record
+from record import Job, Result, done_anew, done_once, options, write_record
 from recurrences import BlockRecurrent, LinearRecurrence
 from torch import Tensor, nn
 
@@ -33,12 +34,12 @@ import fbt
 from fbt import tasks
 from fbt.tasks.task import IGNORE
 
-RESULTS = Path(fbt.__file__).parent / "measurements" / "tracking.json"
+RESULTS = Path(fbt.__file__).parent / "measurements"
 TASKS = {
     "S3": lambda: tasks.Permutations("S3"),
     "parity": lambda: tasks.Parity(),
-    "cups": lambda: tasks.ShellGame(5),
     "copy": lambda: tasks.Copy(),
+    "cups": lambda: tasks.ShellGame(5),
     "A5": lambda: tasks.Permutations("A5"),
     "turns": lambda: tasks.Walk(5, facing=True, heading=True),
 }
@@ -377,38 +378,36 @@ def row(runs: list[Result]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the missing jobs, then write the record."""
-    quick, workers = arguments(
+    """Run the missing jobs of each task, then write its record."""
+    parser = options(
         __doc__, quick="all models on S3, 32 updates each; writes no record"
     )
+    names = list(TASKS)
+    parser.add_argument(
+        "--tasks", nargs="+", choices=names, default=names, help="only these tasks"
+    )
+    args = parser.parse_args()
     torch.set_num_threads(1)  # the record states this number
     fbt.build_native()
-    if quick:
+    if args.quick:
         few = [(name, MODELS[name][1]) for name in MODELS]
         jobs = [job_of("S3", *model, rate=1e-3, updates=32) for model in few]
         jobs += [changed("S3", 1, 1e-3, name) | {"updates": 32} for name in CHANGES]
-        done_anew("tracking-quick", jobs, run, workers)
+        done_anew("tracking-quick", jobs, run, args.workers)
         return
-    runs, search, ablations = list[Result](), list[Result](), list[Result]()
-    for task in TASKS:
-        found = searched(task, workers)
-        search += [result for results in found.values() for result in results]
-        runs += done_once("tracking", main_jobs(task, found), run, workers)
+    for task in args.tasks:
+        found = searched(task, args.workers)
+        runs = done_once("tracking", main_jobs(task, found), run, args.workers)
+        content: dict[str, Any] = {"tokens": TOKENS, "tested": TESTED, "span": SPAN}
+        content |= SHAPE | {"weight_decay": DECAY, "warmup": WARMUP, "fall": FALL}
+        content = {"settings": content, "table": table(runs), "runs": runs}
         if task == "cups":
-            ablations = done_once("tracking", ablation_jobs(found), run, workers)
-    settings: dict[str, Any] = {"tokens": TOKENS, "tested": TESTED, "shape": SHAPE}
-    settings |= {"span": SPAN, "weight_decay": DECAY, "warmup": WARMUP, "fall": FALL}
-    kept = ("job", "summary", "seconds")
-    write_record(
-        RESULTS,
-        {
-            "settings": settings,
-            "table": table(runs),
-            "ablations": table(ablations),
-            "runs": runs,
-            "search": [{name: r[name] for name in kept} for r in search],
-        },
-    )
+            runs = done_once("tracking", ablation_jobs(found), run, args.workers)
+            content |= {"ablations": table(runs), "ablation_runs": runs}
+        kept = ("job", "summary", "seconds")
+        search = [result for results in found.values() for result in results]
+        content["search"] = [{name: r[name] for name in kept} for r in search]
+        write_record(RESULTS / f"tracking_{task}.json", content)
 
 
 if __name__ == "__main__":
