@@ -46,6 +46,8 @@ class Config:
             (layer 0 only: no feedback).
         relative: "per-layer" gives each layer its own relative terms E, s, u;
             "shared" gives all layers the same.
+        final_norm: normalise the output of the last layer before the head. Models
+            that carry a state learn it sooner without (chapter 7 of the book).
 
     Raises:
         TypeError, ValueError: if an argument has the wrong type or is out of range.
@@ -64,6 +66,7 @@ class Config:
     memory_norm: bool = True
     memory: Memory = "learned"
     relative: Relative = "per-layer"
+    final_norm: bool = True
 
     def __post_init__(self) -> None:
         """Check every field and fill in the default of `d_ff`."""
@@ -80,6 +83,7 @@ class Config:
         check_choice("memory", self.memory, MEMORIES)
         check_choice("relative", self.relative, RELATIVES)
         check_bool("memory_norm", self.memory_norm)
+        check_bool("final_norm", self.final_norm)
         check_real("dropout", self.dropout, low=0.0, high=1.0, open_high=True)
         object.__setattr__(self, "dropout", float(self.dropout))  # for JSON
         if self.d_model % self.n_heads:

@@ -85,7 +85,9 @@ class LanguageModel(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.dropout = Dropout(config.dropout)
         self.body = BODIES[config.variant](config)
-        self.norm = nn.LayerNorm(config.d_model)
+        self.norm = (
+            nn.LayerNorm(config.d_model) if config.final_norm else nn.Identity()
+        )
         self.head = nn.Linear(config.d_model, config.vocab_size)
         self._backend: Backend = "auto"
 

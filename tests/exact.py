@@ -37,6 +37,8 @@ OPTIONS = (
     {"span": 1},
     {"n_layers": 1, "n_heads": 1, "d_model": 7},
 )
+# Options of the model around the body.
+AROUND = ({"final_norm": False},)
 
 
 def config(variant: str, **changes) -> fbt.Config:

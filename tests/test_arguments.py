@@ -51,6 +51,7 @@ CONFIG = [
     (ValueError, {"relative": "none"}, "one of 'per-layer', 'shared'"),
     (TypeError, {"memory_norm": 1}, "True or False"),
     (TypeError, {"memory_norm": None}, "True or False"),
+    (TypeError, {"final_norm": 1}, "True or False"),
     (ValueError, {"dropout": -0.1}, re.escape("a number in [0.0, 1.0)")),
     (ValueError, {"dropout": 1.0}, re.escape("a number in [0.0, 1.0)")),
     (ValueError, {"dropout": float("nan")}, re.escape("a number in [0.0, 1.0)")),

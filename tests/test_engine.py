@@ -3,7 +3,7 @@
 import pytest
 import torch
 from engines import NODE, READ, job, node, tensors
-from exact import OPTIONS, VARIANTS, VOCABULARY, model, some_tokens
+from exact import AROUND, OPTIONS, VARIANTS, VOCABULARY, model, some_tokens
 from torch import Tensor
 
 import fbt
@@ -50,7 +50,9 @@ def assert_close(actual: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 def test_engine_equals_models_of_every_kind_and_size():
     """Beyond the span; one process of Node for all."""
     cases = [model(variant, TOKENIZER) for variant in VARIANTS]
-    cases += [model("feedback", TOKENIZER, **options) for options in OPTIONS]
+    cases += [
+        model("feedback", TOKENIZER, **options) for options in (*OPTIONS, *AROUND)
+    ]
     cases += [model("parallel", TOKENIZER, **options) for options in OPTIONS[4:]]
     models = [lm.float().double() for lm in cases]  # weights that float32 can hold
     tokens = some_tokens(1, 31)[0]

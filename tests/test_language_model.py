@@ -7,6 +7,7 @@ import plain
 import pytest
 import torch
 from exact import (
+    AROUND,
     BATCH,
     FEEDBACK,
     LENGTHS,
@@ -259,8 +260,18 @@ def test_round_trip(tmp_path, variant, dtype, tokenizer):
 
 
 @each_variant
+def test_outputs_go_to_the_head_as_they_are_without_a_final_norm(variant):
+    lm, tokens = model(variant, final_norm=False), some_tokens(BATCH, 9)
+    outputs = lm.body(lm.token_embedding(tokens))[0]
+    torch.testing.assert_close(lm(tokens), lm.head(outputs))
+    assert not [name for name in lm.state_dict() if name.startswith("norm")]
+
+
+@each_variant
 @pytest.mark.parametrize(
-    "changes", [{}, *OPTIONS, {"memory": "top", "memory_norm": False}], ids=str
+    "changes",
+    [{}, *OPTIONS, *AROUND, {"memory": "top", "memory_norm": False}],
+    ids=str,
 )
 @pytest.mark.parametrize("assign", [False, True])
 def test_a_state_dict_restores_a_model_completely(variant, changes, assign):

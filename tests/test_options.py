@@ -31,6 +31,7 @@ MODEL: dict[str, Any] = {
     "memory_norm": False,
     "memory": "uniform",
     "relative": "shared",
+    "final_norm": False,
 }
 RECIPE: dict[str, Any] = {
     "steps": 3,

@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from exact import OPTIONS, VARIANTS, config, model
+from exact import AROUND, OPTIONS, VARIANTS, config, model
 from hostile_files import (
     build_file,
     limited_memory,
@@ -46,7 +46,7 @@ HUGE = 2**26  # a quarter of the largest size that Config allows
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("changes", [{}, *OPTIONS], ids=str)
+@pytest.mark.parametrize("changes", [{}, *OPTIONS, *AROUND], ids=str)
 def test_weight_shapes_equal_those_of_the_model(
     variant: str, changes: dict[str, Any]
 ) -> None:
