@@ -124,7 +124,8 @@ MODELS |= {f"parallel, {kind}": (parallel(kind), DEPTH) for kind in SCHEMES}
 LAST_NORM = "{}, no last norm"
 BASE = LAST_NORM.format("feedback")
 # One change each to the base, which keeps its learning rate: options of the model,
-# and two changes of training and start, by name. The first ones run on all tasks.
+# and by name two changes of training and start, and three things in place of the last
+# norm. The first ones run on all tasks.
 CHANGES: dict[str, dict[str, Any]] = {
     "memory: embedding": {"memory": "embedding"},
     "memory: top": {"memory": "top"},
@@ -136,12 +137,35 @@ CHANGES: dict[str, dict[str, Any]] = {
     "keys and values per layer": {"variant": "feedback"},
     "no curriculum": {},
     "key biases from zero": {},
+    "last norm, times 4": {},
+    "one scale for all": {},
+    "one scale for all, times 4": {},
 }
 EVERYWHERE = 2
 # The longest tasks have fewer models.
 FEW = ["feedback", BASE, "LSTM", "LSTM and attention", "DeltaProduct"]
 FEW += ["parallel, relative", "parallel, absolute"]
 LONG = ("A5", "turns")
+
+
+class Rescaled(nn.Module):
+    """What may stand in place of the last norm: a norm or one scale, times a number.
+
+    Args:
+        norm: a module, or None to divide all outputs of a batch by the same number,
+            the root of their mean square.
+        factor: multiplies the result.
+    """
+
+    def __init__(self, norm: nn.Module | None, factor: float) -> None:
+        super().__init__()
+        self.norm, self.factor = norm, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [B, T, d] to [B, T, d]."""
+        if self.norm is None:
+            return self.factor * x / x.square().mean().sqrt().detach()
+        return self.factor * self.norm(x)
 
 
 def build(job: Job, vocab_size: int) -> nn.Module:
@@ -153,6 +177,10 @@ def build(job: Job, vocab_size: int) -> nn.Module:
             for parameter_name, parameter in model.named_parameters():
                 if parameter_name.endswith(".key_bias"):
                     nn.init.zeros_(parameter)
+        if change.startswith("one scale"):
+            model.norm = Rescaled(None, 4.0 if "times" in change else 1.0)
+        if change.startswith("last norm"):
+            model.norm = Rescaled(nn.LayerNorm(SHAPE["d_model"]), 4.0)
         return model
     if name in MODELS:
         return MODELS[name][0](vocab_size, layers)
