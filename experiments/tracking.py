@@ -1,6 +1,7 @@
 """State tracking: feedback beside recurrences and transformers, on equal terms.
 
     .venv/bin/python experiments/tracking.py [--quick] [--workers N] [--tasks S3 A5]
+    .venv/bin/python experiments/tracking.py --times
 
 For a task every model sees the same lessons: as many updates, 1,024 tokens in each,
 in the same order. Sequences grow, and have their final length in half of all updates.
@@ -14,7 +15,9 @@ tested on sequences of up to eight times the length.
 
 Results are cached: run the same command again to continue after an interruption.
 Writes a record for each task, such as `fbt/measurements/tracking_S3.json`. The shell
-game's also has ablations, with two layers.
+game's also has ablations, with two layers. The seconds in them are of a machine that
+may have been busy; `--times` measures updates in turns and writes
+`tracking_times.json`.
 """
 
 import time
@@ -54,6 +57,7 @@ WARMUP, FALL, DECAY = 0.05, 0.4, 0.01  # parts of training; weight decay
 RATES, LOWEST, HIGHEST = (5e-4, 1e-3, 2e-3), 6e-5, 3.3e-2  # the search doubles them
 SEEDS, POINTS = 5, 16  # points of a curve
 TESTED = 64  # sequences in a test
+ROUNDS = 25  # of timing
 SHAPE = {"d_model": 64, "n_heads": 4}
 SPAN = 64  # of feedback models
 DEPTHS, DEPTH = (1, 4, 8), 4
@@ -120,7 +124,8 @@ MODELS: dict[str, tuple[Build, int]] = {
     ),
     "looped": (parallel("rotary", loops=2), 2),
 }
-MODELS |= {f"parallel, {kind}": (parallel(kind), DEPTH) for kind in SCHEMES}
+KINDS = {f"parallel, {kind}": parallel(kind) for kind in SCHEMES}
+MODELS |= {name: (build, DEPTH) for name, build in KINDS.items()}
 LAST_NORM = "{}, no last norm"
 BASE = LAST_NORM.format("feedback")
 # One change each to the base, which keeps its learning rate: options of the model,
@@ -202,13 +207,7 @@ def run(job: Job) -> Result:
     for step, (inputs, labels) in enumerate(lessons(job), start=1):
         for group in optimizer.param_groups:
             group["lr"] = job["rate"] * share_of_rate(step / updates)
-        start = time.process_time()
-        loss = F.cross_entropy(model(inputs).flatten(0, 1), labels.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        seconds += time.process_time() - start
+        seconds += update(model, optimizer, inputs, labels)
         if step % (updates // POINTS) == 0:
             right = answers(model, *held_out)
             curve.append((step, round(mean(map(mean, right)), 4)))
@@ -224,6 +223,19 @@ def run(job: Job) -> Result:
             str(times * goal): test(model, task, times * goal) for times in TIMES
         }
     return result
+
+
+def update(
+    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor
+) -> float:
+    """Update a model, and return the CPU seconds that it took."""
+    start = time.process_time()
+    loss = F.cross_entropy(model(inputs).flatten(0, 1), labels.flatten())
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return time.process_time() - start
 
 
 def lessons(job: Job) -> Iterator[tuple[Tensor, Tensor]]:
@@ -405,6 +417,26 @@ def row(runs: list[Result]) -> dict[str, Any]:
     }
 
 
+def times() -> list[dict[str, Any]]:
+    """Time an update of every model on S3 at its final length, in turns."""
+    task, goal = TASKS["S3"](), LESSON[-1]
+    inputs, labels = task.sample(
+        TOKENS // goal, goal, torch.Generator().manual_seed(0)
+    )
+    models = {(name, layers): build for name, (build, layers) in MODELS.items()}
+    models |= {(name, n): models[name, DEPTH] for name in KINDS for n in DEPTHS}
+    built = {key: build(len(task.words), key[1]) for key, build in models.items()}
+    optimizers = {key: torch.optim.AdamW(built[key].parameters()) for key in built}
+    taken: dict[tuple[str, int], list[float]] = {key: [] for key in built}
+    for _ in range(ROUNDS):
+        for key, model in built.items():
+            taken[key].append(update(model, optimizers[key], inputs, labels))
+    return [
+        {"model": name, "layers": layers, "milliseconds": round(1000 * median(t), 2)}
+        for (name, layers), t in taken.items()
+    ]
+
+
 def main() -> None:
     """Run the missing jobs of each task, then write its record."""
     parser = options(
@@ -414,6 +446,9 @@ def main() -> None:
     parser.add_argument(
         "--tasks", nargs="+", choices=names, default=names, help="only these tasks"
     )
+    parser.add_argument(
+        "--times", action="store_true", help="only time updates, on an idle machine"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)  # the record states this number
     fbt.build_native()
@@ -422,6 +457,9 @@ def main() -> None:
         jobs = [job_of("S3", *model, rate=1e-3, updates=32) for model in few]
         jobs += [changed("S3", 1, 1e-3, name) | {"updates": 32} for name in CHANGES]
         done_anew("tracking-quick", jobs, run, args.workers)
+        return
+    if args.times:
+        write_record(RESULTS / "tracking_times.json", {"table": times()})
         return
     for task in args.tasks:
         found = searched(task, args.workers)
