@@ -59,14 +59,15 @@ def test_random_models_in_the_interpreter():
     script("triton_interpreted.py", "1", TRITON_INTERPRET="1")
 
 
-def check_compiled(folder: Path, *capabilities: int) -> None:
+def check_compiled(folder: Path, types: str, *capabilities: int) -> None:
     lines = script(
         "triton_compiled.py",
+        types,
         *map(str, capabilities),
         TRITON_CACHE_DIR=str(folder),
         TRITON_DEFAULT_FP_FUSION="1",  # the default, but unset it is deprecated
     ).splitlines()
-    assert len(lines) == 2 * len(capabilities)
+    assert len(lines) == 4 * len(types.split(",")) * len(capabilities)
     for line in lines:
         capability, shared, spilled = map(int, line.split())
         assert spilled == 0 and shared <= 1024 * SHARED[capability], line
@@ -74,13 +75,14 @@ def check_compiled(folder: Path, *capabilities: int) -> None:
 
 @needs_triton
 def test_size_m_compiles_without_spilling_registers(tmp_path: Path):
-    check_compiled(tmp_path, 80)
+    check_compiled(tmp_path, "fp32,bf16", 80)
 
 
 @needs_triton
 @pytest.mark.slow
 def test_size_m_compiles_for_older_and_newer_cards(tmp_path: Path):
-    check_compiled(tmp_path, 75, 90)
+    check_compiled(tmp_path, "fp16", 80)
+    check_compiled(tmp_path, "fp32,bf16,fp16", 75, 90)
 
 
 class OnDevice(NamedTuple):

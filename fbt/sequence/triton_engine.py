@@ -31,7 +31,9 @@ LARGEST_WIDTH = 512  # the widest for which the kernels were compiled and looked
 # in registers together with as many values and rows of the relative table.
 BLOCKS = {"BK": 16, "BN": 256}
 KEYS = 1024
-WARPS = 8  # per program
+# Of a program and of a thread. Without the second, the largest there is, the compiler
+# stores registers in memory, so that twice as many programs may run at once.
+LIMITS = {"num_warps": 8, "maxnreg": 255}
 # With more sequences, a program takes several. In backward each program has a sum of
 # the gradients of relative tables: more programs than a card runs at once are waste.
 MAX_PROGRAMS = 256
@@ -182,7 +184,7 @@ class TritonEngine(Engine):
             GELU=layout.sizes.gelu,
             **constants,
             **sizes_of_blocks(layout.L, layout.H, layout.D, layout.F),
-            num_warps=WARPS,
+            **LIMITS,
         )
 
 
