@@ -79,7 +79,7 @@ def page_numbers(
     measured = {
         (r["label"], r["name"], r["how"]): 1e3 * r["seconds"]
         for r in rows
-        if (r["what"], r["precision"]) == ("step", "float32")
+        if (r["what"], r["precision"]) == ("step", "float32") and "seconds" in r
     }
     least, most = (1e3 * time for time in seconds(M, 64))
     half_least, half_most = (1e3 * time for time in seconds(M, 64, 2))
@@ -115,7 +115,8 @@ def recorded(rows: Sequence[Mapping[str, Any]], measured: Mapping[Any, float]) -
     lines = ["| size | model | launched | as a graph |", "|---|---|---:|---:|"]
     for row in rows:
         label, name = row["label"], row["name"]
-        if row["how"] != "launched" or (label, name, "graph") not in measured:
+        plain = (row["how"], row["precision"]) == ("launched", "float32")
+        if not plain or (label, name, "graph") not in measured:
             continue
         ms = (measured[label, name, how] for how in ("launched", "graph"))
         lines.append(f"| {label} | {name} | {' | '.join(f'{t:.1f}' for t in ms)} |")
