@@ -9,7 +9,8 @@ memory, because each thread computes a few entries of the result and needs all o
 input. A barrier stands wherever a thread reads what another one has written.
 
 Tensors have the layout of `fbt.sequence.layout`; a matrix W is [K, N], and `product`
-computes z W. Sums are accumulated in the dtype of the activations.
+computes z W. A matrix may be in half precision: its numbers are converted when they
+have been read. Sums are accumulated in the dtype of the activations.
 """
 
 import triton
