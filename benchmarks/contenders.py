@@ -183,6 +183,6 @@ def lucidrains(size: Size) -> Contender:
 
     def run(x: Tensor) -> Tensor:
         preset.embeddings = x
-        return model(torch.zeros(x.shape[:2], dtype=torch.long))
+        return model(torch.zeros(x.shape[:2], dtype=torch.long, device=x.device))
 
     return Contender(model, run)

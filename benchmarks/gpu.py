@@ -6,10 +6,13 @@ It writes `fbt/measurements/gpu.json`, or RECORD, when all rows are measured. Ro
 kept in `_build/benchmarks` meanwhile: a run that was interrupted, or ended after N
 minutes, continues with the same command. With --dry-run tiny sizes run on the CPU,
 without a CUDA graph and without the kernels of "triton", to see that all of it works.
+Other implementations are installed into an environment of their own, as by run.py; if
+that fails, their rows say so.
 
 A loop consists of many small operations, so on a GPU most of its time goes into
 kernel launches; a CUDA graph launches them all at once. Only parallel models are
-compiled or measured in reduced precision: our loops compute in float32 here.
+compiled or measured in TF32. Under autocast the kernels of "triton" read matrices in
+half precision; the other loops would stay in float32, and are measured there.
 
 Look for races and for reads beyond a tensor in the kernels, once per card:
 
@@ -25,25 +28,30 @@ writes to global memory is shown by the same bits in every repetition, which
 
 import argparse
 import json
+import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
 from contenders import (
+    DIFFERENCES,
     PARALLEL,
+    PEERS,
     YARDSTICK,
     Size,
     Unavailable,
     build,
     our_config,
 )
-from run import LARGE, MEASUREMENTS, WORK, M
+from run import LARGE, MEASUREMENTS, WORK, M, peers_python
 from sdpa import Decoder, Transformer
 from torch import Tensor
 
@@ -57,6 +65,9 @@ from fbt.shared_kv import SharedKVBody
 RECORD = MEASUREMENTS / "gpu.json"
 SIZES = {"M": M, "L": LARGE, "d = 256": Size(d=256, H=8, F=1024, L=4, T=256, B=32)}
 PRECISIONS = ("float32", "TF32", "bfloat16")
+OF_TRITON = ("float32", "bfloat16", "float16")
+# Without the one that projects all memories anew at every step.
+OTHERS = tuple(name for name in PEERS if name != "labml plain")
 ROUNDS, PATIENCE = 7, 20.0  # at most so many steps, and seconds, after the first
 
 Row = dict[str, Any]
@@ -85,7 +96,7 @@ class Plan(NamedTuple):
 
 
 FULL = Plan(SIZES, (16, 64, 256, 1024), (64, 128, 256, 512), M, 512)
-TINY = Size(d=8, H=2, F=12, L=2, T=5, B=2)
+TINY = Size(d=8, H=2, F=32, L=2, T=5, B=2)
 DRY = Plan({"tiny": TINY}, (2,), (4,), TINY, 16)
 
 
@@ -121,33 +132,31 @@ def jobs(plan: Plan) -> list[Job]:
         hows = ("launched", "graph", *(["compiled"] if is_main or many else []))
         ways = [(YARDSTICK, how, p) for p in PRECISIONS for how in hows]
         ways += [(PARALLEL, how, "float32") for how in ("launched", "graph")]
-        ways += [("triton", "launched", "float32")]
+        ways += [("triton", "launched", p) for p in OF_TRITON]
+        ways += [(name, "launched", "float32") for name in OTHERS]
         loop = ("recorded", "graph", "launched") if is_main else ("recorded",)
         ways += [("sequence", how, "float32") for how in loop]
         result += [Job("step", label, size, *way) for way in ways]
     for label, size in plan.sizes.items():
         for B in (1, plan.main.B):
             context = size._replace(T=plan.context, B=B)
-            result += [
-                Job("decode", f"{label}, B = {B}", context, name)
-                for name in (YARDSTICK, "sequence", "triton")
-            ]
+            named = Job("decode", f"{label}, B = {B}", context, YARDSTICK)
+            result += [named, named._replace(name="sequence")]
+            result += [named._replace(name="triton", precision=p) for p in OF_TRITON]
     return result
 
 
 @contextmanager
 def computing_in(precision: str, device: str) -> Iterator[None]:
-    """Set the precision of the products of parallel models."""
+    """Set the precision of the products of parallel models, and of "triton"."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if precision == "TF32" else "highest")
     try:
+        if precision not in ("bfloat16", "float16"):
+            yield
+            return
         # A cache of converted weights would be part of a captured graph.
-        with torch.autocast(
-            device,
-            torch.bfloat16,
-            enabled=precision == "bfloat16",
-            cache_enabled=False,
-        ):
+        with torch.autocast(device, getattr(torch, precision), cache_enabled=False):
             yield
     finally:
         torch.set_float32_matmul_precision(before)
@@ -210,8 +219,9 @@ def decoding(job: Job, device: str) -> Callable[[], object]:
     @torch.no_grad()
     def through_states() -> None:
         current = state
-        for token in x:
-            _, current, _ = body(token, current, backend=job.name)
+        with computing_in(job.precision, device):
+            for token in x:
+                _, current, _ = body(token, current, backend=job.name)
 
     return through_states
 
@@ -285,7 +295,9 @@ def about(device: str) -> Row:
     }
     settings = {
         "dropout": 0.0,
-        "precision": "of the products: float32, TF32, or bfloat16 by autocast",
+        "precision": "of the products: float32, TF32, or half by autocast, which for "
+        "'triton' means its matrices",
+        "differences": {name: DIFFERENCES[name] for name in OTHERS},
         "seconds": f"median of at most {ROUNDS} steps, wall time, after one warm-up",
         "memory_mb": "peak of allocated memory, in 10^6 bytes",
     }
@@ -337,4 +349,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    if find_spec("labml_nn") is None and (python := peers_python()) != sys.executable:
+        os.execv(python, [python, *sys.argv])
     main()

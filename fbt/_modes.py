@@ -7,18 +7,26 @@ import torch
 
 
 @contextmanager
-def without_autocast(device: str) -> Iterator[bool]:
+def without_autocast(device: str) -> Iterator[torch.dtype | None]:
     """Turn autocast off: operations keep the dtype of their inputs.
 
     Yields:
-        True if autocast was on.
+        What `autocast_dtype` returned before.
     """
     if not torch.amp.is_autocast_available(device):  # e.g. "meta"
-        yield False
+        yield None
         return
-    autocast = torch.is_autocast_enabled(device)
+    autocast = autocast_dtype(device)
     with torch.autocast(device, enabled=False):
         yield autocast
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """Return the dtype to which autocast converts on a device; None if it is off."""
+    if not torch.amp.is_autocast_available(device):
+        return None
+    on = torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if on else None
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fbt import native
-from fbt._modes import without_autocast
+from fbt._modes import autocast_dtype, without_autocast
 from fbt.feedback import FeedbackBody
 from fbt.folding import fold
 from fbt.inspection import active_dropout, remembered, why_not_folded
@@ -23,7 +23,7 @@ from fbt.sequence.engine import Engine
 from fbt.sequence.forward import Forward, prepare, results
 from fbt.sequence.function import WholeSequence
 from fbt.sequence.graphs import Recordings, Replayed
-from fbt.sequence.layout import Sizes, Weights
+from fbt.sequence.layout import Sizes, Weights, round_matrices
 from fbt.sequence.native_engine import NativeEngine
 from fbt.sequence.python_engine import PythonEngine
 from fbt.sequence.triton_engine import TritonEngine
@@ -79,7 +79,8 @@ def choose(body: FeedbackBody, x: Tensor) -> Choice:
     """Return the engine that backend="auto" takes for embeddings x [B, T, d].
 
     It is the first one that can compute the body. For a single step with gradients
-    the plain loop is faster.
+    the plain loop is faster. Under autocast, x is converted first, as in
+    `run_sequence`.
     """
     if x.shape[1:2] == (1,) and torch.is_grad_enabled():
         return Choice(
@@ -96,7 +97,26 @@ def choose(body: FeedbackBody, x: Tensor) -> Choice:
             "as fast",
             warn=True,
         )
+    if autocast_dtype(x.device.type) is not None:
+        x = x[:0].to(body.relative[0].query_bias.dtype)
     return first_for(x)
+
+
+def autocast_in(engine: str | None, x: Tensor) -> str:
+    """Return what autocast changes in an engine's computation for tensors like x.
+
+    Returns:
+        A sentence; "" if autocast is off, or for the plain loop, whose operations it
+        converts one by one.
+    """
+    dtype = autocast_dtype(x.device.type)
+    if dtype is None or engine not in ENGINES:
+        return ""
+    if ENGINES[engine].half_matrices:
+        return (
+            f"Under autocast it reads matrices in {dtype}; all else is in {x.dtype}"
+        )
+    return f"It computes in {x.dtype} under autocast too"
 
 
 def first_for(x: Tensor) -> Choice:
@@ -216,9 +236,11 @@ def run_sequence(
         if not checked:
             check_folded(body, engine)
         dtype = body.relative[0].query_bias.dtype
-        if autocast:
+        if autocast is not None:
             x = x.to(dtype)
             state = None if state is None else state.map(lambda kv: kv.to(dtype))
+            if ENGINES[engine].half_matrices:
+                sizes = sizes._replace(matrices=autocast)
         check_tensor(engine, x)
         tensors = (x,) if state is None else (x, *state.keys, *state.values)
         if any(tensor.dtype != dtype for tensor in tensors):
@@ -227,9 +249,9 @@ def run_sequence(
                 f"x, keys and values must be {dtype} like the weights, got {got}"
             )
         if not sizes.needs_backward:
-            prepared = folded_weights(body, engine)
+            prepared = folded_weights(body, engine, sizes.matrices)
             if length == 1 and starts is None and not dropout:
-                return step(body, x, state, engine, prepared, oldest)
+                return step(body, x, state, engine, prepared, sizes)
         none = x.new_empty(sizes.heads * batch, 0, body.d_model // sizes.heads)
         keys, values = (none, none) if state is None else keys_and_values(state)
         inputs = x.transpose(0, 1), keys, values
@@ -266,14 +288,17 @@ def run_sequence(
 _recordings: WeakKeyDictionary[nn.Module, Recordings] = WeakKeyDictionary()
 
 
-def folded_weights(body: FeedbackBody, engine: str) -> Weights:
+def folded_weights(
+    body: FeedbackBody, engine: str, matrices: torch.dtype | None
+) -> Weights:
     """Return the weights of a body for an engine's `Forward`, without gradients."""
 
     def compute() -> Weights:
         with torch.inference_mode(False), torch.no_grad():
-            return prepare(ENGINES[engine], fold(body, body.span))
+            rounded = round_matrices(fold(body, body.span), matrices)
+            return prepare(ENGINES[engine], rounded)
 
-    return remembered(body, engine, compute)
+    return remembered(body, (engine, matrices), compute)
 
 
 class RunningCache(Cache):
@@ -285,7 +310,7 @@ class RunningCache(Cache):
         engine: a key of `ENGINES`.
         weights: what `folded_weights` returned.
         batch: the number of sequences B.
-        oldest: the oldest step [B, 1] that each may see, or None.
+        sizes: of its next step.
     """
 
     def __init__(
@@ -295,10 +320,10 @@ class RunningCache(Cache):
         engine: str,
         weights: Weights,
         batch: int,
-        oldest: Tensor | None,
+        sizes: Sizes,
     ) -> None:
-        past = state.length if state else 0
-        sizes = sizes_of(body, past, oldest=oldest, dropout=0.0, recompute=False)
+        past, oldest = sizes.past, sizes.oldest
+        sizes = sizes._replace(recompute=False)  # which nothing will follow
         with torch.inference_mode(False), torch.no_grad():
             x = weights.b_q.new_empty(1, batch, body.d_model)
             none = x.new_empty(sizes.heads * batch, 0, body.d_model // sizes.heads)
@@ -323,7 +348,7 @@ def step(
     state: State | None,
     engine: str,
     weights: Weights,
-    oldest: Tensor | None,
+    sizes: Sizes,
 ) -> tuple[Tensor, State]:
     """Compute one step without gradients or dropout, in the cache of its state.
 
@@ -333,7 +358,7 @@ def step(
         state: carried in, or None.
         engine: a key of `ENGINES`.
         weights: what `folded_weights` returned.
-        oldest: the oldest step [B, 1] that each row may see, or None.
+        sizes: of this step.
 
     Returns:
         The top layer's output [B, 1, d] and the state for the next step.
@@ -344,7 +369,7 @@ def step(
         and cache.loop.weights is weights
         and cache.claim(row)
     ):
-        cache = RunningCache(body, state, engine, weights, x.shape[0], oldest)
+        cache = RunningCache(body, state, engine, weights, x.shape[0], sizes)
         row = 0 if state is None else state.length
         cache.claim(row)
     outputs = cache.loop.outputs

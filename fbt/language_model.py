@@ -111,8 +111,9 @@ class LanguageModel(nn.Module):
     def explain_backend(self, tokens: Tensor) -> str:
         """Return which backend computes these tokens now, and why, as a text.
 
-        Gradients, hooks, changed modules, the dtype and the device matter, so call it
-        where the model is called: under the same `torch.no_grad()`, for example.
+        Gradients, hooks, changed modules, the dtype, the device and autocast matter,
+        so call it where the model is called: under the same `torch.no_grad()`, for
+        example.
 
         Args:
             tokens: token ids [B, T].
@@ -124,17 +125,20 @@ class LanguageModel(nn.Module):
             TypeError, ValueError: as in `forward`.
         """
         check_tokens("tokens", tokens, "[B, T]", self.config.vocab_size)
+        size = (*tokens.shape, self.config.d_model)
+        x = self.token_embedding.weight.new_empty(size)
         if self._backend != "auto":
-            return f'"{self._backend}": model.backend names it'
+            parts = [f'"{self._backend}": model.backend names it']
+            parts += [engines.autocast_in(self._backend, x)]
+            return ". ".join(part.rstrip(".") for part in parts if part)
         if not isinstance(self.body, SharedKVBody):
             name = "stack" if isinstance(self.body, FeedbackBody) else "reference"
             return f'"{name}": it is the fastest for {self.config.variant!r}'
-        size = (*tokens.shape, self.config.d_model)
-        choice = engines.choose(
-            self.body, self.token_embedding.weight.new_empty(size)
-        )
-        advice = choice.advice and f". To change that: {choice.advice}"
-        return f'"{choice.engine or "stack"}": {choice.reason}{advice}'
+        choice = engines.choose(self.body, x)
+        parts = [f'"{choice.engine or "stack"}": {choice.reason}']
+        parts += [choice.advice and f"To change that: {choice.advice}"]
+        parts += [engines.autocast_in(choice.engine, x)]
+        return ". ".join(part.rstrip(".") for part in parts if part)
 
     @property
     def tokenizer(self) -> Tokenizer | None:

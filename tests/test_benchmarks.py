@@ -15,6 +15,7 @@ import torch
 from contenders import EVERYONE, OURS, PARALLEL, YARDSTICK, Size, Unavailable
 
 from fbt import Config, LanguageModel
+from fbt._modes import autocast_dtype
 
 SMALL = Size(d=10, H=2, F=14, L=3, T=7, B=5)
 RECORDS = {part: run.MEASUREMENTS / f"{part}.json" for part in run.PARTS}
@@ -310,10 +311,24 @@ def test_dry_run_measures_all_but_the_kernels(dry_run, tmp_path):
     for row in record["rows"]:
         if row["name"] == "triton":
             assert "on CUDA, got cpu" in row["not_run"]
+        elif row["name"] in gpu.OTHERS and "not_run" in row:
+            assert " is not installed: No module named" in row["not_run"]
         else:
             assert row["seconds"] == row["samples"][1]
     assert record["machine"]["gpu"] == "none: a dry run"
     assert [path.name for path in tmp_path.iterdir()] == ["record"]
+
+
+@pytest.mark.parametrize("precision", gpu.PRECISIONS + gpu.OF_TRITON)
+def test_a_precision_is_set_for_the_products_and_ends(precision):
+    before = torch.get_float32_matmul_precision()
+    half = getattr(torch, precision) if "float16" in precision else None
+    with gpu.computing_in(precision, "cpu"):
+        assert autocast_dtype("cpu") == half
+        expected = "high" if precision == "TF32" else "highest"
+        assert torch.get_float32_matmul_precision() == expected
+    assert autocast_dtype("cpu") is None
+    assert torch.get_float32_matmul_precision() == before
 
 
 def test_interrupted_measurements_continue(dry_run, monkeypatch, tmp_path):

@@ -146,6 +146,8 @@ def test_gpu_benchmark_measures_every_job(monkeypatch):
     monkeypatch.setattr(gpu, "ROUNDS", 1)
     for job in gpu.jobs(gpu.DRY):
         row = gpu.measure(job, DEVICE)
+        if job.name in gpu.OTHERS and "is not installed" in row.get("not_run", ""):
+            continue
         assert row["seconds"] > 0 and row["memory_mb"] > 0, row
 
 

@@ -68,6 +68,18 @@ def test_leaving_the_fast_engines_warns_once(change: str) -> None:
     assert lm.explain_backend(tokens) == '"stack": model.backend names it'
 
 
+def test_under_autocast_an_input_in_half_precision_is_no_half_precision_model():
+    """It is converted to the dtype of the weights before an engine gets it."""
+    lm, tokens = model("shared-kv").float(), some_tokens(2, 9)
+    x = torch.zeros(2, 9, 14)
+    expected = engines.choose(lm.body, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert engines.choose(lm.body, x.bfloat16()) == expected
+        explained = lm.explain_backend(tokens)
+        assert explained.endswith(". It computes in torch.float32 under autocast too")
+    assert engines.choose(lm.body, x.bfloat16()) != expected
+
+
 def test_a_run_that_leaves_the_fast_engines_warns() -> None:
     lm = fbt.LanguageModel(fbt.Config(5, d_model=6, n_heads=2, n_layers=1))
     lm.body.layers[0].register_forward_hook(lambda *_: None)

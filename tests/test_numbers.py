@@ -731,6 +731,19 @@ def test_sentences_are_in_their_chapters():
         assert sentence in text[chapter], (chapter, sentence)
 
 
+def test_the_page_on_gpus_quotes_float32_and_skips_what_was_not_run():
+    rows = record("gpu")["rows"]
+    machine = record("gpu")["machine"]
+    others = [
+        *(row | {"precision": "bfloat16", "seconds": 1.0} for row in rows),
+        rows[0] | {"name": "labml shared KV", "seconds": None},
+    ]
+    others[-1]["not_run"] = others[-1].pop("seconds")
+    assert fbt_gpu.page_numbers(rows + others, machine) == fbt_gpu.page_numbers(
+        rows, machine
+    )
+
+
 def test_estimates_for_a_gpu_count_what_the_kernels_do():
     """Barriers of a layer are those within its loop; one is for GELU only."""
     source = (ROOT / "fbt" / "sequence" / "triton_kernels.py").read_text("utf-8")

@@ -59,14 +59,15 @@ def test_random_models_in_the_interpreter():
     script("triton_interpreted.py", "1", TRITON_INTERPRET="1")
 
 
-def check_compiled(folder: Path, *capabilities: int) -> None:
+def check_compiled(folder: Path, types: str, *capabilities: int) -> None:
     lines = script(
         "triton_compiled.py",
+        types,
         *map(str, capabilities),
         TRITON_CACHE_DIR=str(folder),
         TRITON_DEFAULT_FP_FUSION="1",  # the default, but unset it is deprecated
     ).splitlines()
-    assert len(lines) == 2 * len(capabilities)
+    assert len(lines) == 4 * len(types.split(",")) * len(capabilities)
     for line in lines:
         capability, shared, spilled = map(int, line.split())
         assert spilled == 0 and shared <= 1024 * SHARED[capability], line
@@ -74,13 +75,14 @@ def check_compiled(folder: Path, *capabilities: int) -> None:
 
 @needs_triton
 def test_size_m_compiles_without_spilling_registers(tmp_path: Path):
-    check_compiled(tmp_path, 80)
+    check_compiled(tmp_path, "fp32,bf16", 80)
 
 
 @needs_triton
 @pytest.mark.slow
 def test_size_m_compiles_for_older_and_newer_cards(tmp_path: Path):
-    check_compiled(tmp_path, 75, 90)
+    check_compiled(tmp_path, "fp16", 80)
+    check_compiled(tmp_path, "fp32,bf16,fp16", 75, 90)
 
 
 class OnDevice(NamedTuple):
@@ -120,7 +122,11 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     [
         ({"device": torch.device("cpu")}, ValueError, "on CUDA, got cpu"),
         ({"dtype": torch.float64}, TypeError, "in float32, got torch.float64"),
-        ({"dtype": torch.bfloat16}, TypeError, "in float32, got torch.bfloat16"),
+        (
+            {"dtype": torch.bfloat16},
+            TypeError,
+            "float32, got torch.bfloat16. Under autocast, .* in torch.bfloat16",
+        ),
         ({"shape": (2, 5, 520)}, ValueError, "d_model <= 512, .* got 520"),
     ],
 )
@@ -150,6 +156,20 @@ def test_auto_takes_it_where_it_was_right_and_faster(gpu):
         assert engines.first_for(OnDevice(shape=(2, 5, width))).engine == engine
     assert "slower" in engines.first_for(OnDevice(shape=(2, 5, 512))).reason
     assert TritonEngine.why_not(OnDevice()) is None and len(runs) == 1
+
+
+def test_under_autocast_it_says_in_which_dtype_it_reads_matrices():
+    x = torch.zeros(2, 5, 6)
+    for name, expected in (
+        ("triton", "matrices in torch.float16; all else is in torch.float32"),
+        ("sequence", "It computes in torch.float32 under autocast too"),
+        ("native", "It computes in torch.float32 under autocast too"),
+    ):
+        assert engines.autocast_in(name, x) == ""
+        with torch.autocast("cpu", torch.float16):
+            assert engines.autocast_in(name, x).endswith(expected)
+    with torch.autocast("cpu", torch.float16):
+        assert engines.autocast_in("stack", x) == engines.autocast_in(None, x) == ""
 
 
 def test_its_times_are_per_step_and_layer(gpu):

@@ -15,6 +15,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 from unittest import mock
 
 import torch
@@ -37,6 +38,11 @@ from fbt.sequence.triton_engine import TritonEngine
 
 CPU = torch.device("cpu")
 SMALL = {"n_layers": 2, "d_model": 6, "d_ff": 5, "n_heads": 2, "span": 4}
+HALVES = (torch.bfloat16, torch.float16)
+# Allowed error of a tensor in half precision, in units of the spacing of numbers
+# near 1. Rounding changes a weight by half a unit at most, and a number depends on a
+# chain of some twenty products. Their errors have random signs: 7 units were seen.
+ROUNDINGS = 10
 # Steps, carried steps, whether to recompute, frozen parameters, and the model.
 CORNERS = (
     (1, 0, False, "", {"n_layers": 1, "d_model": 3, "n_heads": 1}),
@@ -58,8 +64,12 @@ def computed(
     frozen: str,
     changes: dict,
     borders: bool = False,
+    half: torch.dtype | None = None,
 ) -> Iterator[Tensor]:
-    """Yield outputs, the state, and all gradients that are wanted."""
+    """Yield outputs, the state, and all gradients that are wanted.
+
+    Under autocast if `half` is given.
+    """
     changes = {**SMALL, **changes}
     shape, module = config("shared-kv", **changes), body("shared-kv", **changes)
     for name, parameter in module.named_parameters():
@@ -73,9 +83,10 @@ def computed(
         starts[0, ::2] = starts[1, 1] = True
         rows = {"lengths": torch.tensor([steps - 1, steps]), "starts": starts}
     torch.manual_seed(4)
-    outputs = everything(
-        *engines.run_sequence(module.train(), x, state, engine, recompute, **rows)
-    )
+    with torch.autocast("cpu", half, enabled=half is not None):
+        outputs = everything(
+            *engines.run_sequence(module.train(), x, state, engine, recompute, **rows)
+        )
     return itertools.chain(outputs, gradients(outputs, named).values())
 
 
@@ -84,6 +95,27 @@ def check_corners() -> None:
         assert_same(
             list(computed("triton", *corner)), list(computed("sequence", *corner))
         )
+
+
+def check_half_precision() -> None:
+    """Matrices are rounded and nothing else, so all numbers are those with rounded
+    matrices, and near those with exact ones.
+    """
+    for half, corner in zip(itertools.cycle(HALVES), CORNERS, strict=False):
+        actual = list(computed("triton", *corner, half=half))
+        assert_same(actual, list(rounded(*corner, half=half)))
+        bound = ROUNDINGS * torch.finfo(half).eps
+        plain = list(computed("sequence", *corner))
+        assert not torch.equal(actual[0], plain[0])
+        for ours, exact in zip(actual, plain, strict=True):
+            assert ours.dtype == exact.dtype
+            assert (ours - exact).norm() <= bound * exact.norm()
+
+
+def rounded(*corner: Any, half: torch.dtype | None) -> Iterator[Tensor]:
+    """Yield what `computed` does, of "sequence" with rounded matrices."""
+    with mock.patch.object(PythonEngine, "half_matrices", True):
+        return computed("sequence", *corner, half=half)
 
 
 def random_corner(numbers: random.Random) -> tuple:
@@ -112,22 +144,29 @@ def check_random(seed: int) -> None:
     for corner in [random_corner(numbers) for _ in range(30)]:
         print(corner, flush=True)
         with mock.patch.object(triton_engine, "MAX_PROGRAMS", numbers.choice((1, 9))):
-            actual = list(computed("triton", *corner))
-        assert_same(actual, list(computed("sequence", *corner)))
+            half = numbers.choice((None, None, *HALVES))
+            actual = list(computed("triton", *corner, half=half))
+        assert_same(actual, list(rounded(*corner, half=half)))
 
 
 def check_a_step_without_gradients() -> None:
-    """The state of single steps grows in place, also after a row was cleared."""
-    module, x = body("shared-kv", **SMALL), normal(2, 3, 6).detach()
+    """The state of single steps grows in place, also after a row was cleared, and
+    when autocast begins or ends.
+    """
+    module, x = body("shared-kv", **SMALL), normal(2, 4, 6).detach()
     results = []
     for engine in ("triton", "sequence"):
-        with torch.no_grad():
+        with (
+            torch.no_grad(),
+            mock.patch.object(PythonEngine, "half_matrices", True),
+        ):
             state, steps = None, []
-            for t in range(3):
+            for t, half in enumerate((None, None, torch.bfloat16, None)):
                 state = state.clear([1]) if t == 1 else state
-                y, state = engines.run_sequence(
-                    module, x[:, t : t + 1], state, engine, False
-                )
+                with torch.autocast("cpu", half, enabled=half is not None):
+                    y, state = engines.run_sequence(
+                        module, x[:, t : t + 1], state, engine, False
+                    )
                 steps.append(y)
         results.append([*steps, *state.keys, *state.values])
     assert_same(*results)
@@ -136,11 +175,14 @@ def check_a_step_without_gradients() -> None:
 def check_the_proof() -> None:
     """It accepts the kernels, and refuses wrong ones."""
     example = proof.Example(2, 3, 1, 5, 2, 2, 3, 3)
+    halves = [example._replace(matrices=half) for half in HALVES]
 
-    def problem() -> str:
-        return proof.difference(TritonEngine, PythonEngine, CPU, [example])
+    def problem(*examples: proof.Example) -> str:
+        return proof.difference(
+            TritonEngine, PythonEngine, CPU, examples or [example]
+        )
 
-    assert problem() == ""
+    assert problem(example, *halves) == ""
     forward, backward = TritonEngine.forward_chunk, TritonEngine.backward_chunk
 
     def wrong_forward(self: TritonEngine, steps, outputs, chunk) -> None:
@@ -166,6 +208,10 @@ def check_the_proof() -> None:
         assert "gradient of b_1 is off by" in problem()
     with mock.patch.object(TritonEngine, "forward_chunk", different_each_time):
         assert "changes from run to run" in problem()
+    # Without the rounding, the numbers would differ: it is as strict as in float32.
+    with mock.patch.object(proof, "round_matrices", lambda weights, dtype: weights):
+        for half in halves:
+            assert "is off by" in problem(half)
 
 
 def main() -> None:
@@ -178,7 +224,8 @@ def main() -> None:
     with small_blocks, anywhere:
         if len(sys.argv) > 1:
             return check_random(int(sys.argv[1]))
-        for check in (check_corners, check_a_step_without_gradients, check_the_proof):
+        checks = (check_corners, check_half_precision)
+        for check in (*checks, check_a_step_without_gradients, check_the_proof):
             started = time.monotonic()
             check()
             print(f"{check.__name__}: {time.monotonic() - started:.0f} s", flush=True)

@@ -37,9 +37,13 @@ class Model(NamedTuple):
         """The numbers of all matrices."""
         return 2 * self.d * (self.L * (self.d + self.F) + self.d)
 
-    def step_bytes(self, way: str) -> float:
-        """Return the bytes that a sequence moves in the mean step, in float32."""
-        return 4 * (self.weights + PASSES[way] * self.L * self.d * self.T / 2)
+    def step_bytes(self, way: str, of_weight: int = 4) -> float:
+        """Return the bytes that a sequence moves in the mean step.
+
+        All numbers but the weights are in float32.
+        """
+        keys = PASSES[way] * self.L * self.d * self.T / 2
+        return of_weight * self.weights + 4 * keys
 
     def step_phases(self, way: str) -> int:
         """Return how often a program waits in a step."""
@@ -50,7 +54,7 @@ class Model(NamedTuple):
 M, LARGE = Model(d=128, F=512, L=4, T=128), Model(d=512, F=2048, L=6, T=128)
 
 
-def seconds(model: Model, batch: int) -> tuple[float, float]:
+def seconds(model: Model, batch: int, of_weight: int = 4) -> tuple[float, float]:
     """Estimate a training step, without the products for the weights' gradients.
 
     A program takes one sequence at a time, and a multiprocessor one program. Either
@@ -62,7 +66,7 @@ def seconds(model: Model, batch: int) -> tuple[float, float]:
     turns = ceil(batch / MULTIPROCESSORS)
     moving = waiting = 0.0
     for way in PASSES:
-        moved = model.step_bytes(way)
+        moved = model.step_bytes(way, of_weight)
         moving += model.T * max(turns * moved / TO_ONE, batch * moved / TO_ALL)
         waiting += model.T * turns * model.step_phases(way) * PHASE
     return moving, moving + waiting
@@ -75,9 +79,10 @@ def page_numbers(
     measured = {
         (r["label"], r["name"], r["how"]): 1e3 * r["seconds"]
         for r in rows
-        if (r["what"], r["precision"]) == ("step", "float32")
+        if (r["what"], r["precision"]) == ("step", "float32") and "seconds" in r
     }
     least, most = (1e3 * time for time in seconds(M, 64))
+    half_least, half_most = (1e3 * time for time in seconds(M, 64, 2))
     forward = M.step_bytes("forward")
     return {
         "card": machine["gpu"],
@@ -96,6 +101,10 @@ def page_numbers(
         "to_all": f"{1e6 * 64 * forward / TO_ALL:.0f}",
         "least": f"{least:.0f}",
         "most": f"{most:.0f}",
+        "half_step": f"{1e-6 * M.step_bytes('forward', 2):.1f}",
+        "half_back": f"{1e-6 * M.step_bytes('backward', 2):.1f}",
+        "half_least": f"{half_least:.0f}",
+        "half_most": f"{half_most:.0f}",
         "graph": f"{measured['M', 'sequence', 'graph']:.0f}",
         "launched": f"{measured['M', 'sequence', 'launched']:.0f}",
     }
@@ -106,7 +115,8 @@ def recorded(rows: Sequence[Mapping[str, Any]], measured: Mapping[Any, float]) -
     lines = ["| size | model | launched | as a graph |", "|---|---|---:|---:|"]
     for row in rows:
         label, name = row["label"], row["name"]
-        if row["how"] != "launched" or (label, name, "graph") not in measured:
+        plain = (row["how"], row["precision"]) == ("launched", "float32")
+        if not plain or (label, name, "graph") not in measured:
             continue
         ms = (measured[label, name, how] for how in ("launched", "graph"))
         lines.append(f"| {label} | {name} | {' | '.join(f'{t:.1f}' for t in ms)} |")

@@ -39,6 +39,8 @@ class Engine(ABC):
     # Whether attention weights are kept for backward, or computed again from the
     # logarithm of their sum.
     keeps_weights: ClassVar[bool] = True
+    # Whether it reads matrices in half precision under autocast: `Sizes.matrices`.
+    half_matrices: ClassVar[bool] = False
 
     def __init__(self, layout: Layout, weights: Weights) -> None:
         self.layout, self.weights = layout, weights

@@ -6,7 +6,6 @@ from torch import Tensor
 from fbt.attention import dropout_mask_
 from fbt.sequence.engine import Engine
 from fbt.sequence.layout import (
-    MATRICES,
     Buffers,
     Chunk,
     Layout,
@@ -14,6 +13,7 @@ from fbt.sequence.layout import (
     Sizes,
     Weights,
     contiguous,
+    map_matrices,
 )
 from fbt.sequence.norm import plain_norm
 
@@ -116,13 +116,9 @@ class Forward:
 
 def prepare(engine: type[Engine], weights: Weights) -> Weights:
     """Return folded weights as `Forward` takes them, with matrices [in, out]."""
-    weights = contiguous(weights)
-    matrices = {name: getattr(weights, name) for name in MATRICES}
-    return weights._replace(
-        **{
-            name: input_first(matrix) if engine.copies_matrices else matrix.mT
-            for name, matrix in matrices.items()
-        }
+    return map_matrices(
+        contiguous(weights),
+        input_first if engine.copies_matrices else lambda matrix: matrix.mT,
     )
 
 

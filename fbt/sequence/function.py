@@ -46,7 +46,7 @@ from torch import Tensor
 from fbt.sequence.backward import Backward
 from fbt.sequence.engine import Engine
 from fbt.sequence.forward import Forward, prepare, results
-from fbt.sequence.layout import Chunk, Outputs, Sizes, Weights
+from fbt.sequence.layout import Chunk, Outputs, Sizes, Weights, round_matrices
 
 
 class WholeSequence(torch.autograd.Function):
@@ -76,13 +76,15 @@ class WholeSequence(torch.autograd.Function):
         Returns:
             The top [T, B, d], and the newest keys and values [B, H, J, D].
         """
-        prepared = prepare(engine, Weights(*weights))
+        # The gradient of a rounded weight is taken as that of the weight.
+        rounded = round_matrices(Weights(*weights), sizes.matrices)
+        prepared = prepare(engine, rounded)
         loop = Forward(engine, sizes, prepared, x, keys, values)
         chunks, outputs = loop.run(), loop.outputs
         ctx.engine, ctx.sizes, ctx.n_chunks = engine, sizes, len(chunks)
         ctx.set_materialize_grads(False)
         saved = (tensor for chunk in chunks for tensor in chunk)
-        ctx.save_for_backward(*outputs, *weights, *saved)
+        ctx.save_for_backward(*outputs, *rounded, *saved)
         return results(outputs, sizes)
 
     @staticmethod

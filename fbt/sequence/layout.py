@@ -9,6 +9,7 @@ steps in a chunk.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -33,6 +34,9 @@ class Sizes(NamedTuple):
     # [B, T], the oldest key that each step may see, in int64 and contiguous; None if
     # the span alone decides
     oldest: Tensor | None
+    # The half precision in which the engine reads matrices, which have been rounded
+    # to it; None if it reads them in the dtype of everything else
+    matrices: torch.dtype | None = None
 
 
 class Weights(NamedTuple):
@@ -293,3 +297,20 @@ class Layout:
 def contiguous(weights: Weights) -> Weights:
     """Return the weights, each contiguous."""
     return Weights(*(weight.contiguous() for weight in weights))
+
+
+def map_matrices(weights: Weights, function: Callable[[Tensor], Tensor]) -> Weights:
+    """Replace each matrix by what a function returns for it."""
+    return weights._replace(
+        **{name: function(getattr(weights, name)) for name in MATRICES}
+    )
+
+
+def round_matrices(weights: Weights, dtype: torch.dtype | None) -> Weights:
+    """Round the matrices to numbers of another dtype, None for no rounding.
+
+    They keep their own dtype: half precision has no sums of its own here.
+    """
+    if dtype is None:
+        return weights
+    return map_matrices(weights, lambda matrix: matrix.to(dtype).to(matrix.dtype))

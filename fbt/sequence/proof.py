@@ -27,10 +27,11 @@ from fbt._modes import without_autocast
 from fbt.sequence.backward import Backward
 from fbt.sequence.engine import Engine
 from fbt.sequence.forward import Forward, prepare
-from fbt.sequence.layout import Sizes, Weights
+from fbt.sequence.layout import Sizes, Weights, round_matrices
 
 # Allowed difference in float32, relative to the largest number of a tensor. Sums in
-# another order differ by about 1e-6.
+# another order differ by about 1e-6. No more is allowed in half precision: both
+# engines have the same rounded matrices, and both compute in float32.
 TOLERANCE = 1e-4
 REPETITIONS = 3
 TIMED_WIDTHS = (128, 256, 512)
@@ -56,9 +57,10 @@ class Example(NamedTuple):
     # Steps of a document in the first row, one more in each row below; 0 for no
     # borders.
     documents: int = 0
+    matrices: torch.dtype | None = None  # see `Sizes`
 
 
-# Many widths are not powers of two. The last two read more than a block of keys.
+# Many widths are not powers of two. Two examples read more than a block of keys.
 EXAMPLES = (
     Example(1, 3, 1, 5, 2, 1, 0, 4),
     Example(2, 5, 2, 17, 300, 9, 0, 4),  # more sequences than programs
@@ -67,6 +69,8 @@ EXAMPLES = (
     Example(3, 5, 2, 9, 7, 11, 4, 6, documents=1),
     Example(2, 32, 2, 300, 70, 90, 10, 80, dropout=0.1, documents=20),
     Example(4, 32, 2, 512, 5, 150, 0, 150),
+    Example(3, 5, 2, 17, 9, 7, 3, 6, gelu=True, matrices=torch.float16),
+    Example(2, 32, 2, 300, 5, 40, 0, 30, matrices=torch.bfloat16),
 )
 
 
@@ -172,7 +176,7 @@ def difference(
     Args:
         engine: the engine to check.
         trusted: the engine to compare it with.
-        device: where both compute, in float32.
+        device: where both compute, in float32, also with matrices in half precision.
         examples: what they compute.
 
     Returns:
@@ -276,7 +280,7 @@ class Inputs:
         def matrix(*shape: int) -> Tensor:
             return new(*shape, scale=shape[-1] ** -0.5)
 
-        self.weights = Weights(
+        weights = Weights(
             w_q=matrix(layers, d, d),
             b_q=new(layers, d),
             u=new(layers, heads, width),
@@ -292,6 +296,7 @@ class Inputs:
             w_kv=matrix(2 * d, d),
             b_kv=new(2 * d),
         )
+        self.weights = round_matrices(weights, example.matrices)
         self.sizes = Sizes(
             heads=heads,
             span=span,
@@ -304,6 +309,7 @@ class Inputs:
             needs_backward=True,
             kept=span,
             oldest=oldest(example).to(device) if example.documents else None,
+            matrices=example.matrices,
         )
         self.x, self.d_top = new(steps, batch, d), new(steps, batch, d)
         self.keys, self.values = (new(heads * batch, past, width) for _ in range(2))

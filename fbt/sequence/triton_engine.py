@@ -19,9 +19,12 @@ from fbt.sequence.engine import Engine
 from fbt.sequence.layout import (
     Chunk,
     ChunkGradients,
+    Layout,
     MatrixInputs,
     Outputs,
     SequenceGradients,
+    Weights,
+    map_matrices,
 )
 from fbt.sequence.norm import plain_norm
 from fbt.sequence.python_engine import PythonEngine
@@ -31,7 +34,9 @@ LARGEST_WIDTH = 512  # the widest for which the kernels were compiled and looked
 # in registers together with as many values and rows of the relative table.
 BLOCKS = {"BK": 16, "BN": 256}
 KEYS = 1024
-WARPS = 8  # per program
+# Of a program and of a thread. Without the second, the largest there is, the compiler
+# stores registers in memory, so that twice as many programs may run at once.
+LIMITS = {"num_warps": 8, "maxnreg": 255}
 # With more sequences, a program takes several. In backward each program has a sum of
 # the gradients of relative tables: more programs than a card runs at once are waste.
 MAX_PROGRAMS = 256
@@ -44,6 +49,12 @@ class TritonEngine(Engine):
 
     chunk_steps = sys.maxsize
     keeps_weights = False
+    half_matrices = True
+
+    def __init__(self, layout: Layout, weights: Weights) -> None:
+        if (half := layout.sizes.matrices) is not None:  # exact: they are rounded
+            weights = map_matrices(weights, lambda matrix: matrix.to(half))
+        super().__init__(layout, weights)
 
     @classmethod
     def why_not(cls, x: Tensor) -> Exception | None:
@@ -182,7 +193,7 @@ class TritonEngine(Engine):
             GELU=layout.sizes.gelu,
             **constants,
             **sizes_of_blocks(layout.L, layout.H, layout.D, layout.F),
-            num_warps=WARPS,
+            **LIMITS,
         )
 
 
@@ -212,8 +223,11 @@ def why_not_tensor(x: Tensor) -> Exception | None:
             f'backend="triton" computes on CUDA, got {x.device}. {ALTERNATIVE}'
         )
     if x.dtype != torch.float32:
+        advice = ALTERNATIVE
+        if x.dtype in (torch.float16, torch.bfloat16):
+            advice = f"Under autocast, it reads float32 matrices in {x.dtype}."
         return TypeError(
-            f'backend="triton" computes in float32, got {x.dtype}. {ALTERNATIVE}'
+            f'backend="triton" computes in float32, got {x.dtype}. {advice}'
         )
     if not native.is_plain(x):
         return TypeError(

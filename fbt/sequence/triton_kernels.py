@@ -9,7 +9,8 @@ memory, because each thread computes a few entries of the result and needs all o
 input. A barrier stands wherever a thread reads what another one has written.
 
 Tensors have the layout of `fbt.sequence.layout`; a matrix W is [K, N], and `product`
-computes z W. Sums are accumulated in the dtype of the activations.
+computes z W. A matrix may be in half precision: its numbers are converted when they
+have been read. Sums are accumulated in the dtype of the activations.
 """
 
 import triton
@@ -79,6 +80,29 @@ def product(
         if residual is not None:
             total += tl.load(residual + n, mask=n < N, other=0.0)
         tl.store(out + n, total, mask=n < N)
+
+
+@triton.jit
+def scores(query, shift, keys, table, s, pair, inside):
+    """Return the scores of a query and a block of keys, and what they are made of.
+
+    Args:
+        query: [H, D].
+        shift: [H, D], the query's bias for keys.
+        keys: pointers to the keys [H, J, D].
+        table: pointers to the relative embeddings of the keys [H, J, D].
+        s: pointers to the relative biases of the keys [H, J].
+        pair: which heads and keys there are, [H, J].
+        inside: the same for numbers of keys, [H, J, D].
+
+    Returns:
+        The scores [H, J], the keys and their relative embeddings [H, J, D].
+    """
+    key = tl.load(keys, mask=inside, other=0.0)
+    near = tl.load(table, mask=inside, other=0.0)
+    score = (query + shift)[:, None, :] * key
+    score = tl.sum(score + query[:, None, :] * near, 2)
+    return score + tl.load(s, mask=pair, other=0.0), key, near
 
 
 # They change from call to call, and a kernel for each would be compiled otherwise.
@@ -184,13 +208,11 @@ def forward_kernel(
                         at = ((h[:, None] * B + b) * capacity + j[None, :]) * D
                         at = at[:, :, None] + c[None, None, :]
                         r = (l * H + h[:, None]) * R + R - now + j[None, :]
-                        key = tl.load(keys + at, mask=inside, other=0.0)
+                        rows = table + r[:, :, None] * D + c[None, None, :]
                         value = tl.load(values + at, mask=inside, other=0.0)
-                        entry = r[:, :, None] * D + c[None, None, :]
-                        near = tl.load(table + entry, mask=inside, other=0.0)
-                        score = (query + shift)[:, None, :] * key
-                        score = tl.sum(score + query[:, None, :] * near, 2)
-                        score += tl.load(s + r, mask=pair, other=0.0)
+                        score, _, _ = scores(
+                            query, shift, keys + at, rows, s + r, pair, inside
+                        )
                         score = tl.where(j[None, :] < now, score, -float("inf"))
                         peak = tl.maximum(top, tl.max(score, 1))
                         p, keep = tl.exp(score - peak[:, None]), tl.exp(top - peak)
@@ -436,13 +458,11 @@ def backward_kernel(
                         at = ((h[:, None] * B + b) * capacity + j[None, :]) * D
                         at = at[:, :, None] + c[None, None, :]
                         r = (l * H + h[:, None]) * R + R - now + j[None, :]
-                        entry = r[:, :, None] * D + c[None, None, :]
-                        key = tl.load(keys + at, mask=inside, other=0.0)
+                        rows = table + r[:, :, None] * D + c[None, None, :]
                         value = tl.load(values + at, mask=inside, other=0.0)
-                        near = tl.load(table + entry, mask=inside, other=0.0)
-                        score = (query + shift)[:, None, :] * key
-                        score = tl.sum(score + query[:, None, :] * near, 2)
-                        score += tl.load(s + r, mask=pair, other=0.0)
+                        score, key, near = scores(
+                            query, shift, keys + at, rows, s + r, pair, inside
+                        )
                         p = tl.where(pair, tl.exp(score - log_sum[:, None]), 0.0)
                         d_p = tl.sum(d_o[:, None, :] * value, 2)
                         kept = p
