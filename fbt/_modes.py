@@ -7,16 +7,17 @@ import torch
 
 
 @contextmanager
-def without_autocast(device: str) -> Iterator[bool]:
+def without_autocast(device: str) -> Iterator[torch.dtype | None]:
     """Turn autocast off: operations keep the dtype of their inputs.
 
     Yields:
-        True if autocast was on.
+        The dtype of autocast if it was on, else None.
     """
     if not torch.amp.is_autocast_available(device):  # e.g. "meta"
-        yield False
+        yield None
         return
-    autocast = torch.is_autocast_enabled(device)
+    enabled = torch.is_autocast_enabled(device)
+    autocast = torch.get_autocast_dtype(device) if enabled else None
     with torch.autocast(device, enabled=False):
         yield autocast
 

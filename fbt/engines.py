@@ -132,7 +132,7 @@ def first_for(x: Tensor) -> Choice:
     return Choice(last, str(errors["native"]))
 
 
-_warned: set[str] = set()  # the engines it has warned about
+_warned: set[str] = set()  # the engines it has warned about, or "bfloat16"
 
 
 def warn_once(choice: Choice) -> None:
@@ -220,6 +220,11 @@ def run_sequence(
             x = x.to(dtype)
             state = None if state is None else state.map(lambda kv: kv.to(dtype))
         check_tensor(engine, x)
+        if rounds_products(engine, x, autocast):
+            if native.has_bfloat16():
+                sizes = sizes._replace(bfloat16=True)
+            else:
+                warn_of_float32()
         tensors = (x,) if state is None else (x, *state.keys, *state.values)
         if any(tensor.dtype != dtype for tensor in tensors):
             got = ", ".join(str(tensor.dtype) for tensor in tensors)
@@ -261,6 +266,53 @@ def run_sequence(
         oldest=oldest,
         lengths=lengths,
     )
+
+
+ROUNDED_ROWS = 16  # with fewer, rounding the weights takes longer than it saves
+
+
+def rounds_products(engine: str, x: Tensor, autocast: torch.dtype | None) -> bool:
+    """Return whether an engine is to multiply by the weights in bfloat16.
+
+    A single step never is, as it continues a loop that keeps its weights.
+
+    Args:
+        engine: a key of `ENGINES`.
+        x: embeddings [B, T, d].
+        autocast: its dtype, or None if it is off.
+    """
+    batch, length, _ = x.shape
+    wanted = ("native", torch.float32, torch.bfloat16)
+    large = length > 1 and batch * length >= ROUNDED_ROWS
+    return large and (engine, x.dtype, autocast) == wanted
+
+
+def warn_of_float32() -> None:
+    """Warn, once per process, that autocast has no effect on this CPU."""
+    if "bfloat16" not in _warned:
+        _warned.add("bfloat16")
+        warnings.warn(
+            'backend="native" stays in float32 under autocast: for products in '
+            "bfloat16 it needs a CPU with AVX512-BF16 or AMX, and oneDNN in torch",
+            RuntimeWarning,
+            stacklevel=10,  # the caller of a LanguageModel
+        )
+
+
+def explain_autocast(engine: str, x: Tensor) -> str:
+    """Return what autocast changes for an engine, to be appended to a reason.
+
+    Args:
+        engine: a key of `ENGINES`, or another backend.
+        x: embeddings [B, T, d].
+    """
+    device = x.device.type
+    if engine not in ENGINES or not torch.is_autocast_enabled(device):
+        return ""
+    autocast = torch.get_autocast_dtype(device)
+    if rounds_products(engine, x, autocast) and native.has_bfloat16():
+        return "; under autocast, it multiplies by the weights in torch.bfloat16"
+    return f"; under autocast, it stays in {x.dtype}"
 
 
 _recordings: WeakKeyDictionary[nn.Module, Recordings] = WeakKeyDictionary()

@@ -122,17 +122,19 @@ class LanguageModel(nn.Module):
             TypeError, ValueError: as in `forward`.
         """
         check_tokens("tokens", tokens, "[B, T]", self.config.vocab_size)
+        size = (*tokens.shape, self.config.d_model)
+        x = self.token_embedding.weight.new_empty(size)
         if self._backend != "auto":
-            return f'"{self._backend}": model.backend names it'
+            autocast = engines.explain_autocast(self._backend, x)
+            return f'"{self._backend}": model.backend names it{autocast}'
         if not isinstance(self.body, SharedKVBody):
             name = "stack" if isinstance(self.body, FeedbackBody) else "reference"
             return f'"{name}": it is the fastest for {self.config.variant!r}'
-        size = (*tokens.shape, self.config.d_model)
-        choice = engines.choose(
-            self.body, self.token_embedding.weight.new_empty(size)
-        )
+        choice = engines.choose(self.body, x)
+        name = choice.engine or "stack"
+        autocast = engines.explain_autocast(name, x)
         advice = choice.advice and f". To change that: {choice.advice}"
-        return f'"{choice.engine or "stack"}": {choice.reason}{advice}'
+        return f'"{name}": {choice.reason}{autocast}{advice}'
 
     @property
     def tokenizer(self) -> Tokenizer | None:

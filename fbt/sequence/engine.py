@@ -89,3 +89,13 @@ class Engine(ABC):
         Returns:
             What the matrices were multiplied by; valid until the next call.
         """
+
+    def add_products(self, total: Tensor, grads: Tensor, inputs: Tensor) -> None:
+        """Add to the gradients of matrices [n, out, in] those of a chunk.
+
+        Args:
+            total: the gradients.
+            grads: of what the matrices computed, [n, rows, out].
+            inputs: what they were multiplied by, [n, rows, in].
+        """
+        total.baddbmm_(grads.mT, inputs)

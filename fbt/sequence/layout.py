@@ -33,6 +33,8 @@ class Sizes(NamedTuple):
     # [B, T], the oldest key that each step may see, in int64 and contiguous; None if
     # the span alone decides
     oldest: Tensor | None
+    # Whether factors of products with weights are rounded; for "native" only
+    bfloat16: bool = False
 
 
 class Weights(NamedTuple):

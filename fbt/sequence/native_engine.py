@@ -1,5 +1,6 @@
 """The engine "native": the steps of a chunk in C++ (`fbt.native`)."""
 
+import math
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from fbt import native
 from fbt.sequence.engine import Engine
 from fbt.sequence.layout import (
+    MATRICES,
     Buffers,
     Chunk,
     ChunkGradients,
@@ -40,6 +42,7 @@ class ChunkLayout(NamedTuple):
     span: int
     norm_memory: int
     gelu: int
+    bfloat16: int
     first: int
     stop: int
     low: int
@@ -47,6 +50,16 @@ class ChunkLayout(NamedTuple):
     group: int
     threads: int
     border: int
+
+
+class MatrixLayout(NamedTuple):
+    """The struct `MatrixLayout` of loop.cpp."""
+
+    matrices: int
+    rows: int
+    height: int
+    width: int
+    threads: int
 
 
 class LayerInputs(NamedTuple):
@@ -77,10 +90,14 @@ class BackwardTensors(NamedTuple):
 
 
 class NativeEngine(Engine):
-    """Computes a chunk in C++, on the CPU, in float32 or float64."""
+    """Computes a chunk in C++, on the CPU, in float32 or float64.
+
+    With `Sizes.bfloat16`, products with weights are in bfloat16, sums in float32.
+    """
 
     def __init__(self, layout: Layout, weights: Weights) -> None:
-        super().__init__(layout, weights)
+        self.bfloat16 = layout.sizes.bfloat16
+        super().__init__(layout, packed(weights) if self.bfloat16 else weights)
         self.buffers = Buffers(weights.b_q)
 
     @classmethod
@@ -132,6 +149,16 @@ class NativeEngine(Engine):
             **inputs._asdict(),
         )
 
+    def add_products(self, total: Tensor, grads: Tensor, inputs: Tensor) -> None:
+        """Add to the gradients of matrices [n, out, in] those of a chunk."""
+        if not self.bfloat16:
+            super().add_products(total, grads, inputs)
+            return
+        matrices, rows, height = grads.shape
+        width, threads = inputs.shape[2], torch.get_num_threads()
+        layout = MatrixLayout(matrices, rows, height, width, threads)
+        native.run("products", total.dtype, layout, (grads, inputs, total))
+
     @property
     def group(self) -> int:
         """The number of sequences that a thread takes at once."""
@@ -155,6 +182,7 @@ class NativeEngine(Engine):
             span=layout.span,
             norm_memory=int(layout.sizes.norm_memory),
             gelu=int(layout.sizes.gelu),
+            bfloat16=int(layout.sizes.bfloat16),
             first=steps.start,
             stop=steps.stop,
             low=layout.oldest_key(steps.start),
@@ -163,3 +191,20 @@ class NativeEngine(Engine):
             threads=threads,
             border=0 if border is None else native.address(border, torch.int64),
         )
+
+
+def packed(weights: Weights) -> Weights:
+    """Return weights whose matrices are rounded to bfloat16, in the order of oneDNN.
+
+    They keep their shapes and dtype, so `loop.cpp` finds each matrix at its place.
+    """
+    results = {}
+    for name in MATRICES:
+        matrices = getattr(weights, name)
+        *count, rows, width = matrices.shape
+        results[name] = torch.empty_like(matrices)
+        layout = MatrixLayout(
+            math.prod(count), rows, 0, width, torch.get_num_threads()
+        )
+        native.run("pack", matrices.dtype, layout, (matrices, results[name]))
+    return weights._replace(**results)
