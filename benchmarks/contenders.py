@@ -5,6 +5,7 @@ that maps embeddings [B, T, d] to the top layer's outputs [B, T, d], without dro
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,9 @@ OURS = (
 )
 PEERS = ("labml shared KV", "labml plain", "feedback-transformer-pytorch")
 EVERYONE = (YARDSTICK, PARALLEL, *OURS, *PEERS)
+# These are also measured under autocast to bfloat16; they end their names in this.
+BFLOAT16 = ", bfloat16"
+MIXED = tuple(name + BFLOAT16 for name in (YARDSTICK, PARALLEL, "native"))
 SLOW = (
     "reference",
     "stack",
@@ -75,7 +79,7 @@ def build(name: str, size: Size) -> Contender:
     """Build a contender.
 
     Args:
-        name: one of `EVERYONE`.
+        name: one of `EVERYONE` or `MIXED`.
         size: its sizes.
 
     Returns:
@@ -84,6 +88,9 @@ def build(name: str, size: Size) -> Contender:
     Raises:
         Unavailable: if it cannot run on this machine or at this size.
     """
+    if name in MIXED:
+        module, run = build(name.removesuffix(BFLOAT16), size)
+        return Contender(module, partial(under_autocast, run))
     if name == YARDSTICK:
         model = Transformer(size.d, size.H, size.F, size.L)
         return Contender(model, model)
@@ -100,6 +107,12 @@ def build(name: str, size: Size) -> Contender:
     body = SharedKVBody(our_config(size))
     body.recompute = bool(recompute)
     return Contender(body, lambda x: body(x, backend=backend)[0])
+
+
+def under_autocast(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return run(x), computed under autocast to bfloat16."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return run(x)
 
 
 def our_config(size: Size) -> fbt.Config:

@@ -3,11 +3,11 @@
     .venv/bin/python benchmarks/run.py [--quick] [--into FOLDER] [PART ...]
 
 The models are a parallel transformer and other implementations. The parts are speed,
-memory, growth and decoding. Each is written to a JSON file in fbt/measurements (with
---quick: in _build/benchmarks/quick) and printed as a table. A part is a list of jobs,
-each in a process of its own. An interrupted run continues with the missing jobs,
-unless code has changed. Everything takes half an hour on two quiet cores, or about
-three minutes with --quick.
+autocast, memory, growth and decoding. Each is written to a JSON file in
+fbt/measurements (with --quick: in _build/benchmarks/quick) and printed as a table. A
+part is a list of jobs, each in a process of its own. An interrupted run continues
+with the missing jobs, unless code has changed. Everything takes forty minutes on two
+quiet cores, or about three with --quick.
 """
 
 import argparse
@@ -23,7 +23,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import DIFFERENCES, EVERYONE, PARALLEL, PEERS, YARDSTICK, Size
+from contenders import (
+    DIFFERENCES,
+    EVERYONE,
+    MIXED,
+    PARALLEL,
+    PEERS,
+    YARDSTICK,
+    Size,
+)
 from report import judged, report
 
 from fbt._files import write_file
@@ -36,7 +44,7 @@ from record import machine as machine_of_records
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "_build" / "benchmarks"
 MEASUREMENTS = ROOT / "fbt" / "measurements"
-PARTS = ("speed", "memory", "growth", "decoding")
+PARTS = ("speed", "autocast", "memory", "growth", "decoding")
 Job = dict[str, Any]
 Row = dict[str, Any]
 
@@ -49,7 +57,7 @@ FAST = (YARDSTICK, PARALLEL, "sequence", "sequence, recompute", *NATIVE)
 LEFT_OUT = "left out to keep the whole run short"
 
 SETTINGS = {
-    "dtype": "float32",
+    "dtype": "float32; names with bfloat16 run forward under autocast to it",
     "dropout": 0.0,
     "activation": "relu",
     "span": "T",
@@ -87,6 +95,13 @@ def speed(quick: bool) -> list[Job]:
         step("L", LARGE, 1, CORE, 3, 20.0),
         step("L", LARGE, 2, EVERYONE, 4, 16.0),
     ]
+
+
+def autocast(quick: bool) -> list[Job]:
+    """Plan the training steps under autocast to bfloat16, next to float32."""
+    names = (YARDSTICK, PARALLEL, "native", *MIXED)
+    jobs = [step("M", M, 1, names, 3 if quick else 9, 9.0)]
+    return jobs if quick else [*jobs, step("L", LARGE, 1, names, 4, 60.0)]
 
 
 def step(
@@ -201,9 +216,9 @@ def run(job: Job, python: str, store: Path, title: str) -> list[Row]:
     about = {"what": job["what"], "label": job["label"]}
     rows = [about | row for row in json.loads(result.stdout)]
     points = job.get("points", [job] if job["what"] == "steps" else [])
+    named = dict.fromkeys(name for point in points for name in point["names"])
     everyone = EVERYONE
-    if len(points) > 1:
-        named = dict.fromkeys(name for point in points for name in point["names"])
+    if len(points) > 1 or not set(named) <= set(EVERYONE):
         everyone = tuple(named)
     about = {
         "what": rows[0]["what"],
@@ -297,7 +312,13 @@ def main() -> None:
         parser.error(f"part must be one of {PARTS}, got {sorted(unknown)}")
     folder = args.into or (WORK / "quick" if args.quick else MEASUREMENTS)
     python, stores, reports = peers_python(), [], []
-    plans = {"speed": speed, "memory": memory, "growth": growth, "decoding": decoding}
+    plans = {
+        "speed": speed,
+        "autocast": autocast,
+        "memory": memory,
+        "growth": growth,
+        "decoding": decoding,
+    }
     for part in args.parts or PARTS:
         started, rows = time.monotonic(), []
         jobs = plans[part](args.quick)

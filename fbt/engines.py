@@ -103,18 +103,19 @@ def choose(body: FeedbackBody, x: Tensor) -> Choice:
 
 
 def autocast_in(engine: str | None, x: Tensor) -> str:
-    """Return what autocast changes in an engine's computation for tensors like x.
+    """Return what autocast changes in an engine's computation of x [B, T, d].
 
     Returns:
         A sentence; "" if autocast is off, or for the plain loop, whose operations it
         converts one by one.
     """
-    dtype = autocast_dtype(x.device.type)
-    if dtype is None or engine not in ENGINES:
+    autocast = autocast_dtype(x.device.type)
+    if autocast is None or engine not in ENGINES:
         return ""
-    if ENGINES[engine].half_matrices:
+    if half := ENGINES[engine].half_for(x, autocast):
         return (
-            f"Under autocast it reads matrices in {dtype}; all else is in {x.dtype}"
+            f"Under autocast it multiplies by matrices in {half}; all else is in "
+            f"{x.dtype}"
         )
     return f"It computes in {x.dtype} under autocast too"
 
@@ -239,9 +240,12 @@ def run_sequence(
         if autocast is not None:
             x = x.to(dtype)
             state = None if state is None else state.map(lambda kv: kv.to(dtype))
-            if ENGINES[engine].half_matrices:
-                sizes = sizes._replace(matrices=autocast)
         check_tensor(engine, x)
+        if autocast is not None:
+            half = ENGINES[engine].half_for(x, autocast)
+            if half is None:
+                ENGINES[engine].warn_of_full_precision(x, autocast)
+            sizes = sizes._replace(matrices=half)
         tensors = (x,) if state is None else (x, *state.keys, *state.values)
         if any(tensor.dtype != dtype for tensor in tensors):
             got = ", ".join(str(tensor.dtype) for tensor in tensors)

@@ -27,8 +27,9 @@ PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "quick")
 settings.load_profile(PROFILE)
 LONG = PROFILE == "long"
 
-# Tests leave the fast engines on purpose; test_fast_path.py tests the warnings.
-engines._warned |= {"stack", "sequence"}
+# Tests leave the fast engines on purpose; test_fast_path.py and test_autocast.py test
+# the warnings.
+engines._warned |= {"stack", "sequence", "bfloat16"}
 
 # With the tiny tensors of the tests, more threads are slower.
 torch.set_num_threads(1)

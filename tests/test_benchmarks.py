@@ -12,7 +12,15 @@ import report
 import run
 import sdpa
 import torch
-from contenders import EVERYONE, OURS, PARALLEL, YARDSTICK, Size, Unavailable
+from contenders import (
+    EVERYONE,
+    MIXED,
+    OURS,
+    PARALLEL,
+    YARDSTICK,
+    Size,
+    Unavailable,
+)
 
 from fbt import Config, LanguageModel
 from fbt._modes import autocast_dtype
@@ -64,7 +72,7 @@ def test_our_contenders_compute_the_same():
         torch.testing.assert_close(output, outputs["reference"], msg=name)
 
 
-@pytest.mark.parametrize("name", EVERYONE)
+@pytest.mark.parametrize("name", [*EVERYONE, *MIXED])
 def test_contenders_compute_all_gradients_or_say_why_not(name):
     x = torch.randn(SMALL.B, SMALL.T, SMALL.d, requires_grad=True)
     try:
@@ -208,14 +216,14 @@ def test_decoding_is_printed_as_one_table():
 
 @pytest.mark.parametrize("quick", [False, True])
 def test_plans_name_known_contenders_and_the_yardstick(quick):
-    plans = (run.speed, run.memory, run.growth, run.decoding)
+    plans = (run.speed, run.autocast, run.memory, run.growth, run.decoding)
     for job in (job for plan in plans for job in plan(quick)):
         assert callable(getattr(measure, job["what"]))
         for point in job.get("points", [job]):
             Size(**point["size"])
             names = point.get("names", [YARDSTICK])
             assert names[0] == YARDSTICK
-            assert set(names) <= set(EVERYONE)
+            assert set(names) <= {*EVERYONE, *MIXED}
         json.dumps(job)
 
 
@@ -270,6 +278,8 @@ def test_records_contain_what_the_book_plots():
     ours = set(OURS) | {YARDSTICK, PARALLEL}
     assert names("speed", label="M", threads=1) == set(EVERYONE)
     assert names("speed", label="L") >= {YARDSTICK, "sequence", "native"}
+    mixed = {YARDSTICK, PARALLEL, "native", *MIXED}
+    assert names("autocast", label="M") == names("autocast", label="L") == mixed
     assert names("memory", label="M") >= ours
     for axis in ("T", "B"):
         points = [row for row in record("growth")["rows"] if row["label"] == axis]

@@ -22,6 +22,7 @@ from fbt.sequence.native_engine import (
     ChunkLayout,
     ForwardTensors,
     LayerInputs,
+    MatrixLayout,
 )
 
 
@@ -369,6 +370,7 @@ def test_invalid_compiler_command_raises(
 
 STRUCTS = (
     ChunkLayout,
+    MatrixLayout,
     layout.Weights,
     layout.Outputs,
     layout.Chunk,
@@ -395,7 +397,7 @@ def struct_fields(name):
 @pytest.mark.parametrize("struct", STRUCTS, ids=lambda struct: struct.__name__)
 def test_structs_of_cpp_have_the_fields_that_python_passes(struct):
     (kind,) = {kind for kind, _ in struct_fields(struct.__name__)}
-    assert kind == ("Int" if struct is ChunkLayout else "S")
+    assert kind == ("Int" if struct in (ChunkLayout, MatrixLayout) else "S")
     assert [field for _, field in struct_fields(struct.__name__)] == list(
         struct._fields
     )

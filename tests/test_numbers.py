@@ -489,6 +489,23 @@ def few_sequences_are_slow() -> bool:
     return min(ratios) == 1 and all(few > many for few, many in pairwise(falling))
 
 
+@quoted(
+    SIX,
+    "a step takes about 0.7 of its time at size M and 0.54 at size L",
+    "then takes 1.0 and 1.1 times as long",
+)
+def autocast_helps_both() -> bool:
+    flags = record("autocast")["machine"]["flags"]
+    found = fbt_numbers.autocast(fbt_numbers.Records(ROOT / "fbt" / "measurements"))
+    times = {size: int(found[size]["native"]) / 100 for size in found}
+    ratios = {size: found[size]["bfloat16"] for size in found}
+    return (
+        ("avx512_bf16" in flags and "amx_tile" not in flags)
+        and (round(times["M"], 1), times["L"]) == (0.7, 0.54)
+        and ratios == {"M": "1.0", "L": "1.1"}
+    )
+
+
 def swept(task: str, sweeps: int | None) -> list[dict[str, Any]]:
     """Return the runs that were trained through sweeps, or exactly, by seed."""
     job = {"task": task, "sweeps": sweeps}

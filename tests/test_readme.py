@@ -64,6 +64,9 @@ def test_numbers_agree_with_the_records():
         "takes {least} to {most} times as long as a parallel".format(
             **numbers["cpu"]
         ),
+        "{M[bfloat16]} to {L[bfloat16]} times under autocast to bfloat16".format(
+            **numbers["autocast"]
+        ),
         "it takes {least} to {most} times as long".format(**numbers["gpu_eager"]),
         "or {least} to {most} times as long as PyTorch's".format(
             **numbers["gpu_torch"]

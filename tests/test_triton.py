@@ -158,7 +158,7 @@ def test_auto_takes_it_where_it_was_right_and_faster(gpu):
     assert TritonEngine.why_not(OnDevice()) is None and len(runs) == 1
 
 
-def test_under_autocast_it_says_in_which_dtype_it_reads_matrices():
+def test_under_autocast_it_says_in_which_dtype_it_multiplies():
     x = torch.zeros(2, 5, 6)
     for name, expected in (
         ("triton", "matrices in torch.float16; all else is in torch.float32"),

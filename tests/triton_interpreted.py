@@ -114,7 +114,7 @@ def check_half_precision() -> None:
 
 def rounded(*corner: Any, half: torch.dtype | None) -> Iterator[Tensor]:
     """Yield what `computed` does, of "sequence" with rounded matrices."""
-    with mock.patch.object(PythonEngine, "half_matrices", True):
+    with mock.patch.object(PythonEngine, "half_for", TritonEngine.half_for):
         return computed("sequence", *corner, half=half)
 
 
@@ -158,7 +158,7 @@ def check_a_step_without_gradients() -> None:
     for engine in ("triton", "sequence"):
         with (
             torch.no_grad(),
-            mock.patch.object(PythonEngine, "half_matrices", True),
+            mock.patch.object(PythonEngine, "half_for", TritonEngine.half_for),
         ):
             state, steps = None, []
             for t, half in enumerate((None, None, torch.bfloat16, None)):

@@ -29,6 +29,7 @@ def numbers(root: Path) -> Numbers:
         "official": OFFICIAL,
         **losses(measured),
         **speeds(measured),
+        "autocast": autocast(measured),
         **tracking(measured),
         **reliability(root),
         "blocks": memory_in_blocks(measured),
@@ -101,6 +102,32 @@ def speeds(measured: Records) -> Numbers:
         )
     }
     return {"cpu": {"least": f"{min(cpu):.1f}", "most": f"{max(cpu):.1f}"}, **gpu}
+
+
+def autocast(measured: Records) -> Numbers:
+    """Return times of training steps under autocast to bfloat16, by size.
+
+    `native` and `parallel` are in per cent of the times in float32, `float32` and
+    `bfloat16` the ratios of the loop to the parallel transformer.
+    """
+    ratios = {
+        (row["label"], row["name"]): row["ratio"]
+        for row in measured["autocast"]["rows"]
+    }
+    found = {}
+    for size in ("M", "L"):
+        native, native_mixed, parallel, parallel_mixed = (
+            ratios[size, f"{name}{mixed}"]
+            for name in ("native", "parallel (SDPA)")
+            for mixed in ("", ", bfloat16")
+        )
+        found[size] = {
+            "native": percent(native_mixed / native),
+            "parallel": percent(parallel_mixed / parallel),
+            "float32": f"{native / parallel:.1f}",
+            "bfloat16": f"{native_mixed / parallel_mixed:.1f}",
+        }
+    return found
 
 
 GPU_SIZES = ("M", "L", "d = 256")  # the main sizes of the record

@@ -103,20 +103,28 @@ def warn_if_refused(reason: Exception) -> None:
         _warn(str(reason))
 
 
+def has_bfloat16() -> bool:
+    """Return whether the library multiplies in bfloat16 here.
+
+    The processor needs AVX512-BF16 or AMX, and torch oneDNN's `brgemm`.
+    """
+    return bool(_open(_library_path()).has_bfloat16())
+
+
 def run(
-    direction: str,
+    name: str,
     dtype: torch.dtype,
     sizes: Iterable[int],
     tensors: Iterable[Tensor | None],
 ) -> None:
-    """Compute the steps of a chunk.
+    """Call a function of loop.cpp, such as "forward" or "backward" of a chunk.
 
     Args:
-        direction: "forward" or "backward".
+        name: of the function, without the dtype.
         dtype: float32 or float64.
-        sizes: the fields of `ChunkLayout` in loop.cpp.
-        tensors: the fields of `Forward` or `Backward` in loop.cpp, contiguous; None
-            is a null pointer.
+        sizes: the fields of its first argument, such as `ChunkLayout`.
+        tensors: the fields of its second, such as `Forward`, contiguous; None is a
+            null pointer.
 
     Raises:
         RuntimeError: if the library is not built or cannot be used.
@@ -132,21 +140,19 @@ def run(
         )
     fields = list(sizes)
     addresses = [None if t is None else address(t, dtype) for t in tensors]
-    function = getattr(_open(_library_path()), f"{direction}_{DTYPES[dtype]}")
+    function = getattr(_open(_library_path()), f"{name}_{DTYPES[dtype]}")
     status = function(
         (ctypes.c_int64 * len(fields))(*fields),
         (ctypes.c_void_p * len(addresses))(*addresses),
     )
     if status:
-        raise _error(status, direction)
+        raise _error(status, name)
 
 
-def _error(status: int, direction: str) -> Exception:
+def _error(status: int, name: str) -> Exception:
     """Return the exception for a `Status` of loop.cpp other than `done`."""
     if status == 1:
-        return MemoryError(
-            f'backend="native" ran out of memory in its {direction} pass'
-        )
+        return MemoryError(f'backend="native" ran out of memory in its {name} pass')
     return ValueError(
         'backend="native" needs matrices with less than 2**31 rows and columns. '
         f"{ALTERNATIVE}"

@@ -31,9 +31,9 @@ import torch, fbt
 fbt.native.library_path = lambda: library
 torch.manual_seed(0)
 tokens = torch.randint(5, (3, 11))
+sizes = dict(d_model=32, n_heads=2, n_layers=2, d_ff=8, span=7)
 for dtype in fbt.native.DTYPES:
-    config = fbt.Config(5, d_model=32, n_heads=2, n_layers=2, d_ff=8, span=7)
-    model = fbt.LanguageModel(config).to(dtype)
+    model = fbt.LanguageModel(fbt.Config(5, **sizes)).to(dtype)
     results = []
     for model.backend in ("sequence", "native"):
         logits = model(tokens)
@@ -41,6 +41,14 @@ for dtype in fbt.native.DTYPES:
         gradients = torch.autograd.grad(loss, list(model.parameters()))
         results.append([logits, *gradients])
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
+body = fbt.SharedKVBody(fbt.Config(5, **sizes, activation="gelu"))
+x, results = torch.randn(3, 11, 32), []
+for autocast in (False, True):
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = body(x, backend="native")[0]
+    results.append([y, *torch.autograd.grad(y.square().sum(), [*body.parameters()])])
+for exact, rounded in zip(*results, strict=True):
+    assert (exact - rounded).norm() <= 0.1 * exact.norm() + 1e-3
 """
 
 

@@ -35,6 +35,18 @@ void dgemm_(const char*, const char*, const int*, const int*, const int*,
             const double*, double*, const int*);
 }
 
+// oneDNN's `brgemm` inside torch. Weak: null in a version of torch without it.
+namespace c10 {
+struct BFloat16;
+}
+namespace at::native::cpublas {
+__attribute__((weak)) void brgemm(int64_t M, int64_t N, int64_t K, int64_t ld_a,
+                                  int64_t ld_b, int64_t ld_c, bool add_to_c,
+                                  const c10::BFloat16* a, const c10::BFloat16* b,
+                                  float* c, bool interleaved);
+__attribute__((weak)) void brgemm_release(bool interleaved);
+}
+
 namespace {
 
 using Int = int64_t;
@@ -46,6 +58,7 @@ struct ChunkLayout {
   Int capacity;           // rows of the buffers of keys and values
   Int past, span;         // keys carried in; how many keys a step sees
   Int norm_memory, gelu;  // options, 0 or 1
+  Int bfloat16;           // 0, or 1 if the weights are what `pack` returned
   Int first, stop;        // the chunk's steps
   Int low, width;  // the chunk's oldest key, and the number of keys in its scores
   Int group;       // sequences per group
@@ -67,7 +80,8 @@ struct ChunkLayout {
   Int row(Int t, Int l, Int hb) const { return (hb * steps() + t - first) * L + l; }
 };
 
-// Matrices are [in, out] in forward and [out, in] in backward.
+// Matrices are [in, out] in forward and [out, in] in backward. What `pack` returned
+// has numbers of half the size, so each matrix leaves half of its memory unused.
 template <class S> struct Weights {
   S *w_q, *b_q, *u, *table, *s, *w_o, *b_o, *w_1, *b_1, *w_2, *b_2, *mix, *w_kv,
       *b_kv;
@@ -161,18 +175,124 @@ template <class F> void parallel_for(Int threads, Int count, F work) {
   }
 }
 
+// Products in bfloat16 --------------------------------------------------------------
+//
+// Both factors are rounded, sums are in float32. oneDNN inside torch multiplies, with
+// the instructions for bfloat16 (AVX512-BF16 or AMX) that the processor has.
+
+using BFloat16 = uint16_t;
+constexpr Int panel = 64;  // columns that oneDNN multiplies in one call
+
+Int even(Int K) { return K + K % 2; }
+
+// To the nearest, and to the even one of two.
+inline BFloat16 rounded(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const BFloat16 nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return x == x ? nearest : 0x7fc0;  // NaN
+}
+
+// Round the columns of w [K, N] from `from` on, one panel, to [even(K) / 2, columns,
+// 2]: pairs of rows interleaved, as the instructions take them. Panels follow each
+// other in `out`.
+void pack_panel(Int K, Int N, Int from, const float* w, BFloat16* out) {
+  const Int columns = std::min(panel, N - from);
+  out += from * even(K);
+  for (Int k = 0; k < K; k += 2, out += 2 * columns) {
+    const float *row = w + k * N + from, *next = k + 1 < K ? row + N : nullptr;
+    for (Int i = 0; i < columns; i++)
+      out[2 * i] = rounded(row[i]), out[2 * i + 1] = next ? rounded(next[i]) : 0;
+  }
+}
+
+// C [M, columns from `from` on] += A [M, even(K)] B [K, N], for packed B.
+void add_packed(Int M, Int N, Int K, Int from, Int columns, const void* A,
+                const BFloat16* B, float* C) {
+  for (Int j = from; j < from + columns; j += panel) {
+    const Int width = std::min(panel, N - j);
+    at::native::cpublas::brgemm(
+        M, width, even(K), even(K), width, N, true,
+        static_cast<const c10::BFloat16*>(A),
+        reinterpret_cast<const c10::BFloat16*>(B + j * even(K)), C + j, true);
+  }
+  at::native::cpublas::brgemm_release(true);
+}
+
+// out [n, N] += in [n, K] w, for packed w [K, N]. Several threads share the columns.
+void add_bfloat16(Int threads, Int n, Int K, Int N, const float* in, const float* w,
+                  float* out) {
+  static thread_local std::vector<BFloat16> buffer;
+  buffer.resize(n * even(K));
+  BFloat16* rows = buffer.data();
+  for (Int b = 0; b < n; b++) {
+    BFloat16* row = rows + b * even(K);
+    row[even(K) - 1] = 0;
+    for (Int k = 0; k < K; k++) row[k] = rounded(in[b * K + k]);
+  }
+  const Int panels = (N + panel - 1) / panel,
+            blocks = K * N < 65536 ? 1 : std::min(threads, panels),
+            width = (panels + blocks - 1) / blocks * panel;
+  std::exception_ptr error;  // an exception must not leave a task
+  parallel_for(blocks, (N + width - 1) / width, [&](Int i) {
+    try {
+      add_packed(n, N, K, i * width, std::min(width, N - i * width), rows,
+                 reinterpret_cast<const BFloat16*>(w), out);
+    } catch (...) {
+#pragma omp critical
+      error = std::current_exception();
+    }
+  });
+  if (error) std::rethrow_exception(error);
+}
+
+// Round the columns [from, from + count) of rows [R, N] and transpose them, to
+// [count, even(R)], as pairs of numbers.
+void transpose(Int R, Int N, Int from, Int count, const float* rows, uint32_t* out) {
+  constexpr Int tile = 16;
+  uint32_t pairs[tile][panel];
+  const Int length = even(R) / 2;
+  for (Int r = 0; r < length; r += tile) {
+    const Int height = std::min(tile, length - r);
+    for (Int i = 0; i < height; i++) {
+      const float* row = rows + 2 * (r + i) * N + from;
+      const float* next = 2 * (r + i) + 1 < R ? row + N : nullptr;
+      for (Int c = 0; c < count; c++)
+        pairs[i][c] = rounded(row[c]) | (next ? rounded(next[c]) : 0u) << 16;
+    }
+    for (Int c = 0; c < count; c++)
+      for (Int i = 0; i < height; i++) out[c * length + r + i] = pairs[i][c];
+  }
+}
+
+// Products with weights -------------------------------------------------------------
+
 // out [n, N] = bias + in [n, K] w [K, N]. If w is large enough to be worth starting
 // threads, each one computes some of the columns.
 template <class S>
-void affine(Int threads, Int n, Int K, Int N, const S* in, const S* w, const S* bias,
-            S* out) {
+void affine(const ChunkLayout& z, Int threads, Int n, Int K, Int N, const S* in,
+            const S* w, const S* bias, S* out) {
   for (Int b = 0; b < n; b++) std::memcpy(out + b * N, bias, N * sizeof(S));
+  if constexpr (std::is_same_v<S, float>)
+    if (z.bfloat16) return add_bfloat16(threads, n, K, N, in, w, out);
   const Int blocks = K * N < 65536 ? 1 : std::min(threads, N);
   const Int width = (N + blocks - 1) / blocks;
   parallel_for(blocks, (N + width - 1) / width, [&](Int i) {
     const Int from = i * width, columns = std::min(width, N - from);
     product(n, columns, K, in, K, w + from, N, S(1), out + from, N);
   });
+}
+
+// out [n, N] = in [n, K] w [K, N].
+template <class S>
+void linear(const ChunkLayout& z, Int n, Int K, Int N, const S* in, const S* w,
+            S* out) {
+  if constexpr (std::is_same_v<S, float>)
+    if (z.bfloat16) {
+      std::fill(out, out + n * N, 0.0f);
+      return add_bfloat16(1, n, K, N, in, w, out);
+    }
+  product(n, N, K, in, K, w, N, S(0), out, N);
 }
 
 // z = n(x): subtract the mean of a row of d numbers, divide by their standard
@@ -526,7 +646,7 @@ void remember(const ChunkLayout& z, const Forward<S>& f, Int threads, Int t, Int
     norm(n, d, memory, normed);
     memory = normed;
   }
-  affine(threads, n, d, 2 * d, memory, f.w.w_kv, f.w.b_kv, key_value);
+  affine(z, threads, n, d, 2 * d, memory, f.w.w_kv, f.w.b_kv, key_value);
   for (Int b = 0; b < n; b++)
     for (Int h = 0; h < z.H; h++) {
       const Int row = ((h * z.B + b0 + b) * z.capacity + now) * z.D;
@@ -557,14 +677,14 @@ void forward_group(const ChunkLayout& z, const Forward<S>& f, Int b0, Int n) {
       S *o = f.chunk.o + at, *a = f.chunk.a + inner_at;
       if (l > 0) {
         norm(n, d, x, normed.data());
-        affine(threads, n, d, d, normed.data(), f.w.w_q + l * d * d, f.w.b_q + l * d,
-               f.chunk.q + at);
+        affine(z, threads, n, d, d, normed.data(), f.w.w_q + l * d * d,
+               f.w.b_q + l * d, f.chunk.q + at);
       }
       if (z.past + t > 0) {
         parallel_for(threads, z.H, [&](Int h) {
           attend(z, f, t, l, h, b0, n, earlier.data(), scratch.data() + h * head);
         });
-        affine(threads, n, d, d, o, f.w.w_o + l * d * d, f.w.b_o + l * d, y);
+        affine(z, threads, n, d, d, o, f.w.w_o + l * d * d, f.w.b_o + l * d, y);
         multiply(n * d, attention_mask ? attention_mask + at : nullptr, y);
         for (Int b = 0; z.border && b < n; b++)  // a row without keys skips attention
           if (z.begins(t, b0 + b)) std::fill(y + b * d, y + (b + 1) * d, S(0));
@@ -574,11 +694,11 @@ void forward_group(const ChunkLayout& z, const Forward<S>& f, Int b0, Int n) {
         std::fill(o, o + n * d, S(0));
       }
       norm(n, d, y, normed.data());
-      affine(threads, n, d, z.F, normed.data(), f.w.w_1 + l * d * z.F,
+      affine(z, threads, n, d, z.F, normed.data(), f.w.w_1 + l * d * z.F,
              f.w.b_1 + l * z.F, a);
       z.gelu ? gelu(n * z.F, a, inner.data()) : relu(n * z.F, a);
       const S* active = z.gelu ? inner.data() : a;
-      affine(threads, n, z.F, d, active, f.w.w_2 + l * z.F * d, f.w.b_2 + l * d,
+      affine(z, threads, n, z.F, d, active, f.w.w_2 + l * z.F * d, f.w.b_2 + l * d,
              next_x);
       multiply(n * d, feed_forward_mask ? feed_forward_mask + at : nullptr, next_x);
       add(n * d, S(1), y, next_x);
@@ -660,7 +780,7 @@ void query_backward(const ChunkLayout& z, const Backward<S>& f, Int t, Int l, In
   const Int d = z.d(), at = z.at(t, l, b0) * d,
             sum = (omp_get_thread_num() * z.L + l) * d;
   add_rows(n, d, f.grads.q + at, f.total.b_q + sum);
-  product(n, d, d, f.grads.q + at, d, f.w.w_q + l * d * d, d, S(0), dz, d);
+  linear(z, n, d, d, f.grads.q + at, f.w.w_q + l * d * d, dz);
   norm_backward(n, d, dz, f.out.x + z.x_row(t, l, b0) * d, g, f.inputs.w_q + at);
 }
 
@@ -683,7 +803,7 @@ S* remember_backward(const ChunkLayout& z, const Backward<S>& f, Int t, Int b0, 
       add(z.D, S(1), f.total.keys + key_row, key);
       add(z.D, S(1), f.total.values + key_row, value);
     }
-  product(n, d, 2 * d, d_kv, 2 * d, f.w.w_kv, d, S(0), dm, d);
+  linear(z, n, 2 * d, d, d_kv, f.w.w_kv, dm);
   if (z.norm_memory) {
     std::memcpy(dz, dm, n * d * sizeof(S));
     std::fill(dm, dm + n * d, S(0));
@@ -732,11 +852,11 @@ void backward_group(const ChunkLayout& z, const Backward<S>& f, Int b0, Int n) {
       std::memcpy(df, g, n * d * sizeof(S));
       multiply(n * d, feed_forward_mask ? feed_forward_mask + at : nullptr, df);
       add_rows(n, d, df, f.total.b_2 + sum * d);
-      product(n, z.F, d, df, d, f.w.w_2 + l * z.F * d, z.F, S(0), da, z.F);
+      linear(z, n, d, z.F, df, f.w.w_2 + l * z.F * d, da);
       z.gelu ? gelu_backward(n * z.F, a, da, f.inputs.w_2 + inner_at)
              : relu_backward(n * z.F, a, da);
       add_rows(n, z.F, da, f.total.b_1 + sum * z.F);
-      product(n, d, z.F, da, z.F, f.w.w_1 + l * z.F * d, d, S(0), dz, d);
+      linear(z, n, z.F, d, da, f.w.w_1 + l * z.F * d, dz);
       norm_backward(n, d, dz, f.chunk.y + at, g, f.inputs.w_1 + at);
       if (t >= first_with_keys) {
         std::memcpy(dy, g, n * d * sizeof(S));
@@ -745,7 +865,7 @@ void backward_group(const ChunkLayout& z, const Backward<S>& f, Int b0, Int n) {
           if (z.begins(t, b0 + b)) std::fill(dy + b * d, dy + (b + 1) * d, S(0));
         add_rows(n, d, dy, f.total.b_o + sum * d);
         S* d_o = dz;
-        product(n, d, d, dy, d, f.w.w_o + l * d * d, d, S(0), d_o, d);
+        linear(z, n, d, d, dy, f.w.w_o + l * d * d, d_o);
         attend_backward(z, f, t, l, b0, n, d_o);
         if (l) query_backward(z, f, t, l, b0, n, g, dz);
       } else {  // the gradient that this is multiplied by is 0
@@ -798,6 +918,76 @@ template <class S> Status backward(const ChunkLayout* z, const Backward<S>* f) {
   return failed ? out_of_memory : done;
 }
 
+// Sizes of `pack` and `products`.
+struct MatrixLayout {
+  Int matrices, rows, height, width, threads;
+};
+
+// Round and pack each of the matrices w [matrices, rows, width]. Packed ones begin
+// where they did, in a tensor of the same shape.
+void pack(const MatrixLayout& z, const float* w, float* packed) {
+#pragma omp parallel for num_threads(z.threads) if (z.threads > 1)
+  for (Int l = 0; l < z.matrices; l++)
+    for (Int j = 0; j < z.width; j += panel) {
+      const Int matrix = l * z.rows * z.width;
+      pack_panel(z.rows, z.width, j, w + matrix,
+                 reinterpret_cast<BFloat16*>(packed + matrix));
+    }
+}
+
+// C [matrices, height, width] += A^T B, for A [matrices, rows, height] and B
+// [matrices, rows, width]: the gradients of matrices. Threads share the rows of C.
+Status products(const MatrixLayout& z, const float* A, const float* B, float* C) {
+  bool failed = false;
+  const Int pairs = even(z.rows) / 2;
+  std::vector<uint32_t> left;
+  std::vector<BFloat16> right;
+  try {
+    left.resize(pairs * z.height), right.resize(2 * pairs * z.width);
+  } catch (const std::exception&) {
+    return out_of_memory;
+  }
+  for (Int l = 0; l < z.matrices; l++) {
+#pragma omp parallel num_threads(z.threads) if (z.threads > 1)
+    {
+#pragma omp for
+      for (Int j = 0; j < z.width; j += panel)
+        pack_panel(z.rows, z.width, j, B + l * z.rows * z.width, right.data());
+#pragma omp for
+      for (Int i = 0; i < z.height; i += panel) {
+        const Int count = std::min(panel, z.height - i);
+        uint32_t* rows = left.data() + i * pairs;
+        transpose(z.rows, z.height, i, count, A + l * z.rows * z.height, rows);
+        try {
+          add_packed(count, z.width, z.rows, 0, z.width, rows, right.data(),
+                     C + (l * z.height + i) * z.width);
+        } catch (const std::exception&) {
+#pragma omp atomic write
+          failed = true;
+        }
+      }
+    }
+  }
+  return failed ? out_of_memory : done;
+}
+
+// Whether torch multiplies in bfloat16 here, and the processor has instructions for
+// it. Without those, oneDNN takes several for one.
+bool multiplies_bfloat16() {
+#ifdef __AVX512BF16__
+  using namespace at::native::cpublas;
+  if (!brgemm || !brgemm_release) return false;
+  const BFloat16 a[2] = {}, b[2] = {};
+  float c = 0;
+  try {
+    add_packed(1, 1, 2, 0, 1, a, b, &c);
+    return true;
+  } catch (const std::exception&) {  // oneDNN is turned off
+  }
+#endif
+  return false;
+}
+
 }  // namespace
 
 extern "C" {
@@ -813,6 +1003,14 @@ int backward_float32(const ChunkLayout* z, const Backward<float>* f) {
 int backward_float64(const ChunkLayout* z, const Backward<double>* f) {
   return backward(z, f);
 }
+int pack_float32(const MatrixLayout* z, float* const* f) {
+  pack(*z, f[0], f[1]);
+  return done;
+}
+int products_float32(const MatrixLayout* z, float* const* f) {
+  return products(*z, f[0], f[1], f[2]);
+}
+int has_bfloat16() { return multiplies_bfloat16(); }
 
 // For a test: the number of fields that each call reads, in words of 8 bytes.
 int64_t layout_fields() { return sizeof(ChunkLayout) / sizeof(Int); }

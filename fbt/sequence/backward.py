@@ -110,10 +110,11 @@ class Backward:
         for name, gradient in outputs.items():
             if name in self.wanted:
                 rows, z = gradient.flatten(1, 2), getattr(inputs, name).flatten(1, 2)
-                self.gradients[name].baddbmm_(rows.mT, z)
+                self.engine.add_products(self.gradients[name], rows, z)
         kv = grads.kv.flatten(0, 1)
         if "w_kv" in self.wanted:
-            self.gradients["w_kv"].addmm_(kv.t(), inputs.w_kv.flatten(0, 1))
+            z = inputs.w_kv.flatten(0, 1)
+            self.engine.add_products(self.gradients["w_kv"][None], kv[None], z[None])
         self.gradients["b_kv"] += kv.sum(0)
         if "mix" in self.wanted:
             x = self.outputs.x[:, steps.start : steps.stop].flatten(1)

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from fbt.sequence.layout import (
@@ -39,8 +40,6 @@ class Engine(ABC):
     # Whether attention weights are kept for backward, or computed again from the
     # logarithm of their sum.
     keeps_weights: ClassVar[bool] = True
-    # Whether it reads matrices in half precision under autocast: `Sizes.matrices`.
-    half_matrices: ClassVar[bool] = False
 
     def __init__(self, layout: Layout, weights: Weights) -> None:
         self.layout, self.weights = layout, weights
@@ -54,6 +53,23 @@ class Engine(ABC):
     def why_not_chosen(cls, x: Tensor) -> Exception | None:
         """Return why backend="auto" does not take this engine, or None."""
         return cls.why_not(x)
+
+    @classmethod
+    def half_for(cls, x: Tensor, autocast: torch.dtype) -> torch.dtype | None:
+        """Return in which half precision it multiplies by matrices under autocast.
+
+        Args:
+            x: embeddings [B, T, d], in the dtype of everything else.
+            autocast: the dtype of autocast.
+
+        Returns:
+            The dtype, for `Sizes.matrices`; None if autocast changes nothing.
+        """
+        return None
+
+    @classmethod
+    def warn_of_full_precision(cls, x: Tensor, autocast: torch.dtype) -> None:
+        """Warn once if `half_for` is None for want of something in this machine."""
 
     @abstractmethod
     def forward_chunk(self, steps: range, outputs: Outputs, chunk: Chunk) -> None:
@@ -91,3 +107,13 @@ class Engine(ABC):
         Returns:
             What the matrices were multiplied by; valid until the next call.
         """
+
+    def add_products(self, total: Tensor, grads: Tensor, inputs: Tensor) -> None:
+        """Add to the gradients of matrices [n, out, in] those of a chunk.
+
+        Args:
+            total: the gradients.
+            grads: of what the matrices computed, [n, rows, out].
+            inputs: what they were multiplied by, [n, rows, in].
+        """
+        total.baddbmm_(grads.mT, inputs)

@@ -43,6 +43,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fbt._modes import without_autocast
 from fbt.sequence.backward import Backward
 from fbt.sequence.engine import Engine
 from fbt.sequence.forward import Forward, prepare, results
@@ -101,7 +102,8 @@ class WholeSequence(torch.autograd.Function):
         needed = zip(names, ctx.needs_input_grad[2:], strict=True)
         wanted = {name for name, is_needed in needed if is_needed}
         loop = Backward(ctx.engine, ctx.sizes, weights, outputs, chunks, wanted)
-        gradients = loop.run(*grads)
+        with without_autocast(outputs.x.device.type):
+            gradients = loop.run(*grads)
         return (
             None,
             None,

@@ -34,8 +34,8 @@ class Sizes(NamedTuple):
     # [B, T], the oldest key that each step may see, in int64 and contiguous; None if
     # the span alone decides
     oldest: Tensor | None
-    # The half precision in which the engine reads matrices, which have been rounded
-    # to it; None if it reads them in the dtype of everything else
+    # The half precision in which the engine multiplies by matrices, which have been
+    # rounded to it; None for the dtype of everything else
     matrices: torch.dtype | None = None
 
 

@@ -1,7 +1,9 @@
 """The engine "native": the steps of a chunk in C++ (`fbt.native`)."""
 
+import math
+import warnings
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch import Tensor
 from fbt import native
 from fbt.sequence.engine import Engine
 from fbt.sequence.layout import (
+    MATRICES,
     Buffers,
     Chunk,
     ChunkGradients,
@@ -40,6 +43,7 @@ class ChunkLayout(NamedTuple):
     span: int
     norm_memory: int
     gelu: int
+    bfloat16: int
     first: int
     stop: int
     low: int
@@ -47,6 +51,16 @@ class ChunkLayout(NamedTuple):
     group: int
     threads: int
     border: int
+
+
+class MatrixLayout(NamedTuple):
+    """The struct `MatrixLayout` of loop.cpp."""
+
+    matrices: int
+    rows: int
+    height: int
+    width: int
+    threads: int
 
 
 class LayerInputs(NamedTuple):
@@ -77,16 +91,41 @@ class BackwardTensors(NamedTuple):
 
 
 class NativeEngine(Engine):
-    """Computes a chunk in C++, on the CPU, in float32 or float64."""
+    """Computes a chunk in C++, on the CPU, in float32 or float64.
+
+    With `Sizes.matrices`, which is bfloat16, both factors of products with matrices
+    are rounded to it; sums stay in float32.
+    """
+
+    _warned: ClassVar[bool] = False
 
     def __init__(self, layout: Layout, weights: Weights) -> None:
-        super().__init__(layout, weights)
+        self.bfloat16 = layout.sizes.matrices is not None
+        super().__init__(layout, packed(weights) if self.bfloat16 else weights)
         self.buffers = Buffers(weights.b_q)
 
     @classmethod
     def why_not(cls, x: Tensor) -> Exception | None:
         """Return why tensors like x cannot be computed, as an error, or None."""
         return native.why_not(x)
+
+    @classmethod
+    def half_for(cls, x: Tensor, autocast: torch.dtype) -> torch.dtype | None:
+        """Return in which half precision it multiplies by matrices under autocast."""
+        usable = pays(x, autocast) and native.why_not(x) is None
+        return autocast if usable and native.has_bfloat16() else None
+
+    @classmethod
+    def warn_of_full_precision(cls, x: Tensor, autocast: torch.dtype) -> None:
+        """Warn, once per process, that autocast has no effect on this CPU."""
+        if pays(x, autocast) and not NativeEngine._warned:
+            NativeEngine._warned = True
+            warnings.warn(
+                'backend="native" stays in float32 under autocast: for products in '
+                "bfloat16 it needs a CPU with AVX512-BF16 or AMX, and oneDNN in torch",
+                RuntimeWarning,
+                stacklevel=10,  # the caller of a LanguageModel
+            )
 
     def forward_chunk(self, steps: range, outputs: Outputs, chunk: Chunk) -> None:
         """Compute the steps of a chunk."""
@@ -132,6 +171,16 @@ class NativeEngine(Engine):
             **inputs._asdict(),
         )
 
+    def add_products(self, total: Tensor, grads: Tensor, inputs: Tensor) -> None:
+        """Add to the gradients of matrices [n, out, in] those of a chunk."""
+        if not self.bfloat16:
+            super().add_products(total, grads, inputs)
+            return
+        matrices, rows, height = grads.shape
+        width, threads = inputs.shape[2], torch.get_num_threads()
+        layout = MatrixLayout(matrices, rows, height, width, threads)
+        native.run("products", total.dtype, layout, (grads, inputs, total))
+
     @property
     def group(self) -> int:
         """The number of sequences that a thread takes at once."""
@@ -155,6 +204,7 @@ class NativeEngine(Engine):
             span=layout.span,
             norm_memory=int(layout.sizes.norm_memory),
             gelu=int(layout.sizes.gelu),
+            bfloat16=int(self.bfloat16),
             first=steps.start,
             stop=steps.stop,
             low=layout.oldest_key(steps.start),
@@ -163,3 +213,33 @@ class NativeEngine(Engine):
             threads=threads,
             border=0 if border is None else native.address(border, torch.int64),
         )
+
+
+ROUNDED_ROWS = 16  # with fewer, rounding the weights takes longer than it saves
+
+
+def pays(x: Tensor, autocast: torch.dtype) -> bool:
+    """Return whether products in bfloat16 are wanted for x [B, T, d], and are faster.
+
+    A single step never has them, as it continues a loop that keeps its weights.
+    """
+    batch, length, _ = x.shape
+    large = length > 1 and batch * length >= ROUNDED_ROWS
+    return large and (x.dtype, autocast) == (torch.float32, torch.bfloat16)
+
+
+def packed(weights: Weights) -> Weights:
+    """Return weights whose matrices are rounded to bfloat16, in the order of oneDNN.
+
+    They keep their shapes and dtype, so `loop.cpp` finds each matrix at its place.
+    """
+    results = {}
+    for name in MATRICES:
+        matrices = getattr(weights, name)
+        *count, rows, width = matrices.shape
+        results[name] = torch.empty_like(matrices)
+        layout = MatrixLayout(
+            math.prod(count), rows, 0, width, torch.get_num_threads()
+        )
+        native.run("pack", matrices.dtype, layout, (matrices, results[name]))
+    return weights._replace(**results)

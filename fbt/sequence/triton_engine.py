@@ -49,12 +49,16 @@ class TritonEngine(Engine):
 
     chunk_steps = sys.maxsize
     keeps_weights = False
-    half_matrices = True
 
     def __init__(self, layout: Layout, weights: Weights) -> None:
         if (half := layout.sizes.matrices) is not None:  # exact: they are rounded
             weights = map_matrices(weights, lambda matrix: matrix.to(half))
         super().__init__(layout, weights)
+
+    @classmethod
+    def half_for(cls, x: Tensor, autocast: torch.dtype) -> torch.dtype | None:
+        """Return in which half precision it multiplies by matrices under autocast."""
+        return autocast
 
     @classmethod
     def why_not(cls, x: Tensor) -> Exception | None:
