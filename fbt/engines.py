@@ -153,7 +153,7 @@ def first_for(x: Tensor) -> Choice:
     return Choice(last, str(errors["native"]))
 
 
-_warned: set[str] = set()  # the engines it has warned about
+_warned: set[str] = set()  # the engines, and the reasons, it has warned about
 
 
 def warn_once(choice: Choice) -> None:
@@ -243,9 +243,9 @@ def run_sequence(
         check_tensor(engine, x)
         if autocast is not None:
             half = ENGINES[engine].half_for(x, autocast)
-            if half is None:
-                ENGINES[engine].warn_of_full_precision(x, autocast)
             sizes = sizes._replace(matrices=half)
+            if half is None:
+                warn_of_full_precision(ENGINES[engine].why_no_half(x, autocast))
         tensors = (x,) if state is None else (x, *state.keys, *state.values)
         if any(tensor.dtype != dtype for tensor in tensors):
             got = ", ".join(str(tensor.dtype) for tensor in tensors)
@@ -287,6 +287,13 @@ def run_sequence(
         oldest=oldest,
         lengths=lengths,
     )
+
+
+def warn_of_full_precision(reason: str) -> None:
+    """Warn, once for each reason, that autocast has no effect; "" is no reason."""
+    if reason and reason not in _warned:
+        _warned.add(reason)
+        warnings.warn(reason, RuntimeWarning, stacklevel=9)  # who calls the model
 
 
 _recordings: WeakKeyDictionary[nn.Module, Recordings] = WeakKeyDictionary()

@@ -8,7 +8,7 @@ from exact import assert_same, body, everything, gradients, leaves, model, norma
 from torch import Tensor, nn
 
 import fbt
-from fbt.sequence.native_engine import NativeEngine
+from fbt import engines
 
 BFLOAT16 = torch.bfloat16
 WIDE = {"d_model": 160, "n_heads": 5, "d_ff": 131, "n_layers": 2}
@@ -204,7 +204,7 @@ def test_all_else_stays_in_the_dtype_of_the_weights(bfloat16):
 
 def test_a_cpu_without_bfloat16_says_so_once(native, monkeypatch):
     monkeypatch.setattr(fbt.native, "has_bfloat16", lambda: False)
-    monkeypatch.setattr(NativeEngine, "_warned", False)
+    monkeypatch.setattr(engines, "_warned", set())
     module, x, _, _ = prepared({})
     exact = results(module, x)
     with pytest.warns(RuntimeWarning, match="stays in float32 under autocast"):
@@ -221,8 +221,8 @@ def test_onednn_may_be_turned_off(bfloat16, monkeypatch):
 def test_explain_backend_tells_what_autocast_does(bfloat16, monkeypatch):
     lm, tokens = model("shared-kv").float(), torch.zeros(2, 9, dtype=torch.long)
     rounds = (
-        ". Under autocast it multiplies by matrices in torch.bfloat16; all else is in "
-        "torch.float32"
+        ". Under autocast it multiplies by matrices in torch.bfloat16; "
+        "all else is in torch.float32"
     )
     stays = ". It computes in torch.float32 under autocast too"
     assert "autocast" not in lm.explain_backend(tokens)

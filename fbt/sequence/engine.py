@@ -68,8 +68,9 @@ class Engine(ABC):
         return None
 
     @classmethod
-    def warn_of_full_precision(cls, x: Tensor, autocast: torch.dtype) -> None:
-        """Warn once if `half_for` is None for want of something in this machine."""
+    def why_no_half(cls, x: Tensor, autocast: torch.dtype) -> str:
+        """Return what `half_for` lacks on this machine; "" if it lacks nothing."""
+        return ""
 
     @abstractmethod
     def forward_chunk(self, steps: range, outputs: Outputs, chunk: Chunk) -> None:

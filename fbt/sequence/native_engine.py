@@ -1,9 +1,8 @@
 """The engine "native": the steps of a chunk in C++ (`fbt.native`)."""
 
 import math
-import warnings
 from itertools import chain
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -97,8 +96,6 @@ class NativeEngine(Engine):
     are rounded to it; sums stay in float32.
     """
 
-    _warned: ClassVar[bool] = False
-
     def __init__(self, layout: Layout, weights: Weights) -> None:
         self.bfloat16 = layout.sizes.matrices is not None
         super().__init__(layout, packed(weights) if self.bfloat16 else weights)
@@ -116,16 +113,14 @@ class NativeEngine(Engine):
         return autocast if usable and native.has_bfloat16() else None
 
     @classmethod
-    def warn_of_full_precision(cls, x: Tensor, autocast: torch.dtype) -> None:
-        """Warn, once per process, that autocast has no effect on this CPU."""
-        if pays(x, autocast) and not NativeEngine._warned:
-            NativeEngine._warned = True
-            warnings.warn(
-                'backend="native" stays in float32 under autocast: for products in '
-                "bfloat16 it needs a CPU with AVX512-BF16 or AMX, and oneDNN in torch",
-                RuntimeWarning,
-                stacklevel=10,  # the caller of a LanguageModel
-            )
+    def why_no_half(cls, x: Tensor, autocast: torch.dtype) -> str:
+        """Return what `half_for` lacks on this machine; "" if it lacks nothing."""
+        if not pays(x, autocast) or native.has_bfloat16():
+            return ""
+        return (
+            'backend="native" stays in float32 under autocast: for products in '
+            "bfloat16 it needs a CPU with AVX512-BF16 or AMX, and oneDNN in torch"
+        )
 
     def forward_chunk(self, steps: range, outputs: Outputs, chunk: Chunk) -> None:
         """Compute the steps of a chunk."""
