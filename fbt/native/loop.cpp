@@ -35,6 +35,7 @@ void dgemm_(const char*, const char*, const int*, const int*, const int*,
             const double*, double*, const int*);
 }
 
+#ifdef __AVX512BF16__
 // oneDNN's `brgemm` inside torch. Weak: null in a version of torch without it.
 namespace c10 {
 struct BFloat16;
@@ -46,6 +47,7 @@ __attribute__((weak)) void brgemm(int64_t M, int64_t N, int64_t K, int64_t ld_a,
                                   float* c, bool interleaved);
 __attribute__((weak)) void brgemm_release(bool interleaved);
 }
+#endif
 
 namespace {
 
@@ -209,6 +211,7 @@ void pack_panel(Int K, Int N, Int from, const float* w, BFloat16* out) {
 // C [M, columns from `from` on] += A [M, even(K)] B [K, N], for packed B.
 void add_packed(Int M, Int N, Int K, Int from, Int columns, const void* A,
                 const BFloat16* B, float* C) {
+#ifdef __AVX512BF16__  // which `has_bfloat16` asks for
   for (Int j = from; j < from + columns; j += panel) {
     const Int width = std::min(panel, N - j);
     at::native::cpublas::brgemm(
@@ -217,6 +220,7 @@ void add_packed(Int M, Int N, Int K, Int from, Int columns, const void* A,
         reinterpret_cast<const c10::BFloat16*>(B + j * even(K)), C + j, true);
   }
   at::native::cpublas::brgemm_release(true);
+#endif
 }
 
 // out [n, N] += in [n, K] w, for packed w [K, N]. Several threads share the columns.
