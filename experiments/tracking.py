@@ -15,9 +15,8 @@ tested on sequences of up to eight times the length.
 
 Results are cached: run the same command again to continue after an interruption.
 Writes a record for each task, such as `fbt/measurements/tracking_S3.json`. The shell
-game's also has ablations, with two layers. The seconds in them are of a machine that
-may have been busy; `--times` measures updates in turns and writes
-`tracking_times.json`.
+game's also has ablations. The seconds in them are of a machine that may have been
+busy; `--times` measures updates in turns and writes `tracking_times.json`.
 """
 
 import time
@@ -128,6 +127,7 @@ KINDS = {f"parallel, {kind}": parallel(kind) for kind in SCHEMES}
 MODELS |= {name: (build, DEPTH) for name, build in KINDS.items()}
 LAST_NORM = "{}, no last norm"
 BASE = LAST_NORM.format("feedback")
+PER_LAYER = "keys and values per layer"
 # One change each to the base, which keeps its learning rate: options of the model,
 # and by name two changes of training and start, and three things in place of the last
 # norm. The first ones run on all tasks.
@@ -139,7 +139,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "span 1": {"span": 1},
     "span 2": {"span": 2},
     "span 8": {"span": 8},
-    "keys and values per layer": {"variant": "feedback"},
+    PER_LAYER: {"variant": "feedback"},
     "no curriculum": {},
     "key biases from zero": {},
     "last norm, times 4": {},
@@ -369,10 +369,14 @@ def changed(task: str, layers: int, rate: float, change: str) -> Job:
 
 
 def ablation_jobs(found: dict[str, list[Result]]) -> list[Job]:
-    """Return the jobs of ablations: the shell game, with two layers."""
-    rates = {name: best_of(found[name])["job"]["rate"] for name in ("feedback", BASE)}
-    jobs = [job_of("cups", name, 2, rate) for name, rate in rates.items()]
-    jobs += [changed("cups", 2, rates[BASE], name) for name in CHANGES]
+    """Return the jobs of ablations: the shell game, with one layer.
+
+    Keys and values per layer need two; for comparison there is the base with two.
+    """
+    rate = best_of(found[BASE])["job"]["rate"]
+    layers = dict.fromkeys(CHANGES, 1) | {PER_LAYER: 2}
+    jobs = [job_of("cups", BASE, n, rate) for n in (1, 2)]
+    jobs += [changed("cups", n, rate, name) for name, n in layers.items()]
     return [job | {"seed": seed} for job in jobs for seed in range(SEEDS)]
 
 
