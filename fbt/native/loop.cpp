@@ -9,7 +9,7 @@
 // The batch is split into groups of sequences. A thread takes a group through all
 // steps and layers of the chunk. Groups share nothing but weights, so threads meet
 // only at the end of the chunk. If there are fewer groups than threads, several
-// threads share the products and heads of a group in forward. Matrix products go to
+// threads share the products and heads of a group in forward. Large products go to
 // the BLAS inside torch; everything else is in this file. Where d is small, memory is
 // the limit and not arithmetic: each layer of each step reads all keys and values,
 // which fit into no cache near a core.
@@ -136,13 +136,13 @@ bool fits(const ChunkLayout& z) {
   return std::max({2 * z.d(), z.F, z.group, rows}) <= INT_MAX;
 }
 
-// Bytes of a register; the products below compute `tile_rows` rows at once, in tiles
-// of `tile_vectors` registers, and in others only where few rows or columns are left.
-// With up to `few_rows` rows they read B from a distant cache faster than BLAS does.
+// Bytes of a register. A tile is `tile_rows` rows of two registers, or of up to
+// `tile_vectors` registers where fewer rows are left. With more than `few_rows`, BLAS
+// is faster unless B fits into a near cache.
 #ifdef __AVX512F__
 constexpr Int register_bytes = 64, tile_rows = 8, tile_vectors = 16, few_rows = 64;
 #else
-constexpr Int register_bytes = 32, tile_rows = 6, tile_vectors = 12, few_rows = 8;
+constexpr Int register_bytes = 32, tile_rows = 6, tile_vectors = 8, few_rows = 8;
 #endif
 template <class S> constexpr Int widest = register_bytes / sizeof(S);
 
@@ -191,15 +191,15 @@ template <class S, Int R = tile_rows>
 void small_product(Int M, Int N, Int K, const S* A, Int row, Int column, const S* B,
                    Int ldb, S beta, S* C, Int ldc) {
   for (; M >= R; M -= R, A += R * row, C += R * ldc)
-    strip<S, widest<S>, R, tile_vectors / R>(N, K, A, row, column, B, ldb, beta, C,
-                                             ldc);
+    strip<S, widest<S>, R, std::max<Int>(2, tile_vectors / R)>(
+        N, K, A, row, column, B, ldb, beta, C, ldc);
   if constexpr (R > 1)
     small_product<S, R == tile_rows ? 4 : R / 2>(M, N, K, A, row, column, B, ldb,
                                                  beta, C, ldc);
 }
 
-// Whether `small_product` is faster than BLAS, which first copies A and B [K, N]. The
-// limits were measured with MKL on Zen 4.
+// Whether `small_product` is faster than BLAS, which copies A and B [K, N] first. The
+// limits were measured with MKL on a Zen 4.
 template <class S> bool is_small(Int M, Int N, Int K) {
   const Int bytes = K * N * static_cast<Int>(sizeof(S));
   return bytes <= (M <= few_rows ? 1 << 20 : 1 << 17);
