@@ -9,7 +9,7 @@
 // The batch is split into groups of sequences. A thread takes a group through all
 // steps and layers of the chunk. Groups share nothing but weights, so threads meet
 // only at the end of the chunk. If there are fewer groups than threads, several
-// threads share the products and heads of a group in forward. Matrix products go to
+// threads share the products and heads of a group in forward. Large products go to
 // the BLAS inside torch; everything else is in this file. Where d is small, memory is
 // the limit and not arithmetic: each layer of each step reads all keys and values,
 // which fit into no cache near a core.
@@ -131,7 +131,7 @@ template <class S> struct Backward {
 // would end the process.
 enum Status : int { done, out_of_memory, too_large };
 
-// Small functions -------------------------------------------------------------------
+// Products --------------------------------------------------------------------------
 
 void blas(char ta, char tb, int m, int n, int k, const float* a, int lda,
           const float* b, int ldb, float beta, float* c, int ldc) {
@@ -152,11 +152,82 @@ bool fits(const ChunkLayout& z) {
   return std::max({2 * z.d(), z.F, z.group, rows}) <= INT_MAX;
 }
 
+// Bytes of a register. A tile is `tile_rows` rows of two registers, or of up to
+// `tile_vectors` registers where fewer rows are left. With more than `few_rows`, BLAS
+// is faster unless B fits into a near cache.
+#ifdef __AVX512F__
+constexpr Int register_bytes = 64, tile_rows = 8, tile_vectors = 16, few_rows = 64;
+#else
+constexpr Int register_bytes = 32, tile_rows = 6, tile_vectors = 8, few_rows = 8;
+#endif
+template <class S> constexpr Int widest = register_bytes / sizeof(S);
+
+// W numbers at any address.
+template <class S, Int W> struct Vector {
+  static constexpr Int bytes = W * sizeof(S);
+  typedef S type __attribute__((vector_size(bytes), aligned(sizeof(S)), may_alias));
+  typedef std::conditional_t<sizeof(S) == 4, int32_t, int64_t> Index
+      __attribute__((vector_size(bytes)));
+};
+
+// C = beta C + A B for R rows and N vectors of C, which stay in registers. Rows of A
+// are `row` numbers apart, columns `column`.
+template <class S, Int W, Int R, Int N>
+void tile(Int K, const S* A, Int row, Int column, const S* B, Int ldb, S beta, S* C,
+          Int ldc) {
+  using V = typename Vector<S, W>::type;
+  V sum[R][N] = {};
+  if (beta != 0)
+    for (Int i = 0; i < R; i++)
+      for (Int j = 0; j < N; j++)
+        sum[i][j] = beta * reinterpret_cast<V*>(C + i * ldc)[j];
+  for (Int k = 0; k < K; k++)
+    for (Int i = 0; i < R; i++)
+      for (Int j = 0; j < N; j++)
+        sum[i][j] +=
+            A[i * row + k * column] * reinterpret_cast<const V*>(B + k * ldb)[j];
+  for (Int i = 0; i < R; i++)
+    for (Int j = 0; j < N; j++) reinterpret_cast<V*>(C + i * ldc)[j] = sum[i][j];
+}
+
+// R rows of C: tiles of N vectors, then of fewer, then of narrower ones.
+template <class S, Int W, Int R, Int N>
+void strip(Int columns, Int K, const S* A, Int row, Int column, const S* B, Int ldb,
+           S beta, S* C, Int ldc) {
+  for (; columns >= N * W; columns -= N * W, B += N * W, C += N * W)
+    tile<S, W, R, N>(K, A, row, column, B, ldb, beta, C, ldc);
+  if constexpr (N * W > 1)
+    if (columns)
+      strip<S, N == 1 ? W / 2 : W, R, N == 1 ? 1 : N / 2>(columns, K, A, row, column,
+                                                          B, ldb, beta, C, ldc);
+}
+
+// All of C: strips of R rows, then of fewer.
+template <class S, Int R = tile_rows>
+void small_product(Int M, Int N, Int K, const S* A, Int row, Int column, const S* B,
+                   Int ldb, S beta, S* C, Int ldc) {
+  for (; M >= R; M -= R, A += R * row, C += R * ldc)
+    strip<S, widest<S>, R, std::max<Int>(2, tile_vectors / R)>(
+        N, K, A, row, column, B, ldb, beta, C, ldc);
+  if constexpr (R > 1)
+    small_product<S, R == tile_rows ? 4 : R / 2>(M, N, K, A, row, column, B, ldb,
+                                                 beta, C, ldc);
+}
+
+// Whether `small_product` is faster than BLAS, which copies A and B [K, N] first. The
+// limits were measured with MKL on a Zen 4.
+template <class S> bool is_small(Int M, Int N, Int K) {
+  const Int bytes = K * N * static_cast<Int>(sizeof(S));
+  return bytes <= (M <= few_rows ? 1 << 20 : 1 << 17);
+}
+
 // C [M, N] = beta C + A [M, K] B [K, N], with rows `ld` apart. BLAS is column-major,
 // hence A and B are swapped.
 template <class S>
 void product(Int M, Int N, Int K, const S* A, Int lda, const S* B, Int ldb, S beta,
              S* C, Int ldc) {
+  if (is_small<S>(M, N, K))
+    return small_product<S>(M, N, K, A, lda, 1, B, ldb, beta, C, ldc);
   blas('N', 'N', N, M, K, B, ldb, A, lda, beta, C, ldc);
 }
 
@@ -164,8 +235,12 @@ void product(Int M, Int N, Int K, const S* A, Int lda, const S* B, Int ldb, S be
 template <class S>
 void add_transposed(Int M, Int N, Int K, const S* A, Int lda, const S* B, Int ldb,
                     S* C, Int ldc) {
+  if (is_small<S>(M, N, K))
+    return small_product<S>(M, N, K, A, 1, lda, B, ldb, S(1), C, ldc);
   blas('N', 'T', N, M, K, B, ldb, A, lda, S(1), C, ldc);
 }
+
+// Small functions -------------------------------------------------------------------
 
 // Call work(i) for every i < count, in parallel if a group has several threads.
 template <class F> void parallel_for(Int threads, Int count, F work) {
@@ -402,26 +477,12 @@ template <class S> void add_rows(Int n, Int d, const S* x, S* y) {
   for (Int b = 0; b < n; b++) add(d, S(1), x + b * d, y);
 }
 
-// As many numbers as fit into a register of the processor, at any address.
-template <class S> struct Vector {
-#ifdef __AVX512F__
-  static constexpr Int bytes = 64;
-#else
-  static constexpr Int bytes = 32;
-#endif
-  static constexpr Int size = bytes / sizeof(S);
-  typedef S type __attribute__((vector_size(bytes), aligned(sizeof(S)), may_alias));
-  typedef std::conditional_t<sizeof(S) == 4, int32_t, int64_t> Index
-      __attribute__((vector_size(bytes)));
-};
-
 // Lanes of a and b are rows of N numbers. Returns the rows of a and b in turn, each
 // with N / 2 numbers: the sums of its halves.
-template <class S, Int N, size_t... K>
-typename Vector<S>::type fold_pair(typename Vector<S>::type a,
-                                   typename Vector<S>::type b,
-                                   std::index_sequence<K...>) {
-  constexpr Int W = Vector<S>::size;
+template <class S, Int W, Int N, size_t... K>
+typename Vector<S, W>::type fold_pair(typename Vector<S, W>::type a,
+                                      typename Vector<S, W>::type b,
+                                      std::index_sequence<K...>) {
   constexpr auto lane = [](Int k) {
     return k / (N / 2) % 2 * W + k / N * N + k % (N / 2);
   };
@@ -429,34 +490,33 @@ typename Vector<S>::type fold_pair(typename Vector<S>::type a,
   return __builtin_shufflevector(a, b, lane(K)...) +
          __builtin_shufflevector(a, b, lane(K) + N / 2 ...);
 #else
-  using Index = typename Vector<S>::Index;
+  using Index = typename Vector<S, W>::Index;
   return __builtin_shuffle(a, b, Index{lane(K)...}) +
          __builtin_shuffle(a, b, Index{lane(K) + N / 2 ...});
 #endif
 }
 
 // Lane k of the result is the sum of the lanes of rows[k].
-template <class S, Int N = Vector<S>::size>
-typename Vector<S>::type fold(typename Vector<S>::type* rows) {
+template <class S, Int W, Int N = W>
+typename Vector<S, W>::type fold(typename Vector<S, W>::type* rows) {
   if constexpr (N == 1) {
     return rows[0];
   } else {
 #pragma GCC unroll 8
     for (Int i = 0; i < N / 2; i++)
-      rows[i] = fold_pair<S, N>(rows[i], rows[i + N / 2],
-                                std::make_index_sequence<Vector<S>::size>());
-    return fold<S, N / 2>(rows);
+      rows[i] = fold_pair<S, W, N>(rows[i], rows[i + N / 2],
+                                   std::make_index_sequence<W>());
+    return fold<S, W, N / 2>(rows);
   }
 }
 
 // Scores of a query and n keys of D numbers, in N vectors each: out[j] = q . keys[j],
 // plus r . table[j] + bias[j] if there is a table. Row j of the table belongs to key
 // j.
-template <class S, Int N>
+template <class S, Int W, Int N>
 void score_vectors(Int n, const S* q, const S* keys, const S* r, const S* table,
                    const S* bias, S* out) {
-  using V = typename Vector<S>::type;
-  constexpr Int W = Vector<S>::size;
+  using V = typename Vector<S, W>::type;
   auto vectors = [](const S* x) { return reinterpret_cast<const V*>(x); };
   const V *query = vectors(q), *key = vectors(keys);
   const V *relative = vectors(r), *row = vectors(table);
@@ -472,21 +532,21 @@ void score_vectors(Int n, const S* q, const S* keys, const S* r, const S* table,
   for (; j + W <= n; j += W) {
 #pragma GCC unroll 16
     for (Int k = 0; k < W; k++) sums[k] = dot(j + k);
-    const V sum = fold<S>(sums);
+    const V sum = fold<S, W>(sums);
     *reinterpret_cast<V*>(out + j) = table ? sum + *vectors(bias + j) : sum;
   }
   if (j == n) return;
   for (Int k = 0; k < W; k++) sums[k] = j + k < n ? dot(j + k) : V{};
-  const V sum = fold<S>(sums);
+  const V sum = fold<S, W>(sums);
   for (Int k = 0; j + k < n; k++) out[j + k] = table ? sum[k] + bias[j + k] : sum[k];
 }
 
 // out = sum_j p[j * step] values[j] over n rows of D numbers, in N vectors each. If
 // there is a table, table[j] is added to values[j].
-template <class S, Int N>
+template <class S, Int W, Int N>
 void weighted_sum_vectors(Int n, const S* p, Int step, const S* values,
                           const S* table, S* out) {
-  using V = typename Vector<S>::type;
+  using V = typename Vector<S, W>::type;
   constexpr Int U = N <= 2 ? 4 : 2;  // several sums hide the latency of an addition
   const V *value = reinterpret_cast<const V*>(values),
           *row = reinterpret_cast<const V*>(table);
@@ -507,14 +567,14 @@ void weighted_sum_vectors(Int n, const S* p, Int step, const S* values,
 }
 
 // `score_vectors` for any D.
-template <class S>
+template <class S, Int W = widest<S>>
 void score(Int D, Int n, const S* q, const S* keys, const S* r, const S* table,
            const S* bias, S* out) {
-  constexpr Int W = Vector<S>::size;
-  if (D == W) return score_vectors<S, 1>(n, q, keys, r, table, bias, out);
-  if (D == 2 * W) return score_vectors<S, 2>(n, q, keys, r, table, bias, out);
-  if (D == 4 * W) return score_vectors<S, 4>(n, q, keys, r, table, bias, out);
-  if (D == 8 * W) return score_vectors<S, 8>(n, q, keys, r, table, bias, out);
+  if (D == W) return score_vectors<S, W, 1>(n, q, keys, r, table, bias, out);
+  if (D == 2 * W) return score_vectors<S, W, 2>(n, q, keys, r, table, bias, out);
+  if (D == 4 * W) return score_vectors<S, W, 4>(n, q, keys, r, table, bias, out);
+  if (D == 8 * W) return score_vectors<S, W, 8>(n, q, keys, r, table, bias, out);
+  if constexpr (W > 4) return score<S, W / 2>(D, n, q, keys, r, table, bias, out);
   for (Int j = 0; j < n; j++) {
     S sum = table ? bias[j] : 0;
     for (Int c = 0; c < D; c++)
@@ -524,18 +584,18 @@ void score(Int D, Int n, const S* q, const S* keys, const S* r, const S* table,
 }
 
 // `weighted_sum_vectors` for any D.
-template <class S>
-void weighted_sum(Int D, Int n, const S* p, Int step, const S* values, const S* table,
+template <class S, Int W = widest<S>>
+void weighted_sum(Int D, Int n, const S* p, Int step, const S* rows, const S* table,
                   S* out) {
-  constexpr Int W = Vector<S>::size;
-  if (D == W) return weighted_sum_vectors<S, 1>(n, p, step, values, table, out);
-  if (D == 2 * W) return weighted_sum_vectors<S, 2>(n, p, step, values, table, out);
-  if (D == 4 * W) return weighted_sum_vectors<S, 4>(n, p, step, values, table, out);
-  if (D == 8 * W) return weighted_sum_vectors<S, 8>(n, p, step, values, table, out);
+  if (D == W) return weighted_sum_vectors<S, W, 1>(n, p, step, rows, table, out);
+  if (D == 2 * W) return weighted_sum_vectors<S, W, 2>(n, p, step, rows, table, out);
+  if (D == 4 * W) return weighted_sum_vectors<S, W, 4>(n, p, step, rows, table, out);
+  if (D == 8 * W) return weighted_sum_vectors<S, W, 8>(n, p, step, rows, table, out);
+  if constexpr (W > 4) return weighted_sum<S, W / 2>(D, n, p, step, rows, table, out);
   std::fill(out, out + D, S(0));
   for (Int j = 0; j < n; j++)
     for (Int c = 0; c < D; c++)
-      out[c] += p[j * step] * (values[j * D + c] + (table ? table[j * D + c] : 0));
+      out[c] += p[j * step] * (rows[j * D + c] + (table ? table[j * D + c] : 0));
 }
 
 template <class S> S dot(Int n, const S* x, const S* y) {
