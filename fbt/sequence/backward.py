@@ -48,7 +48,7 @@ class Backward:
             self.weights,
             steps,
             batch,
-            engine.chunk_steps,
+            engine.chunk_for(batch),
             engine.keeps_weights,
         )
         values = outputs.values

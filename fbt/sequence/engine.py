@@ -45,6 +45,11 @@ class Engine(ABC):
         self.layout, self.weights = layout, weights
 
     @classmethod
+    def chunk_for(cls, batch: int) -> int:
+        """Return the number of steps per chunk for so many sequences."""
+        return cls.chunk_steps
+
+    @classmethod
     def why_not(cls, x: Tensor) -> Exception | None:
         """Return why tensors like x cannot be computed, as an error, or None."""
         return None

@@ -47,7 +47,12 @@ class Forward:
     ) -> None:
         steps, batch, d = x.shape
         self.layout = Layout(
-            sizes, weights, steps, batch, engine.chunk_steps, engine.keeps_weights
+            sizes,
+            weights,
+            steps,
+            batch,
+            engine.chunk_for(batch),
+            engine.keeps_weights,
         )
         new, L, D = self.layout.new, self.layout.L, self.layout.D
         rows, count = sizes.heads * batch, max(capacity, sizes.past + steps)

@@ -102,6 +102,11 @@ class NativeEngine(Engine):
         self.buffers = Buffers(weights.b_q)
 
     @classmethod
+    def chunk_for(cls, batch: int) -> int:
+        """Return the steps per chunk; those of few sequences are small in memory."""
+        return cls.chunk_steps * (2 if batch <= FEW else 1)
+
+    @classmethod
     def why_not(cls, x: Tensor) -> Exception | None:
         """Return why tensors like x cannot be computed, as an error, or None."""
         return native.why_not(x)
@@ -210,6 +215,7 @@ class NativeEngine(Engine):
         )
 
 
+FEW = 16  # sequences with which longer chunks are faster
 ROUNDED_ROWS = 16  # with fewer, rounding the weights takes longer than it saves
 
 
