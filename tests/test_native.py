@@ -652,7 +652,7 @@ def test_backward_has_no_more_threads_than_groups(monkeypatch):
     torch.set_num_threads(3)
     try:
         for batch in (1, 2, 5):
-            module(normal(batch, 9, 14).requires_grad_(), backend="native")[
+            module(normal(batch, 17, 14).requires_grad_(), backend="native")[
                 0
             ].sum().backward()
     finally:
