@@ -36,6 +36,16 @@ def _targets() -> list[Target]:
         for name, limit in (("sequence", sequence), ("native", native)):
             ratio = ("seconds", name, YARDSTICK)
             targets.append(Target("speed", where, *ratio, "<=", limit))
+    for label, limit in (
+        ("d = 32", 1.3),
+        ("d = 64", 1.3),
+        ("B = 4", 1.5),
+        ("B = 16", 1.1),
+    ):
+        where = {"label": label, "threads": 1}
+        targets.append(
+            Target("corners", where, "seconds", "native", YARDSTICK, "<=", limit)
+        )
     for size, threads, sequence, native in (
         ("M", 1, 2.2, 5.0),
         ("M", 2, 2.2, 5.0),

@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/run.py [--quick] [--into FOLDER] [PART ...]
 
 The models are a parallel transformer and other implementations. The parts are speed,
-autocast, memory, growth and decoding. Each is written to a JSON file in
+corners, autocast, memory, growth and decoding. Each is written to a JSON file in
 fbt/measurements (with --quick: in _build/benchmarks/quick) and printed as a table. A
 part is a list of jobs, each in a process of its own. An interrupted run continues
 with the missing jobs, unless code has changed. Everything takes forty minutes on two
@@ -44,13 +44,20 @@ from record import machine as machine_of_records
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "_build" / "benchmarks"
 MEASUREMENTS = ROOT / "fbt" / "measurements"
-PARTS = ("speed", "autocast", "memory", "growth", "decoding")
+PARTS = ("speed", "corners", "autocast", "memory", "growth", "decoding")
 Job = dict[str, Any]
 Row = dict[str, Any]
 
 M = Size(d=128, H=4, F=512, L=4, T=128, B=64)
 LARGE = Size(d=512, H=8, F=2048, L=6, T=128, B=64)  # labml's published sizes
 LONG = M._replace(T=512)
+# Narrow models and few sequences, as for teaching and state tracking.
+CORNERS = {
+    "d = 32": M._replace(d=32, F=128),
+    "d = 64": M._replace(d=64, F=256),
+    "B = 4": M._replace(B=4),
+    "B = 16": M._replace(B=16),
+}
 NATIVE = ("native", "native, recompute")
 CORE = (YARDSTICK, "sequence", "native")
 FAST = (YARDSTICK, PARALLEL, "sequence", "sequence, recompute", *NATIVE)
@@ -94,6 +101,14 @@ def speed(quick: bool) -> list[Job]:
         step("M, T = 512", LONG, 2, CORE, 4, 12.0),
         step("L", LARGE, 1, CORE, 3, 20.0),
         step("L", LARGE, 2, EVERYONE, 4, 16.0),
+    ]
+
+
+def corners(quick: bool) -> list[Job]:
+    """Plan the training steps of small sizes."""
+    rounds, names = 5 if quick else 40, (YARDSTICK, "native")
+    return [
+        step(label, size, 1, names, rounds, 9.0) for label, size in CORNERS.items()
     ]
 
 
@@ -314,6 +329,7 @@ def main() -> None:
     python, stores, reports = peers_python(), [], []
     plans = {
         "speed": speed,
+        "corners": corners,
         "autocast": autocast,
         "memory": memory,
         "growth": growth,
