@@ -3,9 +3,9 @@
     .venv/bin/python experiments/tracking.py [--quick] [--workers N] [--tasks S3 A5]
     .venv/bin/python experiments/tracking.py --times
 
-For a task every model sees the same lessons: as many updates, 1,024 tokens in each,
-in the same order. Sequences grow, and have their final length in half of all updates.
-Weights are those after the last update.
+For a task every model sees the same lessons: as many updates, 1,024 tokens in each
+(2,048 in copying, whose symbols take two), in the same order. Sequences grow, and
+have their final length in half of all updates. Weights are those after the last one.
 
 Each model's learning rate for each task is searched first, with a seed and sequences
 of its own and half the updates: three rates, and further ones while the best lies at
@@ -50,7 +50,7 @@ UPDATES |= {"A5": 4000, "turns": 3000}
 # Lengths of sequences, in the unit that the task counts: copying takes two steps per
 # symbol. The last one is the goal.
 LESSONS = {"copy": (4, 8, 16, 32), "A5": (2, 4, 8, 16, 32, 64)}
-LESSON, TOKENS = (8, 16, 32, 64), 1024  # tokens in an update
+LESSON, TOKENS = (8, 16, 32, 64), 1024  # lengths of an update's sequences, summed
 TIMES = (1, 2, 4, 8)  # lengths of the tests, in multiples of the goal
 WARMUP, FALL, DECAY = 0.05, 0.4, 0.01  # parts of training; weight decay
 RATES, LOWEST, HIGHEST = (5e-4, 1e-3, 2e-3), 6e-5, 3.3e-2  # the search doubles them
