@@ -222,11 +222,12 @@ def copying() -> bool:
     squeezed = [row("copy", m) for m in ("LSTM", "DeltaNet", "DeltaProduct")]
     squeezed.append(row("copy", "scalar SSM", 2))
     looking = [row("copy", m) for m in ("feedback", BARE)]
-    looking += [row("copy", "parallel", layers) for layers in (1, 4, 8)]
+    parallel = [row("copy", "parallel", layers) for layers in (1, 4, 8)]
     table = record("tracking_copy")["table"]
     return (
         max(map(right, squeezed)) < 0.5
         and all(learned(r) == 5 for r in looking)
+        and all(learned(r) >= 4 for r in parallel)
         and max(right(r, times=8) for r in table) < 0.2
         and learned(row("copy", "LSTM and attention")) == 1
     )
