@@ -529,6 +529,20 @@ def autocast_helps_both() -> bool:
     )
 
 
+@quoted(
+    SIX,
+    "on an AMD processor it is 1.1 at size M with 16 of them, and 1.4 with four",
+)
+def fewer_sequences_cost_more() -> bool:
+    ratios = {
+        row["label"]: row["ratio"]
+        for row in record("corners")["rows"]
+        if row["name"] == "native"
+    }
+    found = round(ratios["B = 16"], 1), round(ratios["B = 4"], 1)
+    return found == (1.1, 1.4) and "AMD" in record("corners")["machine"]["cpu"]
+
+
 def swept(task: str, sweeps: int | None) -> list[dict[str, Any]]:
     """Return the runs that were trained through sweeps, or exactly, by seed."""
     job = {"task": task, "sweeps": sweeps}
