@@ -44,7 +44,6 @@ from record import machine as machine_of_records
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "_build" / "benchmarks"
 MEASUREMENTS = ROOT / "fbt" / "measurements"
-PARTS = ("speed", "corners", "autocast", "memory", "growth", "decoding")
 Job = dict[str, Any]
 Row = dict[str, Any]
 
@@ -309,6 +308,17 @@ def machine() -> dict[str, Any]:
     }
 
 
+PLANS = {
+    "speed": speed,
+    "corners": corners,
+    "autocast": autocast,
+    "memory": memory,
+    "growth": growth,
+    "decoding": decoding,
+}
+PARTS = tuple(PLANS)
+
+
 def main() -> None:
     """Run the selected parts; write and print each when its jobs are done."""
     parser = argparse.ArgumentParser(
@@ -327,17 +337,9 @@ def main() -> None:
         parser.error(f"part must be one of {PARTS}, got {sorted(unknown)}")
     folder = args.into or (WORK / "quick" if args.quick else MEASUREMENTS)
     python, stores, reports = peers_python(), [], []
-    plans = {
-        "speed": speed,
-        "corners": corners,
-        "autocast": autocast,
-        "memory": memory,
-        "growth": growth,
-        "decoding": decoding,
-    }
     for part in args.parts or PARTS:
         started, rows = time.monotonic(), []
-        jobs = plans[part](args.quick)
+        jobs = PLANS[part](args.quick)
         for i, job in enumerate(jobs, start=1):
             threads = f"{job['threads']} thread{'s' if job['threads'] > 1 else ''}"
             number = f"[{part} {i}/{len(jobs)}]"

@@ -216,8 +216,7 @@ def test_decoding_is_printed_as_one_table():
 
 @pytest.mark.parametrize("quick", [False, True])
 def test_plans_name_known_contenders_and_the_yardstick(quick):
-    plans = (run.speed, run.autocast, run.memory, run.growth, run.decoding)
-    for job in (job for plan in plans for job in plan(quick)):
+    for job in (job for plan in run.PLANS.values() for job in plan(quick)):
         assert callable(getattr(measure, job["what"]))
         for point in job.get("points", [job]):
             Size(**point["size"])
@@ -228,14 +227,10 @@ def test_plans_name_known_contenders_and_the_yardstick(quick):
 
 
 def test_full_run_measures_every_target():
-    plans = {
-        "speed": run.speed,
-        "memory": run.memory,
-        "growth": run.growth,
-        "decoding": run.decoding,
-    }
     for target in report.TARGETS:
-        jobs = [{**job.get("size", {}), **job} for job in plans[target.part](False)]
+        jobs = [
+            {**job.get("size", {}), **job} for job in run.PLANS[target.part](False)
+        ]
         assert any(job.items() >= target.where.items() for job in jobs), target
 
 
