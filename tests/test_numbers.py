@@ -89,13 +89,13 @@ def row(task: str, model: str, layers: int = 1, change: str = "") -> dict[str, A
     return found
 
 
-def tested(row: dict[str, Any], kind: str, name: str, times: int = 1) -> float:
+def of_test(row: dict[str, Any], kind: str, name: str, times: int = 1) -> float:
     """Return the "median" or "worst" of a test at 1 or 8 times the final length."""
     return list(row[kind].values())[0 if times == 1 else -1][name]
 
 
 def right(row: dict[str, Any], kind: str = "median", times: int = 1) -> float:
-    return tested(row, kind, "mean", times)
+    return of_test(row, kind, "mean", times)
 
 
 def learned(row: dict[str, Any]) -> int:
@@ -146,7 +146,7 @@ def absolute_positions_do_best_on_parity() -> bool:
     return all(
         r["model"] == "parallel, absolute"
         and round(right(r), 1) == 0.9
-        and abs(tested(r, "median", "last", 8) - 0.5) < 0.03
+        and abs(of_test(r, "median", "last", 8) - 0.5) < 0.03
         for r in found
     )
 
