@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from math import ceil
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -155,24 +154,15 @@ def gpu_ratios(
 
 
 def tracking(measured: Records) -> Numbers:
-    """Return results of state tracking with and without feedback."""
-    table = measured["tracking"]["table"]
-    rows = {(row["task"], row["model"], row["layers"]): row for row in table}
-    feedback = rows["parity", "feedback", 1]
-    parallel = rows["parity", "relative parallel", 8]
-    # A seed that ran out of time has None, and max raises.
-    seconds = [
-        max(rows[task, "feedback", 1]["seconds_to_95"])
-        for task in ("parity", "S3", "cups")
-    ]
-    return {
-        "parity": {
-            "feedback": percent(next(iter(feedback["spread"].values()))[0]),
-            "seconds": f"{ceil(max(feedback['seconds_to_95']))}",
-            "parallel": percent(next(iter(parallel["accuracy"].values()))),
-        },
-        "groups": {"seconds": f"{ceil(max(seconds))}"},
+    """Return how many steps of S3 are right with feedback, and without."""
+    rows = {
+        (re.sub(r"parallel, \w+", "parallel", row["model"]), row["layers"]): row
+        for row in measured["tracking_S3"]["table"]
+        if not row["change"]
     }
+    feedback = rows["feedback, no last norm", 1]["worst"]["64"]["mean"]
+    parallel = rows["parallel", 8]["median"]["64"]["mean"]
+    return {"S3": {"feedback": percent(feedback), "parallel": percent(parallel)}}
 
 
 def percent(share: float) -> str:
