@@ -9,6 +9,7 @@ import torch
 from shell_game import PLAYERS as EXPERIMENT
 from shell_game import RESULTS, SETTINGS, play
 
+import fbt
 from fbt.tasks import ShellGame
 from fbt.views.cups import (
     CUPS,
@@ -77,7 +78,7 @@ def test_shipped_players_play_as_recorded(name):
         if run["job"] == SETTINGS | EXPERIMENT[name]
     )
     model = player(name)
-    assert model.config.to_dict() == run["config"]
+    assert model.config == fbt.Config.from_dict(run["config"])
     assert model.num_parameters() == run["parameters"] < 20_000
     played = play(model)
     for kind in ("right", "sure"):

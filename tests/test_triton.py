@@ -75,13 +75,13 @@ def check_compiled(folder: Path, types: str, *capabilities: int) -> None:
 
 @needs_triton
 def test_size_m_compiles_without_spilling_registers(tmp_path: Path):
-    check_compiled(tmp_path, "fp32,bf16", 80)
+    check_compiled(tmp_path, "fp32", 80)
 
 
 @needs_triton
 @pytest.mark.slow
 def test_size_m_compiles_for_older_and_newer_cards(tmp_path: Path):
-    check_compiled(tmp_path, "fp16", 80)
+    check_compiled(tmp_path, "bf16,fp16", 80)
     check_compiled(tmp_path, "fp32,bf16,fp16", 75, 90)
 
 
