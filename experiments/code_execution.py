@@ -18,14 +18,13 @@ Writes `fbt/measurements/code_execution.json`, in two CPU hours.
 """
 
 import copy
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from record import Job, Result, arguments, done_anew, done_once, write_record
 from torch import Tensor, nn
+from tracking import update
 
 import fbt
 from fbt.tasks import CodeExecution, accuracy
@@ -69,13 +68,7 @@ def run(job: Job) -> Result:
     while streak < IN_A_ROW and seconds < job["seconds"]:
         length = lengths[lesson]
         inputs, labels = lessons.sample(job["batch"], length, generator)
-        start = time.process_time()
-        loss = F.cross_entropy(model(inputs).flatten(0, 1), labels.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        seconds += time.process_time() - start
+        seconds += update(model, optimizer, inputs, labels)
         steps, tokens = steps + 1, tokens + inputs.numel()
         if steps % EVERY:
             continue

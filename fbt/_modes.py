@@ -13,17 +13,17 @@ def without_autocast(device: str) -> Iterator[torch.dtype | None]:
     Yields:
         What `autocast_dtype` returned before.
     """
-    if not torch.amp.is_autocast_available(device):  # e.g. "meta"
+    autocast = autocast_dtype(device)
+    if autocast is None:
         yield None
         return
-    autocast = autocast_dtype(device)
     with torch.autocast(device, enabled=False):
         yield autocast
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:
     """Return the dtype to which autocast converts on a device; None if it is off."""
-    if not torch.amp.is_autocast_available(device):
+    if not torch.amp.is_autocast_available(device):  # e.g. "meta"
         return None
     on = torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if on else None

@@ -77,7 +77,7 @@ class WholeSequence(torch.autograd.Function):
         Returns:
             The top [T, B, d], and the newest keys and values [B, H, J, D].
         """
-        # The gradient of a rounded weight is taken as that of the weight.
+        # Backward treats rounding as the identity.
         rounded = round_matrices(Weights(*weights), sizes.matrices)
         prepared = prepare(engine, rounded)
         loop = Forward(engine, sizes, prepared, x, keys, values)

@@ -94,7 +94,7 @@ class RunFolder:
             self._release()
 
     def check(self) -> None:
-        """Check that the folder is still at its path and contains this run.
+        """Check that the folder has not moved and still holds this run.
 
         Raises:
             FolderGone: if the folder was moved or removed.
