@@ -1,185 +1,147 @@
-"""Code execution, the paper's task in miniature: feedback against twice the depth.
+"""Code execution, the paper's task in miniature, on equal terms.
 
     .venv/bin/python experiments/code_execution.py [--quick] [--workers N]
 
 Programs have three variables and 30 statements, some 130 tokens; the answer is the
-output of a print. All models can see the whole program. They are trained on programs
-with a question after every statement, which is many times faster, and evaluated at
-prints. One row is trained on prints alone, as in the paper.
+output of a print. All models can see the whole program. They see the same programs
+for as many updates, 64 in each. Programs grow, and have all their statements in half
+of the updates. Lessons ask after every statement, which is many times faster; tests
+ask at prints. One row is trained at prints alone, as in the paper. Weights are those
+after the last update, and are also tested on longer programs.
 
-A run trains on one thread until the model is right at 99.5 % of the prints of
-held-out programs in five evaluations in a row, or until its CPU seconds are used up;
-parallel models get twice as many. Programs grow once they are learned, or once a
-quarter of the time has been spent on them. The weights of the best evaluation are
-then evaluated on longer programs. Learning rates were searched with one seed.
+Learning rates are searched first, with a seed and programs of their own and a third
+of the updates; so are the positions of the parallel transformer.
 
 Results are cached: run the same command again to continue after an interruption.
-Writes `fbt/measurements/code_execution.json`, in two CPU hours.
+Writes `fbt/measurements/code_execution.json`, in two to three CPU hours.
 """
 
-import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from models import LAST_NORM, PARALLEL, Shape, build
 from record import Job, Result, arguments, done_anew, done_once, write_record
 from torch import Tensor, nn
-from tracking import update
+from training import best_of, searched, settings_of_training, shown, train
 
 import fbt
-from fbt.tasks import CodeExecution, accuracy
+from fbt.tasks import CodeExecution
+from fbt.tasks.task import IGNORE
 
 RESULTS = Path(fbt.__file__).parent / "measurements" / "code_execution.json"
-STATEMENTS = [4, 8, 15, 30]  # lengths of the curriculum's programs
-BATCH = 64  # programs per step
+STATEMENTS = (4, 8, 15, 30)  # of an update's programs; the last is the goal
+TIMES = (1, 2, 4)  # programs of the tests, in multiples of the goal
+BATCH, TESTED = 64, 128  # programs in an update and in a test
+UPDATES, SEARCH, SEEDS = 2400, 800, 3
 SPAN = 192  # in tokens; hardly any program of 30 statements is longer
-PAIRS = ((1, 2), (2, 4))  # layers of feedback and of parallel models
-SECONDS = 240  # training time of the feedback models
-SHAPE = {"d_model": 64, "n_heads": 4}
-RATES, DECAY = (5e-4, 1e-3, 2e-3), 0.01
-TIMES = (1, 2, 4, 8)  # final evaluations, in multiples of the trained length
-EVERY, LOOK = 25, 64  # steps between evaluations; programs per evaluation
-SOLVED, IN_A_ROW = 0.995, 5  # a run ends at this accuracy, so many times in a row
-READY = 0.95  # accuracy at which programs grow
-KEPT = 24  # maximum points per curve in the record
+LONGEST = 1024  # tokens of the longest test
+BASE = "feedback" + LAST_NORM
+LAYERS = {"feedback": 2, BASE: 2, "LSTM": 2, "LSTM and attention": 1, "DeltaNet": 2}
+LAYERS |= dict.fromkeys([name for name in PARALLEL if "none" not in name], 4)
+
+
+def build_model(job: Job) -> nn.Module:
+    """Build the model of a job."""
+    words = len(CodeExecution().words)
+    shape = Shape(words, job["layers"], job["d_model"], span=SPAN, longest=LONGEST)
+    return build(job["model"], shape)
 
 
 def run(job: Job) -> Result:
-    """Train and evaluate one model."""
+    """Train and test one model."""
+    tuning = job.get("tuning", False)
     torch.manual_seed(job["seed"])
-    task, lessons = CodeExecution(), CodeExecution(ask=job["ask"])
-    variant = {"parallel": "parallel", "feedback": "shared-kv"}[job["model"]]
-    options: dict[str, Any] = SHAPE | {"variant": variant, "n_layers": job["layers"]}
-    options |= job["options"]
-    model = fbt.LanguageModel(fbt.Config(len(task.words), **options))
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=job["rate"], weight_decay=DECAY
-    )
-    generator = torch.Generator().manual_seed(1_000_000 + job["seed"])
-    lengths = job["lengths"]
-    held_out = {
-        length: task.sample(LOOK, length, torch.Generator().manual_seed(length))
-        for length in lengths
-    }
-    # Steps, tokens, seconds, accuracy.
-    curve: list[tuple[int, int, float, float]] = []
-    seconds, steps, tokens, lesson, lesson_start, streak = 0.0, 0, 0, 0, 0.0, 0
-    best, weights = -1.0, model.state_dict()
-    while streak < IN_A_ROW and seconds < job["seconds"]:
-        length = lengths[lesson]
-        inputs, labels = lessons.sample(job["batch"], length, generator)
-        seconds += update(model, optimizer, inputs, labels)
-        steps, tokens = steps + 1, tokens + inputs.numel()
-        if steps % EVERY:
-            continue
-        score = evaluate(model, *held_out[lengths[-1]])
-        curve.append((steps, tokens, round(seconds, 2), score))
-        streak = streak + 1 if score >= SOLVED else 0
-        if score >= best:
-            best, weights = score, copy.deepcopy(model.state_dict())
-        if lesson + 1 < len(lengths) and (
-            seconds - lesson_start > job["seconds"] / 4
-            or evaluate(model, *held_out[length]) >= READY
-        ):
-            lesson, lesson_start = lesson + 1, seconds
-    model.load_state_dict(weights)
-    accuracies = {}
-    for length in (times * lengths[-1] for times in TIMES):
-        unseen = torch.Generator().manual_seed(10_000 + length)
-        score = evaluate(model, *task.sample(LOOK, length, unseen))
-        accuracies[str(length)] = score
-    seconds_to_95 = next((at for _, _, at, score in curve if score >= 0.95), None)
-    return {
-        "summary": {"accuracy": accuracies, "seconds_to_95": seconds_to_95},
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "steps": steps,
-        "tokens": tokens,
-        "seconds": round(seconds, 2),
-        "curve": curve,
-    }
+    model = build_model(job)
+    held_out = programs(STATEMENTS[-1], seed=30_000 if tuning else 20_000)
+
+    def look() -> float:
+        return float(test(model, *held_out)["prints"])
+
+    result = train(model, lessons(job), job["updates"], job["rate"], look)
+    if not tuning:
+        result["tests"] = {
+            str(length): test(model, *programs(length, seed=10_000 + length))
+            for length in (times * STATEMENTS[-1] for times in TIMES)
+        }
+    return result
+
+
+def lessons(job: Job) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches of a run; they depend on the seed, not on the model."""
+    task, updates = CodeExecution(ask=job["ask"]), job["updates"]
+    offset = 2_000_000 if job.get("tuning") else 1_000_000
+    generator = torch.Generator().manual_seed(offset + job["seed"])
+    *short, goal = STATEMENTS
+    for number in range(updates):
+        place = 2 * len(short) * number // updates
+        length = short[place] if place < len(short) else goal
+        yield task.sample(BATCH, length, generator)
+
+
+def programs(length: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return programs for a test, and what their prints show."""
+    generator = torch.Generator().manual_seed(seed)
+    return CodeExecution().sample(TESTED, length, generator)
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, tokens: Tensor, labels: Tensor) -> float:
-    """Return the accuracy on given sequences.
+def test(model: nn.Module, tokens: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return the share of right prints, and of programs with all prints right.
 
-    Sequences are evaluated a few at a time, since long ones take much memory.
+    Programs go a few at a time, since long ones take much memory.
     """
     logits = torch.cat([model(part) for part in tokens.split(16)])
-    return round(accuracy(logits, labels), 4)
+    asked = labels != IGNORE
+    right = logits.argmax(-1) == labels
+    whole = (right | ~asked).all(1)
+    return {
+        "prints": round(right[asked].double().mean().item(), 4),
+        "programs": round(whole.double().mean().item(), 4),
+    }
 
 
-def job(model: str, layers: int, **changes: Any) -> Job:
-    """Return a job that trains a model with the given number of layers."""
-    seconds = SECONDS if model == "feedback" else 2 * SECONDS
-    settings = {"task": "code", "model": model, "layers": layers, "rate": 1e-3}
-    settings |= {"ask": "statements", "batch": BATCH}
-    settings |= {"positions": "relative"} if model == "parallel" else {}
-    settings |= {"lengths": STATEMENTS, "options": {"span": SPAN}}
-    return settings | {"seed": 0, "seconds": seconds} | changes
+def job_of(model: str, layers: int, **more: Any) -> Job:
+    """Return a job."""
+    job = {"model": model, "layers": layers, "d_model": 64, "ask": "statements"}
+    return job | {"updates": UPDATES, "seed": 0} | more
 
 
-def search_jobs() -> list[Job]:
-    """Return jobs that search learning rates: one seed, half the time."""
-    feedback, parallel = PAIRS[-1]
-    models = (("feedback", feedback, SECONDS // 2), ("parallel", parallel, SECONDS))
-    return [
-        job(model, layers, rate=rate, seconds=seconds)
-        for model, layers, seconds in models
-        for rate in RATES
+def main_jobs(found: dict[str, list[Result]]) -> list[Job]:
+    """Return the jobs with the best settings, for all seeds."""
+    best = {name: best_of(results) for name, results in found.items()}
+    kinds = [name for name in best if name in PARALLEL]
+    kind = best_of([best[name] for name in kinds])["job"]["model"]
+    chosen = [
+        job_of(name, LAYERS[name], rate=result["job"]["rate"])
+        for name, result in best.items()
+        if name not in kinds or name == kind
     ]
-
-
-def main_jobs(search: list[Result]) -> list[Job]:
-    """Return jobs for both models at all depths, with the best learning rates."""
-    jobs = []
-    for feedback, parallel in PAIRS:
-        for model, layers in (("feedback", feedback), ("parallel", parallel)):
-            best = max((r for r in search if r["job"]["model"] == model), key=last)
-            rate = best["job"]["rate"]
-            jobs += [job(model, layers, rate=rate, seed=seed) for seed in range(3)]
-            if (model, layers) == ("feedback", PAIRS[-1][0]):
-                jobs.append(job(model, layers, rate=rate, ask="prints"))
-    return jobs
-
-
-def last(result: Result) -> float:
-    """Return the accuracy at the trained length."""
-    return float(result["summary"]["accuracy"][str(result["job"]["lengths"][-1])])
-
-
-def thinned(result: Result) -> Result:
-    """Return a result with fewer points in its curve, including the last one."""
-    curve = result["curve"]
-    every = -(-len(curve) // KEPT)
-    return result | {"curve": curve[::-1][::every][::-1]}
-
-
-def longest_first(jobs: list[Job]) -> list[Job]:
-    """Sort jobs by the time they may take, longest first."""
-    return sorted(jobs, key=lambda job: job["seconds"], reverse=True)
+    base = chosen[[job["model"] for job in chosen].index(BASE)]
+    chosen.insert(1, base | {"layers": 1})
+    chosen.append(base | {"ask": "prints"})
+    return [job | {"seed": seed} for job in chosen for seed in range(SEEDS)]
 
 
 def main() -> None:
     """Run the missing jobs, then write the record."""
-    quick, workers = arguments(
-        __doc__, quick="two jobs of one minute; writes no record"
-    )
+    quick, workers = arguments(__doc__, quick="all models, 32 updates; no record")
     torch.set_num_threads(1)  # the record states this number
     fbt.build_native()
     if quick:
-        pair = [job("feedback", 1, seconds=60), job("parallel", 2, seconds=60)]
-        done_anew("code-quick", pair, run, workers)
+        jobs = [job_of(*model, rate=1e-3, updates=32) for model in LAYERS.items()]
+        done_anew("code-quick", jobs, run, workers)
         return
-    search = done_once("code", search_jobs(), run, workers)
-    runs = done_once("code", longest_first(main_jobs(search)), run, workers)
-    curve = ["steps", "tokens", "seconds", "accuracy"]
-    content = {
-        "curve": curve,
-        "runs": [thinned(r) for r in runs],
-        "search": [thinned(r) for r in search],
-    }
-    write_record(RESULTS, content)
+    tuning = {"tuning": True, "updates": SEARCH, "seed": 100}
+    jobs_by_model = {name: job_of(name, n, **tuning) for name, n in LAYERS.items()}
+    found = searched("code", jobs_by_model, run, workers)
+    runs = done_once("code", main_jobs(found), run, workers)
+    settings: dict[str, Any] = {"batch": BATCH, "tested": TESTED, "span": SPAN}
+    settings |= {"statements": STATEMENTS} | settings_of_training()
+    write_record(
+        RESULTS, {"settings": settings, "runs": runs, "search": shown(found)}
+    )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import baselines
+import code_execution
 import language
 import pytest
 import record
@@ -11,6 +12,7 @@ import recurrences
 import torch
 import torch.nn.functional as F
 import tracking
+import training
 from baselines import LSTM, POSITIONS, LSTMWithAttention, Transformer
 from recurrences import BLOCK, BlockRecurrent, LinearRecurrence
 from torch import Tensor
@@ -201,7 +203,7 @@ def test_record_contains_its_origin(tmp_path, monkeypatch):
 def test_lessons_are_the_same_for_all_models(task):
     """Half of the updates have the final length; all have about 1,024 tokens."""
     jobs = [
-        tracking.job_of(task, name, 1, 1e-3, updates=40)
+        tracking.job_of(task, name, 1, updates=40)
         for name in ("feedback", "parallel, rotary")
     ]
     first, second = (list(tracking.lessons(job)) for job in jobs)
@@ -215,8 +217,36 @@ def test_lessons_are_the_same_for_all_models(task):
     assert not torch.equal(tuning, first[0][0])
 
 
+def test_programs_grow_and_are_the_same_for_all_models():
+    """Half of the updates have programs of the final length."""
+    jobs = [
+        code_execution.job_of(name, 2, updates=12) for name in ("LSTM", "DeltaNet")
+    ]
+    first, second = (list(code_execution.lessons(job)) for job in jobs)
+    for (tokens, labels), (others, answers) in zip(first, second, strict=True):
+        assert torch.equal(tokens, others)
+        assert torch.equal(labels, answers)
+    words = fbt.tasks.CodeExecution().words
+    statements = [(tokens == words.index(";")).sum(1) for tokens, _ in first]
+    counts = [count[0].item() for count in statements]
+    assert counts == [4, 4, 8, 8, 15, 15, 30, 30, 30, 30, 30, 30]
+    assert all((count == count[0]).all() for count in statements)
+
+
+def test_programs_are_judged_by_print_and_by_program():
+    """A model that says 3 everywhere."""
+
+    class Three(torch.nn.Module):
+        def forward(self, tokens):
+            return F.one_hot(torch.full_like(tokens, 2), 25).double()
+
+    labels = torch.tensor([[-100, 2, -100, 2], [2, 1, -100, 2]])
+    score = code_execution.test(Three(), torch.zeros(2, 4).long(), labels)
+    assert score == {"prints": 0.8, "programs": 0.5}
+
+
 def test_rate_rises_stays_and_falls():
-    shares = [tracking.share_of_rate(step / 1000) for step in range(1, 1001)]
+    shares = [training.share_of_rate(step / 1000) for step in range(1, 1001)]
     assert shares[0] == 0.02
     assert shares[49:600] == [1.0] * 551
     assert 0 < shares[-1] < 1e-8
@@ -239,12 +269,13 @@ def test_search_goes_on_while_the_best_rate_is_at_an_edge(monkeypatch):
             for job in jobs
         ]
 
-    monkeypatch.setattr(tracking, "done_once", done)
-    found = tracking.searched("A5", workers=1)
+    monkeypatch.setattr(training, "done_once", done)
+    jobs = tracking.search_jobs("A5")
+    found = training.searched("tracking", jobs, tracking.run, workers=1)
     assert set(found) == set(tracking.FEW)
     for name, results in found.items():
         rates = sorted(result["job"]["rate"] for result in results)
-        best = tracking.best_of(results)["job"]["rate"]
+        best = training.best_of(results)["job"]["rate"]
         assert best == (2.5e-4 if name == "LSTM" else 4e-3)
         assert rates[0] < best < rates[-1]
 
@@ -273,7 +304,7 @@ def test_answers_are_judged_by_step_and_by_sequence():
 @pytest.mark.parametrize("seed", range(3))
 def test_one_feedback_layer_learns_parity(seed):
     """It takes a few CPU seconds."""
-    job = tracking.job_of("parity", tracking.BASE, 1, 4e-3, seed=seed)
+    job = tracking.job_of("parity", tracking.BASE, 1, rate=4e-3, seed=seed)
     tests = tracking.run(job)["tests"]
     assert tests["64"]["mean"] > 0.99
     assert tests["512"]["mean"] >= 0.9

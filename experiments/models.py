@@ -1,0 +1,146 @@
+"""The models that experiments compare, by name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from baselines import LSTM, POSITIONS, LSTMWithAttention, Transformer
+from recurrences import BlockRecurrent, LinearRecurrence
+from torch import Tensor, nn
+
+import fbt
+
+SCHEMES = ("relative", *POSITIONS)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What all models of an experiment have in common.
+
+    Args:
+        vocab_size: the number of tokens.
+        n_layers: the number of layers.
+        d_model: the width.
+        n_heads: the number of heads, where there are heads.
+        span: how many steps back fbt's models see.
+        longest: the length of the longest sequence.
+    """
+
+    vocab_size: int
+    n_layers: int
+    d_model: int = 64
+    n_heads: int = 4
+    span: int = 64
+    longest: int = 512
+
+    @property
+    def heads(self) -> dict[str, int]:
+        """The width and the number of heads."""
+        return {"d_model": self.d_model, "n_heads": self.n_heads}
+
+    @property
+    def layers(self) -> dict[str, int]:
+        """The width, the number of heads and the number of layers."""
+        return self.heads | {"n_layers": self.n_layers}
+
+
+Build = Callable[[Shape], nn.Module]
+
+
+def feedback(**options: Any) -> Build:
+    """Return what builds fbt's feedback model with some options."""
+
+    def build(shape: Shape) -> nn.Module:
+        settings: dict[str, Any] = shape.layers | {"span": shape.span} | options
+        return fbt.LanguageModel(fbt.Config(shape.vocab_size, **settings))
+
+    return build
+
+
+def parallel(positions: str, loops: int = 1) -> Build:
+    """Return what builds a parallel transformer with a kind of positions."""
+    if positions == "relative":
+        return feedback(variant="parallel")
+    return lambda shape: Transformer(
+        shape.vocab_size,
+        **shape.layers,
+        positions=positions,
+        longest=shape.longest,
+        loops=loops,
+    )
+
+
+def linear(writes: int) -> Build:
+    """Return what builds a linear recurrence."""
+    return lambda shape: LinearRecurrence(
+        shape.vocab_size, **shape.layers, writes=writes
+    )
+
+
+def lstm(shape: Shape) -> nn.Module:
+    """Build an LSTM."""
+    return LSTM(shape.vocab_size, shape.d_model, shape.n_layers)
+
+
+def lstm_with_attention(shape: Shape) -> nn.Module:
+    """Build an LSTM below one layer of attention."""
+    return LSTMWithAttention(shape.vocab_size, **shape.heads)
+
+
+def block_recurrent(shape: Shape) -> nn.Module:
+    """Build a block-recurrent transformer."""
+    return BlockRecurrent(shape.vocab_size, **shape.layers)
+
+
+def without_last_norm(build: Build) -> Build:
+    """Return what builds the same model without the norm before its head."""
+
+    def changed(shape: Shape) -> nn.Module:
+        model = build(shape)
+        model.norm = nn.Identity()
+        return model
+
+    return changed
+
+
+class Rescaled(nn.Module):
+    """What may stand in place of the last norm: a norm or one scale, times a number.
+
+    Args:
+        norm: a module, or None to divide all outputs of a batch by the same number,
+            the root of their mean square.
+        factor: multiplies the result.
+    """
+
+    def __init__(self, norm: nn.Module | None, factor: float) -> None:
+        super().__init__()
+        self.norm, self.factor = norm, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [B, T, d] to [B, T, d]."""
+        if self.norm is None:
+            return self.factor * x / x.square().mean().sqrt().detach()
+        return self.factor * self.norm(x)
+
+
+PARALLEL = {f"parallel, {kind}": parallel(kind) for kind in SCHEMES}
+MODELS: dict[str, Build] = {
+    "feedback": feedback(),
+    "LSTM": lstm,
+    "LSTM and attention": lstm_with_attention,
+    "DeltaNet": linear(writes=1),
+    "DeltaProduct": linear(writes=2),
+    "scalar SSM": linear(writes=0),
+    "block-recurrent": block_recurrent,
+    "looped": parallel("rotary", loops=2),
+    **PARALLEL,
+}
+LAST_NORM = ", no last norm"
+
+
+def build(name: str, shape: Shape) -> nn.Module:
+    """Build a model by its name, which may end in `LAST_NORM`."""
+    builder = MODELS[name.removesuffix(LAST_NORM)]
+    if name.endswith(LAST_NORM):
+        builder = without_last_norm(builder)
+    return builder(shape)

@@ -1,0 +1,128 @@
+"""Training on equal terms: an update, a schedule, and a search of learning rates."""
+
+import time
+from collections.abc import Callable, Iterable
+from statistics import mean
+
+import torch
+import torch.nn.functional as F
+from record import Job, Result, done_once
+from torch import Tensor, nn
+
+WARMUP, FALL = 0.05, 0.4  # the rate rises and falls in these parts of training
+DECAY = 0.01  # of weights
+RATES, LOWEST, HIGHEST = (5e-4, 1e-3, 2e-3), 6e-5, 3.3e-2  # a search doubles them
+POINTS = 16  # of a curve
+SOLVED = 0.95
+
+
+def train(
+    model: nn.Module,
+    lessons: Iterable[tuple[Tensor, Tensor]],
+    updates: int,
+    rate: float,
+    look: Callable[[], float],
+) -> Result:
+    """Train a model: one update for each batch of inputs and labels.
+
+    Args:
+        model: maps inputs to logits.
+        lessons: the batches; labels of -100 do not count.
+        updates: how many batches there are.
+        rate: the highest learning rate.
+        look: returns the accuracy so far.
+
+    Returns:
+        The accuracy at the end and when it passed 95 %, the number of parameters,
+        CPU seconds without those of `look`, and the curve.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=DECAY)
+    curve: list[tuple[int, float]] = []
+    seconds = 0.0
+    for step, (inputs, labels) in enumerate(lessons, start=1):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * share_of_rate(step / updates)
+        seconds += update(model, optimizer, inputs, labels)
+        if step % (updates // POINTS) == 0:
+            curve.append((step, round(look(), 4)))
+    solved = next((step for step, score in curve if score >= SOLVED), None)
+    return {
+        "summary": {"accuracy": curve[-1][1], "updates_to_95": solved},
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "seconds": round(seconds, 2),
+        "curve": curve,
+    }
+
+
+def update(
+    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor
+) -> float:
+    """Update a model, and return the CPU seconds that it took."""
+    start = time.process_time()
+    loss = F.cross_entropy(model(inputs).flatten(0, 1), labels.flatten())
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return time.process_time() - start
+
+
+def share_of_rate(time: float) -> float:
+    """Return the factor of the learning rate at a time in (0, 1]: up, level, down."""
+    return min(1.0, time / WARMUP, (1 + 1e-9 - time) / FALL)
+
+
+def searched(
+    name: str, jobs: dict[str, Job], run: Callable[[Job], Result], workers: int
+) -> dict[str, list[Result]]:
+    """Search learning rates: return each model's results.
+
+    A search goes on while the best rate is the lowest or the highest one tried.
+
+    Args:
+        name: of the experiment, as for `done_once`.
+        jobs: for each model a job that lacks a rate.
+        run: runs one job, as for `done_once`.
+        workers: the number of processes that run jobs in parallel.
+    """
+    rates = {model: list(RATES) for model in jobs}
+    while True:
+        tried = [
+            jobs[model] | {"rate": rate} for model in jobs for rate in rates[model]
+        ]
+        found: dict[str, list[Result]] = {}
+        for result in done_once(name, tried, run, workers):
+            found.setdefault(result["job"]["model"], []).append(result)
+        growing = False
+        for model, so_far in rates.items():
+            rate = best_of(found[model])["job"]["rate"]
+            if rate == max(so_far) and 2 * rate < HIGHEST:
+                so_far.append(2 * rate)
+                growing = True
+            if rate == min(so_far) and rate / 2 > LOWEST:
+                so_far.append(rate / 2)
+                growing = True
+        if not growing:
+            return found
+
+
+def best_of(results: list[Result]) -> Result:
+    """Return the best result of a search: accurate at the end, and sooner so."""
+    return max(
+        results,
+        key=lambda r: (
+            round(r["summary"]["accuracy"], 2),
+            mean(score for _, score in r["curve"]),
+        ),
+    )
+
+
+def settings_of_training() -> dict[str, float]:
+    """Return the settings that all models share, for a record."""
+    return {"weight_decay": DECAY, "warmup": WARMUP, "fall": FALL}
+
+
+def shown(found: dict[str, list[Result]]) -> list[Result]:
+    """Return the results of a search without their curves, for a record."""
+    kept = ("job", "summary", "seconds")
+    return [{name: r[name] for name in kept} for rs in found.values() for r in rs]
