@@ -104,23 +104,36 @@ def without_last_norm(build: Build) -> Build:
 
 
 class Rescaled(nn.Module):
-    """What may stand in place of the last norm: a norm or one scale, times a number.
+    """What may stand in place of the last norm.
 
     Args:
-        norm: a module, or None to divide all outputs of a batch by the same number,
-            the root of their mean square.
-        factor: multiplies the result.
+        d_model: the width.
+        norm: whether each step is normed. If not, all outputs of a batch are divided
+            by the same number, the root of their mean square.
+        factor: multiplies all outputs.
+        per_step: whether each step is also multiplied by a number of its own, the
+            exponential of a learned linear map, which starts at 1.
     """
 
-    def __init__(self, norm: nn.Module | None, factor: float) -> None:
+    def __init__(
+        self, d_model: int, norm: bool, factor: float = 1.0, per_step: bool = False
+    ) -> None:
         super().__init__()
-        self.norm, self.factor = norm, factor
+        self.norm = nn.LayerNorm(d_model) if norm else None
+        self.factor, self.scale = factor, nn.Linear(d_model, 1) if per_step else None
+        if self.scale is not None:
+            nn.init.zeros_(self.scale.weight)
+            nn.init.zeros_(self.scale.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [B, T, d] to [B, T, d]."""
         if self.norm is None:
-            return self.factor * x / x.square().mean().sqrt().detach()
-        return self.factor * self.norm(x)
+            x = x / x.square().mean().sqrt().detach()
+        else:
+            x = self.norm(x)
+        if self.scale is not None:
+            x = x * self.scale(x).exp()
+        return self.factor * x
 
 
 PARALLEL = {f"parallel, {kind}": parallel(kind) for kind in SCHEMES}

@@ -79,9 +79,17 @@ LAYERS = {
 } | dict.fromkeys(PARALLEL, DEPTH)
 BASE = "feedback" + LAST_NORM
 PER_LAYER = "keys and values per layer"
+# What the shell game's base gets in place of the last norm.
+INSTEAD: dict[str, dict[str, Any]] = {
+    "last norm": {"norm": True},
+    "last norm, times 4": {"norm": True, "factor": 4.0},
+    "last norm, a scale per step": {"norm": True, "per_step": True},
+    "one scale for all": {"norm": False},
+    "one scale for all, times 4": {"norm": False, "factor": 4.0},
+}
 # One change each to the base, which keeps its learning rate: options of the model,
-# and by name two changes of training and start, and three things in place of the last
-# norm. The first ones run on all tasks.
+# and by name two changes of training and start, and what replaces the last norm. The
+# first ones run on all tasks.
 CHANGES: dict[str, dict[str, Any]] = {
     "memory: embedding": {"memory": "embedding"},
     "memory: top": {"memory": "top"},
@@ -93,9 +101,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     PER_LAYER: {"variant": "feedback"},
     "no curriculum": {},
     "key biases from zero": {},
-    "last norm, times 4": {},
-    "one scale for all": {},
-    "one scale for all, times 4": {},
+    **{name: {} for name in INSTEAD},
 }
 EVERYWHERE = 2
 # The longest tasks have fewer models.
@@ -116,10 +122,8 @@ def build_model(job: Job, vocab_size: int) -> nn.Module:
         for name, parameter in model.named_parameters():
             if name.endswith(".key_bias"):
                 nn.init.zeros_(parameter)
-    if change.startswith("one scale"):
-        model.norm = Rescaled(None, 4.0 if "times" in change else 1.0)
-    if change.startswith("last norm"):
-        model.norm = Rescaled(nn.LayerNorm(shape.d_model), 4.0)
+    if change in INSTEAD:
+        model.norm = Rescaled(shape.d_model, **INSTEAD[change])
     return model
 
 
