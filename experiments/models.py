@@ -136,6 +136,15 @@ class Rescaled(nn.Module):
         return self.factor * x
 
 
+class FixedSizes(nn.Module):
+    """Changes no output, but lets no gradient through that would change its size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [B, T, d] to [B, T, d]."""
+        size = x.square().mean(-1, keepdim=True).sqrt()
+        return x / size * size.detach()
+
+
 PARALLEL = {f"parallel, {kind}": parallel(kind) for kind in SCHEMES}
 MODELS: dict[str, Build] = {
     "feedback": feedback(),

@@ -19,7 +19,8 @@ game's also has ablations. The seconds in them are of a machine that may have be
 busy; `--times` measures updates in turns and writes `tracking_times.json`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -28,6 +29,7 @@ import torch
 from models import (
     LAST_NORM,
     PARALLEL,
+    FixedSizes,
     Rescaled,
     Shape,
     build,
@@ -80,12 +82,13 @@ LAYERS = {
 BASE = "feedback" + LAST_NORM
 PER_LAYER = "keys and values per layer"
 # What the shell game's base gets in place of the last norm.
-INSTEAD: dict[str, dict[str, Any]] = {
-    "last norm": {"norm": True},
-    "last norm, times 4": {"norm": True, "factor": 4.0},
-    "last norm, a scale per step": {"norm": True, "per_step": True},
-    "one scale for all": {"norm": False},
-    "one scale for all, times 4": {"norm": False, "factor": 4.0},
+INSTEAD: dict[str, Callable[[int], nn.Module]] = {
+    "last norm": partial(Rescaled, norm=True),
+    "last norm, times 4": partial(Rescaled, norm=True, factor=4.0),
+    "last norm, a scale per step": partial(Rescaled, norm=True, per_step=True),
+    "one scale for all": partial(Rescaled, norm=False),
+    "one scale for all, times 4": partial(Rescaled, norm=False, factor=4.0),
+    "sizes not trained": lambda _: FixedSizes(),
 }
 # One change each to the base, which keeps its learning rate: options of the model,
 # and by name two changes of training and start, and what replaces the last norm. The
@@ -123,7 +126,7 @@ def build_model(job: Job, vocab_size: int) -> nn.Module:
             if name.endswith(".key_bias"):
                 nn.init.zeros_(parameter)
     if change in INSTEAD:
-        model.norm = Rescaled(shape.d_model, **INSTEAD[change])
+        model.norm = INSTEAD[change](shape.d_model)
     return model
 
 
