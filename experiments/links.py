@@ -18,9 +18,8 @@ Results are cached: run the same command again to continue after an interruption
 Writes `fbt/measurements/links.json`, in 20 CPU minutes.
 """
 
-import time
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,8 @@ import torch
 import torch.nn.functional as F
 from record import Job, Result, arguments, done_anew, done_once, write_record
 from sweeps import body_of, first_guess, logits_after, one_sweep, sweeps, with_adjoint
-from torch import Tensor, nn
+from torch import Tensor
+from training import update
 
 import fbt
 from fbt import tasks
@@ -127,19 +127,8 @@ def train(
     count: int | None,
 ) -> float:
     """Train through `count` sweeps, or exactly; return the CPU seconds of updates."""
-    seconds = 0.0
-    for inputs, labels in batches:
-        start = time.process_time()
-        logits = (
-            model(inputs) if count is None else logits_after(model, inputs, count)
-        )
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        seconds += time.process_time() - start
-    return seconds
+    forward = model if count is None else partial(logits_after, model, count=count)
+    return sum(update(forward, optimizer, *batch) for batch in batches)
 
 
 @torch.no_grad()

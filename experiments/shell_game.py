@@ -9,12 +9,10 @@ Takes two minutes of CPU time. Writes the weights that `fbt.views.cups.Cups` sho
 `fbt/views/players/`, and the runs to `fbt/measurements/shell_game.json`.
 """
 
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from record import (
     Job,
     Result,
@@ -24,7 +22,7 @@ from record import (
     result_path,
     write_record,
 )
-from torch import nn
+from training import update
 
 import fbt
 from fbt._files import cache_folder, write_file
@@ -57,20 +55,14 @@ def train(job: Job) -> Result:
     optimizer = torch.optim.AdamW(model.parameters(), lr=job["rate"])
     task, updates = ShellGame(CUPS), job["updates"]
     generator = torch.Generator().manual_seed(1_000_000 + job["seed"])
-    start = time.process_time()
-    for update in range(updates):
-        length = LENGTHS[len(LENGTHS) * update // updates]
+    seconds = 0.0
+    for number in range(updates):
+        length = LENGTHS[len(LENGTHS) * number // updates]
         games = max(GAMES, SWAPS // length)
-        swaps, places = task.sample(games, length, generator)
-        loss = F.cross_entropy(model(swaps).flatten(0, 1), places.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        factor = min(1, (update + 1) / WARMUP, (1 - update / updates) / DECAY)
+        factor = min(1, (number + 1) / WARMUP, (1 - number / updates) / DECAY)
         for group in optimizer.param_groups:
             group["lr"] = factor * job["rate"]
-        optimizer.step()
-    seconds = time.process_time() - start
+        seconds += update(model, optimizer, *task.sample(games, length, generator))
     model.eval().save_pretrained(folder_of(job))
     return {
         "summary": play(model),

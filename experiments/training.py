@@ -55,14 +55,25 @@ def train(
 
 
 def update(
-    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor
+    model: Callable[[Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    inputs: Tensor,
+    labels: Tensor,
 ) -> float:
-    """Update a model, and return the CPU seconds that it took."""
+    """Update the parameters of an optimizer, and return the CPU seconds it took.
+
+    Args:
+        model: maps inputs to logits.
+        optimizer: has all parameters of the model.
+        inputs: tokens [B, T].
+        labels: [B, T]; labels of -100 do not count.
+    """
     start = time.process_time()
     loss = F.cross_entropy(model(inputs).flatten(0, 1), labels.flatten())
     optimizer.zero_grad()
     loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
     return time.process_time() - start
 
