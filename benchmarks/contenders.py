@@ -27,16 +27,21 @@ OURS = (
     "native",
     "native, recompute",
 )
-PEERS = ("labml shared KV", "labml plain", "feedback-transformer-pytorch")
+LABML = ("labml shared KV", "labml shared KV, T rows")
+SLOWEST = ("labml plain", "feedback-transformer-pytorch")
+PEERS = (*LABML, *SLOWEST)
 EVERYONE = (YARDSTICK, PARALLEL, *OURS, *PEERS)
-# These are also measured under autocast to bfloat16; they end their names in this.
-BFLOAT16 = ", bfloat16"
+# Parallel models are also measured compiled, and under autocast to bfloat16, as the
+# loop in C++ is. Their names end in this.
+BFLOAT16, COMPILED = ", bfloat16", ", compiled"
 MIXED = tuple(name + BFLOAT16 for name in (YARDSTICK, PARALLEL, "native"))
-SLOW = (
-    "reference",
-    "stack",
-    *PEERS,
-)  # these record every operation of every step
+FORMS = (
+    *(YARDSTICK + COMPILED, YARDSTICK + COMPILED + BFLOAT16),
+    *(PARALLEL + COMPILED, PARALLEL + COMPILED + BFLOAT16),
+    *MIXED,
+)
+# These record every operation of every step.
+SLOW = ("reference", "stack", *PEERS)
 
 # How contenders differ from ours in what they compute; their parameters are recorded.
 DIFFERENCES = {
@@ -45,6 +50,8 @@ DIFFERENCES = {
     "labml shared KV": "labml-nn 0.5.1, FeedbackTransformerKV: relative tables of "
     "4096 rows at any span, no normalisation of the memory, a norm after the top "
     "layer; at most 512 steps",
+    "labml shared KV, T rows": "the same with relative tables of T rows, which is as "
+    "many as are read: at every step autograd makes a gradient of the whole table",
     "labml plain": "labml-nn 0.5.1, FeedbackTransformer: the same with keys and "
     "values of every layer, projected anew from all memories at every step",
     "feedback-transformer-pytorch": "version 0.0.11, one token per step: a gated "
@@ -79,7 +86,7 @@ def build(name: str, size: Size) -> Contender:
     """Build a contender.
 
     Args:
-        name: one of `EVERYONE` or `MIXED`.
+        name: one of `EVERYONE` or `FORMS`.
         size: its sizes.
 
     Returns:
@@ -88,14 +95,17 @@ def build(name: str, size: Size) -> Contender:
     Raises:
         Unavailable: if it cannot run on this machine or at this size.
     """
-    if name in MIXED:
+    if name.endswith(BFLOAT16):
         module, run = build(name.removesuffix(BFLOAT16), size)
         return Contender(module, partial(under_autocast, run))
+    if name.endswith(COMPILED):
+        module, run = build(name.removesuffix(COMPILED), size)
+        return Contender(module, torch.compile(run, dynamic=False))
     if name == YARDSTICK:
         model = Transformer(size.d, size.H, size.F, size.L)
         return Contender(model, model)
     if name.startswith("labml"):
-        return labml(size, shared=name == "labml shared KV")
+        return labml(size, shared=name in LABML, short=name.endswith("T rows"))
     if name in PEERS:
         return lucidrains(size)
     if name == PARALLEL:
@@ -134,8 +144,14 @@ def load_native() -> None:
         raise Unavailable(f"could not build the native loop: {error}") from error
 
 
-def labml(size: Size, shared: bool) -> Contender:
-    """Build a model of labml-nn, with shared keys and values or without."""
+def labml(size: Size, shared: bool, short: bool) -> Contender:
+    """Build a model of labml-nn.
+
+    Args:
+        size: its sizes.
+        shared: whether layers share keys and values.
+        short: cut the relative tables to the T rows that are read.
+    """
     try:
         from labml_nn.transformers.feed_forward import FeedForward
         from labml_nn.transformers.feedback import (
@@ -148,9 +164,14 @@ def labml(size: Size, shared: bool) -> Contender:
         raise Unavailable(f"labml-nn is not installed: {error}") from error
     if shared and size.T > 512:
         raise Unavailable("labml's stacks hold at most 512 steps")
+    attention = FeedbackAttention(size.H, size.d, 0.0, is_kv_precomputed=shared)
+    if short:
+        for name in ("key_pos_embeddings", "key_pos_bias"):
+            table = getattr(attention, name).detach()
+            setattr(attention, name, nn.Parameter(table[-size.T :].clone()))
     layer = FeedbackTransformerLayer(
         d_model=size.d,
-        attn=FeedbackAttention(size.H, size.d, 0.0, is_kv_precomputed=shared),
+        attn=attention,
         feed_forward=FeedForward(size.d, size.F, 0.0),
         dropout_prob=0.0,
     )

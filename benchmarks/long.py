@@ -3,10 +3,12 @@
     .venv/bin/python benchmarks/long.py [--quick]
 
 A language model of four layers, 128 wide, with a span of 256, reads the beginning of
-Tiny Shakespeare as a single sequence. A step is forward, loss and backward. With
-"blocks" the model reads 512 characters at a time and carries its memory from block to
-block without gradient, while parameter gradients accumulate. `fbt.train` with `carry`
-does the same, but updates the weights after every block.
+Tiny Shakespeare as a single sequence. A step is forward, loss and backward. The
+yardstick, a plain transformer on PyTorch's fused attention, has no span: it sees the
+whole text before each character. With "blocks" the model reads 512 characters at a
+time and carries its memory from block to block without gradient, while parameter
+gradients accumulate. `fbt.train` with `carry` does the same, but updates the weights
+after every block.
 
 Writes `fbt/measurements/long.json`, in ten minutes. With --quick it only prints, and
 stops at 1,024 characters.
@@ -15,15 +17,17 @@ stops at 1,024 characters.
 import argparse
 import json
 import sys
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from contenders import YARDSTICK
 from measure import in_a_fork, peak_increase, seconds_of
-from run import machine
-from torch import Tensor
+from run import heading
+from sdpa import Transformer
+from torch import Tensor, nn
 
 import fbt
 from fbt._files import write_file
@@ -37,6 +41,7 @@ BLOCK = 512
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 # The longest text of each way. The plain loop stops earlier, as it takes most memory.
 WAYS = {
+    YARDSTICK: 8192,
     "parallel": 8192,
     "reference": 4096,
     "sequence": 8192,
@@ -46,16 +51,40 @@ WAYS = {
 }
 
 
-def step(model: LanguageModel, tokens: Tensor, block: int) -> None:
+# Maps tokens [1, T] and the state before them to logits and the state after them.
+Read = Callable[[Tensor, fbt.State | None], tuple[Tensor, fbt.State | None]]
+
+
+def step(read: Read, tokens: Tensor, block: int) -> None:
     """Run forward, loss and backward over a text [1, T + 1], block by block."""
     state = None
     length = tokens.shape[1] - 1
     for start in range(0, length, block):
         window = tokens[:, start : start + block + 1]
-        logits, next_state = model(window[:, :-1], state, return_state=True)
+        logits, next_state = read(window[:, :-1], state)
         loss = F.cross_entropy(logits[0], window[0, 1:], reduction="sum") / length
         loss.backward()
-        state = next_state.detach()
+        state = None if next_state is None else next_state.detach()
+
+
+def build(way: str, vocab_size: int) -> tuple[nn.Module, Read]:
+    """Return a model and the function that reads a block of text with it."""
+    variant: Variant = "parallel" if way == "parallel" else "shared-kv"
+    config = fbt.Config(vocab_size, variant=variant, **MODEL)
+    if way == YARDSTICK:
+        d = config.d_model
+        yardstick = nn.Sequential(
+            nn.Embedding(vocab_size, d),
+            Transformer(d, config.n_heads, config.d_ff, config.n_layers),
+            nn.LayerNorm(d),
+            nn.Linear(d, vocab_size),
+        )
+        return yardstick, lambda tokens, state: (yardstick(tokens), None)
+    model = LanguageModel(config)
+    if isinstance(model.body, SharedKVBody):
+        model.backend = cast(Backend, way.partition(",")[0])
+        model.body.recompute = "recompute" in way
+    return model, lambda tokens, state: model(tokens, state, return_state=True)
 
 
 def measured(way: str, text: str) -> dict[str, Any]:
@@ -65,18 +94,14 @@ def measured(way: str, text: str) -> dict[str, Any]:
     tokenizer = fbt.CharTokenizer(text)
     tokens = tokenizer.encode(text)[None]
     length = tokens.shape[1] - 1
-    variant: Variant = "parallel" if way == "parallel" else "shared-kv"
-    model = LanguageModel(fbt.Config(tokenizer.vocab_size, variant=variant, **MODEL))
-    if isinstance(model.body, SharedKVBody):
-        model.backend = cast(Backend, way.partition(",")[0])
-        model.body.recompute = "recompute" in way
+    model, read = build(way, tokenizer.vocab_size)
     # One-time work of the process is not part of a step.
-    step(model, tokens[:, :3], 2)
+    step(read, tokens[:, :3], 2)
     model.zero_grad()
     block, seconds = BLOCK if "blocks" in way else length, list[float]()
 
     def timed() -> None:
-        seconds.append(seconds_of(lambda: step(model, tokens, block), 1))
+        seconds.append(seconds_of(lambda: step(read, tokens, block), 1))
 
     megabytes = peak_increase(timed)
     line = f"{way:<28}{length:>6}{megabytes:>10.0f} MB{seconds[0]:>8.1f} s"
@@ -107,11 +132,7 @@ def main() -> None:
     if quick:
         return
     settings = {"model": MODEL, "block": BLOCK, "dtype": "float32", "threads": 1}
-    record: dict[str, Any] = {
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "machine": machine(),
-    }
-    record |= {"settings": settings, "rows": rows}
+    record = heading() | {"settings": settings, "rows": rows}
     write_file(RESULTS, (json.dumps(record, indent=1) + "\n").encode())
 
 

@@ -23,7 +23,6 @@ class Target(NamedTuple):
 def _targets() -> list[Target]:
     """Return the project's targets against a parallel transformer and labml."""
     targets: list[Target] = []
-
     for size, threads, sequence, native in (
         ("M", 1, 2.3, 1.3),
         ("M", 2, 2.8, 1.3),
@@ -166,6 +165,7 @@ COLUMNS = {
     "tokens_per_second": ("tokens/s", "{:.0f}"),
     "memory_mb": ("peak MB", "{:.0f}"),
     "parameters": ("parameters", "{:,}"),
+    "compile_seconds": ("compiling", "{:.0f}"),
     "cache_bytes_per_token": ("cache bytes/token", "{:,}"),
 }
 

@@ -17,6 +17,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,11 +25,15 @@ from typing import Any
 
 import torch
 from contenders import (
+    BFLOAT16,
+    COMPILED,
     DIFFERENCES,
     EVERYONE,
+    FORMS,
+    LABML,
     MIXED,
     PARALLEL,
-    PEERS,
+    SLOWEST,
     YARDSTICK,
     Size,
 )
@@ -39,6 +44,7 @@ from fbt._files import write_file
 sys.path.append(str(Path(__file__).resolve().parents[1] / "experiments"))
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
 from environment import environment
+from record import commit
 from record import machine as machine_of_records
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,6 +70,9 @@ LEFT_OUT = "left out to keep the whole run short"
 
 SETTINGS = {
     "dtype": "float32; names with bfloat16 run forward under autocast to it",
+    "compiled": "by torch.compile for the shape, with its defaults, before the first "
+    "sample; compile_seconds is the wall time of the step that does so; all other "
+    "parallel models run eagerly",
     "dropout": 0.0,
     "activation": "relu",
     "span": "T",
@@ -91,23 +100,28 @@ PINS = ROOT / "benchmarks" / "requirements.lock"
 def speed(quick: bool) -> list[Job]:
     """Plan the training steps: three sizes, one thread and two."""
     if quick:
-        return [step("M", M, 1, EVERYONE, 3, 3.0), step("L", LARGE, 1, CORE, 2, 30.0)]
-    long = (*FAST, "stack", "labml shared KV")
+        few = (*EVERYONE, YARDSTICK + COMPILED, YARDSTICK + BFLOAT16)
+        return [step("M", M, 1, few, 3, 3.0), step("L", LARGE, 1, CORE, 2, 30.0)]
+    everyone = (*EVERYONE, *FORMS)
+    core, long = (*CORE, PARALLEL, *FORMS), (*FAST, "stack", *LABML, *FORMS)
     return [
-        step("M", M, 1, EVERYONE, 6, 9.0),
-        step("M", M, 2, EVERYONE, 6, 9.0),
+        step("M", M, 1, everyone, 9, 9.0),
+        step("M", M, 2, everyone, 9, 9.0),
         step("M, T = 512", LONG, 1, long, 4, 12.0),
-        step("M, T = 512", LONG, 2, CORE, 4, 12.0),
-        step("L", LARGE, 1, CORE, 3, 20.0),
-        step("L", LARGE, 2, EVERYONE, 4, 16.0),
+        step("M, T = 512", LONG, 2, core, 4, 12.0),
+        step("L", LARGE, 1, core, 4, 60.0),
+        step("L", LARGE, 2, everyone, 4, 16.0),
     ]
 
 
 def corners(quick: bool) -> list[Job]:
     """Plan the training steps of small sizes."""
-    rounds, names = 5 if quick else 40, (YARDSTICK, "native")
+    rounds, names = 5 if quick else 40, [YARDSTICK, "native"]
+    if not quick:
+        names += [YARDSTICK + COMPILED, YARDSTICK + BFLOAT16, "native" + BFLOAT16]
     return [
-        step(label, size, 1, names, rounds, 9.0) for label, size in CORNERS.items()
+        step(label, size, 1, tuple(names), rounds, 9.0)
+        for label, size in CORNERS.items()
     ]
 
 
@@ -173,16 +187,16 @@ def growth(quick: bool) -> list[Job]:
         for size in sizes:
             names = [YARDSTICK, "sequence", "sequence, recompute", *NATIVE]
             if not quick and size.T <= 256 and size.d <= 256 and size.B <= M.B:
-                names.append("labml shared KV")
+                names += LABML
                 if size.T <= M.T and size.d <= M.d and size.L <= M.L:
-                    names += PEERS[1:]
+                    names += SLOWEST
             points.append((size, tuple(names)))
         job = peaks(axis, points, 1)
         grow = {"what": "grow", "rounds": 4}
         jobs.append(job | grow | {"patience": 2.0 if quick else 5.0})
         if not quick:
             fewer = [
-                (size, tuple(name for name in names if name not in PEERS[1:]))
+                (size, tuple(name for name in names if name not in SLOWEST))
                 for size, names in points
             ]
             jobs.append(peaks(axis, fewer, 2) | grow | {"patience": 4.0})
@@ -217,12 +231,16 @@ def run(job: Job, python: str, store: Path, title: str) -> list[Row]:
     started = time.monotonic()
     print(title, flush=True)
     arguments = {key: value for key, value in job.items() if key != "label"}
-    result = subprocess.run(
-        [python, str(ROOT / "benchmarks" / "measure.py"), json.dumps(arguments)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": str(job["threads"])},
-    )
+    with tempfile.TemporaryDirectory() as empty:
+        # Compile anew, and in the process itself.
+        compiling = {"TORCHINDUCTOR_CACHE_DIR": empty}
+        compiling |= {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
+        result = subprocess.run(
+            [python, str(ROOT / "benchmarks" / "measure.py"), json.dumps(arguments)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": str(job["threads"])} | compiling,
+        )
     if result.returncode != 0:
         sys.exit(
             f"{title}: failed, see above. Run the same command again to continue."
@@ -231,16 +249,13 @@ def run(job: Job, python: str, store: Path, title: str) -> list[Row]:
     rows = [about | row for row in json.loads(result.stdout)]
     points = job.get("points", [job] if job["what"] == "steps" else [])
     named = dict.fromkeys(name for point in points for name in point["names"])
-    everyone = EVERYONE
-    if len(points) > 1 or not set(named) <= set(EVERYONE):
-        everyone = tuple(named)
     about = {
         "what": rows[0]["what"],
         "label": job["label"],
         "threads": job["threads"],
     }
     for point in points:
-        left_out = [name for name in everyone if name not in point["names"]]
+        left_out = [name for name in named if name not in point["names"]]
         common = about | point["size"] | {"not_run": LEFT_OUT}
         rows += [common | {"name": name} for name in left_out]
     write_file(store, json.dumps(rows).encode())
@@ -282,6 +297,12 @@ def peers_python() -> str:
     line = f"import site; site.addsitedir({str(ours)!r})\n"
     (packages / "book.pth").write_text(line)
     return str(python)
+
+
+def heading() -> dict[str, Any]:
+    """Return what every record begins with: date, commit and machine."""
+    date = f"{datetime.now(UTC):%Y-%m-%d}"
+    return {"date": date, "commit": commit(), "machine": machine()}
 
 
 def machine() -> dict[str, Any]:
@@ -346,8 +367,7 @@ def main() -> None:
             title = f"{number} {job['what']} {job['label']}, {threads}"
             stores.append(store_path(job))
             rows += run(job, python, stores[-1], title)
-        record: dict[str, Any] = {"part": part, "quick": args.quick}
-        record |= {"date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": machine()}
+        record = {"part": part, "quick": args.quick} | heading()
         record |= {"settings": SETTINGS, "rows": rows, "targets": judged(part, rows)}
         path = folder / f"{part}.json"
         write_file(path, (json.dumps(record, indent=1) + "\n").encode())

@@ -21,7 +21,10 @@ class Layer(nn.Module):
         self.inner, self.outer = nn.Linear(d_model, d_ff), nn.Linear(d_ff, d_model)
 
     def forward(
-        self, x: Tensor, cache: tuple[Tensor, Tensor] | None = None, start: int = 0
+        self,
+        x: Tensor,
+        cache: tuple[Tensor, Tensor] | None = None,
+        start: int | Tensor = 0,
     ) -> Tensor:
         """Map x [B, T, d] to [B, T, d].
 
@@ -30,18 +33,27 @@ class Layer(nn.Module):
                 step.
             cache: keys and values [B, H, capacity, D]; those of x are stored in it
                 from row `start` on.
-            start: the number of steps already in the cache.
+            start: the number of steps already in the cache; a tensor [1] for a single
+                step that attends to all rows of the cache, later ones masked.
         """
         query, keys, values = (
             projected.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
             for projected in self.query_key_value(self.norm1(x)).chunk(3, dim=-1)
         )
-        if cache is not None:
+        mask = None
+        if cache is not None and isinstance(start, Tensor):
+            cache[0].index_copy_(2, start, keys)
+            cache[1].index_copy_(2, start, values)
+            keys, values = cache
+            rows = torch.arange(keys.shape[2], device=x.device)
+            mask = (rows <= start)[None, None, None]
+        elif cache is not None:
             stop = start + x.shape[1]
             cache[0][:, :, start:stop], cache[1][:, :, start:stop] = keys, values
             keys, values = cache[0][:, :, :stop], cache[1][:, :, :stop]
+        is_causal = not isinstance(start, Tensor) and start == 0
         attended = F.scaled_dot_product_attention(
-            query, keys, values, is_causal=start == 0
+            query, keys, values, mask, is_causal=is_causal
         )
         x = x + self.output(attended.transpose(1, 2).flatten(-2))
         return x + self.outer(F.relu(self.inner(self.norm2(x))))
@@ -85,7 +97,27 @@ class Decoder:
 
         They are the whole prompt, or one step after it.
         """
-        for layer, cache in zip(self.model.layers, self.cache, strict=True):
-            x = layer(x, cache, self.length)
+        x = self.through(x, self.length)
         self.length += x.shape[1]
+        return x
+
+    def through(self, x: Tensor, start: int | Tensor) -> Tensor:
+        """Run all layers on the next steps, after `start` steps."""
+        for layer, cache in zip(self.model.layers, self.cache, strict=True):
+            x = layer(x, cache, start)
+        return x
+
+
+class CompiledDecoder(Decoder):
+    """A decoder of single steps, compiled; no shape depends on the step."""
+
+    def __init__(self, model: Transformer, batch: int, capacity: int) -> None:
+        super().__init__(model, batch, capacity)
+        self.compiled = torch.compile(self.through, dynamic=False)
+
+    @torch.no_grad()
+    def extend(self, x: Tensor) -> Tensor:
+        """Map the next step x [B, 1, d] to [B, 1, d]."""
+        x = self.compiled(x, torch.tensor([self.length], device=x.device))
+        self.length += 1
         return x
