@@ -62,7 +62,7 @@ test-colab: environment ## run every chapter with Google Colab's versions
 pythons: environment ### check wheels and code for every supported Python
 	@$(RUN) tools/versions.py pythons
 
-bench: environment ## measure speed and memory (half an hour; QUICK=1: 3 minutes)
+bench: environment ## measure speed and memory (1.5 hours; QUICK=1: 4 minutes)
 	@$(RUN) benchmarks/run.py $(if $(QUICK),--quick)
 
 experiments: environment ## train what the book quotes (10 hours; QUICK=1: 10 minutes)

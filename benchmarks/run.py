@@ -6,8 +6,8 @@ The models are a parallel transformer and other implementations. The parts are s
 corners, autocast, memory, growth and decoding. Each is written to a JSON file in
 fbt/measurements (with --quick: in _build/benchmarks/quick) and printed as a table. A
 part is a list of jobs, each in a process of its own. An interrupted run continues
-with the missing jobs, unless code has changed. Everything takes forty minutes on two
-quiet cores, or about three with --quick.
+with the missing jobs, unless code has changed. Everything takes about an hour and a
+half on two quiet cores, or about four minutes with --quick.
 """
 
 import argparse
