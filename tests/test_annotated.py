@@ -2,6 +2,7 @@
 
 import ast
 import re
+from copy import copy
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -75,23 +76,22 @@ def test_every_line_appears_once_and_in_order():
 def test_notes_have_all_words_of_docstrings_and_comments():
     wrong = []
     for module in MODULES:
-        page = BeautifulSoup(str(article(module)), "html.parser")
-        for extra in page.select(".fbt-ways-back, .fbt-neighbours, .headerlink"):
-            extra.decompose()
-        for formula in page.select("math"):
-            formula.replace_with(formula.select_one("annotation").get_text())
-        for block in page.select("dt, dd, p, li"):
-            block.append(" ")
         # A ruled line of a C++ file is shown as the heading of its part.
-        shown = page.select(
-            ".fbt-note, h2" if module.path.suffix == ".cpp" else ".fbt-note"
-        )
+        selector = ".fbt-note, h2" if module.path.suffix == ".cpp" else ".fbt-note"
+        shown = [copy(part) for part in article(module).select(selector)]
+        for part in shown:
+            for extra in part.select(".fbt-ways-back, .fbt-neighbours, .headerlink"):
+                extra.decompose()
+            for formula in part.select("math"):
+                formula.replace_with(formula.select_one("annotation").get_text())
+            for block in part.select("dt, dd, p, li"):
+                block.append(" ")
         texts = [
             re.sub(r"\\(begin|end)\{aligned\}", "", part.get_text()) for part in shown
         ]
         lines = [
             re.sub(r'^\s*r?"""', "", module.lines[number - 1])
-            for number in note_lines(page)
+            for number in note_lines(article(module))
         ]
         # The theme shortens addresses on GitHub.
         written = re.sub(
