@@ -1,65 +1,74 @@
-"""Tiny Shakespeare: what feedback gains at depths 1 to 8, and training shortcuts.
+"""Language: what feedback is worth for text, in nats, in depth and in time.
 
-    .venv/bin/python experiments/language.py [--quick] [--workers N]
+    .venv/bin/python experiments/language.py [--quick] [--workers N] [--parts depths]
 
 All models have the width and the recipe of the "small" preset, and see the same
-batches for the same seed. First, a search at four layers with one seed gives each
-model its learning rate. Then come all depths with three seeds, and the shortcuts.
+batches for the same seed. The parts:
+
+- depths: feedback and parallel models of 1 to 8 layers, and training shortcuts.
+- controls-2, controls-8: changes to feedback, sweeps in place of the loop, layers
+  that run twice, and no last norm, with 2 and with 8 layers.
+- clock: feedback and parallel models trained for the same CPU time, each in the
+  faster of float32 and bfloat16. The times of updates are measured first, in turns;
+  the numbers of steps follow from them, and with these the schedules.
+- second: another text, the King James Bible.
+
+Each model's learning rate for each depth and text is searched first, with half the
+steps and a seed of its own, on a part of the training text held out for that: three
+rates, and further ones while the best lies at an edge. Then come three seeds.
 
 Results are cached: run the same command again to continue after an interruption.
-Writes `fbt/measurements/language.json`, in about 2 CPU hours.
+Each part writes a record in `fbt/measurements/`, such as `language_clock.json`; that
+of the depths is `language.json`. In CPU hours they take about 2, 1, 4, 2 and 1.
 """
 
 import math
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from statistics import mean, median
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from baselines import Transformer
-from record import Job, Result, arguments, done_anew, done_once, write_record
+from king_james import load_king_james
+from record import Job, Result, done_anew, done_once, options, write_record
+from text_models import CONTROLS, LENGTH, MAIN, MODELS, SMALL, InBfloat16
 from torch import Tensor, nn
+from tracking import update
 
 import fbt
-from fbt.data import even_windows, random_windows, split
-from fbt.training.evaluation import evaluate
+from fbt.data import random_windows, split
 from fbt.training.loop import adamw, step_seed
-from fbt.training.recipe import PRESETS, Recipe
+from fbt.training.processes import Processes
+from fbt.training.recipe import Recipe
+from fbt.training.validation import Validation
 
-RESULTS = Path(fbt.__file__).parent / "measurements" / "language.json"
-SMALL = PRESETS["small"].model
-RECIPE = Recipe(eval_every=100)
-RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+RESULTS = Path(fbt.__file__).parent / "measurements"
+TEXTS = {
+    "Tiny Shakespeare": fbt.load_tiny_shakespeare,
+    "King James Bible": load_king_james,
+}
+RECIPE = Recipe(seq_len=LENGTH, eval_every=100)
+WARMUPS, POINTS = RECIPE.steps // RECIPE.warmup, RECIPE.steps // RECIPE.eval_every
+RATES, LOWEST, HIGHEST = (2e-3, 4e-3, 8e-3), 2e-4, 4e-2  # the search doubles them
+TUNING_SEED = 100
 DEPTHS, DEPTH, SEEDS = (1, 2, 4, 8), 4, 3
-MODELS = (
-    "feedback",
-    "feedback, as many parameters",
-    "parallel",
-    "parallel, absolute positions",
-)
+CLOCK_DEPTHS, CLOCK = (2, 8), (1000, 2000, 4000)  # layers; steps of feedback
+ROUNDS = 25  # of timing
+# What the controls are compared with; and the models of the second text.
+REFERENCES = [name for name in MAIN if "as many" not in name]
+SECOND = [*REFERENCES, "memory: embedding"]
 CURRICULUM = 16  # length of the first sequences
 WARM = 500  # steps of a parallel model before the switch to feedback
 
 
-def build(job: Job, vocabulary: int) -> nn.Module:
-    """Build the model of a job."""
-    width, layers = SMALL["d_model"], job["layers"]
-    if job["model"] == "parallel, absolute positions":
-        return Transformer(
-            vocabulary, width, SMALL["n_heads"], layers, "absolute", RECIPE.seq_len
-        )
-    options = SMALL | {"n_layers": layers, "variant": job["model"].partition(",")[0]}
-    if options["variant"] == "feedback":
-        options["variant"] = "shared-kv"
-    if job["model"] == "feedback, as many parameters":
-        # One key and value projection instead of L saves 2 (L - 1) d^2 numbers; a
-        # unit of the feed-forward block has 2 d numbers in each of L layers.
-        options["d_ff"] = 4 * width + width * (layers - 1) // layers
-    return fbt.LanguageModel(fbt.Config(vocabulary, **options))
+def build(job: Job, vocab_size: int) -> nn.Module:
+    """Build the model of a job; a warm start begins with a parallel one."""
+    name = "parallel" if job["warm"] else job["model"]
+    model = MODELS[name](vocab_size, job["layers"])
+    return InBfloat16(model) if job["bfloat16"] else model
 
 
 def run(job: Job) -> Result:
@@ -68,41 +77,47 @@ def run(job: Job) -> Result:
     The time of evaluations is not counted.
     """
     torch.manual_seed(job["seed"])
-    tokens, held_out, vocabulary = corpus()
-    recipe = replace(
-        RECIPE, lr=job["rate"], seed=job["seed"], curriculum=job["curriculum"]
-    )
-    windows = even_windows(held_out, length=recipe.seq_len, count=recipe.eval_windows)
-    model = build(job | ({"model": "parallel"} if job["warm"] else {}), vocabulary)
+    tokens, held_out, vocab_size = corpus(job["text"])
+    if job["tuning"]:
+        tokens, held_out = split(tokens)
+    recipe = recipe_of(job)
+    validation = Validation(held_out, recipe, Processes(torch.device("cpu")))
+    model = build(job, vocab_size)
     optimizer = adamw(cast(Any, model), recipe)
     curve: list[tuple[int, float, float]] = []  # tokens, seconds, validation loss
     seconds, count = 0.0, 0
     for step, batch in enumerate(batches(tokens, recipe)):
-        start = time.process_time()
         if job["warm"] and step == job["warm"]:
             model = fbt.LanguageModel.from_parallel(cast(fbt.LanguageModel, model))
             optimizer = adamw(model, recipe)
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate(step)
-        logits = model(batch[:, :-1])
-        loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip or math.inf)
-        optimizer.step()
-        seconds += time.process_time() - start
+        seconds += update(model, optimizer, batch[:, :-1], batch[:, 1:])
         count += batch[:, 1:].numel()
-        if (step + 1) % recipe.eval_every == 0 or step + 1 == recipe.steps:
-            val_loss = evaluate(cast(Any, model), windows)
-            curve.append((count, round(seconds, 2), round(val_loss, 4)))
-    final = evaluate(cast(Any, model), even_windows(held_out, length=recipe.seq_len))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+        if (step + 1) % recipe.eval_every == 0:
+            curve.append(
+                (count, round(seconds, 2), loss_on(model, validation.windows))
+            )
+    final = loss_on(model, validation.last_windows)
     return {
-        "summary": {"val_loss": round(final, 4)},
-        "parameters": parameters,
+        "summary": {"val_loss": final},
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seconds": round(seconds, 2),
         "curve": curve,
     }
+
+
+def recipe_of(job: Job) -> Recipe:
+    """Return the recipe of a job: its schedule ends with its steps."""
+    return replace(
+        RECIPE,
+        steps=job["steps"],
+        warmup=job["steps"] // WARMUPS,
+        eval_every=job["steps"] if job["tuning"] else max(1, job["steps"] // POINTS),
+        lr=job["rate"],
+        seed=job["seed"],
+        curriculum=job["curriculum"],
+    )
 
 
 def batches(tokens: Tensor, recipe: Recipe) -> Iterator[Tensor]:
@@ -115,106 +130,284 @@ def batches(tokens: Tensor, recipe: Recipe) -> Iterator[Tensor]:
         )
 
 
+@torch.no_grad()
+def loss_on(model: nn.Module, windows: Tensor) -> float:
+    """Return the mean loss on windows [N, T + 1], in nats per character."""
+    total = 0.0
+    for part in windows.split(128):
+        logits, targets = model(part[:, :-1]).flatten(0, 1), part[:, 1:].flatten()
+        total += F.cross_entropy(logits, targets, reduction="sum").item()
+    return round(total / windows[:, 1:].numel(), 4)
+
+
 @cache
-def corpus() -> tuple[Tensor, Tensor, int]:
-    """Return training tokens, validation tokens and the vocabulary size."""
-    text = fbt.load_tiny_shakespeare()
-    tokenizer = fbt.CharTokenizer(text)
-    return *split(tokenizer.encode(text)), len(tokenizer.vocabulary)
+def corpus(text: str) -> tuple[Tensor, Tensor, int]:
+    """Return training tokens, validation tokens and the vocabulary size of a text."""
+    characters = TEXTS[text]()
+    tokenizer = fbt.CharTokenizer(characters)
+    return *split(tokenizer.encode(characters)), len(tokenizer.vocabulary)
 
 
-def job_of(model: str, **changes: Any) -> Job:
+def job_of(model: str, layers: int, **changes: Any) -> Job:
     """Return a job with the default settings and some changes."""
     defaults = {
+        "text": "Tiny Shakespeare",
         "model": model,
-        "layers": DEPTH,
+        "layers": layers,
         "rate": RECIPE.lr,
+        "steps": RECIPE.steps,
         "seed": 0,
+        "tuning": False,
+        "bfloat16": False,
         "curriculum": 0,
         "warm": 0,
     }
     return defaults | changes
 
 
-def search_jobs() -> list[Job]:
-    """Return jobs that search learning rates at four layers.
+def with_seeds(jobs: list[Job]) -> list[Job]:
+    """Return each job with all seeds; the first seed of all jobs comes first."""
+    return [job | {"seed": seed} for seed in range(SEEDS) for job in jobs]
 
-    The model with a wider feed-forward block takes the rate of the narrow one.
+
+def searched(jobs: list[Job], workers: int) -> list[Result]:
+    """Search the learning rates of jobs, and return the results of the search.
+
+    It goes on while a job's best rate is the lowest or the highest one tried.
     """
-    return [
-        job_of(model, rate=rate)
-        for model in MODELS
-        if "," not in model or "abs" in model
-        for rate in RATES
-    ]
+    tuning = {"steps": RECIPE.steps // 2, "seed": TUNING_SEED, "tuning": True}
+    tried = [(job, list(RATES)) for job in jobs]
+    while True:
+        trials = [
+            job | tuning | {"rate": rate} for job, rates in tried for rate in rates
+        ]
+        results = done_once("language", trials, run, workers)
+        growing = False
+        for job, rates in tried:
+            rate = best_rate(job, results)
+            if rate == max(rates) and 2 * rate < HIGHEST:
+                rates.append(2 * rate)
+                growing = True
+            if rate == min(rates) and rate / 2 > LOWEST:
+                rates.append(rate / 2)
+                growing = True
+        if not growing:
+            return results
 
 
-def best_rates(search: list[Result]) -> dict[str, float]:
-    """Return the best learning rate of each model."""
-    best: dict[str, Result] = {}
-    for result in search:
-        name, loss = result["job"]["model"], result["summary"]["val_loss"]
-        if name not in best or loss < best[name]["summary"]["val_loss"]:
-            best[name] = result
-    rates = {name: float(result["job"]["rate"]) for name, result in best.items()}
-    return {name: rates.get(name, rates["feedback"]) for name in MODELS}
+def best_rate(job: Job, search: list[Result]) -> float:
+    """Return the best learning rate of a job's text, model and depth."""
+    losses = {
+        result["job"]["rate"]: result["summary"]["val_loss"]
+        for result in search
+        if all(result["job"][key] == job[key] for key in ("text", "model", "layers"))
+    }
+    return min(losses, key=lambda rate: (math.isnan(losses[rate]), losses[rate]))
 
 
-def depth_jobs(rates: dict[str, float]) -> list[Job]:
+def tuned(jobs: list[Job], search: list[Result]) -> list[Job]:
+    """Return the jobs with their best learning rates."""
+    return [job | {"rate": best_rate(job, search)} for job in jobs]
+
+
+def depth_jobs() -> list[Job]:
     """Return jobs for all models at all depths.
 
     With one layer there are no parameters to make up for.
     """
     return [
-        job_of(model, layers=layers, rate=rates[model], seed=seed)
-        for model in MODELS
+        job_of(model, layers)
         for layers in DEPTHS
-        for seed in range(SEEDS)
+        for model in MAIN
         if (model, layers) != ("feedback, as many parameters", 1)
     ]
 
 
-def shortcut_jobs(rates: dict[str, float]) -> list[Job]:
+def shortcut_jobs() -> list[Job]:
     """Return jobs that start from short sequences or from a parallel model.
 
     The runs without a shortcut are among those of `depth_jobs`.
     """
+    changes: list[dict[str, Any]] = [{"curriculum": CURRICULUM}, {"warm": WARM}]
+    return [job_of("feedback", DEPTH, **change) for change in changes]
+
+
+def depths(workers: int) -> dict[str, Any]:
+    """Return the content of the record of depths and shortcuts."""
+    search = searched(depth_jobs(), workers)
+    jobs = with_seeds(tuned(depth_jobs(), search))
+    shortcuts = with_seeds(tuned(shortcut_jobs(), search))
+    done = done_once("language", jobs + shortcuts, run, workers)
+    rates: dict[str, dict[int, float]] = {name: {} for name in MAIN}
+    for job in tuned(depth_jobs(), search):
+        rates[job["model"]][job["layers"]] = job["rate"]
+    return {
+        "settings": settings() | {"curriculum": CURRICULUM, "warm": WARM},
+        "rates": rates,
+        "curve": ["tokens", "cpu_seconds", "val_loss"],
+        "search": search,
+        "depths": done[: len(jobs)],
+        "shortcuts": done[len(jobs) :],
+    }
+
+
+def compared(jobs: list[Job], workers: int) -> dict[str, Any]:
+    """Search rates, run all seeds, and return a record with a row for each model."""
+    search = searched(jobs, workers)
+    runs = done_once("language", with_seeds(tuned(jobs, search)), run, workers)
+    return {
+        "settings": settings(),
+        "table": table(runs),
+        "search": search,
+    }
+
+
+def controls(layers: int, workers: int) -> dict[str, Any]:
+    """Return the record of the controls with a number of layers."""
+    jobs = [job_of(model, layers) for model in (*REFERENCES, *CONTROLS)]
+    return compared(jobs, workers)
+
+
+def second(workers: int) -> dict[str, Any]:
+    """Return the record of the second text."""
+    jobs = [
+        job_of(model, layers, text="King James Bible")
+        for layers in CLOCK_DEPTHS
+        for model in SECOND
+    ]
+    return compared(jobs, workers)
+
+
+def clock(workers: int) -> dict[str, Any]:
+    """Return the record of models trained for the same CPU time.
+
+    That is what feedback takes for as many steps as one of `CLOCK` says, the limit.
+    """
+    search = searched(
+        [job_of(m, n) for n in CLOCK_DEPTHS for m in REFERENCES], workers
+    )
+    # One at a time: neither shall slow the other down.
+    measuring = [{"layers": layers} for layers in CLOCK_DEPTHS]
+    times = done_once("language-times", measuring, times_of, workers=1)
+    jobs = [
+        job_of(model, time["job"]["layers"], limit=limit, bfloat16=bfloat16, steps=n)
+        for limit in CLOCK
+        for time in times
+        for model, bfloat16, n in steps_within(limit, time["milliseconds"])
+    ]
+    runs = done_once("language", with_seeds(tuned(jobs, search)), run, workers)
+    return {
+        "settings": settings(),
+        "times": times,
+        "table": table(runs),
+        "search": search,
+    }
+
+
+def times_of(job: Job) -> Result:
+    """Measure an update of each model and precision, in milliseconds, in turns."""
+    tokens, _, vocab_size = corpus("Tiny Shakespeare")
+    batch = next(batches(tokens, RECIPE))
+    models, taken = {}, {}
+    for name in REFERENCES:
+        for bfloat16 in (False, True):
+            model = build(job_of(name, job["layers"], bfloat16=bfloat16), vocab_size)
+            models[name, bfloat16] = model, adamw(cast(Any, model), RECIPE)
+            taken[name, bfloat16] = list[float]()
+    for _ in range(ROUNDS):
+        for key, (model, optimizer) in models.items():
+            taken[key].append(update(model, optimizer, batch[:, :-1], batch[:, 1:]))
+    return {
+        "milliseconds": {
+            name: [
+                round(1000 * median(taken[name, bfloat16]), 2)
+                for bfloat16 in (False, True)
+            ]
+            for name in REFERENCES
+        }
+    }
+
+
+def steps_within(
+    limit: int, milliseconds: dict[str, list[float]]
+) -> list[tuple[str, bool, int]]:
+    """Return each model's faster precision, and its steps in the same time.
+
+    Args:
+        limit: the number of steps of feedback.
+        milliseconds: of an update in float32 and in bfloat16, for each model.
+
+    Returns:
+        For each model its name, whether it is faster in bfloat16, and its steps.
+    """
+    whole = limit * min(milliseconds["feedback"])
     return [
-        job_of("feedback", rate=rates["feedback"], seed=seed, **change)
-        for change in ({"curriculum": CURRICULUM}, {"warm": WARM})
-        for seed in range(SEEDS)
+        (name, bfloat16 < float32, int(whole / min(float32, bfloat16)))
+        for name, (float32, bfloat16) in milliseconds.items()
     ]
 
 
+def table(runs: list[Result]) -> list[dict[str, Any]]:
+    """Return a row for each model, depth and number of steps: all seeds' losses."""
+    groups: dict[str, list[Result]] = {}
+    for result in runs:
+        groups.setdefault(str(result["job"] | {"seed": 0}), []).append(result)
+    names = ("text", "model", "layers", "rate", "limit", "steps", "bfloat16")
+    rows = []
+    for group in groups.values():
+        job = group[0]["job"]
+        rows.append(
+            {name: job[name] for name in names if name in job}
+            | {
+                "parameters": group[0]["parameters"],
+                "seconds": round(mean(result["seconds"] for result in group), 2),
+                "losses": [result["summary"]["val_loss"] for result in group],
+            }
+        )
+    return rows
+
+
+def settings() -> dict[str, Any]:
+    """Return what all runs share."""
+    return {"model": SMALL, "recipe": vars(RECIPE)}
+
+
+PARTS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "depths": depths,
+    "controls-2": lambda workers: controls(2, workers),
+    "clock": clock,
+    "second": second,
+    "controls-8": lambda workers: controls(8, workers),
+}
+
+
 def main() -> None:
-    """Run the missing jobs, then write the record."""
-    quick, workers = arguments(__doc__, quick="one layer, one seed; writes no record")
+    """Run the missing jobs of each part, then write its record."""
+    parser = options(
+        __doc__, quick="all models with one layer, 20 steps each; writes no record"
+    )
+    names = list(PARTS)
+    parser.add_argument(
+        "--parts", nargs="+", choices=names, default=names, help="only these parts"
+    )
+    args = parser.parse_args()
     torch.set_num_threads(1)  # the record states this number
     fbt.build_native()
-    fbt.load_tiny_shakespeare()  # download it once, before the workers start
-    if quick:
-        jobs = [job_of(model, layers=1) for model in MODELS[::2]]
-        done_anew("language-quick", jobs, run, workers)
+    for load in TEXTS.values():
+        load()  # download it once, before the workers start
+    if args.quick:
+        few = {"steps": 20, "tuning": True}
+        jobs = [job_of(model, 1, **few) for model in MODELS]
+        jobs += [
+            job | {"steps": 40, "warm": job["warm"] and 20} for job in shortcut_jobs()
+        ]
+        jobs.append(job_of("feedback", 1, **few, text="King James Bible"))
+        jobs.append(job_of("feedback", 1, **few, bfloat16=True))
+        done_anew("language-quick", jobs, run, args.workers)
         return
-    search = done_once("language", search_jobs(), run, workers)
-    rates = best_rates(search)
-    jobs = depth_jobs(rates) + shortcut_jobs(rates)
-    jobs.sort(key=lambda job: -job["layers"])
-    done_once("language", jobs, run, workers)
-    content = {
-        "settings": {
-            "model": SMALL,
-            "recipe": vars(RECIPE),
-            "curriculum": CURRICULUM,
-            "warm": WARM,
-        },
-        "rates": rates,
-        "curve": ["tokens", "cpu_seconds", "val_loss"],
-        "search": [{name: r[name] for name in r if name != "curve"} for r in search],
-        "depths": done_once("language", depth_jobs(rates), run, workers),
-        "shortcuts": done_once("language", shortcut_jobs(rates), run, workers),
-    }
-    write_record(RESULTS, content)
+    for part in args.parts:
+        name = "language" if part == "depths" else f"language_{part}"
+        write_record(RESULTS / f"{name}.json", PARTS[part](args.workers))
 
 
 if __name__ == "__main__":

