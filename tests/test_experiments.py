@@ -373,6 +373,32 @@ def test_search_for_language_goes_on_at_an_edge(monkeypatch):
         assert sorted(tried) == [rate / 1000 for rate in rates]
 
 
+@pytest.mark.parametrize("part", language.PARTS)
+def test_parts_of_language_have_a_row_for_each_model(part, monkeypatch):
+    """Nothing is trained here: the jobs of this fake have made-up results."""
+
+    def done(name, jobs, run, workers):
+        if run is language.times_of:
+            times = {model: [20.0, 10.0] for model in language.REFERENCES}
+            return [{"job": job, "milliseconds": times} for job in jobs]
+        made_up = {"summary": {"val_loss": 1.0}, "parameters": 2, "seconds": 3.0}
+        return [{"job": job} | made_up for job in jobs]
+
+    monkeypatch.setattr(language, "done_once", done)
+    content = language.PARTS[part](1)
+    if part == "depths":
+        assert len(content["depths"]) == 3 * (4 * len(language.MAIN) - 1)
+        assert len(content["shortcuts"]) == 6
+        assert list(content["rates"]) == list(language.MAIN)
+        return
+    rows = content["table"]
+    count = {"clock": 6 * 4, "second": 2 * 5}.get(part, 4 + len(language.CONTROLS))
+    assert len(rows) == count
+    assert all(row["losses"] == 3 * [1.0] for row in rows)
+    assert all("limit" in row for row in rows) == (part == "clock")
+    assert len({row["text"] for row in rows}) == 1
+
+
 def test_models_train_for_the_same_time():
     """In the faster precision, and with schedules that end with the steps."""
     times = {"feedback": [30.0, 20.0], "parallel": [10.0, 15.0]}
