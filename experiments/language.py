@@ -6,12 +6,14 @@ All models have the width and the recipe of the "small" preset, and see the same
 batches for the same seed. The parts:
 
 - depths: feedback and parallel models of 1 to 8 layers, and training shortcuts.
-- controls-2, controls-8: changes to feedback, sweeps in place of the loop, layers
-  that run twice, and no last norm, with 2 and with 8 layers.
+- controls-2: changes to feedback, sweeps in place of the loop, layers that run twice,
+  and no last norm, with 2 layers.
 - clock: feedback and parallel models trained for the same CPU time, each in the
   faster of float32 and bfloat16. The times of updates are measured first, in turns;
   the numbers of steps follow from them, and with these the schedules.
 - second: another text, the King James Bible.
+- controls-8, slow-8: the controls with 8 layers; the slow ones are sweeps, and keys
+  and values per layer.
 
 Each model's learning rate for each depth and text is searched first, with half the
 steps and a seed of its own, on a part of the training text held out for that: three
@@ -19,7 +21,8 @@ rates, and further ones while the best lies at an edge. Then come three seeds.
 
 Results are cached: run the same command again to continue after an interruption.
 Each part writes a record in `fbt/measurements/`, such as `language_clock.json`; that
-of the depths is `language.json`. In CPU hours they take about 2, 1, 4, 2 and 1.
+of the depths is `language.json`. In this order they take about 2, 1, 2, 1, 3 and 3
+CPU hours, and twice that on a busy machine.
 """
 
 import math
@@ -60,6 +63,8 @@ ROUNDS = 25  # of timing
 # What the controls are compared with; and the models of the second text.
 REFERENCES = [name for name in MAIN if "as many" not in name]
 SECOND = [*REFERENCES, "memory: embedding"]
+SLOW = ["2 sweeps", "4 sweeps", "keys and values per layer"]
+FAST = [name for name in CONTROLS if name not in SLOW]
 CURRICULUM = 16  # length of the first sequences
 WARM = 500  # steps of a parallel model before the switch to feedback
 
@@ -262,10 +267,9 @@ def compared(jobs: list[Job], workers: int) -> dict[str, Any]:
     }
 
 
-def controls(layers: int, workers: int) -> dict[str, Any]:
-    """Return the record of the controls with a number of layers."""
-    jobs = [job_of(model, layers) for model in (*REFERENCES, *CONTROLS)]
-    return compared(jobs, workers)
+def controls(layers: int, models: list[str], workers: int) -> dict[str, Any]:
+    """Return the record of models with a number of layers."""
+    return compared([job_of(model, layers) for model in models], workers)
 
 
 def second(workers: int) -> dict[str, Any]:
@@ -374,10 +378,11 @@ def settings() -> dict[str, Any]:
 
 PARTS: dict[str, Callable[[int], dict[str, Any]]] = {
     "depths": depths,
-    "controls-2": lambda workers: controls(2, workers),
+    "controls-2": lambda workers: controls(2, REFERENCES + FAST + SLOW, workers),
     "clock": clock,
     "second": second,
-    "controls-8": lambda workers: controls(8, workers),
+    "controls-8": lambda workers: controls(8, REFERENCES + FAST, workers),
+    "slow-8": lambda workers: controls(8, SLOW, workers),
 }
 
 
@@ -406,8 +411,8 @@ def main() -> None:
         done_anew("language-quick", jobs, run, args.workers)
         return
     for part in args.parts:
-        name = "language" if part == "depths" else f"language_{part}"
-        write_record(RESULTS / f"{name}.json", PARTS[part](args.workers))
+        suffix = "" if part == "depths" else f"_{part.replace('-', '_')}"
+        write_record(RESULTS / f"language{suffix}.json", PARTS[part](args.workers))
 
 
 if __name__ == "__main__":

@@ -392,8 +392,8 @@ def test_parts_of_language_have_a_row_for_each_model(part, monkeypatch):
         assert list(content["rates"]) == list(language.MAIN)
         return
     rows = content["table"]
-    count = {"clock": 6 * 4, "second": 2 * 5}.get(part, 4 + len(language.CONTROLS))
-    assert len(rows) == count
+    counts = {"controls-2": 13, "clock": 6 * 4, "second": 2 * 5}
+    assert len(rows) == (counts | {"controls-8": 10, "slow-8": 3})[part]
     assert all(row["losses"] == 3 * [1.0] for row in rows)
     assert all("limit" in row for row in rows) == (part == "clock")
     assert len({row["text"] for row in rows}) == 1
