@@ -108,9 +108,8 @@ def job_of(model: str, layers: int, **more: Any) -> Job:
     return job | {"updates": UPDATES, "seed": 0} | more
 
 
-def main_jobs(found: dict[str, list[Result]]) -> list[Job]:
-    """Return the jobs with the best settings, for all seeds."""
-    best = {name: best_of(results) for name, results in found.items()}
+def main_jobs(best: dict[str, Result]) -> list[Job]:
+    """Return the jobs for all seeds, with the best settings found."""
     kinds = [name for name in best if name in PARALLEL]
     kind = best_of([best[name] for name in kinds])["job"]["model"]
     chosen = [
@@ -134,9 +133,10 @@ def main() -> None:
         done_anew("code-quick", jobs, run, workers)
         return
     tuning = {"tuning": True, "updates": SEARCH, "seed": 100}
-    jobs_by_model = {name: job_of(name, n, **tuning) for name, n in LAYERS.items()}
-    found = searched("code", jobs_by_model, run, workers)
-    runs = done_once("code", main_jobs(found), run, workers)
+    jobs = [job_of(name, layers, **tuning) for name, layers in LAYERS.items()]
+    found = searched("code", jobs, run, workers)
+    best = {own[0]["job"]["model"]: best_of(own) for own in found}
+    runs = done_once("code", main_jobs(best), run, workers)
     settings: dict[str, Any] = {"batch": BATCH, "tested": TESTED, "span": SPAN}
     settings |= {"statements": STATEMENTS} | settings_of_training()
     write_record(

@@ -36,16 +36,17 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from king_james import load_king_james
+from models import Shape
 from record import Job, Result, done_anew, done_once, options, write_record
-from text_models import CONTROLS, LENGTH, MAIN, MODELS, SMALL, InBfloat16
+from text_models import CONTROLS, MAIN, MODELS, InBfloat16
 from torch import Tensor, nn
-from tracking import update
+from training import searched, shown, update
 
 import fbt
 from fbt.data import random_windows, split
 from fbt.training.loop import adamw, step_seed
 from fbt.training.processes import Processes
-from fbt.training.recipe import Recipe
+from fbt.training.recipe import PRESETS, Recipe
 from fbt.training.validation import Validation
 
 RESULTS = Path(fbt.__file__).parent / "measurements"
@@ -53,9 +54,12 @@ TEXTS = {
     "Tiny Shakespeare": fbt.load_tiny_shakespeare,
     "King James Bible": load_king_james,
 }
-RECIPE = Recipe(seq_len=LENGTH, eval_every=100)
+RECIPE = Recipe(eval_every=100)
+SMALL = PRESETS["small"].model
+SIZES = {name: SMALL[name] for name in ("d_model", "n_heads", "span")}
+SIZES["longest"] = RECIPE.seq_len
 WARMUPS, POINTS = RECIPE.steps // RECIPE.warmup, RECIPE.steps // RECIPE.eval_every
-RATES, LOWEST, HIGHEST = (2e-3, 4e-3, 8e-3), 2e-4, 4e-2  # the search doubles them
+RATES = (2e-3, 4e-3, 8e-3)
 TUNING_SEED = 100
 DEPTHS, DEPTH, SEEDS = (1, 2, 4, 8), 4, 3
 CLOCK_DEPTHS, CLOCK = (2, 8), (1000, 2000, 4000)  # layers; steps of feedback
@@ -72,7 +76,7 @@ WARM = 500  # steps of a parallel model before the switch to feedback
 def build(job: Job, vocab_size: int) -> nn.Module:
     """Build the model of a job; a warm start begins with a parallel one."""
     name = "parallel" if job["warm"] else job["model"]
-    model = MODELS[name](vocab_size, job["layers"])
+    model = MODELS[name](Shape(vocab_size, job["layers"], **SIZES))
     return InBfloat16(model) if job["bfloat16"] else model
 
 
@@ -175,44 +179,29 @@ def with_seeds(jobs: list[Job]) -> list[Job]:
     return [job | {"seed": seed} for seed in range(SEEDS) for job in jobs]
 
 
-def searched(jobs: list[Job], workers: int) -> list[Result]:
-    """Search the learning rates of jobs, and return the results of the search.
+def key_of(job: Job) -> tuple[str, str, int]:
+    """Return what a job's learning rate is searched for."""
+    return job["text"], job["model"], job["layers"]
 
-    It goes on while a job's best rate is the lowest or the highest one tried.
-    """
+
+def low(result: Result) -> float:
+    """Say how good a result is; a loss that is no number is the worst."""
+    loss = result["summary"]["val_loss"]
+    return -math.inf if math.isnan(loss) else -loss
+
+
+def search(jobs: list[Job], workers: int) -> list[list[Result]]:
+    """Search the learning rates of jobs, and return each one's results."""
     tuning = {"steps": RECIPE.steps // 2, "seed": TUNING_SEED, "tuning": True}
-    tried = [(job, list(RATES)) for job in jobs]
-    while True:
-        trials = [
-            job | tuning | {"rate": rate} for job, rates in tried for rate in rates
-        ]
-        results = done_once("language", trials, run, workers)
-        growing = False
-        for job, rates in tried:
-            rate = best_rate(job, results)
-            if rate == max(rates) and 2 * rate < HIGHEST:
-                rates.append(2 * rate)
-                growing = True
-            if rate == min(rates) and rate / 2 > LOWEST:
-                rates.append(rate / 2)
-                growing = True
-        if not growing:
-            return results
+    trials = [job | tuning for job in jobs]
+    return searched("language", trials, run, workers, RATES, low)
 
 
-def best_rate(job: Job, search: list[Result]) -> float:
-    """Return the best learning rate of a job's text, model and depth."""
-    losses = {
-        result["job"]["rate"]: result["summary"]["val_loss"]
-        for result in search
-        if all(result["job"][key] == job[key] for key in ("text", "model", "layers"))
-    }
-    return min(losses, key=lambda rate: (math.isnan(losses[rate]), losses[rate]))
-
-
-def tuned(jobs: list[Job], search: list[Result]) -> list[Job]:
+def tuned(jobs: list[Job], found: list[list[Result]]) -> list[Job]:
     """Return the jobs with their best learning rates."""
-    return [job | {"rate": best_rate(job, search)} for job in jobs]
+    best = (max(own, key=low)["job"] for own in found)
+    rates = {key_of(job): job["rate"] for job in best}
+    return [job | {"rate": rates[key_of(job)]} for job in jobs]
 
 
 def depth_jobs() -> list[Job]:
@@ -239,18 +228,18 @@ def shortcut_jobs() -> list[Job]:
 
 def depths(workers: int) -> dict[str, Any]:
     """Return the content of the record of depths and shortcuts."""
-    search = searched(depth_jobs(), workers)
-    jobs = with_seeds(tuned(depth_jobs(), search))
-    shortcuts = with_seeds(tuned(shortcut_jobs(), search))
+    found = search(depth_jobs(), workers)
+    jobs = with_seeds(tuned(depth_jobs(), found))
+    shortcuts = with_seeds(tuned(shortcut_jobs(), found))
     done = done_once("language", jobs + shortcuts, run, workers)
     rates: dict[str, dict[int, float]] = {name: {} for name in MAIN}
-    for job in tuned(depth_jobs(), search):
+    for job in tuned(depth_jobs(), found):
         rates[job["model"]][job["layers"]] = job["rate"]
     return {
         "settings": settings() | {"curriculum": CURRICULUM, "warm": WARM},
         "rates": rates,
         "curve": ["tokens", "cpu_seconds", "val_loss"],
-        "search": search,
+        "search": shown(found),
         "depths": done[: len(jobs)],
         "shortcuts": done[len(jobs) :],
     }
@@ -258,12 +247,12 @@ def depths(workers: int) -> dict[str, Any]:
 
 def compared(jobs: list[Job], workers: int) -> dict[str, Any]:
     """Search rates, run all seeds, and return a record with a row for each model."""
-    search = searched(jobs, workers)
-    runs = done_once("language", with_seeds(tuned(jobs, search)), run, workers)
+    found = search(jobs, workers)
+    runs = done_once("language", with_seeds(tuned(jobs, found)), run, workers)
     return {
         "settings": settings(),
         "table": table(runs),
-        "search": search,
+        "search": shown(found),
     }
 
 
@@ -287,9 +276,8 @@ def clock(workers: int) -> dict[str, Any]:
 
     That is what feedback takes for as many steps as one of `CLOCK` says, the limit.
     """
-    search = searched(
-        [job_of(m, n) for n in CLOCK_DEPTHS for m in REFERENCES], workers
-    )
+    jobs = [job_of(name, layers) for layers in CLOCK_DEPTHS for name in REFERENCES]
+    found = search(jobs, workers)
     # One at a time: neither shall slow the other down.
     measuring = [{"layers": layers} for layers in CLOCK_DEPTHS]
     times = done_once("language-times", measuring, times_of, workers=1)
@@ -299,12 +287,12 @@ def clock(workers: int) -> dict[str, Any]:
         for time in times
         for model, bfloat16, n in steps_within(limit, time["milliseconds"])
     ]
-    runs = done_once("language", with_seeds(tuned(jobs, search)), run, workers)
+    runs = done_once("language", with_seeds(tuned(jobs, found)), run, workers)
     return {
         "settings": settings(),
         "times": times,
         "table": table(runs),
-        "search": search,
+        "search": shown(found),
     }
 
 

@@ -1,55 +1,24 @@
 """Models of text: feedback, parallel twins, and what lies between them."""
 
-from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import torch
-from baselines import Transformer
+from models import Build, Shape, feedback, parallel
 from sweeps import logits_after
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fbt
-from fbt.training.recipe import PRESETS
-
-SMALL, LENGTH = PRESETS["small"].model, 64
-
-# Maps a vocabulary's size and a number of layers to a model.
-Build = Callable[[int, int], nn.Module]
 
 
-def feedback(**changes: Any) -> Callable[[int, int], fbt.LanguageModel]:
-    """Return what builds fbt's model with some options, by default with feedback."""
-
-    def build(vocab_size: int, layers: int) -> fbt.LanguageModel:
-        sizes = SMALL | {"n_layers": layers}
-        return fbt.LanguageModel(fbt.Config(vocab_size, **sizes | changes))
-
-    return build
-
-
-def as_large_as_parallel(vocab_size: int, layers: int) -> nn.Module:
+def as_large_as_parallel(shape: Shape) -> nn.Module:
     """Build a feedback model with wider feed-forward blocks.
 
     One key and value projection instead of L saves 2 (L - 1) d^2 numbers; a unit of
     the feed-forward block has 2 d numbers in each of L layers.
     """
-    width = SMALL["d_model"]
-    wider = 4 * width + width * (layers - 1) // layers
-    return feedback(d_ff=wider)(vocab_size, layers)
-
-
-def parallel(positions: str, loops: int = 1) -> Build:
-    """Return what builds a transformer whose attention is one call into torch."""
-    return lambda vocab_size, layers: Transformer(
-        vocab_size,
-        SMALL["d_model"],
-        SMALL["n_heads"],
-        layers,
-        positions,
-        LENGTH,
-        loops,
-    )
+    width, layers = shape.d_model, shape.n_layers
+    return feedback(d_ff=4 * width + width * (layers - 1) // layers)(shape)
 
 
 class Swept(nn.Module):
@@ -71,7 +40,7 @@ class Swept(nn.Module):
 
 def swept(count: int) -> Build:
     """Return what builds a feedback model with sweeps in place of the loop."""
-    return lambda vocab_size, layers: Swept(feedback()(vocab_size, layers), count)
+    return lambda shape: Swept(cast(fbt.LanguageModel, feedback()(shape)), count)
 
 
 class InBfloat16(nn.Module):

@@ -54,7 +54,7 @@ TASKS = {
     "turns": lambda: tasks.Walk(5, facing=True, heading=True),
 }
 UPDATES = {"S3": 800, "parity": 800, "cups": 1200, "copy": 800}
-UPDATES |= {"A5": 4000, "turns": 3000}
+UPDATES |= {"A5": 12_000, "turns": 3000}
 # Lengths of sequences, in the unit that the task counts: copying takes two steps per
 # symbol. The last one is the goal.
 LESSONS = {"copy": (4, 8, 16, 32), "A5": (2, 4, 8, 16, 32, 64)}
@@ -203,19 +203,18 @@ def job_of(task: str, model: str, layers: int, **more: Any) -> Job:
     return job | {"updates": UPDATES[task], "seed": 0} | more
 
 
-def search_jobs(task: str) -> dict[str, Job]:
+def search_jobs(task: str) -> list[Job]:
     """Return a job without a rate for each model that is tuned for a task."""
     half = {"tuning": True, "updates": UPDATES[task] // 2, "seed": 100}
-    return {
-        name: job_of(task, name, layers, **half)
+    return [
+        job_of(task, name, layers, **half)
         for name, layers in LAYERS.items()
         if task not in LONG or name in FEW
-    }
+    ]
 
 
-def main_jobs(task: str, found: dict[str, list[Result]]) -> list[Job]:
-    """Return the jobs of a task with the best settings, for all seeds."""
-    best = {name: best_of(results) for name, results in found.items()}
+def main_jobs(task: str, best: dict[str, Result]) -> list[Job]:
+    """Return the jobs of a task for all seeds, with the best settings found."""
     rates = {name: result["job"]["rate"] for name, result in best.items()}
     kinds = [name for name in best if name in PARALLEL]
     kind = best_of([best[name] for name in kinds])["job"]["model"]
@@ -235,12 +234,11 @@ def changed(task: str, layers: int, rate: float, change: str) -> Job:
     return job_of(task, BASE, layers, rate=rate, change=change)
 
 
-def ablation_jobs(found: dict[str, list[Result]]) -> list[Job]:
+def ablation_jobs(rate: float) -> list[Job]:
     """Return the jobs of ablations: the shell game, with one layer.
 
     Keys and values per layer need two; for comparison there is the base with two.
     """
-    rate = best_of(found[BASE])["job"]["rate"]
     layers = dict.fromkeys(CHANGES, 1) | {PER_LAYER: 2}
     jobs = [job_of("cups", BASE, n, rate=rate) for n in (1, 2)]
     jobs += [changed("cups", n, rate, name) for name, n in layers.items()]
@@ -337,12 +335,14 @@ def main() -> None:
         return
     for task in args.tasks:
         found = searched("tracking", search_jobs(task), run, args.workers)
-        runs = done_once("tracking", main_jobs(task, found), run, args.workers)
+        best = {own[0]["job"]["model"]: best_of(own) for own in found}
+        runs = done_once("tracking", main_jobs(task, best), run, args.workers)
         content: dict[str, Any] = {"tokens": TOKENS, "tested": TESTED, "span": SPAN}
         content |= SHAPE | settings_of_training()
         content = {"settings": content, "table": table(runs), "runs": runs}
         if task == "cups":
-            runs = done_once("tracking", ablation_jobs(found), run, args.workers)
+            jobs = ablation_jobs(best[BASE]["job"]["rate"])
+            runs = done_once("tracking", jobs, run, args.workers)
             content |= {"ablations": table(runs), "ablation_runs": runs}
         content["search"] = shown(found)
         write_record(RESULTS / f"tracking_{task}.json", content)

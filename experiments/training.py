@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable
 from statistics import mean
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -83,49 +84,59 @@ def share_of_rate(time: float) -> float:
     return min(1.0, time / WARMUP, (1 + 1e-9 - time) / FALL)
 
 
+def accurate(result: Result) -> tuple[float, float]:
+    """Say how good a result is: accurate at the end, and if equal, soon so."""
+    return (
+        round(result["summary"]["accuracy"], 2),
+        mean(score for _, score in result["curve"]),
+    )
+
+
 def searched(
-    name: str, jobs: dict[str, Job], run: Callable[[Job], Result], workers: int
-) -> dict[str, list[Result]]:
-    """Search learning rates: return each model's results.
+    name: str,
+    jobs: list[Job],
+    run: Callable[[Job], Result],
+    workers: int,
+    rates: tuple[float, ...] = RATES,
+    good: Callable[[Result], Any] = accurate,
+) -> list[list[Result]]:
+    """Search learning rates: return each job's results, one for each rate tried.
 
     A search goes on while the best rate is the lowest or the highest one tried.
 
     Args:
         name: of the experiment, as for `done_once`.
-        jobs: for each model a job that lacks a rate.
+        jobs: what to run, but for the rate.
         run: runs one job, as for `done_once`.
         workers: the number of processes that run jobs in parallel.
+        rates: those tried first; each is twice the one before.
+        good: says how good a result is, by anything that can be compared.
     """
-    rates = {model: list(RATES) for model in jobs}
+    tried = [list(rates) for _ in jobs]
     while True:
-        tried = [
-            jobs[model] | {"rate": rate} for model in jobs for rate in rates[model]
+        trials = [
+            job | {"rate": rate}
+            for job, own in zip(jobs, tried, strict=True)
+            for rate in own
         ]
-        found: dict[str, list[Result]] = {}
-        for result in done_once(name, tried, run, workers):
-            found.setdefault(result["job"]["model"], []).append(result)
+        results = iter(done_once(name, trials, run, workers))
+        found = [[next(results) for _ in own] for own in tried]
         growing = False
-        for model, so_far in rates.items():
-            rate = best_of(found[model])["job"]["rate"]
-            if rate == max(so_far) and 2 * rate < HIGHEST:
-                so_far.append(2 * rate)
+        for own, so_far in zip(tried, found, strict=True):
+            rate = max(so_far, key=good)["job"]["rate"]
+            if rate == max(own) and 2 * rate < HIGHEST:
+                own.append(2 * rate)
                 growing = True
-            if rate == min(so_far) and rate / 2 > LOWEST:
-                so_far.append(rate / 2)
+            if rate == min(own) and rate / 2 > LOWEST:
+                own.append(rate / 2)
                 growing = True
         if not growing:
             return found
 
 
 def best_of(results: list[Result]) -> Result:
-    """Return the best result of a search: accurate at the end, and sooner so."""
-    return max(
-        results,
-        key=lambda r: (
-            round(r["summary"]["accuracy"], 2),
-            mean(score for _, score in r["curve"]),
-        ),
-    )
+    """Return the most accurate result."""
+    return max(results, key=accurate)
 
 
 def settings_of_training() -> dict[str, float]:
@@ -133,7 +144,7 @@ def settings_of_training() -> dict[str, float]:
     return {"weight_decay": DECAY, "warmup": WARMUP, "fall": FALL}
 
 
-def shown(found: dict[str, list[Result]]) -> list[Result]:
+def shown(found: list[list[Result]]) -> list[Result]:
     """Return the results of a search without their curves, for a record."""
     kept = ("job", "summary", "seconds")
-    return [{name: r[name] for name in kept} for rs in found.values() for r in rs]
+    return [{name: result[name] for name in kept} for own in found for result in own]

@@ -343,8 +343,9 @@ def test_search_goes_on_while_the_best_rate_is_at_an_edge(monkeypatch):
     monkeypatch.setattr(training, "done_once", done)
     jobs = tracking.search_jobs("A5")
     found = training.searched("tracking", jobs, tracking.run, workers=1)
-    assert set(found) == set(tracking.FEW)
-    for name, results in found.items():
+    names = [results[0]["job"]["model"] for results in found]
+    assert set(names) == set(tracking.FEW)
+    for name, results in zip(names, found, strict=True):
         rates = sorted(result["job"]["rate"] for result in results)
         best = training.best_of(results)["job"]["rate"]
         assert best == (2.5e-4 if name == "LSTM" else 4e-3)
@@ -364,12 +365,12 @@ def test_search_for_language_goes_on_at_an_edge(monkeypatch):
             for job, loss in zip(jobs, losses, strict=True)
         ]
 
-    monkeypatch.setattr(language, "done_once", done)
+    monkeypatch.setattr(training, "done_once", done)
     jobs = [language.job_of("parallel", layers) for layers in (1, 8)]
-    search = language.searched(jobs, workers=1)
-    assert [job["rate"] for job in language.tuned(jobs, search)] == [1.6e-2, 1e-3]
-    for layers, rates in ((1, [2, 4, 8, 16, 32]), (8, [0.5, 1, 2, 4, 8])):
-        tried = [r["job"]["rate"] for r in search if r["job"]["layers"] == layers]
+    found = language.search(jobs, workers=1)
+    assert [job["rate"] for job in language.tuned(jobs, found)] == [1.6e-2, 1e-3]
+    for own, rates in zip(found, ([2, 4, 8, 16, 32], [0.5, 1, 2, 4, 8]), strict=True):
+        tried = [result["job"]["rate"] for result in own]
         assert sorted(tried) == [rate / 1000 for rate in rates]
 
 
@@ -385,6 +386,7 @@ def test_parts_of_language_have_a_row_for_each_model(part, monkeypatch):
         return [{"job": job} | made_up for job in jobs]
 
     monkeypatch.setattr(language, "done_once", done)
+    monkeypatch.setattr(training, "done_once", done)
     content = language.PARTS[part](1)
     if part == "depths":
         assert len(content["depths"]) == 3 * (4 * len(language.MAIN) - 1)
