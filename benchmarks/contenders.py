@@ -34,11 +34,10 @@ EVERYONE = (YARDSTICK, PARALLEL, *OURS, *PEERS)
 # Parallel models are also measured compiled, and under autocast to bfloat16, as the
 # loop in C++ is. Their names end in this.
 BFLOAT16, COMPILED = ", bfloat16", ", compiled"
-MIXED = tuple(name + BFLOAT16 for name in (YARDSTICK, PARALLEL, "native"))
 FORMS = (
     *(YARDSTICK + COMPILED, YARDSTICK + COMPILED + BFLOAT16),
     *(PARALLEL + COMPILED, PARALLEL + COMPILED + BFLOAT16),
-    *MIXED,
+    *(name + BFLOAT16 for name in (YARDSTICK, PARALLEL, "native")),
 )
 # These record every operation of every step.
 SLOW = ("reference", "stack", *PEERS)

@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/run.py [--quick] [--into FOLDER] [PART ...]
 
 The models are a parallel transformer and other implementations. The parts are speed,
-corners, autocast, memory, growth and decoding. Each is written to a JSON file in
+corners, memory, growth and decoding. Each is written to a JSON file in
 fbt/measurements (with --quick: in _build/benchmarks/quick) and printed as a table. A
 part is a list of jobs, each in a process of its own. An interrupted run continues
 with the missing jobs, unless code has changed. Everything takes about an hour and a
@@ -31,7 +31,6 @@ from contenders import (
     EVERYONE,
     FORMS,
     LABML,
-    MIXED,
     PARALLEL,
     SLOWEST,
     YARDSTICK,
@@ -123,13 +122,6 @@ def corners(quick: bool) -> list[Job]:
         step(label, size, 1, tuple(names), rounds, 9.0)
         for label, size in CORNERS.items()
     ]
-
-
-def autocast(quick: bool) -> list[Job]:
-    """Plan the training steps under autocast to bfloat16, next to float32."""
-    names = (YARDSTICK, PARALLEL, "native", *MIXED)
-    jobs = [step("M", M, 1, names, 3 if quick else 9, 9.0)]
-    return jobs if quick else [*jobs, step("L", LARGE, 1, names, 4, 60.0)]
 
 
 def step(
@@ -332,7 +324,6 @@ def machine() -> dict[str, Any]:
 PLANS = {
     "speed": speed,
     "corners": corners,
-    "autocast": autocast,
     "memory": memory,
     "growth": growth,
     "decoding": decoding,

@@ -17,8 +17,6 @@ from contenders import (
     COMPILED,
     EVERYONE,
     FORMS,
-    LABML,
-    MIXED,
     OURS,
     PARALLEL,
     YARDSTICK,
@@ -303,11 +301,12 @@ def test_records_contain_what_the_book_plots():
         }
 
     ours = set(OURS) | {YARDSTICK, PARALLEL}
-    # Labml's short tables are newer than the record.
-    assert names("speed", label="M", threads=1) >= set(EVERYONE) - {LABML[1]}
-    assert names("speed", label="L") >= {YARDSTICK, "sequence", "native"}
-    mixed = {YARDSTICK, PARALLEL, "native", *MIXED}
-    assert names("autocast", label="M") == names("autocast", label="L") == mixed
+    everyone = {*EVERYONE, *FORMS}
+    assert names("speed", label="M", threads=1) == everyone
+    assert names("speed", label="L", threads=2) == everyone
+    assert names("speed", label="L", threads=1) >= {PARALLEL, "native", *FORMS}
+    rows = json.loads(long.RESULTS.read_text(encoding="utf-8"))["rows"]
+    assert {row["name"] for row in rows} == set(long.WAYS)
     assert names("memory", label="M") >= ours
     for axis in ("T", "B"):
         points = [row for row in record("growth")["rows"] if row["label"] == axis]
@@ -315,7 +314,11 @@ def test_records_contain_what_the_book_plots():
         assert {row["what"] for row in points} == {"steps", "floor", "memory"}
     for batch in (1, 64):
         where = {"d": 128, "threads": 1, "B": batch}
-        assert names("decoding", what="decode", **where) >= {YARDSTICK, "decoder"}
+        assert names("decoding", what="decode", **where) == {
+            YARDSTICK,
+            YARDSTICK + COMPILED,
+            "decoder",
+        }
         assert names("decoding", what="ingest", **where) >= {
             YARDSTICK,
             "sequence",

@@ -64,6 +64,9 @@ def test_numbers_agree_with_the_records():
         "takes {least} to {most} times as long as a parallel".format(
             **numbers["cpu"]
         ),
+        "{least} to {most} times if that one is compiled".format(
+            **numbers["cpu_compiled"]
+        ),
         "{M[bfloat16]} to {L[bfloat16]} times under autocast to bfloat16".format(
             **numbers["autocast"]
         ),

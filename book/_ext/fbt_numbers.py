@@ -90,8 +90,18 @@ def millions(parameters: int) -> str:
 def speeds(measured: Records) -> Numbers:
     """Return the time of a training step as a multiple of the parallel model's."""
     rows = measured["speed"]["rows"]
-    native = [row for row in rows if row["name"] == "native"]
-    cpu = [row["ratio"] for row in native if row["label"] in ("M", "L")]
+    ratios = {
+        (row["label"], row["threads"], row["name"]): row["ratio"]
+        for row in rows
+        if "ratio" in row
+    }
+    cases = [(label, threads) for label in ("M", "L") for threads in (1, 2)]
+    native = [ratios[*case, "native"] for case in cases]
+    compiled = [
+        ratios[*case, "native"] / ratios[*case, "parallel (SDPA), compiled"]
+        for case in cases
+    ]
+    cpu = {"cpu": native, "cpu_compiled": compiled}
     gpu = {
         name: gpu_ratios(measured["gpu"]["rows"], other, how)
         for name, other, how in (
@@ -100,7 +110,10 @@ def speeds(measured: Records) -> Numbers:
             ("gpu_torch", "parallel (SDPA)", "launched"),
         )
     }
-    return {"cpu": {"least": f"{min(cpu):.1f}", "most": f"{max(cpu):.1f}"}, **gpu}
+    return gpu | {
+        name: {"least": f"{min(found):.1f}", "most": f"{max(found):.1f}"}
+        for name, found in cpu.items()
+    }
 
 
 def autocast(measured: Records) -> Numbers:
@@ -111,7 +124,8 @@ def autocast(measured: Records) -> Numbers:
     """
     ratios = {
         (row["label"], row["name"]): row["ratio"]
-        for row in measured["autocast"]["rows"]
+        for row in measured["speed"]["rows"]
+        if row["threads"] == 1 and "ratio" in row
     }
     found = {}
     for size in ("M", "L"):
