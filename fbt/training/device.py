@@ -20,8 +20,8 @@ from fbt.training.recipe import Recipe
 # is no record yet of graphs as `fbt.sequence.graphs` makes them.
 ON_GPU = 1.1e-3
 # From fbt/measurements/speed.json, size M: the seconds of one thread per weight and
-# token. Two threads took 0.51 and 0.72 times as long; more were not measured.
-ON_CPU = {"native": 1.06e-10, "sequence": 1.61e-10}
+# token. Two threads took 0.53 and 0.81 times as long; more were not measured.
+ON_CPU = {"native": 1.38e-10, "sequence": 2.13e-10}
 
 
 class Placement(NamedTuple):
