@@ -2,10 +2,9 @@
 # Python 3.11 or newer, git and make.
 PYTHON ?= python3
 RUN := .venv/bin/python
-# Three files of tests at a time, each on one thread, also on two cores: many wait for
-# browsers and other processes. In alphabetical order: by default the files with the
-# fewest tests come last, and the browser's 12 take four minutes.
-PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist loadfile \
+# Two files of tests at a time, each on one thread, in alphabetical order: by default
+# the files with the fewest tests come last, and the browser's 12 take four minutes.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile \
 	--no-loadscope-reorder
 # What Jupyter saves besides outputs; .pre-commit-config.yaml has the same list.
 SAVED := codemirror_mode file_extension mimetype nbconvert_exporter pygments_lexer \
