@@ -24,7 +24,17 @@ import torch
 from models import LAST_NORM, PARALLEL, Shape, build
 from record import Job, Result, arguments, done_anew, done_once, write_record
 from torch import Tensor, nn
-from training import best_of, searched, settings_of_training, shown, train
+from training import (
+    best_by_model,
+    best_of,
+    generator_of,
+    growing,
+    logits_of,
+    searched,
+    settings_of_training,
+    shown,
+    train,
+)
 
 import fbt
 from fbt.tasks import CodeExecution
@@ -70,13 +80,8 @@ def run(job: Job) -> Result:
 
 def lessons(job: Job) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the batches of a run; they depend on the seed, not on the model."""
-    task, updates = CodeExecution(ask=job["ask"]), job["updates"]
-    offset = 2_000_000 if job.get("tuning") else 1_000_000
-    generator = torch.Generator().manual_seed(offset + job["seed"])
-    *short, goal = STATEMENTS
-    for number in range(updates):
-        place = 2 * len(short) * number // updates
-        length = short[place] if place < len(short) else goal
+    task, generator = CodeExecution(ask=job["ask"]), generator_of(job)
+    for length in growing(STATEMENTS, job["updates"]):
         yield task.sample(BATCH, length, generator)
 
 
@@ -86,15 +91,10 @@ def programs(length: int, seed: int) -> tuple[Tensor, Tensor]:
     return CodeExecution().sample(TESTED, length, generator)
 
 
-@torch.no_grad()
 def test(model: nn.Module, tokens: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return the share of right prints, and of programs with all prints right.
-
-    Programs go a few at a time, since long ones take much memory.
-    """
-    logits = torch.cat([model(part) for part in tokens.split(16)])
+    """Return the share of right prints, and of programs with all prints right."""
     asked = labels != IGNORE
-    right = logits.argmax(-1) == labels
+    right = logits_of(model, tokens).argmax(-1) == labels
     whole = (right | ~asked).all(1)
     return {
         "prints": round(right[asked].double().mean().item(), 4),
@@ -135,8 +135,7 @@ def main() -> None:
     tuning = {"tuning": True, "updates": SEARCH, "seed": 100}
     jobs = [job_of(name, layers, **tuning) for name, layers in LAYERS.items()]
     found = searched("code", jobs, run, workers)
-    best = {own[0]["job"]["model"]: best_of(own) for own in found}
-    runs = done_once("code", main_jobs(best), run, workers)
+    runs = done_once("code", main_jobs(best_by_model(found)), run, workers)
     settings: dict[str, Any] = {"batch": BATCH, "tested": TESTED, "span": SPAN}
     settings |= {"statements": STATEMENTS} | settings_of_training()
     write_record(

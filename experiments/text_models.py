@@ -63,7 +63,7 @@ class InBfloat16(nn.Module):
 MAIN: dict[str, Build] = {
     "feedback": feedback(),
     "feedback, as many parameters": as_large_as_parallel,
-    "parallel": feedback(variant="parallel"),
+    "parallel": parallel("relative"),
     "parallel, absolute positions": parallel("absolute"),
     "parallel, rotary positions": parallel("rotary"),
 }

@@ -38,7 +38,18 @@ from models import (
 )
 from record import Job, Result, done_anew, done_once, options, write_record
 from torch import Tensor, nn
-from training import best_of, searched, settings_of_training, shown, train, update
+from training import (
+    best_by_model,
+    best_of,
+    generator_of,
+    growing,
+    logits_of,
+    searched,
+    settings_of_training,
+    shown,
+    train,
+    update,
+)
 
 import fbt
 from fbt import tasks
@@ -153,25 +164,16 @@ def run(job: Job) -> Result:
 def lessons(job: Job) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the batches of a task; they depend on the seed, not on the model."""
     task, lengths = TASKS[job["task"]](), LESSONS.get(job["task"], LESSON)
-    offset = 2_000_000 if job.get("tuning") else 1_000_000
-    generator = torch.Generator().manual_seed(offset + job["seed"])
-    *short, goal = lengths
-    short_updates = 0 if job.get("change") == "no curriculum" else job["updates"] // 2
-    for number in range(short_updates):
-        length = short[number * len(short) // short_updates]
+    if job.get("change") == "no curriculum":
+        lengths = lengths[-1:]
+    generator = generator_of(job)
+    for length in growing(lengths, job["updates"]):
         yield task.sample(TOKENS // length, length, generator)
-    for _ in range(short_updates, job["updates"]):
-        yield task.sample(TOKENS // goal, goal, generator)
 
 
-@torch.no_grad()
 def answers(model: nn.Module, tokens: Tensor, labels: Tensor) -> list[list[bool]]:
-    """Return whether each labelled step is right, a list for each sequence.
-
-    Sequences go a few at a time, since long ones take much memory.
-    """
-    logits = torch.cat([model(part) for part in tokens.split(16)])
-    right = logits.argmax(-1) == labels
+    """Return whether each labelled step is right, a list for each sequence."""
+    right = logits_of(model, tokens).argmax(-1) == labels
     return [
         row[asked].tolist()
         for row, asked in zip(right, labels != IGNORE, strict=True)
@@ -335,7 +337,7 @@ def main() -> None:
         return
     for task in args.tasks:
         found = searched("tracking", search_jobs(task), run, args.workers)
-        best = {own[0]["job"]["model"]: best_of(own) for own in found}
+        best = best_by_model(found)
         runs = done_once("tracking", main_jobs(task, best), run, args.workers)
         content: dict[str, Any] = {"tokens": TOKENS, "tested": TESTED, "span": SPAN}
         content |= SHAPE | settings_of_training()

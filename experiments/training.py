@@ -1,7 +1,7 @@
 """Training on equal terms: an update, a schedule, and a search of learning rates."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import mean
 from typing import Any
 
@@ -15,6 +15,28 @@ DECAY = 0.01  # of weights
 RATES, LOWEST, HIGHEST = (5e-4, 1e-3, 2e-3), 6e-5, 3.3e-2  # a search doubles them
 POINTS = 16  # of a curve
 SOLVED = 0.95
+
+
+def generator_of(job: Job) -> torch.Generator:
+    """Return what draws a job's lessons: by its seed, and apart from the search's."""
+    offset = 2_000_000 if job.get("tuning") else 1_000_000
+    return torch.Generator().manual_seed(offset + job["seed"])
+
+
+def growing(lengths: Sequence[int], updates: int) -> Iterator[int]:
+    """Yield the length for each update: the last one in half of them or more."""
+    *short, goal = lengths
+    half = updates // 2 if short else 0
+    for number in range(half):
+        yield short[number * len(short) // half]
+    for _ in range(half, updates):
+        yield goal
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Return logits [B, T, V], a few sequences at a time: long ones take memory."""
+    return torch.cat([model(part) for part in tokens.split(16)])
 
 
 def train(
@@ -137,6 +159,11 @@ def searched(
 def best_of(results: list[Result]) -> Result:
     """Return the most accurate result."""
     return max(results, key=accurate)
+
+
+def best_by_model(found: list[list[Result]]) -> dict[str, Result]:
+    """Return the most accurate result of each model in a search."""
+    return {own[0]["job"]["model"]: best_of(own) for own in found}
 
 
 def settings_of_training() -> dict[str, float]:

@@ -139,23 +139,9 @@ def who_learns_s3() -> bool:
 
 @quoted(SEVEN, "On the shell game DeltaNet learns it in every seed")
 def who_learns_the_shell_game() -> bool:
-    names = (
-        "feedback",
-        BARE,
-        "LSTM",
-        "LSTM and attention",
-        "DeltaProduct",
-        "DeltaNet",
-    )
+    seeds = [learned(row("cups", name)) for name in (*TRACKERS, "DeltaNet")]
     guesses = [row("cups", *model) for model in (*CARRY_NOTHING, *FADING)]
-    return [learned(row("cups", name)) for name in names] == [
-        0,
-        5,
-        5,
-        5,
-        5,
-        5,
-    ] and max(map(right, guesses)) < 0.36
+    return seeds == [0, 5, 5, 5, 5, 5] and max(map(right, guesses)) < 0.36
 
 
 @quoted(
@@ -198,7 +184,7 @@ def how_far_it_holds() -> bool:
         [sum(n < 512 for n in reach(r, model)) for r in runs]
         for model in ("LSTM and attention", "DeltaProduct")
     ]
-    return all(whole) and min(short[0]) >= 3 and min(short[1]) >= 4
+    return all(whole) and min(map(min, short)) >= 4
 
 
 @quoted(
@@ -255,7 +241,7 @@ def the_last_norm() -> bool:
     return (
         [learned(found) for found in rows] == [4, 5, 0, 5]
         and len(parallel) == 4
-        and max(map(abs, parallel)) < 0.025
+        and max(map(abs, parallel)) < 0.02
     )
 
 
