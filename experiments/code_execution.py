@@ -1,28 +1,38 @@
 """Code execution, the paper's task in miniature, on equal terms.
 
     .venv/bin/python experiments/code_execution.py [--quick] [--workers N]
+        [--parts compared]
 
 Programs have three variables and 30 statements, some 130 tokens; the answer is the
 output of a print. All models can see the whole program. They see the same programs
-for as many updates, 64 in each. Programs grow, and have all their statements in half
+for as many updates, 32 in each. Programs grow, and have all their statements in half
 of the updates. Lessons ask after every statement, which is many times faster; tests
-ask at prints. One row is trained at prints alone, as in the paper. Weights are those
-after the last update, and are also tested on longer programs.
+ask at prints. Weights are those after the last update, and are also tested on longer
+programs. The parts:
 
-Learning rates are searched first, with a seed and programs of their own and a third
-of the updates; so are the positions of the parallel transformer.
+- compared: feedback without its last norm, an LSTM, an LSTM below attention, and
+  parallel models of twice the depth.
+- linear: DeltaNet.
+- changed: feedback with its last norm, with one layer, and trained at prints alone,
+  as in the paper.
+
+Learning rates are searched first, with a seed and programs of their own, which have
+at most 15 statements; so are the positions of the parallel transformer. Rows of the
+last part without a search of their own have the rate of the first part.
 
 Results are cached: run the same command again to continue after an interruption.
-Writes `fbt/measurements/code_execution.json`, in two to three CPU hours.
+Each part writes a record in `fbt/measurements/`; that of the first is
+`code_execution.json`, the others end in `_linear.json` and `_changed.json`. They take
+about three, one and two CPU hours.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from models import LAST_NORM, PARALLEL, Shape, build
-from record import Job, Result, arguments, done_anew, done_once, write_record
+from record import Job, Result, done_anew, done_once, options, write_record
 from torch import Tensor, nn
 from training import (
     best_by_model,
@@ -40,16 +50,19 @@ import fbt
 from fbt.tasks import CodeExecution
 from fbt.tasks.task import IGNORE
 
-RESULTS = Path(fbt.__file__).parent / "measurements" / "code_execution.json"
+RESULTS = Path(fbt.__file__).parent / "measurements"
 STATEMENTS = (4, 8, 15, 30)  # of an update's programs; the last is the goal
 TIMES = (1, 2, 4)  # programs of the tests, in multiples of the goal
-BATCH, TESTED = 64, 128  # programs in an update and in a test
-UPDATES, SEARCH, SEEDS = 2400, 800, 3
+BATCH, TESTED = 32, 128  # programs in an update and in a test
+D_MODEL, UPDATES, SEEDS = 128, 3600, 3
+SEARCH = {"tuning": True, "goal": 15, "updates": 2000, "seed": 100}
+RATES = (1e-3, 2e-3, 4e-3)
 SPAN = 192  # in tokens; hardly any program of 30 statements is longer
 LONGEST = 1024  # tokens of the longest test
 BASE = "feedback" + LAST_NORM
-LAYERS = {"feedback": 2, BASE: 2, "LSTM": 2, "LSTM and attention": 1, "DeltaNet": 2}
-LAYERS |= dict.fromkeys([name for name in PARALLEL if "none" not in name], 4)
+LAYERS = dict.fromkeys([name for name in PARALLEL if "none" not in name], 4)
+LAYERS |= {BASE: 2, "LSTM and attention": 1, "LSTM": 2, "DeltaNet": 2, "feedback": 2}
+COMPARED = [*LAYERS][:-2]
 
 
 def build_model(job: Job) -> nn.Module:
@@ -64,7 +77,7 @@ def run(job: Job) -> Result:
     tuning = job.get("tuning", False)
     torch.manual_seed(job["seed"])
     model = build_model(job)
-    held_out = programs(STATEMENTS[-1], seed=30_000 if tuning else 20_000)
+    held_out = programs(job["goal"], seed=30_000 if tuning else 20_000)
 
     def look() -> float:
         return float(test(model, *held_out)["prints"])
@@ -81,7 +94,8 @@ def run(job: Job) -> Result:
 def lessons(job: Job) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the batches of a run; they depend on the seed, not on the model."""
     task, generator = CodeExecution(ask=job["ask"]), generator_of(job)
-    for length in growing(STATEMENTS, job["updates"]):
+    lengths = [length for length in STATEMENTS if length <= job["goal"]]
+    for length in growing(lengths, job["updates"]):
         yield task.sample(BATCH, length, generator)
 
 
@@ -102,45 +116,86 @@ def test(model: nn.Module, tokens: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
-def job_of(model: str, layers: int, **more: Any) -> Job:
+def job_of(model: str, **more: Any) -> Job:
     """Return a job."""
-    job = {"model": model, "layers": layers, "d_model": 64, "ask": "statements"}
-    return job | {"updates": UPDATES, "seed": 0} | more
+    job = {"model": model, "layers": LAYERS[model], "d_model": D_MODEL, "seed": 0}
+    return (
+        job | {"goal": STATEMENTS[-1], "ask": "statements", "updates": UPDATES} | more
+    )
 
 
-def main_jobs(best: dict[str, Result]) -> list[Job]:
-    """Return the jobs for all seeds, with the best settings found."""
+def search(names: list[str], workers: int) -> list[list[Result]]:
+    """Return the results of each model's search, one for each rate tried."""
+    jobs = [job_of(name, **SEARCH) for name in names]
+    return searched("code", jobs, run, workers, RATES)
+
+
+def of_seeds(jobs: list[Job], workers: int) -> list[Result]:
+    """Return the results of all seeds of jobs."""
+    every = [job | {"seed": seed} for job in jobs for seed in range(SEEDS)]
+    return done_once("code", every, run, workers)
+
+
+def chosen(found: list[list[Result]]) -> list[Job]:
+    """Return a job for each model, with its best rate, and one parallel model."""
+    best = best_by_model(found)
     kinds = [name for name in best if name in PARALLEL]
-    kind = best_of([best[name] for name in kinds])["job"]["model"]
-    chosen = [
-        job_of(name, LAYERS[name], rate=result["job"]["rate"])
+    left_out = {*kinds}
+    if kinds:
+        left_out.remove(best_of([best[name] for name in kinds])["job"]["model"])
+    return [
+        job_of(name, rate=result["job"]["rate"])
         for name, result in best.items()
-        if name not in kinds or name == kind
+        if name not in left_out
     ]
-    base = chosen[[job["model"] for job in chosen].index(BASE)]
-    chosen.insert(1, base | {"layers": 1})
-    chosen.append(base | {"ask": "prints"})
-    return [job | {"seed": seed} for job in chosen for seed in range(SEEDS)]
+
+
+def searched_part(names: list[str], workers: int) -> dict[str, Any]:
+    """Search, then run what was chosen, and return a record."""
+    found = search(names, workers)
+    return record(of_seeds(chosen(found), workers), found)
+
+
+def changed(workers: int) -> dict[str, Any]:
+    """Change the feedback model in three ways, and return a record."""
+    (base,) = chosen(search([BASE], workers))
+    found = search(["feedback"], workers)
+    jobs = [*chosen(found), base | {"layers": 1}, base | {"ask": "prints"}]
+    return record(of_seeds(jobs, workers), found)
+
+
+def record(runs: list[Result], found: list[list[Result]]) -> dict[str, Any]:
+    """Return the content of a record."""
+    settings: dict[str, Any] = {"batch": BATCH, "tested": TESTED, "span": SPAN}
+    settings |= {"statements": STATEMENTS} | settings_of_training()
+    return {"settings": settings, "runs": runs, "search": shown(found)}
+
+
+PARTS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "compared": lambda workers: searched_part(COMPARED, workers),
+    "linear": lambda workers: searched_part(["DeltaNet"], workers),
+    "changed": changed,
+}
 
 
 def main() -> None:
-    """Run the missing jobs, then write the record."""
-    quick, workers = arguments(__doc__, quick="all models, 32 updates; no record")
+    """Run the missing jobs of each part, then write its record."""
+    parser = options(__doc__, quick="all models, 32 updates; no record")
+    names = list(PARTS)
+    parser.add_argument(
+        "--parts", nargs="+", choices=names, default=names, help="only these parts"
+    )
+    args = parser.parse_args()
     torch.set_num_threads(1)  # the record states this number
     fbt.build_native()
-    if quick:
-        jobs = [job_of(*model, rate=1e-3, updates=32) for model in LAYERS.items()]
-        done_anew("code-quick", jobs, run, workers)
+    if args.quick:
+        jobs = [job_of(name, rate=1e-3, updates=32) for name in LAYERS]
+        done_anew("code-quick", jobs, run, args.workers)
         return
-    tuning = {"tuning": True, "updates": SEARCH, "seed": 100}
-    jobs = [job_of(name, layers, **tuning) for name, layers in LAYERS.items()]
-    found = searched("code", jobs, run, workers)
-    runs = done_once("code", main_jobs(best_by_model(found)), run, workers)
-    settings: dict[str, Any] = {"batch": BATCH, "tested": TESTED, "span": SPAN}
-    settings |= {"statements": STATEMENTS} | settings_of_training()
-    write_record(
-        RESULTS, {"settings": settings, "runs": runs, "search": shown(found)}
-    )
+    for part in args.parts:
+        suffix = "" if part == "compared" else f"_{part}"
+        path = RESULTS / f"code_execution{suffix}.json"
+        write_record(path, PARTS[part](args.workers))
 
 
 if __name__ == "__main__":

@@ -290,9 +290,7 @@ def test_lessons_are_the_same_for_all_models(task):
 
 def test_programs_grow_and_are_the_same_for_all_models():
     """Half of the updates have programs of the final length."""
-    jobs = [
-        code_execution.job_of(name, 2, updates=12) for name in ("LSTM", "DeltaNet")
-    ]
+    jobs = [code_execution.job_of(name, updates=12) for name in ("LSTM", "DeltaNet")]
     first, second = (list(code_execution.lessons(job)) for job in jobs)
     for (tokens, labels), (others, answers) in zip(first, second, strict=True):
         assert torch.equal(tokens, others)
