@@ -2,9 +2,10 @@
 # Python 3.11 or newer, git and make.
 PYTHON ?= python3
 RUN := .venv/bin/python
-# Two files of tests at a time, each on one thread, in alphabetical order: by default
-# the files with the fewest tests come last, and the browser's 12 take four minutes.
-PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile \
+# Three files of tests at a time, since many wait for a browser or another process, each
+# on one thread. They come in alphabetical order: by default the files with the fewest
+# tests come last, and the browser's two files of 15 take four minutes.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist loadfile \
 	--no-loadscope-reorder
 # What Jupyter saves besides outputs; .pre-commit-config.yaml has the same list.
 SAVED := codemirror_mode file_extension mimetype nbconvert_exporter pygments_lexer \

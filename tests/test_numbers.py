@@ -137,7 +137,7 @@ def who_learns_s3() -> bool:
     )
 
 
-@quoted(SEVEN, "On the shell game DeltaNet learns it in every seed")
+@quoted(SEVEN, "DeltaNet does learn the shell game, in every seed")
 def who_learns_the_shell_game() -> bool:
     seeds = [learned(row("cups", name)) for name in (*TRACKERS, "DeltaNet")]
     guesses = [row("cups", *model) for model in (*CARRY_NOTHING, *FADING)]
@@ -147,7 +147,7 @@ def who_learns_the_shell_game() -> bool:
 @quoted(
     SEVEN,
     "a parallel model with absolute positions gets nine tenths of the answers right "
-    "at 64 steps. At 512 it is guessing again",
+    "at 64 steps. At 512 it is guessing, as it must",
 )
 def absolute_positions_do_best_on_parity() -> bool:
     found = [row("parity", "parallel", layers) for layers in (1, 4)]
@@ -225,9 +225,9 @@ def the_top_layer_alone() -> bool:
 
 @quoted(
     SEVEN,
+    "Only feedback and the parallel model of four layers were run both ways",
     "With it one seed in five does not learn S3 in these updates, and no seed learns "
-    "the shell game. Without it all do. For the parallel model it makes no "
-    "difference",
+    "the shell game. Without it all do. For the parallel model we saw no gain",
 )
 def the_last_norm() -> bool:
     """At most a hundredth on S3 and copying; on parity seeds differ by more."""
@@ -250,7 +250,7 @@ def the_last_norm() -> bool:
     "Whatever squeezes 32 symbols into a state of fixed size gets less than half of "
     "them right. Feedback and the parallel models look them up",
     "Beyond the trained length nobody copies",
-    "In these lessons only feedback does both",
+    "In these lessons only feedback without its last norm does both",
     "one of its five seeds copies",
 )
 def copying() -> bool:
@@ -271,7 +271,7 @@ def copying() -> bool:
 @quoted(
     SEVEN,
     "with a third fewer parameters than the LSTM below attention",
-    "an update takes it a third of the time",
+    "and in fewer updates, and an update takes it two fifths of the time",
 )
 def sizes_and_times() -> bool:
     sizes = [row("S3", m)["parameters"] for m in ("feedback", "LSTM and attention")]
@@ -279,8 +279,17 @@ def sizes_and_times() -> bool:
         (r["model"], r["layers"]): r["milliseconds"]
         for r in record("tracking_times")["table"]
     }
-    ratio = times["LSTM", 1] / times["feedback", 1]
-    return 0.6 < sizes[0] / sizes[1] < 0.7 and 0.28 < ratio < 0.38
+    ratios = [times["LSTM", 1] / times[name, 1] for name in ("feedback", BARE)]
+    updates = [
+        [max(row(task, name)["updates_to_95"]) for task in SMALL_GROUPS]
+        for name in ("LSTM", BARE)
+    ]
+    return (
+        0.6 < sizes[0] / sizes[1] < 0.7
+        and all(0.36 < ratio < 0.42 for ratio in ratios)
+        and all(fast < slow for fast, slow in zip(*updates, strict=True))
+        and all(learned(row(task, "LSTM")) == 5 for task in SMALL_GROUPS)
+    )
 
 
 def test_no_searched_rate_lies_at_an_edge():
@@ -380,8 +389,10 @@ def key_biases_from_zero() -> bool:
     "With it, no seed learns the game",
     "so that their size is 1 on average, and no seed learns it. Make them four times "
     "as large, and all do",
-    "A norm, times 4, is enough for three seeds in five",
-    "all get at least nine answers in ten right, and two hold to the end",
+    "With a norm, times 4, three seeds in five learn the game, and one holds to the "
+    "end",
+    "two learn it and both hold; the other three get at least nine answers in ten "
+    "right",
     "what would change their sizes: no seed learns it",
 )
 def what_the_last_norm_does() -> bool:
@@ -391,6 +402,7 @@ def what_the_last_norm_does() -> bool:
         not any(map(solved, none))
         and solved("one scale for all, times 4") == 5
         and solved("last norm, times 4") == 3
+        and holds("last norm, times 4").count(512) == 1
         and min(run["tests"]["64"]["mean"] for run in ablated(per_step)) > 0.9
         and holds(per_step).count(512) == solved(per_step) == 2
     )
@@ -615,6 +627,17 @@ def autocast_helps_both() -> bool:
     )
 
 
+@quoted(SIX, "So do longer ones: with 512 steps it is 1.8")
+def longer_sequences_cost_more() -> bool:
+    (found,) = (
+        row["ratio"]
+        for row in record("speed")["rows"]
+        if (row["label"], row["threads"]) == ("M, T = 512", 1)
+        and row["name"] == "native"
+    )
+    return round(found, 1) == 1.8
+
+
 @quoted(
     SIX,
     "on an AMD processor it is 1.1 at size M with 16 of them, and 1.4 with four",
@@ -642,7 +665,7 @@ def excess(groups: str = "1") -> list[float]:
 
 @quoted(
     SEVEN,
-    "Copying needs one link, text about five, a state most of the chain",
+    "Copying uses one link, text about four, a state most of the chain",
     "On S3 each link makes one more step right",
     "On text four links are within a hundredth of a nat of the whole chain",
 )
@@ -688,7 +711,8 @@ def sweeps_of_the_shipped_model() -> bool:
     SIX,
     "run exactly, it is 0.3 nats worse than it believed",
     "From three sweeps on, text and copying end where the exact runs do",
-    "S3 and the shell game never get more than two thirds right",
+    "S3 and the shell game never get more than two thirds right; parity gets 96 % or "
+    "more",
     "one sweep saves some time, two save none",
 )
 def training_through_sweeps() -> bool:
@@ -716,6 +740,7 @@ def training_through_sweeps() -> bool:
             for task in ("S3", "cups")
             for sweeps in (1, 2, 3, 4, 8)
         )
+        and min(ends("parity", 8).values()) >= 0.96
         and all(mean(times(t, 1)) < mean(times(t, None)) for t in tasks)
         and all(mean(times(t, 2)) > mean(times(t, None)) for t in tasks)
     )
@@ -736,7 +761,11 @@ def caches() -> bool:
 
 
 @quoted(GPU, "In the record this made the step four to eight times as fast")
-@quoted(SEVEN, "the loop takes 6 to 16 times as long as our parallel body")
+@quoted(
+    SEVEN,
+    "the loop takes 6 to 16 times as long as our parallel body, and 7 to 28 times as "
+    "long as PyTorch's attention",
+)
 def speed_on_a_gpu() -> bool:
     rows = record("gpu")["rows"]
     launched, graph = (
@@ -748,6 +777,7 @@ def speed_on_a_gpu() -> bool:
     ]
     return 4 < min(gains) <= max(gains) < 8 and ratios_on_a_gpu() == [
         (6, 16),
+        (7, 28),
         (22, 59),
         (29, 131),
     ]
@@ -759,6 +789,7 @@ def ratios_on_a_gpu() -> list[tuple[int, int]]:
         fbt_numbers.gpu_ratios(record("gpu")["rows"], name, how)
         for name, how in (
             ("parallel body", "graph"),
+            ("parallel (SDPA)", "graph"),
             ("parallel body", "launched"),
             ("parallel (SDPA)", "launched"),
         )
@@ -790,7 +821,7 @@ def estimates_on_a_gpu() -> bool:
     "long as with PyTorch's fused attention",
 )
 def speed_on_a_gpu_without_a_graph() -> bool:
-    return ratios_on_a_gpu()[1:] == [(22, 59), (29, 131)]
+    return ratios_on_a_gpu()[2:] == [(22, 59), (29, 131)]
 
 
 def shipped_loss(name: str) -> float:

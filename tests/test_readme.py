@@ -64,17 +64,14 @@ def test_numbers_agree_with_the_records():
         "takes {least} to {most} times as long as a parallel".format(
             **numbers["cpu"]
         ),
-        "{least} to {most} times if that one is compiled".format(
-            **numbers["cpu_compiled"]
-        ),
-        "{M[bfloat16]} to {L[bfloat16]} times under autocast to bfloat16".format(
-            **numbers["autocast"]
-        ),
+        "{least} to {most} times in bfloat16".format(**numbers["cpu_bfloat16"]),
+        "with 512 steps {least} to {most} times".format(**numbers["cpu_long"]),
         "it takes {least} to {most} times as long".format(**numbers["gpu_eager"]),
         "or {least} to {most} times as long as PyTorch's".format(
             **numbers["gpu_torch"]
         ),
-        "as a CUDA graph, {least} to {most} times".format(**numbers["gpu"]),
+        "as CUDA graphs, {least} to {most} and".format(**numbers["gpu"]),
+        "and {least} to {most} times".format(**numbers["gpu_torch_graph"]),
     ]
     text = " ".join(README.split())
     for sentence in sentences:

@@ -96,18 +96,22 @@ def speeds(measured: Records) -> Numbers:
         if "ratio" in row
     }
     cases = [(label, threads) for label in ("M", "L") for threads in (1, 2)]
-    native = [ratios[*case, "native"] for case in cases]
-    compiled = [
-        ratios[*case, "native"] / ratios[*case, "parallel (SDPA), compiled"]
-        for case in cases
-    ]
-    cpu = {"cpu": native, "cpu_compiled": compiled}
+    cpu = {
+        "cpu": [ratios[*case, "native"] for case in cases],
+        "cpu_long": [ratios["M, T = 512", threads, "native"] for threads in (1, 2)],
+        "cpu_bfloat16": [
+            ratios[*case, "native, bfloat16"]
+            / ratios[*case, "parallel (SDPA), bfloat16"]
+            for case in cases
+        ],
+    }
     gpu = {
         name: gpu_ratios(measured["gpu"]["rows"], other, how)
         for name, other, how in (
             ("gpu", "parallel body", "graph"),
             ("gpu_eager", "parallel body", "launched"),
             ("gpu_torch", "parallel (SDPA)", "launched"),
+            ("gpu_torch_graph", "parallel (SDPA)", "graph"),
         )
     }
     return gpu | {

@@ -1,13 +1,12 @@
-"""Test all pages in a browser: light and dark, wide and narrow, served and local."""
+"""The faults of all pages in a browser: light and dark, wide and narrow."""
 
 from collections import defaultdict
 from pathlib import Path
 
 import build_book
-import pytest
 from axe_playwright_python.base import AXE_SCRIPT
-from browser import WIDTHS
-from playwright.sync_api import Page
+from browser import WIDTHS, Theme
+from playwright.sync_api import Browser, Page
 from watching import Watched, built_pages, watched
 
 HTML = build_book.HTML
@@ -19,8 +18,9 @@ FITTING = (1440, *WIDTHS[:1])
 # checked again in the dark or on a narrow page, nor need the layout in the dark.
 COLOURS = ["color-contrast", "link-in-text-block"]
 NARROW = ["scrollable-region-focusable", "target-size"]
-# Light pages from a server, dark ones from disk; axe's rules per width, None for all.
-WAYS = {"http": ("light", (None, NARROW)), "file": ("dark", (COLOURS, []))}
+RULES = {"light": (None, NARROW), "dark": (COLOURS, [])}  # per width; None: all
+KINDS = ["outside", "complaints", "inaccessible", "untypeset", "unreadable"]
+KINDS += ["sideways", "clipped"]
 UNTYPESET = """[...document.querySelectorAll(".math")]
   .map((formula) => formula.querySelector("math"))
   .filter((math) => math.checkVisibility() && !math.getBoundingClientRect().width
@@ -81,69 +81,22 @@ def findings_on(
     }
 
 
-@pytest.fixture(scope="module", params=WAYS)
-def wrong(request, chromium, site):
-    """Return faults by kind and page; each page is opened once."""
-    theme, rules = WAYS[request.param]
-    home = {"http": site, "file": HTML.as_uri()}[request.param]
+def faults_of_pages(
+    chromium: Browser, home: str, theme: Theme
+) -> dict[str, dict[str, list[str]]]:
+    """Open each page once, and return its faults by kind and page."""
     faults: dict[str, dict[str, list[str]]] = defaultdict(dict)
-    assert built_pages(), "there is no book: run `make book` first"
     pages = built_pages()
+    assert pages, "there is no book: run `make book` first"
     if theme == "dark":  # the pages of the source have one look: two of them will do
         of_source = [page for page in pages if page.is_relative_to(HTML / "fbt")]
         pages = [*(set(pages) - {*of_source}), *of_source[:2]]
     with watched(chromium, theme=theme) as window:
         for page in pages:
             name = page.relative_to(HTML).as_posix()
-            for kind, findings in findings_on(
-                window, f"{home}/{name}", home, rules
-            ).items():
+            found = findings_on(window, f"{home}/{name}", home, RULES[theme])
+            assert found.keys() == {*KINDS}
+            for kind, findings in found.items():
                 if findings:
                     faults[kind][name] = findings
     return faults
-
-
-def test_pages_load_nothing_from_other_hosts(wrong):
-    assert not wrong["outside"]
-
-
-def test_pages_log_no_errors_or_warnings(wrong):
-    assert not wrong["complaints"]
-
-
-def test_pages_are_accessible(wrong):
-    assert not wrong["inaccessible"]
-
-
-def test_mathematics_is_typeset(wrong):
-    assert not wrong["untypeset"]
-
-
-def test_figures_are_readable(wrong):
-    assert not wrong["unreadable"]
-
-
-def test_pages_do_not_scroll_sideways(wrong):
-    assert not wrong["sideways"]
-
-
-def test_no_line_is_clipped(wrong):
-    assert not wrong["clipped"]
-
-
-def test_lines_of_86_columns_fit_and_longer_ones_are_found(window):
-    window.goto((HTML / "book" / "02-weighted-memory.html").as_uri())
-    code = window.page.locator("article details:not([class]) pre").first
-    for columns, widths in ((86, ()), (120, FITTING)):
-        line = "x" * columns
-        code.evaluate("(pre, line) => { pre.textContent = line; }", line)
-        found = [
-            text
-            for width in (*FITTING, *WIDTHS[1:])
-            for text in clipped_lines(window.page, width)
-            if line in text
-        ]
-        assert found == [f"{width} px: {line}" for width in widths]
-    # On a phone a box that scrolls without a shade is not enough.
-    code.evaluate("(pre) => { pre.style.background = 'none'; }")
-    assert f"{WIDTHS[1]} px: {line}" in clipped_lines(window.page, WIDTHS[1])
