@@ -293,9 +293,9 @@ def decode(
             "steps": steps,
             "cache_bytes_per_token": per_layer * (1 if name == "decoder" else size.L),
         }
+        | ({"compile_seconds": compile_seconds} if name.endswith(COMPILED) else {})
         for name in runs
     ]
-    rows[1]["compile_seconds"] = compile_seconds
     timed(rows, runs, size, threads, rounds, patience)
     tokens = size.B * steps
     return [row | {"tokens_per_second": tokens / row["seconds"]} for row in rows]

@@ -10,20 +10,20 @@ of the updates. Lessons ask after every statement, which is many times faster; t
 ask at prints. Weights are those after the last update, and are also tested on longer
 programs. The parts:
 
-- compared: feedback without its last norm, an LSTM, an LSTM below attention, and
-  parallel models of twice the depth.
+- compared: feedback without its last norm, an LSTM, and an LSTM below attention.
+- parallel: the parallel transformer with the positions that do best, twice as deep.
 - linear: DeltaNet.
 - changed: feedback with its last norm, with one layer, and trained at prints alone,
   as in the paper.
 
 Learning rates are searched first, with a seed and programs of their own, which have
-at most 15 statements; so are the positions of the parallel transformer. Rows of the
-last part without a search of their own have the rate of the first part.
+at most 15 statements; so are the positions of the parallel transformer. The search of
+the first part includes that of the second.
 
 Results are cached: run the same command again to continue after an interruption.
 Each part writes a record in `fbt/measurements/`; that of the first is
-`code_execution.json`, the others end in `_linear.json` and `_changed.json`. They take
-about three, one and two CPU hours.
+`code_execution.json`, that of the second `code_execution_parallel.json`. They take
+about three, two, one and two CPU hours.
 """
 
 from collections.abc import Callable, Iterator
@@ -136,32 +136,42 @@ def of_seeds(jobs: list[Job], workers: int) -> list[Result]:
     return done_once("code", every, run, workers)
 
 
-def chosen(found: list[list[Result]]) -> list[Job]:
-    """Return a job for each model, with its best rate, and one parallel model."""
+def chosen(found: list[list[Result]]) -> dict[str, Job]:
+    """Return a job for each model of a search, with its best rate."""
     best = best_by_model(found)
-    kinds = [name for name in best if name in PARALLEL]
-    left_out = {*kinds}
-    if kinds:
-        left_out.remove(best_of([best[name] for name in kinds])["job"]["model"])
-    return [
-        job_of(name, rate=result["job"]["rate"])
+    return {
+        name: job_of(name, rate=result["job"]["rate"])
         for name, result in best.items()
-        if name not in left_out
-    ]
+    }
 
 
-def searched_part(names: list[str], workers: int) -> dict[str, Any]:
-    """Search, then run what was chosen, and return a record."""
-    found = search(names, workers)
-    return record(of_seeds(chosen(found), workers), found)
+def compared(workers: int) -> dict[str, Any]:
+    """Compare feedback with two LSTMs, and return a record."""
+    found = search(COMPARED, workers)
+    jobs = [job for name, job in chosen(found).items() if name not in PARALLEL]
+    return record(of_seeds(jobs, workers), found)
+
+
+def parallel(workers: int) -> dict[str, Any]:
+    """Run the best of the parallel transformers, and return a record."""
+    found = search([name for name in COMPARED if name in PARALLEL], workers)
+    best = best_of(list(best_by_model(found).values()))
+    job = chosen(found)[best["job"]["model"]]
+    return record(of_seeds([job], workers), found)
+
+
+def linear(workers: int) -> dict[str, Any]:
+    """Run DeltaNet, and return a record."""
+    found = search(["DeltaNet"], workers)
+    return record(of_seeds([*chosen(found).values()], workers), found)
 
 
 def changed(workers: int) -> dict[str, Any]:
     """Change the feedback model in three ways, and return a record."""
-    (base,) = chosen(search([BASE], workers))
-    found = search(["feedback"], workers)
-    jobs = [*chosen(found), base | {"layers": 1}, base | {"ask": "prints"}]
-    return record(of_seeds(jobs, workers), found)
+    found = search([BASE, "feedback"], workers)
+    jobs = chosen(found)
+    changes = [jobs[BASE] | {"layers": 1}, jobs[BASE] | {"ask": "prints"}]
+    return record(of_seeds([jobs["feedback"], *changes], workers), found)
 
 
 def record(runs: list[Result], found: list[list[Result]]) -> dict[str, Any]:
@@ -172,8 +182,9 @@ def record(runs: list[Result], found: list[list[Result]]) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[int], dict[str, Any]]] = {
-    "compared": lambda workers: searched_part(COMPARED, workers),
-    "linear": lambda workers: searched_part(["DeltaNet"], workers),
+    "compared": compared,
+    "parallel": parallel,
+    "linear": linear,
     "changed": changed,
 }
 

@@ -37,7 +37,7 @@ from fbt.attention import (
     RelativeTerms,
     module_list,
 )
-from fbt.config import Config
+from fbt.config import Backend, Config
 from fbt.stack import MemoryStack, TorchStack
 from fbt.state import State, check_state
 from fbt.visibility import (
@@ -150,6 +150,7 @@ class FeedbackBody(nn.Module):
     """
 
     backends: tuple[str, ...] = ("reference", "stack")
+    plain: Backend = "stack"  # what "auto" takes if there is no faster engine
     own_classes: Mapping[str, type[nn.Module]] = {
         "layers": FeedbackLayer,
         "memory": WeightedMemory,

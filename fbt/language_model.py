@@ -132,10 +132,10 @@ class LanguageModel(nn.Module):
             parts += [engines.autocast_in(self._backend, x)]
             return ". ".join(part.rstrip(".") for part in parts if part)
         if not isinstance(self.body, SharedKVBody):
-            name = "stack" if isinstance(self.body, FeedbackBody) else "reference"
-            return f'"{name}": it is the fastest for {self.config.variant!r}'
+            reason = f"it is the fastest for {self.config.variant!r}"
+            return f'"{self.body.plain}": {reason}'
         choice = engines.choose(self.body, x)
-        parts = [f'"{choice.engine or "stack"}": {choice.reason}']
+        parts = [f'"{choice.engine or self.body.plain}": {choice.reason}']
         parts += [choice.advice and f"To change that: {choice.advice}"]
         parts += [engines.autocast_in(choice.engine, x)]
         return ". ".join(part.rstrip(".") for part in parts if part)
@@ -326,8 +326,7 @@ class LanguageModel(nn.Module):
         with without_gradients():
             x = model.token_embedding(tokens)
             # a loop over steps, because the layers have hooks
-            is_parallel = isinstance(model.body, ParallelBody)
-            model.body(x, backend="reference" if is_parallel else "stack")
+            model.body(x, backend=model.body.plain)
         return torch.stack([x, *(torch.cat(steps, dim=1) for steps in outputs)])
 
     def memory(self, tokens: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ from fbt.attention import (
     RelativeTerms,
     module_list,
 )
-from fbt.config import Config
+from fbt.config import Backend, Config
 from fbt.inspection import active_dropout, remembered, why_not_folded
 from fbt.state import Cache, State, check_state
 from fbt.visibility import (
@@ -109,6 +109,7 @@ class ParallelBody(nn.Module):
     """
 
     backends = ("reference",)
+    plain: Backend = "reference"
     own_classes: Mapping[str, type[nn.Module]] = {"layers": ParallelLayer}
 
     def __init__(self, config: Config) -> None:

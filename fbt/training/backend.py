@@ -14,7 +14,6 @@ from fbt._modes import without_gradients
 from fbt._text import one_line
 from fbt.config import Backend
 from fbt.evaluation_copy import evaluation_copy
-from fbt.feedback import FeedbackBody
 from fbt.language_model import LanguageModel
 from fbt.shared_kv import SharedKVBody
 
@@ -64,7 +63,7 @@ def resolve_auto(model: LanguageModel) -> Backend:
         engines.warn_once(choice)
         if choice.engine is not None:
             return cast(Backend, choice.engine)
-    return "stack" if isinstance(body, FeedbackBody) else "reference"
+    return body.plain
 
 
 def advice_on_speed(model: LanguageModel, backend: Backend) -> str | None:
