@@ -66,7 +66,7 @@ pythons: environment ### check wheels and code for every supported Python
 bench: environment ## measure speed and memory (1.5 hours; QUICK=1: 4 minutes)
 	@$(RUN) benchmarks/run.py $(if $(QUICK),--quick)
 
-experiments: environment ## train what the book quotes (15 hours; QUICK=1: 10 minutes)
+experiments: environment ## train what the book quotes (30 hours; QUICK=1: 10 minutes)
 	@for name in tiny_shakespeare shipped shell_game links tracking \
 		code_execution language playground; do \
 		echo "experiments/$$name.py"; \

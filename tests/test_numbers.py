@@ -12,11 +12,13 @@ from typing import Any
 
 import fbt_gpu
 import fbt_numbers
+import torch
 from chapters import read
 from repo import ROOT
 
 from fbt import Config
 from fbt.shared_kv import SharedKVBody
+from fbt.tasks import CodeExecution
 from fbt.training.recipe import PRESETS
 
 FIVE, SIX, SEVEN = "05-training", "06-one-function", "07-what-feedback-buys"
@@ -416,31 +418,76 @@ def decoding() -> bool:
     return (round(min(speed), 1), round(max(speed), 1)) == (1.4, 2.2)
 
 
-@quoted(SEVEN, "two seeds in three get to 98 % or more, with one layer as with two")
+@quoted(
+    SEVEN,
+    "3,600 updates with 32 fresh programs each",
+    "in 2,000 updates on programs of at most 15 statements",
+    "All three seeds get 99 % or more of the prints right, and 97 % or more in "
+    "programs twice as long as any in training. At four times the length they "
+    "differ, from 63 to 96 %. The LSTM stays at about a third; below attention it "
+    "gets half of the prints in one seed, which was still rising",
+)
 def programs() -> bool:
-    runs, search = (record("code_execution")[name] for name in ("runs", "search"))
+    settings, runs = (record("code_execution")[name] for name in ("settings", "runs"))
 
-    def at_30(run: dict[str, Any]) -> float:
-        return run["summary"]["accuracy"]["30"]
+    def rights(model: str, length: int) -> list[float]:
+        tests = [run["tests"] for run in runs if run["job"]["model"] == model]
+        return sorted(round(test[str(length)]["prints"], 2) for test in tests)
 
-    def feedback(layers: int) -> list[dict[str, Any]]:
-        jobs = {"model": "feedback", "layers": layers, "ask": "statements"}
-        return [run for run in runs if jobs.items() <= run["job"].items()]
-
-    parallel = [at_30(run) for run in runs + search if is_parallel(run)]
-    learned = [[run for run in feedback(n) if at_30(run) >= 0.98] for n in (1, 2)]
-    failed = [at_30(run) for n in (1, 2) for run in feedback(n) if at_30(run) < 0.98]
-    (prints,) = (at_30(run) for run in runs if run["job"]["ask"] == "prints")
-    summaries = [run["summary"] for group in learned for run in group]
-    tokens = [run["tokens"] / 1e6 for run in runs]
+    best = next(run for run in runs if run["job"]["model"] == "LSTM and attention")
+    *_, before, last = (share for _, share in best["curve"])
     return (
-        1 / 3 < min(parallel) <= max(parallel) < 0.4
-        and [len(group) for group in learned] == [2, 2]
-        and max(summary["seconds_to_95"] for summary in summaries) < 135
-        and max([*failed, prints]) < 0.43
-        and all(0.89 < s["accuracy"]["60"] < 0.95 for s in summaries)
-        and all(s["accuracy"]["240"] < 0.6 for s in summaries)
-        and (round(min(tokens)), round(max(tokens))) == (17, 49)
+        {run["job"]["updates"] for run in runs} == {3600}
+        and settings["batch"] == 32
+        and min(rights(BARE, 30)) >= 0.99
+        and min(rights(BARE, 60)) >= 0.97
+        and [rights(BARE, 120)[0], rights(BARE, 120)[-1]] == [0.63, 0.96]
+        and all(0.3 < share < 0.4 for share in rights("LSTM", 30))
+        and rights("LSTM and attention", 30)[1:] == [0.38, 0.49]
+        and before < last < 0.55
+    )
+
+
+@quoted(SEVEN, "with 32 fresh programs each, 9.6 million tokens in all")
+def tokens_of_programs() -> bool:
+    task, generator = CodeExecution(), torch.Generator().manual_seed(0)
+    tokens = 0.0
+    for length, updates in zip((4, 8, 15, 30), (600, 600, 600, 1800), strict=True):
+        programs, _ = task.sample(256, length, generator)
+        used = (programs != task.words.index("END")).sum(1).double().mean().item()
+        tokens += 32 * updates * (used + 1)  # one END
+    return abs(tokens / 9.6e6 - 1) < 0.01
+
+
+@quoted(
+    SEVEN,
+    "In the search no other model has much more than half of the prints of 15 "
+    "statements, where feedback has 99 %",
+)
+def search_of_programs() -> bool:
+    best: dict[str, float] = {}
+    for run in record("code_execution")["search"]:
+        model, share = run["job"]["model"], run["summary"]["accuracy"]
+        assert (run["job"]["goal"], run["job"]["updates"]) == (15, 2000)
+        best[model] = max(share, best.get(model, 0))
+    return round(best.pop(BARE), 2) == 0.99 and 0.4 < max(best.values()) < 0.55
+
+
+@quoted(
+    SEVEN,
+    "For a third of the run feedback is hardly better than the rest, in one seed for "
+    "three quarters",
+)
+def it_is_sudden() -> bool:
+    runs = record("code_execution")["runs"]
+    curves = [dict(r["curve"]) for r in runs if r["job"]["model"] == BARE]
+    others = [dict(r["curve"]) for r in runs if r["job"]["model"] != BARE]
+    late = sorted(curve[2700] for curve in curves)
+    return (
+        max(curve[1125] for curve in curves)
+        < max(curve[1125] for curve in others) + 0.05
+        and late[0] < max(curve[2700] for curve in others) + 0.08
+        and late[1] > 0.95
     )
 
 
@@ -744,10 +791,6 @@ def training_through_sweeps() -> bool:
         and all(mean(times(t, 1)) < mean(times(t, None)) for t in tasks)
         and all(mean(times(t, 2)) > mean(times(t, None)) for t in tasks)
     )
-
-
-def is_parallel(run: dict[str, Any]) -> bool:
-    return run["job"]["model"] == "parallel"
 
 
 @quoted(SEVEN, "With $L$ layers the cache is $L$ times smaller")
