@@ -46,8 +46,10 @@ SYSTEMS = {
 CODE = ("fbt", "tools", "book/_ext", "benchmarks", "experiments", "tests")
 # Skipped with another torch: tests of built pages, of other tools in .venv, of pinned
 # versions, and of records.
-SKIPPED = "annotated book browser browser_actions browser_texts browser_views found "
-SKIPPED += "languages markdown notebooks habits lock numbers versions"
+SKIPPED = "annotated book browser_actions browser_dark browser_light browser_texts "
+SKIPPED += (
+    "browser_views found languages markdown notebooks habits lock numbers versions"
+)
 
 
 def install(
