@@ -141,8 +141,8 @@ def test_errors_are_below_those_of_the_plain_loop(bfloat16, case):
 def test_threads_do_not_change_the_rounding(bfloat16, batch):
     """With fewer sequences than threads, several of them share a product.
 
-    With AMX they may sum in another order, so that a later number rounds to the other
-    side; with AVX512-BF16 nothing differs by more than a tenth of this.
+    They may sum in another order, so that here and there a number rounds to the other
+    side. Rounding as a whole moves a tensor by up to 8 % of its largest entry.
     """
     module, x, _, _ = prepared(
         {"d_model": 256, "d_ff": 261, "batch": batch, "length": 17}
@@ -152,7 +152,8 @@ def test_threads_do_not_change_the_rounding(bfloat16, batch):
         torch.set_num_threads(threads)
         found.append(results(module, x, None, BFLOAT16))
     torch.set_num_threads(1)
-    assert_same(*found, rtol=1e-3, atol=1e-3)
+    for (name, one), two in zip(found[0].items(), found[1].values(), strict=True):
+        assert (one - two).abs().max() <= 1e-4 * one.abs().max(), name
 
 
 def test_a_step_has_the_same_bits_in_every_run(bfloat16):
