@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 from models import LAST_NORM, PARALLEL, Shape, build
-from record import Job, Result, done_anew, done_once, options, write_record
+from record import Job, Result, choose, done_anew, done_once, options, write_parts
 from torch import Tensor, nn
 from training import (
     best_by_model,
@@ -50,7 +50,7 @@ import fbt
 from fbt.tasks import CodeExecution
 from fbt.tasks.task import IGNORE
 
-RESULTS = Path(fbt.__file__).parent / "measurements"
+RESULTS = Path(fbt.__file__).parent / "measurements" / "code_execution.json"
 STATEMENTS = (4, 8, 15, 30)  # of an update's programs; the last is the goal
 TIMES = (1, 2, 4)  # programs of the tests, in multiples of the goal
 BATCH, TESTED = 32, 128  # programs in an update and in a test
@@ -60,9 +60,10 @@ RATES = (1e-3, 2e-3, 4e-3)
 SPAN = 192  # in tokens; hardly any program of 30 statements is longer
 LONGEST = 1024  # tokens of the longest test
 BASE = "feedback" + LAST_NORM
-LAYERS = dict.fromkeys([name for name in PARALLEL if "none" not in name], 4)
+PLACED = [name for name in PARALLEL if "none" not in name]  # with positions
+COMPARED = [*PLACED, BASE, "LSTM and attention", "LSTM"]
+LAYERS = dict.fromkeys(PLACED, 4)
 LAYERS |= {BASE: 2, "LSTM and attention": 1, "LSTM": 2, "DeltaNet": 2, "feedback": 2}
-COMPARED = [*LAYERS][:-2]
 
 
 def build_model(job: Job) -> nn.Module:
@@ -148,15 +149,15 @@ def chosen(found: list[list[Result]]) -> dict[str, Job]:
 def compared(workers: int) -> dict[str, Any]:
     """Compare feedback with two LSTMs, and return a record."""
     found = search(COMPARED, workers)
-    jobs = [job for name, job in chosen(found).items() if name not in PARALLEL]
+    jobs = [job for name, job in chosen(found).items() if name not in PLACED]
     return record(of_seeds(jobs, workers), found)
 
 
 def parallel(workers: int) -> dict[str, Any]:
     """Run the best of the parallel transformers, and return a record."""
-    found = search([name for name in COMPARED if name in PARALLEL], workers)
-    best = best_of(list(best_by_model(found).values()))
-    job = chosen(found)[best["job"]["model"]]
+    found = search(PLACED, workers)
+    best = best_of([result for own in found for result in own])["job"]
+    job = job_of(best["model"], rate=best["rate"])
     return record(of_seeds([job], workers), found)
 
 
@@ -192,10 +193,7 @@ PARTS: dict[str, Callable[[int], dict[str, Any]]] = {
 def main() -> None:
     """Run the missing jobs of each part, then write its record."""
     parser = options(__doc__, quick="all models, 32 updates; no record")
-    names = list(PARTS)
-    parser.add_argument(
-        "--parts", nargs="+", choices=names, default=names, help="only these parts"
-    )
+    choose(parser, "--parts", list(PARTS))
     args = parser.parse_args()
     torch.set_num_threads(1)  # the record states this number
     fbt.build_native()
@@ -203,10 +201,7 @@ def main() -> None:
         jobs = [job_of(name, rate=1e-3, updates=32) for name in LAYERS]
         done_anew("code-quick", jobs, run, args.workers)
         return
-    for part in args.parts:
-        suffix = "" if part == "compared" else f"_{part}"
-        path = RESULTS / f"code_execution{suffix}.json"
-        write_record(path, PARTS[part](args.workers))
+    write_parts(RESULTS, PARTS, args.parts, args.workers)
 
 
 if __name__ == "__main__":

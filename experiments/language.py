@@ -37,7 +37,7 @@ import torch
 import torch.nn.functional as F
 from king_james import load_king_james
 from models import Shape
-from record import Job, Result, done_anew, done_once, options, write_record
+from record import Job, Result, choose, done_anew, done_once, options, write_parts
 from text_models import CONTROLS, MAIN, MODELS, InBfloat16
 from torch import Tensor, nn
 from training import searched, shown, update
@@ -49,7 +49,7 @@ from fbt.training.processes import Processes
 from fbt.training.recipe import PRESETS, Recipe
 from fbt.training.validation import Validation
 
-RESULTS = Path(fbt.__file__).parent / "measurements"
+RESULTS = Path(fbt.__file__).parent / "measurements" / "language.json"
 TEXTS = {
     "Tiny Shakespeare": fbt.load_tiny_shakespeare,
     "King James Bible": load_king_james,
@@ -379,10 +379,7 @@ def main() -> None:
     parser = options(
         __doc__, quick="all models with one layer, 20 steps each; writes no record"
     )
-    names = list(PARTS)
-    parser.add_argument(
-        "--parts", nargs="+", choices=names, default=names, help="only these parts"
-    )
+    choose(parser, "--parts", list(PARTS))
     args = parser.parse_args()
     torch.set_num_threads(1)  # the record states this number
     fbt.build_native()
@@ -398,9 +395,7 @@ def main() -> None:
         jobs.append(job_of("feedback", 1, **few, bfloat16=True))
         done_anew("language-quick", jobs, run, args.workers)
         return
-    for part in args.parts:
-        suffix = "" if part == "depths" else f"_{part.replace('-', '_')}"
-        write_record(RESULTS / f"language{suffix}.json", PARTS[part](args.workers))
+    write_parts(RESULTS, PARTS, args.parts, args.workers)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,14 @@ def options(about: str | None, quick: str) -> argparse.ArgumentParser:
     return parser
 
 
+def choose(parser: argparse.ArgumentParser, option: str, names: list[str]) -> None:
+    """Add an option that runs only some of these, such as `--parts`."""
+    what = option.removeprefix("--")
+    parser.add_argument(
+        option, nargs="+", choices=names, default=names, help=f"only these {what}"
+    )
+
+
 def arguments(about: str | None, quick: str) -> tuple[bool, int]:
     """Return the options --quick and --workers of the command line."""
     args = options(about, quick).parse_args()
@@ -177,6 +185,26 @@ def write_record(path: Path, content: dict[str, Any]) -> None:
     fields = [f"{json.dumps(key)}: {lines(value)}" for key, value in record.items()]
     write_file(path, ("{\n" + ",\n".join(fields) + "\n}\n").encode())
     print(f"wrote {path}, {path.stat().st_size / 1000:.0f} kB")
+
+
+def write_parts(
+    path: Path,
+    parts: dict[str, Callable[[int], dict[str, Any]]],
+    names: list[str],
+    workers: int,
+) -> None:
+    """Run some parts of an experiment, and write a record for each.
+
+    Args:
+        path: of the first part's record; those of the others end in the part's name.
+        parts: functions from the number of workers to the content of a record.
+        names: the parts to run.
+        workers: the number of processes that run jobs in parallel.
+    """
+    first = next(iter(parts))
+    for name in names:
+        suffix = "" if name == first else f"_{name.replace('-', '_')}"
+        write_record(path.with_stem(path.stem + suffix), parts[name](workers))
 
 
 def lines(value: Any) -> str:

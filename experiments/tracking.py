@@ -36,7 +36,15 @@ from models import (
     feedback,
     without_last_norm,
 )
-from record import Job, Result, done_anew, done_once, options, write_record
+from record import (
+    Job,
+    Result,
+    choose,
+    done_anew,
+    done_once,
+    options,
+    write_record,
+)
 from torch import Tensor, nn
 from training import (
     best_by_model,
@@ -315,10 +323,7 @@ def main() -> None:
     parser = options(
         __doc__, quick="all models on S3, 32 updates each; writes no record"
     )
-    names = list(TASKS)
-    parser.add_argument(
-        "--tasks", nargs="+", choices=names, default=names, help="only these tasks"
-    )
+    choose(parser, "--tasks", list(TASKS))
     parser.add_argument(
         "--times", action="store_true", help="only time updates, on an idle machine"
     )

@@ -806,6 +806,8 @@ def caches() -> bool:
 @quoted(GPU, "In the record this made the step four to eight times as fast")
 @quoted(
     SEVEN,
+    "takes 22 to 59 times as long as with our parallel body, and 29 to 131 times as "
+    "long as with PyTorch's fused attention",
     "the loop takes 6 to 16 times as long as our parallel body, and 7 to 28 times as "
     "long as PyTorch's attention",
 )
@@ -856,15 +858,6 @@ def estimates_on_a_gpu() -> bool:
         and 3.5 < min(ratios) <= max(ratios) < 5.5
         and few > 2 * max(ratios)
     )
-
-
-@quoted(
-    SEVEN,
-    "takes 22 to 59 times as long as with our parallel body, and 29 to 131 times as "
-    "long as with PyTorch's fused attention",
-)
-def speed_on_a_gpu_without_a_graph() -> bool:
-    return ratios_on_a_gpu()[2:] == [(22, 59), (29, 131)]
 
 
 def shipped_loss(name: str) -> float:
