@@ -24,7 +24,7 @@ from small_runs import (
     untimed,
 )
 
-from fbt import Config, LanguageModel
+from fbt import Config, LanguageModel, views
 from fbt.pretrained import CHECKPOINT_FILE
 from fbt.training import Run, resume
 from fbt.training.__main__ import main
@@ -208,6 +208,9 @@ def test_without_matplotlib_no_loss_curve_is_named(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Other tests may have imported the figures: without matplotlib nobody can.
+    monkeypatch.delattr(views, "figures", raising=False)
+    monkeypatch.delitem(sys.modules, "fbt.views.figures", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(small_command(data, tmp_path / "run")) == 0
     out, err = capsys.readouterr()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib import pyplot
 from small_runs import SMALL, TEXT, assert_same_run, small_run, untimed
 from torch import Tensor, nn
 
@@ -1413,20 +1414,25 @@ def test_missing_metrics_are_reported(tmp_path: Path) -> None:
         small_run(folder=tmp_path, resume=True)
 
 
+@pytest.mark.parametrize(
+    "name", ["fbt.views.figures.loss_curves", "matplotlib.figure.Figure.savefig"]
+)
 def test_error_of_matplotlib_does_not_end_the_run(
+    name: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fails(runs: Any) -> Any:
+    def fails(*_: Any, **__: Any) -> Any:
         raise ValueError("Key backend: 'foo' is not a valid value")
 
-    monkeypatch.setattr("fbt.views.figures.loss_curves", fails)
+    monkeypatch.setattr(name, fails)
     assert small_run(folder=tmp_path).finished
     assert (
         capsys.readouterr().err
         == f"no {LOSS_FIGURE}: Key backend: 'foo' is not a valid value\n"
     )
+    assert not pyplot.get_fignums()
 
 
 def test_resumed_run_frees_the_checkpoint(

@@ -108,7 +108,8 @@ def _save_loss_curve(run: Run, folder: RunFolder) -> None:
     try:
         from fbt.views import figures
 
-        figure = figures.loss_curves({run.settings.config.variant: run.metrics})
+        name = run.settings.config.variant
+        picture = figures.svg_of(figures.loss_curves({name: run.metrics}))
     except ImportError:
         print(f"no {LOSS_FIGURE}: it needs the package matplotlib", file=sys.stderr)
         return
@@ -116,4 +117,4 @@ def _save_loss_curve(run: Run, folder: RunFolder) -> None:
     except Exception as error:
         print(f"no {LOSS_FIGURE}: {one_line(str(error))}", file=sys.stderr)
         return
-    folder.write(LOSS_FIGURE, figures.svg_of(figure))
+    folder.write(LOSS_FIGURE, picture)

@@ -126,13 +126,15 @@ def svg_of(figure: Figure) -> bytes:
     """Close a figure, and return it as SVG without its date and creator."""
     check_instance("figure", figure, Figure)
     buffer = BytesIO()
-    with mpl.rc_context(STYLE):
-        figure.savefig(
-            buffer,
-            format="svg",
-            metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
-        )
-    plt.close(figure)
+    try:
+        with mpl.rc_context(STYLE):
+            figure.savefig(
+                buffer,
+                format="svg",
+                metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
+            )
+    finally:
+        plt.close(figure)
     return buffer.getvalue()
 
 
