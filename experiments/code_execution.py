@@ -13,6 +13,7 @@ programs. The parts:
 - compared: feedback without its last norm, an LSTM, and an LSTM below attention.
 - parallel: the parallel transformer with the positions that do best, twice as deep.
 - linear: DeltaNet.
+- spans: feedback that sees 64 tokens back, and 192 as in the other parts.
 - changed: feedback with its last norm, with one layer, and trained at prints alone,
   as in the paper.
 
@@ -23,7 +24,7 @@ the first part includes that of the second.
 Results are cached: run the same command again to continue after an interruption.
 Each part writes a record in `fbt/measurements/`; that of the first is
 `code_execution.json`, that of the second `code_execution_parallel.json`. They take
-about three, two, one and two CPU hours.
+about three, two, one, one and two CPU hours.
 """
 
 from collections.abc import Callable, Iterator
@@ -58,6 +59,8 @@ D_MODEL, UPDATES, SEEDS = 128, 3600, 3
 SEARCH = {"tuning": True, "goal": 15, "updates": 2000, "seed": 100}
 RATES = (1e-3, 2e-3, 4e-3)
 SPAN = 192  # in tokens; hardly any program of 30 statements is longer
+SPANS = (64, SPAN)
+TENTHS = 10  # parts of a program
 LONGEST = 1024  # tokens of the longest test
 BASE = "feedback" + LAST_NORM
 PLACED = [name for name in PARALLEL if "none" not in name]  # with positions
@@ -68,8 +71,8 @@ LAYERS |= {BASE: 2, "LSTM and attention": 1, "LSTM": 2, "DeltaNet": 2, "feedback
 
 def build_model(job: Job) -> nn.Module:
     """Build the model of a job."""
-    words = len(CodeExecution().words)
-    shape = Shape(words, job["layers"], job["d_model"], span=SPAN, longest=LONGEST)
+    words, span = len(CodeExecution().words), job.get("span", SPAN)
+    shape = Shape(words, job["layers"], job["d_model"], span=span, longest=LONGEST)
     return build(job["model"], shape)
 
 
@@ -106,14 +109,25 @@ def programs(length: int, seed: int) -> tuple[Tensor, Tensor]:
     return CodeExecution().sample(TESTED, length, generator)
 
 
-def test(model: nn.Module, tokens: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return the share of right prints, and of programs with all prints right."""
+def test(model: nn.Module, tokens: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Test a model on programs.
+
+    Returns:
+        The share of right prints, the same in each tenth of the statements, and the
+        share of programs with all prints right.
+    """
     asked = labels != IGNORE
     right = logits_of(model, tokens).argmax(-1) == labels
-    whole = (right | ~asked).all(1)
+    before = (tokens == CodeExecution().words.index(";")).cumsum(1) - 1
+    tenth = TENTHS * before // (before.max() + 1)
+
+    def share(which: Tensor) -> float:
+        return round(right[which].double().mean().item(), 4)
+
     return {
-        "prints": round(right[asked].double().mean().item(), 4),
-        "programs": round(whole.double().mean().item(), 4),
+        "prints": share(asked),
+        "tenths": [share(asked & (tenth == number)) for number in range(TENTHS)],
+        "programs": round((right | ~asked).all(1).double().mean().item(), 4),
     }
 
 
@@ -167,6 +181,13 @@ def linear(workers: int) -> dict[str, Any]:
     return record(of_seeds([*chosen(found).values()], workers), found)
 
 
+def spans(workers: int) -> dict[str, Any]:
+    """Run feedback with different spans, and return a record."""
+    found = search([BASE], workers)
+    job = chosen(found)[BASE]
+    return record(of_seeds([job | {"span": span} for span in SPANS], workers), found)
+
+
 def changed(workers: int) -> dict[str, Any]:
     """Change the feedback model in three ways, and return a record."""
     found = search([BASE, "feedback"], workers)
@@ -186,6 +207,7 @@ PARTS: dict[str, Callable[[int], dict[str, Any]]] = {
     "compared": compared,
     "parallel": parallel,
     "linear": linear,
+    "spans": spans,
     "changed": changed,
 }
 

@@ -302,16 +302,25 @@ def test_programs_grow_and_are_the_same_for_all_models():
     assert all((count == count[0]).all() for count in statements)
 
 
-def test_programs_are_judged_by_print_and_by_program():
-    """A model that says 3 everywhere."""
+def test_programs_are_judged_by_print_by_tenth_and_by_program():
+    """A model that says 3 everywhere, and programs of twenty statements."""
 
     class Three(torch.nn.Module):
         def forward(self, tokens):
             return F.one_hot(torch.full_like(tokens, 2), 25).double()
 
-    labels = torch.tensor([[-100, 2, -100, 2], [2, 1, -100, 2]])
-    score = code_execution.test(Three(), torch.zeros(2, 4).long(), labels)
-    assert score == {"prints": 0.8, "programs": 0.5}
+    words = fbt.tasks.CodeExecution().words
+    blank, semicolon = words.index("END"), words.index(";")
+    tokens = torch.tensor([blank, semicolon]).repeat(2, 20)
+    labels = torch.full((2, 40), -100)
+    labels[:, 1::2] = 2
+    labels[1, 1] = labels[1, 37] = 1  # the first and the last but one
+    score = code_execution.test(Three(), tokens, labels)
+    assert score == {
+        "prints": 0.95,
+        "tenths": [0.75, *[1.0] * 8, 0.75],
+        "programs": 0.5,
+    }
 
 
 def test_rate_rises_stays_and_falls():
