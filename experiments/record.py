@@ -79,16 +79,20 @@ def machine() -> dict[str, str | int]:
 
 
 def commit() -> str:
-    """Return the current commit, with a + if the working tree has changes.
+    """Return the current commit, with a + if anything but records has changed.
 
     Outside a repository, the variable FBT_COMMIT gives the commit.
     """
     if "FBT_COMMIT" in os.environ:
         return os.environ["FBT_COMMIT"]
-    root = Path(__file__).parent
-    git = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12"]
-    done = subprocess.run(git, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else "unknown"
+    git = ["git", "-C", str(Path(__file__).parent)]
+    head = [*git, "rev-parse", "--short=12", "HEAD"]
+    done = subprocess.run(head, capture_output=True, text=True)
+    if done.returncode:
+        return "unknown"
+    but_records = [":/", ":(top,exclude)fbt/measurements"]
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *but_records])
+    return done.stdout.strip() + "+" * bool(changed.returncode)
 
 
 def done_once(

@@ -20,6 +20,7 @@ import tracking
 import training
 from baselines import LSTM, POSITIONS, LSTMWithAttention, Transformer
 from recurrences import BLOCK, BlockRecurrent, LinearRecurrence
+from repositories import commit_all
 from torch import Tensor
 
 import fbt
@@ -251,6 +252,21 @@ def test_quick_jobs_are_not_cached(tmp_path, monkeypatch, capsys):
             workers=1,
         )
     assert capsys.readouterr().out.count("1 jobs, 1 to run") == 2
+
+
+def test_commit_has_a_plus_if_code_has_changed(tmp_path, monkeypatch):
+    code, result = "experiments/record.py", "fbt/measurements/speed.json"
+    for name in (code, result):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    monkeypatch.delenv("FBT_COMMIT", raising=False)
+    monkeypatch.setattr(record, "__file__", str(tmp_path / code))
+    assert record.commit() == "unknown"
+    head = commit_all(tmp_path)[:12]
+    (tmp_path / result).write_text("{}")
+    assert record.commit() == head
+    (tmp_path / code).write_text("pass")
+    assert record.commit() == head + "+"
 
 
 def test_record_contains_its_origin(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import pytest
 from cells import INSTALL
 from distribution import copy
 from repo import ROOT
+from repositories import commit_all
 
 from fbt._repository import BRANCH, URL
 
@@ -85,22 +86,12 @@ def python(
     )
 
 
-def git(*arguments: str, cwd: Path) -> str:
-    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
-    command = ["git", *identity, *arguments]
-    return subprocess.run(
-        command, cwd=cwd, check=True, capture_output=True, text=True
-    ).stdout
-
-
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> Path:
     """Return a repository with the current files, as at the project's address."""
     there = tmp_path_factory.mktemp("published")
     copy(there)
-    git("init", "--quiet", f"--initial-branch={BRANCH}", cwd=there)
-    git("add", "--all", cwd=there)
-    git("commit", "--quiet", "--message=all", cwd=there)
+    commit_all(there, BRANCH)
     return there
 
 

@@ -1,7 +1,6 @@
 """`make release-check`: every check can pass, and fails on its fault."""
 
 import json
-import subprocess
 import tomllib
 from datetime import UTC, datetime
 
@@ -9,17 +8,11 @@ import nightly
 import pytest
 import release
 from repo import ROOT
+from repositories import commit_all, git
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 VERSION = PROJECT["project"]["version"]
 ADDRESS = "https://github.com/somebody/fbt"
-
-
-def git(folder, *arguments):
-    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
-    subprocess.run(
-        ["git", *identity, *arguments], cwd=folder, check=True, capture_output=True
-    )
 
 
 @pytest.fixture
@@ -37,13 +30,7 @@ def ready(tmp_path, monkeypatch):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
-    git(tmp_path, "init", "--quiet", f"--initial-branch={release.BRANCH}")
-    git(tmp_path, "add", "--all")
-    git(tmp_path, "commit", "--quiet", "--message=all")
-    head = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True
-    ).stdout
-    run = {"commit": head[:12]}
+    run = {"commit": commit_all(tmp_path, release.BRANCH)[:12]}
     (tmp_path / "tests").mkdir()
     figures = json.dumps({"kills": {"runs": [run]}, "fuzz": run, "properties": run})
     (tmp_path / "tests" / "trust.json").write_text(figures, encoding="utf-8")
