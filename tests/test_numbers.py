@@ -462,6 +462,47 @@ def programs() -> bool:
     )
 
 
+@quoted(
+    SEVEN,
+    "One seed also collapses, to guessing, after some 60 statements",
+    "they get 98 or 99 % of the prints right in programs of 60 statements, and 82 to "
+    "95 % in those of 120",
+)
+def long_programs() -> bool:
+    def tests(span: int, length: str) -> list[dict[str, Any]]:
+        runs = record("code_execution_spans")["runs"]
+        return [r["tests"][length] for r in runs if r["job"]["span"] == span]
+
+    lowest = [min(test["tenths"]) for test in tests(192, "120")]
+    worst = tests(192, "120")[lowest.index(min(lowest))]["tenths"]
+    wide = [run["tests"] for run in record("code_execution")["runs"][:3]]
+    for test, before in zip(tests(192, "120"), wide, strict=True):
+        assert test["prints"] == before["120"]["prints"]  # the same models
+    return (
+        {round(test["prints"], 2) for test in tests(64, "60")} == {0.98, 0.99}
+        and sorted(round(t["prints"], 2) for t in tests(64, "120"))[::2]
+        == [0.82, 0.95]
+        and (worst[4] > 0.95 and worst[5] < 0.7 and max(worst[7:]) < 0.17)
+        and sorted(lowest)[1] > 0.6
+        and min(min(test["tenths"][:4]) for test in tests(64, "120")) > 0.95
+    )
+
+
+@quoted(
+    SEVEN,
+    "The window of 192 tokens is some 45 statements wide",
+    "In training it reached back to the beginning of every program",
+)
+def window_of_programs() -> bool:
+    def tokens(statements: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        programs, _ = CodeExecution().sample(1000, statements, generator)
+        return (programs != CodeExecution().words.index("END")).sum(1)
+
+    per_statement = tokens(120).double().mean().item() / 120
+    return round(192 / per_statement) == 45 and tokens(30).max().item() < 192
+
+
 @quoted(SEVEN, "with 32 fresh programs each, 9.6 million tokens in all")
 def tokens_of_programs() -> bool:
     task, generator = CodeExecution(), torch.Generator().manual_seed(0)
@@ -991,7 +1032,7 @@ def test_estimates_for_a_gpu_count_what_the_kernels_do():
 
 def test_records_are_of_clean_commits_and_name_their_machine():
     fields = {"cpu", "cores", "threads", "python", "torch", "fbt"}
-    names = ("code_execution", "language", "links", "shipped")
+    names = ("code_execution", "code_execution_spans", "language", "links", "shipped")
     names += ("tiny_shakespeare", "tracking_times")
     names += tuple(f"tracking_{task}" for task in ("S3", "parity", "cups", "copy"))
     for name in names:
