@@ -66,6 +66,7 @@ def test_numbers_agree_with_the_records():
         ),
         "{least} to {most} times in bfloat16".format(**numbers["cpu_bfloat16"]),
         "with 512 steps {least} to {most} times".format(**numbers["cpu_long"]),
+        "times, and {least} to {most}.".format(**numbers["cpu_long_bfloat16"]),
         "it takes {least} to {most} times as long".format(**numbers["gpu_eager"]),
         "or {least} to {most} times as long as PyTorch's".format(
             **numbers["gpu_torch"]

@@ -96,14 +96,18 @@ def speeds(measured: Records) -> Numbers:
         if "ratio" in row
     }
     cases = [(label, threads) for label in ("M", "L") for threads in (1, 2)]
+    long = [("M, T = 512", threads) for threads in (1, 2)]
+
+    def in_bfloat16(cases: list[tuple[str, int]]) -> list[float]:
+        """Return the ratios of cases if both models run in bfloat16."""
+        ours, other = "native, bfloat16", "parallel (SDPA), bfloat16"
+        return [ratios[*case, ours] / ratios[*case, other] for case in cases]
+
     cpu = {
         "cpu": [ratios[*case, "native"] for case in cases],
-        "cpu_long": [ratios["M, T = 512", threads, "native"] for threads in (1, 2)],
-        "cpu_bfloat16": [
-            ratios[*case, "native, bfloat16"]
-            / ratios[*case, "parallel (SDPA), bfloat16"]
-            for case in cases
-        ],
+        "cpu_bfloat16": in_bfloat16(cases),
+        "cpu_long": [ratios[*case, "native"] for case in long],
+        "cpu_long_bfloat16": in_bfloat16(long),
     }
     gpu = {
         name: gpu_ratios(measured["gpu"]["rows"], other, how)
