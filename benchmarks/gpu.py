@@ -33,7 +33,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -51,7 +51,7 @@ from contenders import (
     build,
     our_config,
 )
-from run import LARGE, MEASUREMENTS, WORK, M, peers_python
+from run import LARGE, MEASUREMENTS, WORK, M, heading, peers_python
 from sdpa import Decoder, Transformer
 from torch import Tensor
 
@@ -68,7 +68,9 @@ PRECISIONS = ("float32", "TF32", "bfloat16")
 OF_TRITON = ("float32", "bfloat16", "float16")
 # Without the one that projects all memories anew at every step.
 OTHERS = tuple(name for name in PEERS if name != "labml plain")
-ROUNDS, PATIENCE = 7, 20.0  # at most so many steps, and seconds, after the first
+# After the first step, which may compile: at most so many, at least so many, and no
+# further ones after so many seconds.
+ROUNDS, FEWEST, PATIENCE = 7, 3, 20.0
 
 Row = dict[str, Any]
 
@@ -147,19 +149,22 @@ def jobs(plan: Plan) -> list[Job]:
 
 
 @contextmanager
-def computing_in(precision: str, device: str) -> Iterator[None]:
-    """Set the precision of the products of parallel models, and of "triton"."""
+def products_in(precision: str) -> Iterator[None]:
+    """Compute products in TF32 or in float32, forward and backward."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if precision == "TF32" else "highest")
     try:
-        if precision not in ("bfloat16", "float16"):
-            yield
-            return
-        # A cache of converted weights would be part of a captured graph.
-        with torch.autocast(device, getattr(torch, precision), cache_enabled=False):
-            yield
+        yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def autocast_to(precision: str, device: str) -> AbstractContextManager[object]:
+    """Return the autocast of a forward pass in half precision, or nothing."""
+    if precision not in ("bfloat16", "float16"):
+        return nullcontext()
+    # A cache of converted weights would be part of a captured graph.
+    return torch.autocast(device, getattr(torch, precision), cache_enabled=False)
 
 
 def training_step(job: Job, device: str) -> Callable[[], object]:
@@ -178,7 +183,7 @@ def training_step(job: Job, device: str) -> Callable[[], object]:
     def step() -> None:
         x.grad = None
         contender.module.zero_grad(set_to_none=True)
-        with computing_in(job.precision, device):
+        with autocast_to(job.precision, device):
             y = run(x)
         (y * weights).sum().backward()
 
@@ -212,16 +217,22 @@ def decoding(job: Job, device: str) -> Callable[[], object]:
     if job.name == "triton":
         check_triton(x)
     body = SharedKVBody(our_config(size)).to(device)
-    shape = (size.B, size.H, past, size.d // size.H)
+    shape = (size.B, size.H, past - 1, size.d // size.H)
     keys, values = (torch.randn(shape, device=device) for _ in range(2))
     state = fbt.State((keys,), (values,))
 
     @torch.no_grad()
+    def step(token: Tensor, state: fbt.State) -> fbt.State:
+        with autocast_to(job.precision, device):
+            return body(token, state, backend=job.name)[1]
+
+    # The first step copies the state, which it must not change, to a cache.
+    copied = step(torch.randn_like(x[0]), state)
+
     def through_states() -> None:
-        current = state
-        with computing_in(job.precision, device):
-            for token in x:
-                _, current, _ = body(token, current, backend=job.name)
+        current = copied
+        for token in x:
+            current = step(token, current)
 
     return through_states
 
@@ -240,7 +251,12 @@ def graph_of(step: Callable[[], object]) -> Callable[[], object]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    return graph.replay
+
+    def replay() -> object:
+        graph.replay()
+        return step  # which owns the tensors that the graph reads
+
+    return replay
 
 
 def measure(job: Job, device: str) -> Row:
@@ -248,7 +264,7 @@ def measure(job: Job, device: str) -> Row:
 
     The peak of memory includes weights, inputs and, for a graph, all that it keeps.
     """
-    on_card, started = device == "cuda", time.perf_counter()
+    on_card = device == "cuda"
     if on_card:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -256,20 +272,21 @@ def measure(job: Job, device: str) -> Row:
     try:
         if job.how != "recorded":
             graphs.LARGEST_COUNT = 0
-        run = {"step": training_step, "decode": decoding}[job.what](job, device)
         samples: list[float] = []
-        if job.how == "recorded":
-            run()  # the second call, not counted below, makes the recording
-        while len(samples) <= ROUNDS and not (
-            len(samples) > 1 and time.perf_counter() - started > PATIENCE
-        ):
-            if on_card:
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            run()
-            if on_card:
-                torch.cuda.synchronize()
-            samples.append(time.perf_counter() - start)
+        with products_in(job.precision):
+            run = {"step": training_step, "decode": decoding}[job.what](job, device)
+            if job.how == "recorded":
+                run()  # the second call, not counted below, makes the recording
+            while len(samples) <= ROUNDS and (
+                len(samples) <= FEWEST or sum(samples[1:]) < PATIENCE
+            ):
+                if on_card:
+                    torch.cuda.synchronize()
+                start = time.perf_counter()
+                run()
+                if on_card:
+                    torch.cuda.synchronize()
+                samples.append(time.perf_counter() - start)
     except (Unavailable, torch.OutOfMemoryError) as error:
         return job.fields() | {"not_run": one_line(str(error))[:200]}
     finally:
@@ -298,10 +315,10 @@ def about(device: str) -> Row:
         "precision": "of the products: float32, TF32, or half by autocast, which for "
         "'triton' means its matrices",
         "differences": {name: DIFFERENCES[name] for name in OTHERS},
-        "seconds": f"median of at most {ROUNDS} steps, wall time, after one warm-up",
+        "seconds": f"wall time, median of {FEWEST} to {ROUNDS} steps after the first",
         "memory_mb": "peak of allocated memory, in 10^6 bytes",
     }
-    return {"machine": machine, "settings": settings}
+    return {"commit": heading()["commit"], "machine": machine, "settings": settings}
 
 
 def finished_rows(store: Path, shared: Row) -> list[Row]:
@@ -343,7 +360,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         title = f"{job.what:<6} {job.label:<16} {job.name:<16} {job.how:<9}"
         shown = f"{1e3 * row['seconds']:9.2f} ms" if "seconds" in row else "not run"
         print(f"{title} {job.precision:<9} {shown}", flush=True)
-    record = {"date": f"{datetime.now(UTC):%Y-%m-%d}", **shared, "rows": rows}
+    planned_rows = (job.fields().items() for job in jobs(planned))
+    ordered = [row for items in planned_rows for row in rows if row.items() >= items]
+    record = {"date": f"{datetime.now(UTC):%Y-%m-%d}", **shared, "rows": ordered}
     write_file(path, (json.dumps(record, indent=1) + "\n").encode())
     store.unlink()
 

@@ -239,7 +239,7 @@ def run(job: Job, python: str, store: Path, title: str) -> list[Row]:
         )
     about = {"what": job["what"], "label": job["label"]}
     rows = [about | row for row in json.loads(result.stdout)]
-    points = job.get("points", [job] if job["what"] == "steps" else [])
+    points = job.get("points", [])
     named = dict.fromkeys(name for point in points for name in point["names"])
     about = {
         "what": rows[0]["what"],

@@ -5,10 +5,11 @@
 
 Programs have three variables and 30 statements, some 130 tokens; the answer is the
 output of a print. All models can see the whole program. They see the same programs
-for as many updates, 32 in each. Programs grow, and have all their statements in half
-of the updates. Lessons ask after every statement, which is many times faster; tests
-ask at prints. Weights are those after the last update, and are also tested on longer
-programs. The parts:
+for as many updates, 32 in each. Programs grow; in the second half of the updates they
+have 30 statements. Lessons ask after every statement, which is many times faster;
+tests ask at prints. Weights are those after the last update, and are also tested on
+longer programs, of which feedback and relative positions see the last 192 tokens. The
+parts:
 
 - compared: feedback without its last norm, an LSTM, and an LSTM below attention.
 - parallel: the parallel transformer with the positions that do best, twice as deep.
@@ -61,7 +62,7 @@ RATES = (1e-3, 2e-3, 4e-3)
 SPAN = 192  # in tokens; hardly any program of 30 statements is longer
 SPANS = (64, SPAN)
 TENTHS = 10  # parts of a program
-LONGEST = 1024  # tokens of the longest test
+LONGEST = 1024  # tokens, more than any test has
 BASE = "feedback" + LAST_NORM
 PLACED = [name for name in PARALLEL if "none" not in name]  # with positions
 COMPARED = [*PLACED, BASE, "LSTM and attention", "LSTM"]
@@ -72,7 +73,7 @@ LAYERS |= {BASE: 2, "LSTM and attention": 1, "LSTM": 2, "DeltaNet": 2, "feedback
 def build_model(job: Job) -> nn.Module:
     """Build the model of a job."""
     words, span = len(CodeExecution().words), job.get("span", SPAN)
-    shape = Shape(words, job["layers"], job["d_model"], span=span, longest=LONGEST)
+    shape = Shape(words, job["layers"], job["d_model"], span, LONGEST)
     return build(job["model"], shape)
 
 
@@ -164,7 +165,7 @@ def compared(workers: int) -> dict[str, Any]:
     """Compare feedback with two LSTMs, and return a record."""
     found = search(COMPARED, workers)
     jobs = [job for name, job in chosen(found).items() if name not in PLACED]
-    return record(of_seeds(jobs, workers), found)
+    return content_of(of_seeds(jobs, workers), found)
 
 
 def parallel(workers: int) -> dict[str, Any]:
@@ -172,20 +173,20 @@ def parallel(workers: int) -> dict[str, Any]:
     found = search(PLACED, workers)
     best = best_of([result for own in found for result in own])["job"]
     job = job_of(best["model"], rate=best["rate"])
-    return record(of_seeds([job], workers), found)
+    return content_of(of_seeds([job], workers), found)
 
 
 def linear(workers: int) -> dict[str, Any]:
     """Run DeltaNet, and return a record."""
     found = search(["DeltaNet"], workers)
-    return record(of_seeds([*chosen(found).values()], workers), found)
+    return content_of(of_seeds([*chosen(found).values()], workers), found)
 
 
 def spans(workers: int) -> dict[str, Any]:
     """Run feedback with different spans, and return a record."""
     found = search([BASE], workers)
-    job = chosen(found)[BASE]
-    return record(of_seeds([job | {"span": span} for span in SPANS], workers), found)
+    jobs = [chosen(found)[BASE] | {"span": span} for span in SPANS]
+    return content_of(of_seeds(jobs, workers), found)
 
 
 def changed(workers: int) -> dict[str, Any]:
@@ -193,10 +194,10 @@ def changed(workers: int) -> dict[str, Any]:
     found = search([BASE, "feedback"], workers)
     jobs = chosen(found)
     changes = [jobs[BASE] | {"layers": 1}, jobs[BASE] | {"ask": "prints"}]
-    return record(of_seeds([jobs["feedback"], *changes], workers), found)
+    return content_of(of_seeds([jobs["feedback"], *changes], workers), found)
 
 
-def record(runs: list[Result], found: list[list[Result]]) -> dict[str, Any]:
+def content_of(runs: list[Result], found: list[list[Result]]) -> dict[str, Any]:
     """Return the content of a record."""
     settings: dict[str, Any] = {"batch": BATCH, "tested": TESTED, "span": SPAN}
     settings |= {"statements": STATEMENTS} | settings_of_training()

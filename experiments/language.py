@@ -15,8 +15,8 @@ batches for the same seed. The parts:
 - controls-8, slow-8: the controls with 8 layers; the slow ones are sweeps, and keys
   and values per layer.
 
-Each model's learning rate for each depth and text is searched first, with half the
-steps and a seed of its own, on a part of the training text held out for that: three
+Each model's learning rate for each depth and text is searched first, with 1,000 steps
+and a seed of its own, on a part of the training text held out for that: three
 rates, and further ones while the best lies at an edge. Then come three seeds.
 
 Results are cached: run the same command again to continue after an interruption.
@@ -278,8 +278,8 @@ def clock(workers: int) -> dict[str, Any]:
     """
     jobs = [job_of(name, layers) for layers in CLOCK_DEPTHS for name in REFERENCES]
     found = search(jobs, workers)
-    # One at a time: neither shall slow the other down.
-    measuring = [{"layers": layers} for layers in CLOCK_DEPTHS]
+    # One at a time, so that neither slows the other down.
+    measuring = [{"layers": layers, "models": REFERENCES} for layers in CLOCK_DEPTHS]
     times = done_once("language-times", measuring, times_of, workers=1)
     jobs = [
         job_of(model, time["job"]["layers"], limit=limit, bfloat16=bfloat16, steps=n)

@@ -21,17 +21,17 @@ class Shape:
         vocab_size: the number of tokens.
         n_layers: the number of layers.
         d_model: the width.
-        n_heads: the number of heads, where there are heads.
         span: how many steps back fbt's models see.
         longest: the length of the longest sequence.
+        n_heads: the number of heads, where there are heads.
     """
 
     vocab_size: int
     n_layers: int
-    d_model: int = 64
+    d_model: int
+    span: int
+    longest: int
     n_heads: int = 4
-    span: int = 64
-    longest: int = 512
 
     @property
     def heads(self) -> dict[str, int]:
@@ -39,7 +39,7 @@ class Shape:
         return {"d_model": self.d_model, "n_heads": self.n_heads}
 
     @property
-    def layers(self) -> dict[str, int]:
+    def sizes(self) -> dict[str, int]:
         """The width, the number of heads and the number of layers."""
         return self.heads | {"n_layers": self.n_layers}
 
@@ -51,7 +51,7 @@ def feedback(**options: Any) -> Build:
     """Return what builds fbt's feedback model with some options."""
 
     def build(shape: Shape) -> nn.Module:
-        settings: dict[str, Any] = shape.layers | {"span": shape.span} | options
+        settings: dict[str, Any] = shape.sizes | {"span": shape.span} | options
         return fbt.LanguageModel(fbt.Config(shape.vocab_size, **settings))
 
     return build
@@ -63,7 +63,7 @@ def parallel(positions: str, loops: int = 1) -> Build:
         return feedback(variant="parallel")
     return lambda shape: Transformer(
         shape.vocab_size,
-        **shape.layers,
+        **shape.sizes,
         positions=positions,
         longest=shape.longest,
         loops=loops,
@@ -73,7 +73,7 @@ def parallel(positions: str, loops: int = 1) -> Build:
 def linear(writes: int) -> Build:
     """Return what builds a linear recurrence."""
     return lambda shape: LinearRecurrence(
-        shape.vocab_size, **shape.layers, writes=writes
+        shape.vocab_size, **shape.sizes, writes=writes
     )
 
 
@@ -89,7 +89,7 @@ def lstm_with_attention(shape: Shape) -> nn.Module:
 
 def block_recurrent(shape: Shape) -> nn.Module:
     """Build a block-recurrent transformer."""
-    return BlockRecurrent(shape.vocab_size, **shape.layers)
+    return BlockRecurrent(shape.vocab_size, **shape.sizes)
 
 
 def without_last_norm(build: Build) -> Build:

@@ -1,8 +1,9 @@
 """What experiments share: options, jobs that run once, and the records they write.
 
-A job is a dict of numbers and strings, and its result depends on nothing else. Each
-result is stored in a file of its own, so an interrupted experiment continues with the
-missing jobs, and a changed job is a new one.
+A job is a dict that says what is to be computed. Each result is stored in a file of
+its own, so an interrupted experiment continues with the missing jobs, and a changed
+job is a new one. A change of the code or of its constants is not noticed: delete the
+cached results then, whose folder is printed. Each one names the commit that it is of.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from fbt._files import cache_folder, write_file
 
 Job = dict[str, Any]
 Result = dict[str, Any]
+WRITTEN = ("fbt/measurements", "fbt/views/players", "fbt/weights")  # by experiments
 
 
 def options(about: str | None, quick: str) -> argparse.ArgumentParser:
@@ -79,7 +81,9 @@ def machine() -> dict[str, str | int]:
 
 
 def commit() -> str:
-    """Return the current commit, with a + if anything but records has changed.
+    """Return the current commit, with a + if there are changes.
+
+    What experiments write does not count.
 
     Outside a repository, the variable FBT_COMMIT gives the commit.
     """
@@ -90,9 +94,12 @@ def commit() -> str:
     done = subprocess.run(head, capture_output=True, text=True)
     if done.returncode:
         return "unknown"
-    but_records = [":/", ":(top,exclude)fbt/measurements"]
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *but_records])
-    return done.stdout.strip() + "+" * bool(changed.returncode)
+    sources = [":/", *(f":(top,exclude){folder}" for folder in WRITTEN)]
+    status = [*git, "status", "--porcelain", "--", *sources]
+    changes = subprocess.run(
+        status, capture_output=True, text=True, check=True
+    ).stdout
+    return done.stdout.strip() + "+" * bool(changes)
 
 
 def done_once(
@@ -100,9 +107,11 @@ def done_once(
 ) -> list[Result]:
     """Return the results of all jobs in order, and run those that are not cached.
 
+    If a job fails, those that are running are finished and stored first.
+
     Args:
         name: of the experiment, and of the cache folder for its results.
-        jobs: the jobs.
+        jobs: the jobs, all different.
         run: a module-level function that runs one job on one thread.
         workers: the number of processes that run jobs in parallel.
     """
@@ -112,20 +121,31 @@ def done_once(
     missing = {path: job for path, job in paths.items() if not path.exists()}
     plan = f"{len(paths)} jobs, {len(missing)} to run, in {folder}"
     print(f"{name}: {plan}", flush=True)
-    start = time.perf_counter()
+    start, origin = time.perf_counter(), commit()
     # Spawn, because a fork can hang once torch has started threads.
     with ProcessPoolExecutor(
         workers, get_context("spawn"), torch.set_num_threads, (1,)
     ) as pool:
-        running = {pool.submit(run, job): path for path, job in missing.items()}
-        for number, future in enumerate(as_completed(running), start=1):
-            path = running[future]
-            result = {"job": missing[path]} | future.result()
-            write_file(path, (json.dumps(result) + "\n").encode())
-            minutes = (time.perf_counter() - start) / 60
-            progress = f"[{number}/{len(missing)}, {minutes:.1f} min]"
-            print(progress, describe(result), flush=True)
+        running = [
+            pool.submit(stored, path, {"job": job, "commit": origin}, run)
+            for path, job in missing.items()
+        ]
+        try:
+            for number, future in enumerate(as_completed(running), start=1):
+                minutes = (time.perf_counter() - start) / 60
+                progress = f"[{number}/{len(missing)}, {minutes:.1f} min]"
+                print(progress, describe(future.result()), flush=True)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     return [json.loads(path.read_text()) for path in paths]
+
+
+def stored(path: Path, about: Result, run: Callable[[Job], Result]) -> Result:
+    """Run a job, and store its result with what is known about it."""
+    result = about | run(about["job"])
+    write_file(path, (json.dumps(result) + "\n").encode())
+    return result
 
 
 def done_anew(
@@ -172,6 +192,11 @@ def result_path(folder: Path, job: Job) -> Path:
     """Return the path of a job's result."""
     digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode())
     return folder / f"{digest.hexdigest()[:16]}.json"
+
+
+def folder_of(name: str, job: Job) -> Path:
+    """Return the folder for a job's other files, such as checkpoints."""
+    return result_path(cache_folder() / "experiments" / name, job).with_suffix("")
 
 
 def describe(result: Result) -> str:

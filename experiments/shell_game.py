@@ -9,6 +9,7 @@ Takes two minutes of CPU time. Writes the weights that `fbt.views.cups.Cups` sho
 `fbt/views/players/`, and the runs to `fbt/measurements/shell_game.json`.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,13 @@ from record import (
     arguments,
     done_anew,
     done_once,
-    result_path,
+    folder_of,
     write_record,
 )
 from training import update
 
 import fbt
-from fbt._files import cache_folder, write_file
+from fbt._files import write_file
 from fbt.pretrained import WEIGHTS_FILE
 from fbt.tasks import ShellGame
 from fbt.views.cups import CUPS, WORDS
@@ -44,7 +45,7 @@ WARMUP, DECAY = 10, 0.4  # updates; the last part of training
 TESTED = (1, 2, 4, 8, 16, 24, 48, 64)
 
 
-def train(job: Job) -> Result:
+def train(job: Job, name: str = "shell-game") -> Result:
     """Train a player, and store its weights beside the results."""
     torch.manual_seed(job["seed"])
     config = fbt.Config(
@@ -63,7 +64,7 @@ def train(job: Job) -> Result:
         for group in optimizer.param_groups:
             group["lr"] = factor * job["rate"]
         seconds += update(model, optimizer, *task.sample(games, length, generator))
-    model.eval().save_pretrained(folder_of(job))
+    model.eval().save_pretrained(folder_of(name, job))
     return {
         "summary": play(model),
         "parameters": model.num_parameters(),
@@ -95,23 +96,18 @@ def play(model: fbt.LanguageModel) -> dict[str, Any]:
     }
 
 
-def folder_of(job: Job) -> Path:
-    """Return the folder of a player's weights in the cache."""
-    folder = cache_folder() / "experiments" / "shell-game"
-    return result_path(folder, job).with_suffix("")
-
-
 def main() -> None:
     """Train the players, unless they are cached; write weights and record."""
     quick, workers = arguments(__doc__, quick="ten updates; writes nothing")
     jobs = [SETTINGS | player for player in PLAYERS.values()]
     if quick:
         quick_jobs = [job | {"updates": 10} for job in jobs]
-        done_anew("shell-game-quick", quick_jobs, train, workers)
+        name = "shell-game-quick"
+        done_anew(name, quick_jobs, partial(train, name=name), workers)
         return
     runs = done_once("shell-game", jobs, train, workers)
     for name, job in zip(PLAYERS, jobs, strict=True):
-        weights = (folder_of(job) / WEIGHTS_FILE).read_bytes()
+        weights = (folder_of("shell-game", job) / WEIGHTS_FILE).read_bytes()
         write_file(PACKAGE / "views" / "players" / f"{name}.safetensors", weights)
     write_record(RESULTS, {"tested": list(TESTED), "runs": runs})
 

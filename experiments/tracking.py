@@ -10,8 +10,9 @@ have their final length in half of all updates. Weights are those after the last
 Each model's learning rate for each task is searched first, with a seed and sequences
 of its own and half the updates: three rates, and further ones while the best lies at
 an edge. The best kind of positions for parallel transformers is found likewise, with
-four layers; other depths take over both. Then all models run with five seeds, and are
-tested on sequences of up to eight times the length.
+four layers; other depths take over both, and so does the one without its last norm.
+Then all models run with five seeds, and are tested on sequences of up to eight times
+the length.
 
 Results are cached: run the same command again to continue after an interruption.
 Writes a record for each task, such as `fbt/measurements/tracking_S3.json`. The shell

@@ -18,7 +18,7 @@ SOLVED = 0.95
 
 
 def generator_of(job: Job) -> torch.Generator:
-    """Return what draws a job's lessons: by its seed, and apart from the search's."""
+    """Return the generator of a job's lessons; searches have other seeds."""
     offset = 2_000_000 if job.get("tuning") else 1_000_000
     return torch.Generator().manual_seed(offset + job["seed"])
 
@@ -61,12 +61,13 @@ def train(
     """
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=DECAY)
     curve: list[tuple[int, float]] = []
+    looks = {round(updates * point / POINTS) for point in range(1, POINTS + 1)}
     seconds = 0.0
     for step, (inputs, labels) in enumerate(lessons, start=1):
         for group in optimizer.param_groups:
             group["lr"] = rate * share_of_rate(step / updates)
         seconds += update(model, optimizer, inputs, labels)
-        if step % (updates // POINTS) == 0:
+        if step in looks:
             curve.append((step, round(look(), 4)))
     solved = next((step for step, score in curve if score >= SOLVED), None)
     return {
@@ -101,13 +102,13 @@ def update(
     return time.process_time() - start
 
 
-def share_of_rate(time: float) -> float:
-    """Return the factor of the learning rate at a time in (0, 1]: up, level, down."""
-    return min(1.0, time / WARMUP, (1 + 1e-9 - time) / FALL)
+def share_of_rate(done: float) -> float:
+    """Return the factor of the rate, where `done` of (0, 1] is: up, level, down."""
+    return min(1.0, done / WARMUP, (1 + 1e-9 - done) / FALL)
 
 
 def accurate(result: Result) -> tuple[float, float]:
-    """Say how good a result is: accurate at the end, and if equal, soon so."""
+    """Return what orders results: the accuracy at the end, then that on the way."""
     return (
         round(result["summary"]["accuracy"], 2),
         mean(score for _, score in result["curve"]),
@@ -124,7 +125,8 @@ def searched(
 ) -> list[list[Result]]:
     """Search learning rates: return each job's results, one for each rate tried.
 
-    A search goes on while the best rate is the lowest or the highest one tried.
+    A search goes on while the best rate is the lowest or the highest one tried, but
+    not beyond `LOWEST` and `HIGHEST`.
 
     Args:
         name: of the experiment, as for `done_once`.
@@ -143,16 +145,16 @@ def searched(
         ]
         results = iter(done_once(name, trials, run, workers))
         found = [[next(results) for _ in own] for own in tried]
-        growing = False
+        unfinished = False
         for own, so_far in zip(tried, found, strict=True):
             rate = max(so_far, key=good)["job"]["rate"]
             if rate == max(own) and 2 * rate < HIGHEST:
                 own.append(2 * rate)
-                growing = True
+                unfinished = True
             if rate == min(own) and rate / 2 > LOWEST:
                 own.append(rate / 2)
-                growing = True
-        if not growing:
+                unfinished = True
+        if not unfinished:
             return found
 
 

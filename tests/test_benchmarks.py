@@ -3,6 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import contenders
 import gpu
@@ -362,12 +363,33 @@ def test_dry_run_measures_all_but_the_kernels(dry_run, tmp_path):
 def test_a_precision_is_set_for_the_products_and_ends(precision):
     before = torch.get_float32_matmul_precision()
     half = getattr(torch, precision) if "float16" in precision else None
-    with gpu.computing_in(precision, "cpu"):
+    with gpu.products_in(precision), gpu.autocast_to(precision, "cpu"):
         assert autocast_dtype("cpu") == half
         expected = "high" if precision == "TF32" else "highest"
         assert torch.get_float32_matmul_precision() == expected
     assert autocast_dtype("cpu") is None
     assert torch.get_float32_matmul_precision() == before
+
+
+def test_a_backward_pass_has_the_precision_of_its_forward_pass(monkeypatch):
+    seen = []
+
+    class Logged(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            seen.append(torch.get_float32_matmul_precision())
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            seen.append(torch.get_float32_matmul_precision())
+            return gradient
+
+    contender = SimpleNamespace(module=torch.nn.Identity(), run=Logged.apply)
+    monkeypatch.setattr(gpu, "build", lambda name, size: contender)
+    monkeypatch.setattr(gpu, "ROUNDS", 1)
+    gpu.measure(gpu.Job("step", "M", SMALL, YARDSTICK, precision="TF32"), "cpu")
+    assert seen == 4 * ["high"]
 
 
 def test_interrupted_measurements_continue(dry_run, monkeypatch, tmp_path):

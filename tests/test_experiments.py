@@ -241,6 +241,29 @@ def test_jobs_run_once_and_results_keep_their_order(tmp_path, monkeypatch, capsy
     assert "3 jobs, 0 to run" in capsys.readouterr().out
 
 
+def square_but_three(job: dict) -> dict:
+    """Run a job of the test below; one of them fails."""
+    if job["number"] == 3:
+        raise ValueError("three")
+    return square(job)
+
+
+def test_failing_job_costs_no_result_and_ends_the_rest(tmp_path, monkeypatch):
+    monkeypatch.setenv("FBT_CACHE", str(tmp_path / "cache"))
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    jobs = [{"number": number, "folder": str(seen)} for number in range(20)]
+    with pytest.raises(ValueError, match="three"):
+        record.done_once("squares", jobs, square_but_three, workers=1)
+    finished = {int(path.name.split("-")[0]) for path in seen.iterdir()}
+    assert {0, 1, 2} <= finished and len(finished) < 10
+    stored = list((tmp_path / "cache" / "experiments" / "squares").iterdir())
+    assert len(stored) == len(finished)
+    assert {json.loads(path.read_text())["commit"] for path in stored} == {
+        record.commit()
+    }
+
+
 def test_quick_jobs_are_not_cached(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FBT_CACHE", str(tmp_path))
     (tmp_path / "seen").mkdir()
