@@ -156,7 +156,7 @@ class LSTMWithAttention(nn.Module):
     def __init__(self, vocab_size: int, d_model: int, n_heads: int) -> None:
         super().__init__()
         self.token_embedding = nn.Embedding(vocab_size, d_model)
-        self.norm_in, self.norm_out = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.norm_in, self.norm = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
         self.lstm = nn.LSTM(d_model, d_model, batch_first=True)
         self.layer = Layer(Attention(d_model, n_heads, rotary=True), d_model, 1)
         self.head = nn.Linear(d_model, vocab_size)
@@ -165,4 +165,4 @@ class LSTMWithAttention(nn.Module):
         """Return logits [B, T, V] for tokens [B, T]."""
         x = self.token_embedding(tokens)
         x = x + self.lstm(self.norm_in(x))[0]
-        return self.head(self.norm_out(self.layer(x)))
+        return self.head(self.norm(self.layer(x)))

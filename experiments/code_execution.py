@@ -16,7 +16,7 @@ parts:
 - linear: DeltaNet.
 - spans: feedback that sees 64 tokens back, and 192 as in the other parts.
 - changed: feedback with its last norm, with one layer, and trained at prints alone,
-  as in the paper.
+  as in the paper; the LSTM below attention without its last norm.
 
 Learning rates are searched first, with a seed and programs of their own, which have
 at most 15 statements; so are the positions of the parallel transformer. The search of
@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models import LAST_NORM, PARALLEL, Shape, build
+from models import HYBRID, LAST_NORM, PARALLEL, Shape, build
 from record import Job, Result, choose, done_anew, done_once, options, write_parts
 from torch import Tensor, nn
 from training import (
@@ -68,6 +68,7 @@ PLACED = [name for name in PARALLEL if "none" not in name]  # with positions
 COMPARED = [*PLACED, BASE, "LSTM and attention", "LSTM"]
 LAYERS = dict.fromkeys(PLACED, 4)
 LAYERS |= {BASE: 2, "LSTM and attention": 1, "LSTM": 2, "DeltaNet": 2, "feedback": 2}
+LAYERS |= {HYBRID: 1}
 
 
 def build_model(job: Job) -> nn.Module:
@@ -190,10 +191,11 @@ def spans(workers: int) -> dict[str, Any]:
 
 
 def changed(workers: int) -> dict[str, Any]:
-    """Change the feedback model in three ways, and return a record."""
-    found = search([BASE, "feedback"], workers)
+    """Change two of the compared models, and return a record."""
+    found = search([BASE, "feedback", HYBRID], workers)
     jobs = chosen(found)
-    changes = [jobs[BASE] | {"layers": 1}, jobs[BASE] | {"ask": "prints"}]
+    changes = [jobs[HYBRID], jobs[BASE] | {"layers": 1}]
+    changes.append(jobs[BASE] | {"ask": "prints"})
     return content_of(of_seeds([jobs["feedback"], *changes], workers), found)
 
 

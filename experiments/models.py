@@ -158,6 +158,7 @@ MODELS: dict[str, Build] = {
     **PARALLEL,
 }
 LAST_NORM = ", no last norm"
+HYBRID = "LSTM and attention" + LAST_NORM
 
 
 def build(name: str, shape: Shape) -> nn.Module:

@@ -1,6 +1,7 @@
 """State tracking: feedback beside recurrences and transformers, on equal terms.
 
     .venv/bin/python experiments/tracking.py [--quick] [--workers N] [--tasks S3 A5]
+    .venv/bin/python experiments/tracking.py --hybrid
     .venv/bin/python experiments/tracking.py --times
 
 For a task every model sees the same lessons: as many updates, 1,024 tokens in each
@@ -16,8 +17,10 @@ the length.
 
 Results are cached: run the same command again to continue after an interruption.
 Writes a record for each task, such as `fbt/measurements/tracking_S3.json`. The shell
-game's also has ablations. The seconds in them are of a machine that may have been
-busy; `--times` measures updates in turns and writes `tracking_times.json`.
+game's also has ablations. `--hybrid` takes the last norm from the LSTM below
+attention, too, on all but the longest tasks, and writes `tracking_hybrid.json`. The
+seconds in records are of a machine that may have been busy; `--times` measures
+updates in turns and writes `tracking_times.json`.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,6 +31,7 @@ from typing import Any
 
 import torch
 from models import (
+    HYBRID,
     LAST_NORM,
     PARALLEL,
     FixedSizes,
@@ -214,11 +218,16 @@ def job_of(task: str, model: str, layers: int, **more: Any) -> Job:
     return job | {"updates": UPDATES[task], "seed": 0} | more
 
 
+def search_job(task: str, model: str, layers: int) -> Job:
+    """Return a job without a rate, to search it for a task."""
+    half = {"tuning": True, "updates": UPDATES[task] // 2, "seed": 100}
+    return job_of(task, model, layers, **half)
+
+
 def search_jobs(task: str) -> list[Job]:
     """Return a job without a rate for each model that is tuned for a task."""
-    half = {"tuning": True, "updates": UPDATES[task] // 2, "seed": 100}
     return [
-        job_of(task, name, layers, **half)
+        search_job(task, name, layers)
         for name, layers in LAYERS.items()
         if task not in LONG or name in FEW
     ]
@@ -240,6 +249,17 @@ def main_jobs(task: str, best: dict[str, Result]) -> list[Job]:
     return [job | {"seed": seed} for job in jobs for seed in range(SEEDS)]
 
 
+def hybrid(workers: int) -> dict[str, Any]:
+    """Return the record of the LSTM below attention without its last norm."""
+    trials = [search_job(task, HYBRID, 1) for task in TASKS if task not in LONG]
+    found = searched("tracking", trials, run, workers)
+    jobs = [best_of(own)["job"] for own in found]
+    jobs = [job_of(job["task"], HYBRID, 1, rate=job["rate"]) for job in jobs]
+    seeds = [job | {"seed": seed} for job in jobs for seed in range(SEEDS)]
+    runs = done_once("tracking", seeds, run, workers)
+    return content_of(runs) | {"search": shown(found)}
+
+
 def changed(task: str, layers: int, rate: float, change: str) -> Job:
     """Return a job for the base with a change."""
     return job_of(task, BASE, layers, rate=rate, change=change)
@@ -254,6 +274,13 @@ def ablation_jobs(rate: float) -> list[Job]:
     jobs = [job_of("cups", BASE, n, rate=rate) for n in (1, 2)]
     jobs += [changed("cups", n, rate, name) for name, n in layers.items()]
     return [job | {"seed": seed} for job in jobs for seed in range(SEEDS)]
+
+
+def content_of(runs: list[Result]) -> dict[str, Any]:
+    """Return what each record has: settings, the table and the runs."""
+    settings: dict[str, Any] = {"tokens": TOKENS, "tested": TESTED, "span": SPAN}
+    settings |= SHAPE | settings_of_training()
+    return {"settings": settings, "table": table(runs), "runs": runs}
 
 
 def table(results: list[Result]) -> list[dict[str, Any]]:
@@ -328,12 +355,16 @@ def main() -> None:
     parser.add_argument(
         "--times", action="store_true", help="only time updates, on an idle machine"
     )
+    parser.add_argument(
+        "--hybrid", action="store_true", help="only an LSTM below attention, no norm"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)  # the record states this number
     fbt.build_native()
     if args.quick:
         jobs = [
-            job_of("S3", *model, rate=1e-3, updates=32) for model in LAYERS.items()
+            job_of("S3", *model, rate=1e-3, updates=32)
+            for model in (LAYERS | {HYBRID: 1}).items()
         ]
         jobs += [changed("S3", 1, 1e-3, name) | {"updates": 32} for name in CHANGES]
         done_anew("tracking-quick", jobs, run, args.workers)
@@ -341,13 +372,14 @@ def main() -> None:
     if args.times:
         write_record(RESULTS / "tracking_times.json", {"table": times()})
         return
+    if args.hybrid:
+        write_record(RESULTS / "tracking_hybrid.json", hybrid(args.workers))
+        return
     for task in args.tasks:
         found = searched("tracking", search_jobs(task), run, args.workers)
         best = best_by_model(found)
         runs = done_once("tracking", main_jobs(task, best), run, args.workers)
-        content: dict[str, Any] = {"tokens": TOKENS, "tested": TESTED, "span": SPAN}
-        content |= SHAPE | settings_of_training()
-        content = {"settings": content, "table": table(runs), "runs": runs}
+        content = content_of(runs)
         if task == "cups":
             jobs = ablation_jobs(best[BASE]["job"]["rate"])
             runs = done_once("tracking", jobs, run, args.workers)
