@@ -445,6 +445,22 @@ def decoding() -> bool:
 
 
 @quoted(
+    SIX,
+    "On two threads, 512 wide and for a single sequence, it is no faster than the "
+    "parallel model, and the compiled one writes a fifth more than it",
+)
+def decoding_on_two_threads() -> bool:
+    wanted = {"what": "decode", "d": 512, "B": 1, "threads": 2}
+    cost = {
+        row["name"]: row["ratio"]
+        for row in record("decoding")["rows"]
+        if row.items() >= wanted.items()
+    }
+    gain = cost["decoder"] / cost["parallel (SDPA), compiled"]
+    return 0.95 < cost["decoder"] < 1.05 and round(gain, 1) == 1.2
+
+
+@quoted(
     SEVEN,
     "3,600 updates with 32 fresh programs each",
     "in 2,000 updates on programs of at most 15 statements",
@@ -723,7 +739,7 @@ def long_texts() -> bool:
     )
 
 
-@quoted(SIX, "More than half of the peak memory can go as well")
+@quoted(SIX, "About half of the peak memory can go as well")
 def recomputing_saves_memory() -> bool:
     rows = record("memory")["rows"]
     memory = {(row["label"], row["name"]): row.get("memory_mb") for row in rows}
@@ -732,7 +748,7 @@ def recomputing_saves_memory() -> bool:
         for size in ("M", "L")
         for name in ("sequence", "native")
     ]
-    return max(shares) < 0.53 and mean(shares) < 0.5
+    return min(shares) > 0.4 and max(shares) < 0.55
 
 
 @quoted(SIX, "in the record a step takes 11 to 41 % longer")
