@@ -246,6 +246,11 @@ def main_jobs(task: str, best: dict[str, Result]) -> list[Job]:
         changes = list(CHANGES)[:EVERYWHERE]
         jobs += [changed(task, 1, rates[BASE], name) for name in changes]
         jobs.append(job_of(task, kind + LAST_NORM, DEPTH, rate=rates[kind]))
+    return with_seeds(jobs)
+
+
+def with_seeds(jobs: list[Job]) -> list[Job]:
+    """Return each job with all seeds."""
     return [job | {"seed": seed} for job in jobs for seed in range(SEEDS)]
 
 
@@ -255,8 +260,7 @@ def hybrid(workers: int) -> dict[str, Any]:
     found = searched("tracking", trials, run, workers)
     jobs = [best_of(own)["job"] for own in found]
     jobs = [job_of(job["task"], HYBRID, 1, rate=job["rate"]) for job in jobs]
-    seeds = [job | {"seed": seed} for job in jobs for seed in range(SEEDS)]
-    runs = done_once("tracking", seeds, run, workers)
+    runs = done_once("tracking", with_seeds(jobs), run, workers)
     return content_of(runs) | {"search": shown(found)}
 
 
@@ -273,7 +277,7 @@ def ablation_jobs(rate: float) -> list[Job]:
     layers = dict.fromkeys(CHANGES, 1) | {PER_LAYER: 2}
     jobs = [job_of("cups", BASE, n, rate=rate) for n in (1, 2)]
     jobs += [changed("cups", n, rate, name) for name, n in layers.items()]
-    return [job | {"seed": seed} for job in jobs for seed in range(SEEDS)]
+    return with_seeds(jobs)
 
 
 def content_of(runs: list[Result]) -> dict[str, Any]:
