@@ -202,7 +202,7 @@ def test_models_play_what_the_package_computes(window, view, is_new):
     projection = torch.tensor(map_of(model)[0])
     points = read_memory(model, tokens)[0] @ projection[:-1] + projection[-1]
     for (*_, point), (x, y) in zip(steps, points.tolist(), strict=True):
-        assert point == pytest.approx([100 * x, -100 * y], abs=0.5)
+        assert point == pytest.approx([100 * x, -100 * y], abs=0.06)
     assert "Right so far: feedback after 24, parallel after " in words_of(view)
     assert not window.complaints
 

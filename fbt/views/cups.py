@@ -188,7 +188,10 @@ def map_of(model: LanguageModel) -> tuple[list[list[float]], list[Any]]:
     memory = torch.cat([memory, torch.ones(len(memory), 1).double()], dim=1)
     angles = 2 * math.pi * torch.arange(CUPS).double() / CUPS
     corners = torch.stack([angles.sin(), angles.cos()], dim=1)  # place 1 at the top
-    found = torch.linalg.lstsq(memory, corners[places.flatten()]).solution
+    # The norm fixes the sum of a memory. This direction, which is only noise, has no
+    # weight; else it would have large ones, which cancel badly in float32.
+    wanted = corners[places.flatten()]
+    found = torch.linalg.lstsq(memory, wanted, rcond=1e-5, driver="gelsd").solution
     points = memory @ found
     clouds = [points[places.flatten() == place][:POINTS] for place in range(CUPS)]
     return (
