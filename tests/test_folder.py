@@ -102,6 +102,20 @@ def test_second_process_is_refused_in_one_line(
     assert files(folder) == before
 
 
+def test_folder_is_not_read_while_another_process_writes(
+    data: Path, folder: Path, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(Interrupt, "requested", True)
+    small_run(data, folder=folder)
+    for path in files(folder):
+        (folder / path).write_bytes(b"half")
+    with RunFolder(folder).locked():
+        with pytest.raises(BlockingIOError, match="another process is training"):
+            resume(folder)
+        with pytest.raises(BlockingIOError, match="another process is training"):
+            small_run(data, folder=folder, resume=True)
+
+
 @pytest.mark.parametrize("begun", [False, True])
 def test_run_that_ended_just_before_locking_is_kept(
     begun: bool, folder: Path, monkeypatch: Patch

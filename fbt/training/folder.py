@@ -93,6 +93,22 @@ class RunFolder:
         finally:
             self._release()
 
+    def check_unlocked(self) -> None:
+        """Check that no process trains into the folder, before its files are read.
+
+        The processes of one run may check it at the same time.
+
+        Raises:
+            BlockingIOError: if another process has locked the folder.
+        """
+        if sys.platform == "win32" or not self.path.is_dir():
+            return
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            self._flock(descriptor, fcntl.LOCK_SH)
+        finally:
+            os.close(descriptor)  # which unlocks it
+
     def check(self) -> None:
         """Check that the folder has not moved and still holds this run.
 
@@ -224,14 +240,19 @@ class RunFolder:
             ) from error
 
     def _lock(self) -> None:
-        if sys.platform == "win32" or self._descriptor is None:
+        if sys.platform != "win32" and self._descriptor is not None:
+            self._flock(self._descriptor, fcntl.LOCK_EX)
+
+    def _flock(self, descriptor: int, kind: int) -> None:
+        """Lock the open folder if the file system has locks."""
+        if sys.platform == "win32":
             return
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError as error:
             reason = "another process is training into this folder"
             locked = BlockingIOError(error.errno, reason, str(self.path))
-            locked.add_note(_unlock_advice(_lock_owners(self._descriptor)))
+            locked.add_note(_unlock_advice(_lock_owners(descriptor)))
             raise locked from error
         except OSError:
             pass  # a file system without locks

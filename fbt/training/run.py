@@ -176,6 +176,8 @@ def train(
             f"{folder} contains weights, which a new run would replace: choose "
             "another folder"
         )
+    if has_run and run_folder is not None:
+        run_folder.check_unlocked()
     with join_processes(device) as processes:
         origin = None if init_from is None else "a model"
         if isinstance(init_from, str | Path):
@@ -260,6 +262,7 @@ def resume(
     check_instance("folder", folder, str, Path)
     _check_arguments(text, tokens, folder, device, callback, progress, log)
     run_folder = RunFolder(Path(folder))
+    run_folder.check_unlocked()
     checkpoint = Checkpoint.load(run_folder.path)
     settings = checkpoint.settings
     if steps is not None:
