@@ -720,8 +720,9 @@ class LanguageModel(nn.Module):
             A new model on the same device and in the same dtype, in training mode.
 
         Raises:
-            ValueError: if `parallel` is not a parallel model, `variant` is not a
-                feedback variant, or another field is changed.
+            TypeError: if `parallel` is not a `LanguageModel`.
+            ValueError: if its variant is not "parallel", `variant` is not a feedback
+                variant, or another field is changed.
         """
         check_instance("parallel", parallel, cls)
         config = config_from_parallel(parallel.config, variant, **changes)

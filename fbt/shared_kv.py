@@ -19,6 +19,9 @@ from fbt.state import State
 class SharedKVBody(FeedbackBody):
     """A `FeedbackBody` with one cache of keys and values, which all layers share.
 
+    Args:
+        config: sizes and options, as of a `FeedbackBody`.
+
     Attributes:
         recompute: whether the backends "sequence", "native" and "triton" store only
             the layers' outputs, keys and values, and recompute the rest in backward.
@@ -54,6 +57,11 @@ class SharedKVBody(FeedbackBody):
         `torch.jit.trace` and `torch.export`, and for a single step with gradients.
         Attention weights are always computed by the loop. `torch.compile` breaks its
         graph around "auto" and the faster backends, which it cannot speed up.
+
+        Raises:
+            TypeError, ValueError: as `FeedbackBody.forward`; also if a backend does
+                not support the device or the dtype of x.
+            RuntimeError: if "native" is chosen but not built.
         """
         check_choice("backend", backend, ("auto", *self.backends))
         backend = self._traceable(backend)

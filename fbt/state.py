@@ -130,10 +130,17 @@ class State:
         return State(cleared.keys, cleared.values, filled)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "State":
-        """Return a state with a function applied to each tensor [B, H, J, D].
+        """Return a state with a function applied to each tensor.
 
-        The function must keep the shape if sequences began at different steps, and so
-        `filled` is not None.
+        Args:
+            function: from a tensor [B, H, J, D] to a tensor, of the same shape if
+                sequences began at different steps (`filled` is not None).
+
+        Returns:
+            A new state; this one is not changed.
+
+        Raises:
+            TypeError: if `function` cannot be called.
         """
         check_callable("function", function)
         return State(

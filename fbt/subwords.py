@@ -45,6 +45,7 @@ class SubwordTokenizer:
         """Return the tokenizer of a JSON text, such as a file `tokenizer.json`.
 
         Raises:
+            TypeError: if `text` is not a str.
             ImportError: if the library is not installed.
             ValueError: if the text is not that of a tokenizer.
         """

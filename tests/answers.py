@@ -232,7 +232,7 @@ def sweep(model, x, memories):
     outputs = [x]
     for layer in model.layers:
         outputs.append(all_steps(layer, outputs[-1], model.norm(memories)))
-    shares = torch.softmax(model.logits, dim=0)
+    shares = torch.softmax(model.layer_logits, dim=0)
     return outputs[-1], torch.stack(outputs, dim=-1) @ shares
 """
         ],

@@ -689,7 +689,7 @@ def positions_are_worth_more() -> bool:
 
 @quoted(
     FIVE,
-    "to 1.7 nats in about a seventh less time",
+    "1.7 nats in about a seventh less time",
     "with no fewer characters and ends two hundredths of a nat higher",
 )
 def shortcuts() -> bool:

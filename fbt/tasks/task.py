@@ -177,7 +177,12 @@ class Task(ABC):
     def stream(
         self, batch: int, length: int, seed: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Draw batches endlessly, the same ones for the same seed; see `sample`."""
+        """Draw batches endlessly, the same ones for the same seed; see `sample`.
+
+        Raises:
+            TypeError, ValueError: if an argument has another type, or if `batch` or
+                `length` is not positive or `seed` is not in [0, 2^62].
+        """
         check_int("batch", batch, low=1)
         check_int("length", length, low=1)
         check_int("seed", seed, low=0, high=2**62)

@@ -19,15 +19,15 @@ class Recipe:
         batch_size: sequences per step.
         seq_len: tokens per sequence, T.
         lr: peak learning rate of AdamW.
-        min_lr_ratio: final learning rate as a fraction of `lr`.
+        min_lr_ratio: final learning rate as a fraction of `lr`, in [0, 1].
         warmup: steps of linear warm-up.
         weight_decay: weight decay of the matrices of linear layers; other weights do
             not decay.
-        beta2: decay rate of AdamW's squared gradients; beta1 is 0.9.
+        beta2: decay rate of AdamW's squared gradients, in [0, 1); beta1 is 0.9.
         clip: largest norm of the gradient; 0 disables clipping.
-        curriculum: length of the first sequences, which doubles up to `seq_len` over
-            the first half of the steps, with about as many tokens per step; 0
-            disables it.
+        curriculum: length of the first sequences, at most `seq_len`. It doubles up to
+            `seq_len` over the first half of the steps, with about as many tokens per
+            step; 0 disables it.
         carry: read the text in order, and carry the detached memory from block to
             block.
         eval_every: steps between evaluations.
@@ -38,8 +38,8 @@ class Recipe:
         checkpoint_every: steps between checkpoints.
         seed: seed of initial weights, batches and dropout.
         backend: how the body is computed, "auto", "reference", "stack" (feedback and
-            shared-kv), "sequence" or "native" (both shared-kv). "auto" is resolved
-            once, when the run begins; a resumed run keeps its backend.
+            shared-kv), "sequence", "native" or "triton" (shared-kv only). "auto" is
+            resolved once, when the run begins; a resumed run keeps its backend.
         recompute: store less for the backward pass, and recompute the rest; for
             shared-kv with the backends "auto", "sequence", "native" and "triton".
 
@@ -93,8 +93,8 @@ class Recipe:
         check_choice("backend", self.backend, get_args(Backend))
         if self.recompute and self.backend in ("reference", "stack"):
             raise ValueError(
-                "recompute needs backend 'auto', 'sequence' or 'native', got "
-                f"{self.backend!r}"
+                "recompute needs backend 'auto', 'sequence', 'native' or 'triton', "
+                f"got {self.backend!r}"
             )
         if self.carry and self.curriculum:
             got = self.curriculum

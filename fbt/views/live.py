@@ -33,9 +33,8 @@ class LiveModel(View):
     lets the model write on, and selects a character to see what was expected next,
     what every layer and head read, what the memory is made of and, for the kinds of
     models that the page can differentiate, how far back the prediction's gradient
-    reaches. There is no kernel
-    and no network: the weights are in the page, rounded to bytes (see
-    `fbt.views.packing`).
+    reaches. There is no kernel and no network: the weights are in the page, rounded
+    to bytes (see `fbt.views.packing`).
 
     In the book, a page names the folder of the weights instead of carrying them. The
     environment variable `FBT_LIVE_WEIGHTS` gives this folder.
