@@ -126,17 +126,21 @@ FADING = (("scalar SSM", 2), ("block-recurrent", 2))
     SEVEN,
     "On S3 feedback, the LSTM, the LSTM below attention, and DeltaProduct. DeltaNet "
     "does not",
-    "stay near a fifth on S3, where guessing gets a sixth, and more layers hardly "
-    "help",
-    "So do a memory that only fades, and one that is handed on every 16 steps",
+    "get a fifth to a quarter of S3 right, mostly the first three steps, where "
+    "guessing gets a sixth. More layers hardly help",
+    "A memory that only fades gets a fifth, too, and so does one that is handed on "
+    "every 16 steps",
 )
 def who_learns_s3() -> bool:
-    guesses = [row("S3", *model) for model in (*CARRY_NOTHING, *FADING)]
-    guesses.append(row("S3", BARE, change="memory: embedding"))
+    nothing = [row("S3", *model) for model in CARRY_NOTHING]
+    nothing.append(row("S3", BARE, change="memory: embedding"))
+    fading = [row("S3", *model) for model in FADING]
     return (
         [learned(row("S3", model)) for model in TRACKERS] == [4, 5, 5, 5, 5]
         and right(row("S3", "DeltaNet")) < 0.4
-        and all(0.19 < right(found) < 0.27 for found in guesses)
+        and all(0.2 < right(found) < 0.26 for found in nothing)
+        and max(test["to"] for r in nothing for test in r["median"].values()) == 3
+        and all(0.2 < right(found) < 0.22 for found in fading)
     )
 
 
@@ -163,10 +167,10 @@ def absolute_positions_do_best_on_parity() -> bool:
 
 
 def reach(runs: list[dict[str, Any]], model: str, change: str = "") -> list[int]:
-    """Return how far each seed of a model of one layer holds."""
+    """Return how far each seed of a model of one layer holds in the longest test."""
     wanted = (model, change, 1)
     return [
-        max(test["to"] for test in run["tests"].values())
+        list(run["tests"].values())[-1]["to"]
         for run in runs
         if (run["job"]["model"], run["job"].get("change", ""), run["job"]["layers"])
         == wanted
@@ -175,25 +179,27 @@ def reach(runs: list[dict[str, Any]], model: str, change: str = "") -> list[int]
 
 @quoted(
     SEVEN,
-    "has S3 and the shell game right to the end of 512 steps in every seed, and so "
-    "has feedback without its last norm",
-    "The LSTM below attention goes wrong before that in most seeds, without its last "
-    "norm in half of them, and DeltaProduct in nearly all",
+    "On S3 and the shell game the LSTM holds for 512 steps in every seed, and so "
+    "does feedback without its last norm, which makes no mistake at all",
+    "The LSTM below attention breaks off before that in eight runs of ten, without "
+    "its last norm in five of ten, and DeltaProduct in all ten",
 )
 def how_far_it_holds() -> bool:
-    runs = [record(f"tracking_{task}")["runs"] for task in ("S3", "cups")]
-    whole = [reach(r, model) == [512] * 5 for r in runs for model in ("LSTM", BARE)]
-    short = [
-        [sum(n < 512 for n in reach(r, model)) for r in runs]
-        for model in ("LSTM and attention", "DeltaProduct")
-    ]
-    hybrid = [
+    runs = [
         run
-        for run in record("tracking_hybrid")["runs"]
+        for name in ("tracking_S3", "tracking_cups", "tracking_hybrid")
+        for run in record(name)["runs"]
         if run["job"]["task"] in ("S3", "cups")
     ]
-    half = sum(n < 512 for n in reach(hybrid, "LSTM and attention, no last norm"))
-    return all(whole) and min(map(min, short)) >= 4 and half == 5
+    hybrid = "LSTM and attention"
+    models = ("LSTM", BARE, hybrid, hybrid + ", no last norm", "DeltaProduct")
+    held = [reach(runs, model) for model in models]
+    whole = [row(task, BARE)["worst"]["512"] for task in ("S3", "cups")]
+    return (
+        [len(found) for found in held] == [10] * 5
+        and [sum(n < 512 for n in found) for found in held] == [0, 0, 8, 5, 10]
+        and all(test["mean"] == 1 for test in whole)
+    )
 
 
 @quoted(
@@ -257,25 +263,61 @@ def the_last_norm() -> bool:
 
 @quoted(
     SEVEN,
-    "Whatever squeezes 32 symbols into a state of fixed size gets less than half of "
-    "them right. Feedback and the parallel models look them up",
-    "Beyond the trained length nobody copies",
-    "In these lessons only feedback without its last norm does both",
-    "only one of its five seeds copies, and without its last norm two",
+    "The LSTM and the three linear recurrences, which have to squeeze 32 symbols "
+    "into a state of fixed size, learn to copy less than half of them. Feedback and "
+    "the parallel models look them up, and so does the block-recurrent model in "
+    "four seeds of five",
+    "Of twice as many symbols feedback copies half, mainly the last ones; of more "
+    "symbols nobody copies much",
 )
 def copying() -> bool:
     squeezed = [row("copy", m) for m in ("LSTM", "DeltaNet", "DeltaProduct")]
     squeezed.append(row("copy", "scalar SSM", 2))
     looking = [row("copy", m) for m in ("feedback", BARE)]
     parallel = [row("copy", "parallel", layers) for layers in (1, 4, 8)]
-    table = record("tracking_copy")["table"]
+    twice = [r["median"]["64"] for r in looking]
+    longer = [
+        r["median"][length]["mean"]
+        for r in record("tracking_copy")["table"]
+        for length in ("128", "256")
+    ]
     return (
         max(map(right, squeezed)) < 0.5
         and all(learned(r) == 5 for r in looking)
         and all(learned(r) >= 4 for r in parallel)
-        and max(right(r, times=8) for r in table) < 0.2
-        and learned(row("copy", "LSTM and attention")) == 1
-        and [learned(r) for r in record("tracking_hybrid")["table"]] == [5, 5, 2, 5]
+        and learned(row("copy", "block-recurrent", 2)) == 4
+        and all(0.5 < test["mean"] < 0.6 and test["last"] > 0.99 for test in twice)
+        and max(longer) < 0.2
+    )
+
+
+@quoted(
+    SEVEN,
+    "does both in nearly every run**: in 19 of 20 over the four tasks, and in all 20 "
+    "with the top layer alone in the memory",
+    "It learns all three states in every seed, but copies in one seed of five, and "
+    "without its last norm in two. Its search run did copy",
+)
+def who_does_both() -> bool:
+    tasks, hybrid = ("parity", "S3", "cups", "copy"), "LSTM and attention"
+    seeds = [
+        [learned(row(task, model, change=change)) for task in tasks]
+        for model, change in ((BARE, ""), (BARE, "memory: top"), (hybrid, ""))
+    ]
+    bare = {r["task"]: learned(r) for r in record("tracking_hybrid")["table"]}
+    search = [
+        max(
+            run["summary"]["accuracy"]
+            for run in record(name)["search"]
+            if run["job"]["task"] == "copy" and run["job"]["model"].startswith(hybrid)
+        )
+        for name in ("tracking_copy", "tracking_hybrid")
+    ]
+    return (
+        [sum(found) for found in seeds[:2]] == [19, 20]
+        and seeds[2] == [5, 5, 5, 1]
+        and [bare[task] for task in tasks] == [5, 5, 5, 2]
+        and min(search) > 0.99
     )
 
 
@@ -392,25 +434,27 @@ def no_curriculum() -> bool:
 @quoted(DIFFERENCES, "in most seeds it is lost after 100 to 200")
 def key_biases_from_zero() -> bool:
     flat = "key biases from zero"
-    return solved(flat) == 5 and sum(100 < n < 200 for n in holds(flat)) == 4
+    return solved(flat) == 5 and sum(100 <= n < 200 for n in holds(flat)) == 4
 
 
 @quoted(
     SEVEN,
-    "With it, no seed learns the game",
-    "so that their size is 1 on average, and no seed learns it. Make them four times "
-    "as large, and all do",
+    "With it, no seed learns the game in these 1,200 updates",
+    "so that their root mean square is 1, and no seed learns it. Make them four "
+    "times as long, and all do",
     "With a norm, times 4, three seeds in five learn the game, and one holds to the "
     "end",
     "two learn it and both hold; the other three get at least nine answers in ten "
     "right",
-    "what would change their sizes: no seed learns it",
+    "what would change their lengths: no seed learns it",
 )
 def what_the_last_norm_does() -> bool:
     per_step = "last norm, a scale per step"
     none = ("last norm", "one scale for all", "sizes not trained")
+    updates = {run["job"]["updates"] for run in ablated("last norm")}
     return (
-        not any(map(solved, none))
+        updates == {1200}
+        and not any(map(solved, none))
         and solved("one scale for all, times 4") == 5
         and solved("last norm, times 4") == 3
         and holds("last norm, times 4").count(512) == 1
@@ -461,54 +505,62 @@ def decoding_on_two_threads() -> bool:
     SEVEN,
     "3,600 updates with 32 fresh programs each",
     "in 2,000 updates on programs of at most 15 statements",
-    "All three seeds get 99 % or more of the prints right, and 97 % or more in "
+    "All three seeds get 99 % or more of the prints right, and 96 % or more in "
     "programs twice as long as any in training. At four times the length they "
     "differ, from 63 to 96 %. The LSTM stays at about a third, and so does the "
-    "parallel transformer, twice as deep; an LSTM below attention, with its last "
-    "norm or without, comes near half of the prints in one seed of three, which was "
-    "still rising",
+    "parallel transformer, twice as deep: it is right at the beginning of a "
+    "program, and later in about a quarter of the prints, where guessing gets a "
+    "tenth. An LSTM below attention comes near half of the prints in one seed of "
+    "three, with its last norm or without; with it that seed was still rising",
 )
 def programs() -> bool:
     settings = record("code_execution")["settings"]
     parts = tuple("code_execution" + part for part in ("", "_parallel", "_hybrid"))
     runs = [run for part in parts for run in record(part)["runs"]]
 
+    def own(model: str) -> list[dict[str, Any]]:
+        found = [run for run in runs if run["job"]["model"] == model]
+        assert len(found) == 3
+        return found
+
     def rights(model: str, length: int) -> list[float]:
-        tests = [run["tests"] for run in runs if run["job"]["model"] == model]
-        return sorted(round(test[str(length)]["prints"], 2) for test in tests)
+        return sorted(run["tests"][str(length)]["prints"] for run in own(model))
 
     hybrids = ("LSTM and attention", "LSTM and attention, no last norm")
-
-    def rises(model: str) -> bool:
-        """Return whether the best of three seeds rises at the end, to near half."""
-        own = [run for run in runs if run["job"]["model"] == model]
-        best = max(own, key=lambda run: run["tests"]["30"]["prints"])
-        ends = [share for _, share in best["curve"]][-4:]
-        return len(own) == 3 and sum(ends[:2]) < sum(ends[2:]) < 1.1
+    best = max(own(hybrids[0]), key=lambda run: run["tests"]["30"]["prints"])
+    ends = [share for _, share in best["curve"]][-4:]
+    tenths = [run["tests"]["30"]["tenths"] for run in own("parallel, relative")]
+    late = [mean(test[2:]) for test in tenths]
+    generator = torch.Generator().manual_seed(0)
+    _, labels = CodeExecution().sample(1000, 30, generator)
+    frequent = labels[labels >= 0].bincount().max() / (labels >= 0).sum()
 
     return (
         {run["job"]["updates"] for run in runs} == {3600}
         and settings["batch"] == 32
         and min(rights(BARE, 30)) >= 0.99
-        and min(rights(BARE, 60)) >= 0.97
-        and [rights(BARE, 120)[0], rights(BARE, 120)[-1]] == [0.63, 0.96]
+        and min(rights(BARE, 60)) >= 0.96
+        and [round(share, 2) for share in rights(BARE, 120)[::2]] == [0.63, 0.96]
         and all(
             0.3 < share < 0.4
             for model in ("LSTM", "parallel, relative")
             for share in rights(model, 30)
         )
-        and len(rights("parallel, relative", 30)) == 3
-        and [rights(model, 30)[1:] for model in hybrids]
+        and min(test[0] for test in tenths) > 0.9
+        and all(0.25 < share < 0.3 for share in late)
+        and round(frequent.item(), 1) == 0.1
+        and [[round(share, 2) for share in rights(m, 30)[1:]] for m in hybrids]
         == [[0.38, 0.49], [0.36, 0.47]]
-        and all(map(rises, hybrids))
+        and ends == sorted(ends)
     )
 
 
 @quoted(
     SEVEN,
     "One seed also collapses, to guessing, after some 60 statements",
-    "they get 98 or 99 % of the prints right in programs of 60 statements, and 82 to "
-    "95 % in those of 120",
+    "they get 98 or 99 % of the prints right in programs of 60 statements, and 82 "
+    "to 95 % in those of 120. But the one that falls furthest, to 46 % at the end, "
+    "began with the same seed as the one that collapses",
 )
 def long_programs() -> bool:
     def tests(span: int, length: str) -> list[dict[str, Any]]:
@@ -516,7 +568,9 @@ def long_programs() -> bool:
         return [r["tests"][length] for r in runs if r["job"]["span"] == span]
 
     lowest = [min(test["tenths"]) for test in tests(192, "120")]
-    worst = tests(192, "120")[lowest.index(min(lowest))]["tenths"]
+    seed = lowest.index(min(lowest))
+    worst = tests(192, "120")[seed]["tenths"]
+    narrow = [test["tenths"][-1] for test in tests(64, "120")]
     wide = [run["tests"] for run in record("code_execution")["runs"][:3]]
     for test, before in zip(tests(192, "120"), wide, strict=True):
         assert test["prints"] == before["120"]["prints"]  # the same models
@@ -527,6 +581,8 @@ def long_programs() -> bool:
         and (worst[4] > 0.95 and worst[5] < 0.7 and max(worst[7:]) < 0.17)
         and sorted(lowest)[1] > 0.6
         and min(min(test["tenths"][:4]) for test in tests(64, "120")) > 0.95
+        and narrow.index(min(narrow)) == seed
+        and round(min(narrow), 2) == 0.46
     )
 
 
@@ -573,15 +629,25 @@ def search_of_programs() -> bool:
 @quoted(
     SEVEN,
     "For a third of the run feedback is hardly better than the rest, in one seed for "
-    "three quarters",
+    "three quarters; then, within 450 to 1,125 updates, it can run programs",
+    "with 14 times as many updates and 170 times as many tokens, as in the authors' "
+    "scripts",
 )
 def it_is_sudden() -> bool:
     runs = record("code_execution")["runs"]
     curves = [dict(r["curve"]) for r in runs if r["job"]["model"] == BARE]
     others = [dict(r["curve"]) for r in runs if r["job"]["model"] != BARE]
     late = sorted(curve[2700] for curve in curves)
+
+    def rise(curve: dict[int, float]) -> int:
+        """Return the updates from the last look below 45 % to the first at 95 %."""
+        first = min(update for update, share in curve.items() if share >= 0.95)
+        return first - max(update for update, share in curve.items() if share < 0.45)
+
     return (
-        max(curve[1125] for curve in curves)
+        sorted(map(rise, curves)) == [450, 1125, 1125]
+        and (round(50_000 / 3600), round(1.64e9 / 9.6e6, -1)) == (14, 170)
+        and max(curve[1125] for curve in curves)
         < max(curve[1125] for curve in others) + 0.05
         and late[0] < max(curve[2700] for curve in others) + 0.08
         and late[1] > 0.95
@@ -674,7 +740,11 @@ def size_hardly_matters() -> bool:
     return all(abs(narrow[layers] - wide[layers]) < 0.006 for layers in wide)
 
 
-@quoted(SEVEN, "gains 0.05 nats with one layer and 0.11 with eight")
+@quoted(
+    SEVEN,
+    "gains 0.05 nats with one layer and 0.11 with eight",
+    "the kind of positions is worth more than feedback, except with a single layer",
+)
 def positions_are_worth_more() -> bool:
     feedback, relative = depth_means("feedback"), depth_means("parallel")
     absolute = depth_means("parallel, absolute positions")
@@ -774,7 +844,7 @@ def few_sequences_are_slow() -> bool:
 @quoted(
     SIX,
     "`torch.compile` makes the parallel transformer slower, not faster",
-    "a step takes about 0.7 of its time at size M and 0.53 at size L",
+    "a step takes about 0.7 of its time at size M and 0.55 at size L",
     "against it, the loop then takes 0.9 and 1.1 times as long",
     "against that, the loop takes 1.1 times as long at both sizes",
     "with 512 steps it takes 2.1 times as long as the yardstick in bfloat16",
@@ -799,7 +869,8 @@ def autocast_helps_both() -> bool:
     return (
         ([round(ratio, 1) for ratio in bodies], round(long, 1)) == ([1.1, 1.1], 2.1)
         and ("avx512_bf16" in flags and "amx_tile" not in flags)
-        and (round(times["M"], 1), times["L"]) == (0.7, 0.53)
+        and round(times["M"], 1) == 0.7
+        and abs(times["L"] - 0.55) < 0.025
         and ratios == {"M": "0.9", "L": "1.1"}
         and all(row["ratio"] > 1 for row in compiled)
     )
@@ -967,8 +1038,8 @@ def speed_on_a_gpu() -> bool:
 
 @quoted(
     GPU,
-    "can be slower there than on two CPU cores (size M on an H100), a wide one is "
-    "faster (size L)",
+    "can be slower there than on two CPU cores (4 layers, 128 wide, on an H100); a "
+    "wide one is faster (6 layers, 512 wide)",
 )
 def narrow_models_are_slower_on_a_gpu() -> bool:
     card = fbt_numbers.gpu_seconds(record("gpu")["rows"], "launched")
@@ -1039,14 +1110,15 @@ def shipped_loss(name: str) -> float:
 @quoted(
     SEVEN,
     "and in both by three to four hundredths of a nat",
-    "Both models that ship are below that, with a quarter of the parameters",
+    "At a quarter of its size the parallel model that ships is level with it",
 )
 def shipped_pair() -> bool:
     feedback = shipped_loss("tiny-shakespeare")
     parallel = shipped_loss("tiny-shakespeare-parallel")
     small, large = (run["parameters"] for run in record("shipped")["runs"])
     return (
-        max(feedback, parallel) < 1.4697
+        0 < 1.4697 - parallel < 0.01
+        and round(1.4697 - feedback, 2) == 0.04
         and 0.03 < parallel - feedback < 0.04
         and small < large < 0.27 * 10.65e6
     )
