@@ -66,7 +66,8 @@ class LinearMixer(nn.Module):
         self.gate = nn.Linear(d_model, self.times * n_heads)
         if not writes:
             steps = torch.logspace(1, 3, n_heads)
-            self.gate.bias.data = (steps - 1).log()  # a sigmoid makes it 1 - 1 / steps
+            # A sigmoid makes it 1 - 1 / steps.
+            self.gate.bias.data = (steps - 1).log()
         self.norm = nn.LayerNorm(d_model // n_heads)
         self.output = nn.Linear(d_model, d_model)
 
