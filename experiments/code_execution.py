@@ -35,7 +35,16 @@ from typing import Any
 
 import torch
 from models import HYBRID, LAST_NORM, PARALLEL, Shape, build
-from record import Job, Result, choose, done_anew, done_once, options, write_parts
+from record import (
+    Job,
+    Result,
+    choose,
+    done_anew,
+    done_once,
+    options,
+    with_seeds,
+    write_parts,
+)
 from torch import Tensor, nn
 from training import (
     best_by_model,
@@ -150,8 +159,7 @@ def search(names: list[str], workers: int) -> list[list[Result]]:
 
 def of_seeds(jobs: list[Job], workers: int) -> list[Result]:
     """Return the results of all seeds of jobs."""
-    every = [job | {"seed": seed} for job in jobs for seed in range(SEEDS)]
-    return done_once("code", every, run, workers)
+    return done_once("code", with_seeds(jobs, SEEDS), run, workers)
 
 
 def chosen(found: list[list[Result]]) -> dict[str, Job]:

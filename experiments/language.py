@@ -28,17 +28,25 @@ CPU hours, and twice that on a busy machine.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from statistics import mean, median
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from king_james import load_king_james
 from models import Shape
-from record import Job, Result, choose, done_anew, done_once, options, write_parts
+from record import (
+    Job,
+    Result,
+    choose,
+    done_anew,
+    done_once,
+    options,
+    with_seeds,
+    write_parts,
+)
 from text_models import CONTROLS, MAIN, MODELS, InBfloat16
+from texts import TEXTS, corpus
 from torch import Tensor, nn
 from training import searched, shown, update
 
@@ -50,10 +58,6 @@ from fbt.training.recipe import PRESETS, Recipe
 from fbt.training.validation import Validation
 
 RESULTS = Path(fbt.__file__).parent / "measurements" / "language.json"
-TEXTS = {
-    "Tiny Shakespeare": fbt.load_tiny_shakespeare,
-    "King James Bible": load_king_james,
-}
 RECIPE = Recipe(eval_every=100)
 SMALL = PRESETS["small"].model
 SIZES = {name: SMALL[name] for name in ("d_model", "n_heads", "span")}
@@ -149,14 +153,6 @@ def loss_on(model: nn.Module, windows: Tensor) -> float:
     return round(total / windows[:, 1:].numel(), 4)
 
 
-@cache
-def corpus(text: str) -> tuple[Tensor, Tensor, int]:
-    """Return training tokens, validation tokens and the vocabulary size of a text."""
-    characters = TEXTS[text]()
-    tokenizer = fbt.CharTokenizer(characters)
-    return *split(tokenizer.encode(characters)), len(tokenizer.vocabulary)
-
-
 def job_of(model: str, layers: int, **changes: Any) -> Job:
     """Return a job with the default settings and some changes."""
     defaults = {
@@ -172,11 +168,6 @@ def job_of(model: str, layers: int, **changes: Any) -> Job:
         "warm": 0,
     }
     return defaults | changes
-
-
-def with_seeds(jobs: list[Job]) -> list[Job]:
-    """Return each job with all seeds; the first seed of all jobs comes first."""
-    return [job | {"seed": seed} for seed in range(SEEDS) for job in jobs]
 
 
 def key_of(job: Job) -> tuple[str, str, int]:
@@ -229,8 +220,8 @@ def shortcut_jobs() -> list[Job]:
 def depths(workers: int) -> dict[str, Any]:
     """Return the content of the record of depths and shortcuts."""
     found = search(depth_jobs(), workers)
-    jobs = with_seeds(tuned(depth_jobs(), found))
-    shortcuts = with_seeds(tuned(shortcut_jobs(), found))
+    jobs = with_seeds(tuned(depth_jobs(), found), SEEDS)
+    shortcuts = with_seeds(tuned(shortcut_jobs(), found), SEEDS)
     done = done_once("language", jobs + shortcuts, run, workers)
     rates: dict[str, dict[int, float]] = {name: {} for name in MAIN}
     for job in tuned(depth_jobs(), found):
@@ -248,7 +239,7 @@ def depths(workers: int) -> dict[str, Any]:
 def compared(jobs: list[Job], workers: int) -> dict[str, Any]:
     """Search rates, run all seeds, and return a record with a row for each model."""
     found = search(jobs, workers)
-    runs = done_once("language", with_seeds(tuned(jobs, found)), run, workers)
+    runs = done_once("language", with_seeds(tuned(jobs, found), SEEDS), run, workers)
     return {
         "settings": settings(),
         "table": table(runs),
@@ -287,7 +278,7 @@ def clock(workers: int) -> dict[str, Any]:
         for time in times
         for model, bfloat16, n in steps_within(limit, time["milliseconds"])
     ]
-    runs = done_once("language", with_seeds(tuned(jobs, found)), run, workers)
+    runs = done_once("language", with_seeds(tuned(jobs, found), SEEDS), run, workers)
     return {
         "settings": settings(),
         "times": times,

@@ -19,7 +19,7 @@ Writes `fbt/measurements/links.json`, in 20 CPU minutes.
 """
 
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,12 @@ import torch
 import torch.nn.functional as F
 from record import Job, Result, arguments, done_anew, done_once, write_record
 from sweeps import body_of, first_guess, logits_after, one_sweep, sweeps, with_adjoint
+from texts import corpus
 from torch import Tensor
-from training import update
+from training import TASKS, update
 
 import fbt
-from fbt import tasks
-from fbt.data import even_windows, random_windows, split
+from fbt.data import even_windows, random_windows
 from fbt.tasks import accuracy
 from fbt.training.recipe import Recipe
 
@@ -41,12 +41,6 @@ RESULTS = Path(fbt.__file__).parent / "measurements" / "links.json"
 SWEEPS = (1, 2, 3, 4, 8, None)  # None: exact
 SEEDS, SWEPT = 3, 2  # seeds of exact runs, and of runs through sweeps
 SHAPE = {"d_model": 32, "n_heads": 2}
-TASKS = {
-    "parity": lambda: tasks.Parity(),
-    "S3": lambda: tasks.Permutations("S3"),
-    "cups": lambda: tasks.ShellGame(5),
-    "copy": lambda: tasks.Copy(),
-}
 # Sequences of a lesson, in the unit that the task counts: copying takes two steps per
 # symbol. The last lesson's have 32 steps.
 LESSONS = {"copy": (2, 4, 8, 16)}
@@ -227,14 +221,6 @@ def adjoint_errors(model: fbt.LanguageModel, held_out: Tensor) -> list[float]:
     ]
 
 
-@cache
-def corpus() -> tuple[Tensor, Tensor, int]:
-    """Return training tokens, validation tokens and the vocabulary size."""
-    text = fbt.load_tiny_shakespeare()
-    tokenizer = fbt.CharTokenizer(text)
-    return *split(tokenizer.encode(text)), len(tokenizer.vocabulary)
-
-
 def job_of(task: str, count: int | None, seed: int, **changes: Any) -> Job:
     """Return a job that trains one model."""
     updates = TEXT.steps if task == "text" else 200  # on each lesson of a task
@@ -247,7 +233,7 @@ def jobs() -> list[Job]:
     return [
         job_of(task, count, seed)
         for seed in range(SEEDS)
-        for task in (*TASKS, "text")
+        for task in (*RATES, "text")
         for count in SWEEPS
         if count is None or seed < SWEPT
     ]
@@ -262,13 +248,13 @@ def main() -> None:
     fbt.build_native()
     corpus()  # download it once, before the workers start
     if quick:
-        few = [job_of(task, 2, 0, updates=5) for task in (*TASKS, "text")]
+        few = [job_of(task, 2, 0, updates=5) for task in (*RATES, "text")]
         done_anew("links-quick", few, run, workers)
         return
     (of_shipped,) = done_once("links", [{"task": "shipped"} | SHIPPED], run, workers)
     runs = done_once("links", jobs(), run, workers)
     settings: dict[str, Any] = {"shape": SHAPE, "tokens": TOKENS, "look": LOOK}
-    settings |= {"lessons": {task: LESSONS.get(task, LESSON) for task in TASKS}}
+    settings |= {"lessons": {task: LESSONS.get(task, LESSON) for task in RATES}}
     settings |= {"rates": RATES, "weight_decay": DECAY, "text": vars(TEXT)}
     settings |= {"adjoint": ADJOINT}
     write_record(RESULTS, {"settings": settings, "shipped": of_shipped, "runs": runs})

@@ -102,6 +102,11 @@ def commit() -> str:
     return done.stdout.strip() + "+" * bool(changes)
 
 
+def with_seeds(jobs: list[Job], count: int) -> list[Job]:
+    """Return each job with the seeds 0 to `count` - 1."""
+    return [job | {"seed": seed} for job in jobs for seed in range(count)]
+
+
 def done_once(
     name: str, jobs: list[Job], run: Callable[[Job], Result], workers: int
 ) -> list[Result]:

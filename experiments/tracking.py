@@ -1,7 +1,6 @@
 """State tracking: feedback beside recurrences and transformers, on equal terms.
 
     .venv/bin/python experiments/tracking.py [--quick] [--workers N] [--tasks S3 A5]
-    .venv/bin/python experiments/tracking.py --hybrid
     .venv/bin/python experiments/tracking.py --times
 
 For a task every model sees the same lessons: as many updates, 1,024 tokens in each
@@ -17,10 +16,8 @@ the length.
 
 Results are cached: run the same command again to continue after an interruption.
 Writes a record for each task, such as `fbt/measurements/tracking_S3.json`. The shell
-game's also has ablations. `--hybrid` takes the last norm from the LSTM below
-attention, too, on all but the longest tasks, and writes `tracking_hybrid.json`. The
-seconds in records are of a machine that may have been busy; `--times` measures
-updates in turns and writes `tracking_times.json`.
+game's also has ablations. The seconds in records are of a machine that may have been
+busy; `--times` measures updates in turns and writes `tracking_times.json`.
 """
 
 from collections.abc import Callable, Iterator
@@ -48,10 +45,12 @@ from record import (
     done_anew,
     done_once,
     options,
+    with_seeds,
     write_record,
 )
 from torch import Tensor, nn
 from training import (
+    TASKS,
     best_by_model,
     best_of,
     generator_of,
@@ -69,14 +68,6 @@ from fbt import tasks
 from fbt.tasks.task import IGNORE
 
 RESULTS = Path(fbt.__file__).parent / "measurements"
-TASKS = {
-    "S3": lambda: tasks.Permutations("S3"),
-    "parity": lambda: tasks.Parity(),
-    "copy": lambda: tasks.Copy(),
-    "cups": lambda: tasks.ShellGame(5),
-    "A5": lambda: tasks.Permutations("A5"),
-    "turns": lambda: tasks.Walk(5, facing=True, heading=True),
-}
 UPDATES = {"S3": 800, "parity": 800, "cups": 1200, "copy": 800}
 UPDATES |= {"A5": 12_000, "turns": 3000}
 # Lengths of sequences, in the unit that the task counts: copying takes two steps per
@@ -97,6 +88,7 @@ LAYERS = {
     "feedback" + LAST_NORM: 1,
     "LSTM": 1,
     "LSTM and attention": 1,
+    HYBRID: 1,
     "DeltaNet": 1,
     "DeltaProduct": 1,
     "scalar SSM": 2,
@@ -218,16 +210,11 @@ def job_of(task: str, model: str, layers: int, **more: Any) -> Job:
     return job | {"updates": UPDATES[task], "seed": 0} | more
 
 
-def search_job(task: str, model: str, layers: int) -> Job:
-    """Return a job without a rate, to search it for a task."""
-    half = {"tuning": True, "updates": UPDATES[task] // 2, "seed": 100}
-    return job_of(task, model, layers, **half)
-
-
 def search_jobs(task: str) -> list[Job]:
     """Return a job without a rate for each model that is tuned for a task."""
+    half = {"tuning": True, "updates": UPDATES[task] // 2, "seed": 100}
     return [
-        search_job(task, name, layers)
+        job_of(task, name, layers, **half)
         for name, layers in LAYERS.items()
         if task not in LONG or name in FEW
     ]
@@ -246,22 +233,7 @@ def main_jobs(task: str, best: dict[str, Result]) -> list[Job]:
         changes = list(CHANGES)[:EVERYWHERE]
         jobs += [changed(task, 1, rates[BASE], name) for name in changes]
         jobs.append(job_of(task, kind + LAST_NORM, DEPTH, rate=rates[kind]))
-    return with_seeds(jobs)
-
-
-def with_seeds(jobs: list[Job]) -> list[Job]:
-    """Return each job with all seeds."""
-    return [job | {"seed": seed} for job in jobs for seed in range(SEEDS)]
-
-
-def hybrid(workers: int) -> dict[str, Any]:
-    """Return the record of the LSTM below attention without its last norm."""
-    trials = [search_job(task, HYBRID, 1) for task in TASKS if task not in LONG]
-    found = searched("tracking", trials, run, workers)
-    jobs = [best_of(own)["job"] for own in found]
-    jobs = [job_of(job["task"], HYBRID, 1, rate=job["rate"]) for job in jobs]
-    runs = done_once("tracking", with_seeds(jobs), run, workers)
-    return content_of(runs) | {"search": shown(found)}
+    return with_seeds(jobs, SEEDS)
 
 
 def changed(task: str, layers: int, rate: float, change: str) -> Job:
@@ -277,14 +249,7 @@ def ablation_jobs(rate: float) -> list[Job]:
     layers = dict.fromkeys(CHANGES, 1) | {PER_LAYER: 2}
     jobs = [job_of("cups", BASE, n, rate=rate) for n in (1, 2)]
     jobs += [changed("cups", n, rate, name) for name, n in layers.items()]
-    return with_seeds(jobs)
-
-
-def content_of(runs: list[Result]) -> dict[str, Any]:
-    """Return what each record has: settings, the table and the runs."""
-    settings: dict[str, Any] = {"tokens": TOKENS, "tested": TESTED, "span": SPAN}
-    settings |= SHAPE | settings_of_training()
-    return {"settings": settings, "table": table(runs), "runs": runs}
+    return with_seeds(jobs, SEEDS)
 
 
 def table(results: list[Result]) -> list[dict[str, Any]]:
@@ -359,16 +324,12 @@ def main() -> None:
     parser.add_argument(
         "--times", action="store_true", help="only time updates, on an idle machine"
     )
-    parser.add_argument(
-        "--hybrid", action="store_true", help="only an LSTM below attention, no norm"
-    )
     args = parser.parse_args()
     torch.set_num_threads(1)  # the record states this number
     fbt.build_native()
     if args.quick:
         jobs = [
-            job_of("S3", *model, rate=1e-3, updates=32)
-            for model in (LAYERS | {HYBRID: 1}).items()
+            job_of("S3", *model, rate=1e-3, updates=32) for model in LAYERS.items()
         ]
         jobs += [changed("S3", 1, 1e-3, name) | {"updates": 32} for name in CHANGES]
         done_anew("tracking-quick", jobs, run, args.workers)
@@ -376,14 +337,13 @@ def main() -> None:
     if args.times:
         write_record(RESULTS / "tracking_times.json", {"table": times()})
         return
-    if args.hybrid:
-        write_record(RESULTS / "tracking_hybrid.json", hybrid(args.workers))
-        return
     for task in args.tasks:
         found = searched("tracking", search_jobs(task), run, args.workers)
         best = best_by_model(found)
         runs = done_once("tracking", main_jobs(task, best), run, args.workers)
-        content = content_of(runs)
+        settings: dict[str, Any] = {"tokens": TOKENS, "tested": TESTED, "span": SPAN}
+        settings |= SHAPE | settings_of_training()
+        content = {"settings": settings, "table": table(runs), "runs": runs}
         if task == "cups":
             jobs = ablation_jobs(best[BASE]["job"]["rate"])
             runs = done_once("tracking", jobs, run, args.workers)

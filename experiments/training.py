@@ -10,6 +10,16 @@ import torch.nn.functional as F
 from record import Job, Result, done_once
 from torch import Tensor, nn
 
+from fbt import tasks
+
+TASKS: dict[str, Callable[[], tasks.Task]] = {
+    "S3": lambda: tasks.Permutations("S3"),
+    "parity": lambda: tasks.Parity(),
+    "copy": lambda: tasks.Copy(),
+    "cups": lambda: tasks.ShellGame(5),
+    "A5": lambda: tasks.Permutations("A5"),
+    "turns": lambda: tasks.Walk(5, facing=True, heading=True),
+}
 WARMUP, FALL = 0.05, 0.4  # the rate rises and falls in these parts of training
 DECAY = 0.01  # of weights
 RATES, LOWEST, HIGHEST = (5e-4, 1e-3, 2e-3), 6e-5, 3.3e-2  # a search doubles them

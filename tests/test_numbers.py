@@ -102,11 +102,9 @@ def right(row: dict[str, Any], kind: str = "median", times: int = 1) -> float:
 
 def learned(row: dict[str, Any]) -> int:
     """Count the seeds that are right at 99 % of the steps of the final length."""
-    tables = (f"tracking_{row['task']}", "tracking_hybrid")
-    runs = [run for name in tables for run in record(name)["runs"]]
     same = [
         run
-        for run in runs
+        for run in record(f"tracking_{row['task']}")["runs"]
         if all(
             run["job"].get(name, "") == row[name]
             for name in ("task", "model", "layers", "change")
@@ -117,6 +115,7 @@ def learned(row: dict[str, Any]) -> int:
 
 
 BARE = "feedback, no last norm"
+HYBRIDS = ("LSTM and attention", "LSTM and attention, no last norm")
 TRACKERS = ("feedback", BARE, "LSTM", "LSTM and attention", "DeltaProduct")
 CARRY_NOTHING = (("looped", 2), ("parallel", 1), ("parallel", 4), ("parallel", 8))
 FADING = (("scalar SSM", 2), ("block-recurrent", 2))
@@ -187,12 +186,10 @@ def reach(runs: list[dict[str, Any]], model: str, change: str = "") -> list[int]
 def how_far_it_holds() -> bool:
     runs = [
         run
-        for name in ("tracking_S3", "tracking_cups", "tracking_hybrid")
+        for name in ("tracking_S3", "tracking_cups")
         for run in record(name)["runs"]
-        if run["job"]["task"] in ("S3", "cups")
     ]
-    hybrid = "LSTM and attention"
-    models = ("LSTM", BARE, hybrid, hybrid + ", no last norm", "DeltaProduct")
+    models = ("LSTM", BARE, *HYBRIDS, "DeltaProduct")
     held = [reach(runs, model) for model in models]
     whole = [row(task, BARE)["worst"]["512"] for task in ("S3", "cups")]
     return (
@@ -299,24 +296,25 @@ def copying() -> bool:
     "without its last norm in two. Its search run did copy",
 )
 def who_does_both() -> bool:
-    tasks, hybrid = ("parity", "S3", "cups", "copy"), "LSTM and attention"
+    models = [(BARE, ""), (BARE, "memory: top"), *((name, "") for name in HYBRIDS)]
     seeds = [
-        [learned(row(task, model, change=change)) for task in tasks]
-        for model, change in ((BARE, ""), (BARE, "memory: top"), (hybrid, ""))
+        [
+            learned(row(task, model, change=change))
+            for task in ("parity", "S3", "cups", "copy")
+        ]
+        for model, change in models
     ]
-    bare = {r["task"]: learned(r) for r in record("tracking_hybrid")["table"]}
     search = [
         max(
             run["summary"]["accuracy"]
-            for run in record(name)["search"]
-            if run["job"]["task"] == "copy" and run["job"]["model"].startswith(hybrid)
+            for run in record("tracking_copy")["search"]
+            if run["job"]["model"] == name
         )
-        for name in ("tracking_copy", "tracking_hybrid")
+        for name in HYBRIDS
     ]
     return (
         [sum(found) for found in seeds[:2]] == [19, 20]
-        and seeds[2] == [5, 5, 5, 1]
-        and [bare[task] for task in tasks] == [5, 5, 5, 2]
+        and seeds[2:] == [[5, 5, 5, 1], [5, 5, 5, 2]]
         and min(search) > 0.99
     )
 
@@ -526,8 +524,7 @@ def programs() -> bool:
     def rights(model: str, length: int) -> list[float]:
         return sorted(run["tests"][str(length)]["prints"] for run in own(model))
 
-    hybrids = ("LSTM and attention", "LSTM and attention, no last norm")
-    best = max(own(hybrids[0]), key=lambda run: run["tests"]["30"]["prints"])
+    best = max(own(HYBRIDS[0]), key=lambda run: run["tests"]["30"]["prints"])
     ends = [share for _, share in best["curve"]][-4:]
     tenths = [run["tests"]["30"]["tenths"] for run in own("parallel, relative")]
     late = [mean(test[2:]) for test in tenths]
@@ -549,7 +546,7 @@ def programs() -> bool:
         and min(test[0] for test in tenths) > 0.9
         and all(0.25 < share < 0.3 for share in late)
         and round(frequent.item(), 1) == 0.1
-        and [[round(share, 2) for share in rights(m, 30)[1:]] for m in hybrids]
+        and [[round(share, 2) for share in rights(m, 30)[1:]] for m in HYBRIDS]
         == [[0.38, 0.49], [0.36, 0.47]]
         and ends == sorted(ends)
     )
@@ -1214,7 +1211,7 @@ def test_estimates_for_a_gpu_count_what_the_kernels_do():
 def test_records_are_of_clean_commits_and_name_their_machine():
     fields = {"cpu", "cores", "threads", "python", "torch", "fbt"}
     programs = ("", "_parallel", "_spans", "_hybrid")
-    tracking = ("S3", "parity", "cups", "copy", "hybrid", "times")
+    tracking = ("S3", "parity", "cups", "copy", "times")
     names = ["language", "links", "shipped", "tiny_shakespeare"]
     names += [f"code_execution{part}" for part in programs]
     names += [f"tracking_{part}" for part in tracking]
