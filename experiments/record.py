@@ -18,8 +18,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -128,9 +129,7 @@ def done_once(
     print(f"{name}: {plan}", flush=True)
     start, origin = time.perf_counter(), commit()
     # Spawn, because a fork can hang once torch has started threads.
-    with ProcessPoolExecutor(
-        workers, get_context("spawn"), torch.set_num_threads, (1,)
-    ) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), begin_worker) as pool:
         running = [
             pool.submit(stored, path, {"job": job, "commit": origin}, run)
             for path, job in missing.items()
@@ -144,6 +143,19 @@ def done_once(
             pool.shutdown(cancel_futures=True)
             raise
     return [json.loads(path.read_text()) for path in paths]
+
+
+def begin_worker() -> None:
+    """Use one thread for torch, and end with the process that started this one."""
+    torch.set_num_threads(1)
+    parent = parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)  # a job may have hours to go
+
+    Thread(target=follow, daemon=True).start()
 
 
 def stored(path: Path, about: Result, run: Callable[[Job], Result]) -> Result:

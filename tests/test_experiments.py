@@ -3,8 +3,12 @@
 import hashlib
 import io
 import json
+import os
 import sqlite3
+import sys
+import time
 import zipfile
+from multiprocessing import get_context
 from pathlib import Path
 
 import baselines
@@ -262,6 +266,36 @@ def test_failing_job_costs_no_result_and_ends_the_rest(tmp_path, monkeypatch):
     assert {json.loads(path.read_text())["commit"] for path in stored} == {
         record.commit()
     }
+
+
+def sleep(job: dict) -> dict:
+    """Say which process runs the job of the test below, and go on for long."""
+    Path(job["file"]).write_text(str(os.getpid()))
+    time.sleep(600)
+    return {"summary": {}}
+
+
+def run_sleeper(file: str) -> None:
+    record.done_once("sleeper", [{"file": file}], sleep, workers=1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_killed_experiment_leaves_no_worker(tmp_path, monkeypatch):
+    monkeypatch.setenv("FBT_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "worker"
+    main = get_context("spawn").Process(target=run_sleeper, args=(str(file),))
+    main.start()
+    deadline = time.monotonic() + 60
+    while not (file.exists() and file.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    worker = Path("/proc", file.read_text())
+    assert worker.exists()
+    main.kill()
+    main.join()
+    while worker.exists() and "State:\tZ" not in (worker / "status").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_quick_jobs_are_not_cached(tmp_path, monkeypatch, capsys):
