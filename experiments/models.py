@@ -109,7 +109,8 @@ class Rescaled(nn.Module):
     Args:
         d_model: the width.
         norm: whether each step is normed. If not, all outputs of a batch are divided
-            by the same number, the root of their mean square.
+            by the same number, the root of their mean square. Later steps count in
+            it, too: this is for finding out what matters, not for a model to use.
         factor: multiplies all outputs.
         per_step: whether each step is also multiplied by a number of its own, the
             exponential of a learned linear map, which starts at 1.
