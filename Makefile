@@ -3,8 +3,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 # Three files of tests at a time, since many wait for a browser or another process, each
-# on one thread. They come in alphabetical order: by default the files with the fewest
-# tests come last, and the browser's two files of 15 take four minutes.
+# on one thread. They begin in the order of tests/conftest.py, the longest first.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist loadfile \
 	--no-loadscope-reorder
 # What Jupyter saves besides outputs; .pre-commit-config.yaml has the same list.

@@ -61,7 +61,7 @@ def findings_on(
     }
     if layout:
         faults["clipped"] += clipped_lines(window.page, FITTING[0])
-    for width in WIDTHS:
+    for width in WIDTHS if layout else WIDTHS[:1]:
         window.page.set_viewport_size({"width": width, "height": 900})
         if layout:
             faults["clipped"] += clipped_lines(window.page, width)

@@ -31,8 +31,18 @@ LONG = PROFILE == "long"
 # the warnings.
 engines._warned |= {"stack", "sequence", "bfloat16"}
 
+# Files that take long begin first, so that no worker is left alone with one.
+FIRST = "browser_light processes browser_weight browser_actions notebooks triton "
+FIRST += "extremes install native experiments browser_views training elsewhere tools "
+FIRST += "properties folder faults kills shipped browser_dark"
+
 # With the tiny tensors of the tests, more threads are slower.
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    places = {f"test_{name}": place for place, name in enumerate(FIRST.split())}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.fixture(scope="module")

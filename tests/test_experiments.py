@@ -8,6 +8,7 @@ import sqlite3
 import sys
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -232,7 +233,17 @@ def square(job: dict) -> dict:
     return {"summary": {"square": number**2}}
 
 
-def test_jobs_run_once_and_results_keep_their_order(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def threads(monkeypatch):
+    """Run jobs in threads, which start at once."""
+    monkeypatch.setattr(
+        record, "ProcessPoolExecutor", lambda workers, *_: ThreadPoolExecutor(workers)
+    )
+
+
+def test_jobs_run_once_and_results_keep_their_order(
+    threads, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("FBT_CACHE", str(tmp_path / "cache"))
     seen = tmp_path / "seen"
     seen.mkdir()
@@ -298,7 +309,7 @@ def test_killed_experiment_leaves_no_worker(tmp_path, monkeypatch):
         time.sleep(0.05)
 
 
-def test_quick_jobs_are_not_cached(tmp_path, monkeypatch, capsys):
+def test_quick_jobs_are_not_cached(threads, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FBT_CACHE", str(tmp_path))
     (tmp_path / "seen").mkdir()
     for _ in range(2):

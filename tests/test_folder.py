@@ -372,7 +372,8 @@ def test_folder_that_goes_between_any_two_system_calls(
     expected = tiny_run(tmp_path / "undisturbed")
     total, steps_in_notes = saves.count, set()
     assert total > 60
-    for saves.at in range(total):
+    first = {"moved": 0, "swapped": 1, "removed": 2}[how]
+    for saves.at in range(first, total, 1 if how == "moved" else 3):
         saves.count = 0
         folder, moved = tmp_path / f"run {saves.at}", tmp_path / f"moved {saves.at}"
         with (

@@ -187,10 +187,3 @@ def test_initial_weights_are_distributed_as_the_package_s():
             )
             mean = parameter.mean().item()
             assert drawn.mean().item() == pytest.approx(mean, abs=spread + 1e-6), name
-
-
-def test_feedback_learns_the_cups():
-    """It is right after six times as many swaps as in training."""
-    case = {"run": "learn", "task": "cups", "seed": 2, "lengths": [8, 48]}
-    (result,) = run(case)
-    assert min(result["right"]) > 0.9

@@ -68,7 +68,7 @@ def assert_refused(reason):
         module(x, backend="native")
 
 
-def test_library_is_built_once(empty_cache, monkeypatch):
+def test_library_is_built_once(quick_compiler, empty_cache, monkeypatch):
     assert not native.is_built()
     library = fbt.build_native()
     assert library.is_relative_to(empty_cache) and native.is_built()

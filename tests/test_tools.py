@@ -70,8 +70,9 @@ def test_make_fx(variant):
     assert_same(make_fx(lm)(TOKENS)(other), lm(other))
 
 
-@pytest.mark.parametrize("strict", [False, True])
-@each_variant
+@pytest.mark.parametrize(
+    "variant, strict", [*((name, False) for name in VARIANTS), ("shared-kv", True)]
+)
 def test_export(variant, strict):
     lm = evaluation_model(variant, **SMALL)
     exported = torch.export.export(lm, (TOKENS[:, :3],), strict=strict).module()
@@ -99,15 +100,14 @@ def test_compile_without_a_graph_break(variant, backend):
 @pytest.mark.filterwarnings(
     "ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning"
 )
-@pytest.mark.parametrize("backend", ["auto", "reference"])
 @each_variant
-def test_tensorboard_graph(variant, backend):
+def test_tensorboard_graph(variant):
     """Trace as add_graph does; a feedback model is traced as its plain loop.
 
     torch.jit computes 1 / sqrt(D) in float32, because D is a size.
     """
     graph = pytest.importorskip("torch.utils.tensorboard._pytorch_graph")
-    lm = evaluation_model(variant, backend, **SMALL)
+    lm = evaluation_model(variant, "auto", **SMALL)
     nodes = graph.graph(lm, (TOKENS,))[0].node
     assert any("key_value" in node.name for node in nodes)
     traced = torch.jit.trace(lm, (TOKENS,), check_trace=False)

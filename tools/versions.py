@@ -47,9 +47,7 @@ CODE = ("fbt", "tools", "book/_ext", "benchmarks", "experiments", "tests")
 # Skipped with another torch: tests of built pages, of other tools in .venv, of pinned
 # versions, and of records.
 SKIPPED = "annotated book browser_actions browser_dark browser_light browser_texts "
-SKIPPED += (
-    "browser_views found languages markdown notebooks habits lock numbers versions"
-)
+SKIPPED += "browser_views found languages markdown notebooks lock numbers versions"
 
 
 def install(
