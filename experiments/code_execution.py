@@ -18,6 +18,7 @@ parts:
 - hybrid: the LSTM below attention without its last norm, too.
 - norm: feedback with its last norm.
 - prints: feedback trained at prints alone, as in the paper.
+- times: the time of an update of each model, in turns, on an idle machine.
 
 Learning rates are searched first, with a seed and programs of their own, which have
 at most 15 statements; so are the positions of the parallel transformer. The search of
@@ -26,7 +27,7 @@ the first part includes that of the second.
 Results are cached: run the same command again to continue after an interruption.
 Each part writes a record in `fbt/measurements/`; that of the first is
 `code_execution.json`, that of the second `code_execution_parallel.json`. They take
-about three, two, one, one, half, one and half CPU hours.
+about three, two, one, one, half, one and half CPU hours, and a minute.
 """
 
 from collections.abc import Callable, Iterator
@@ -53,6 +54,7 @@ from training import (
     generator_of,
     growing,
     logits_of,
+    milliseconds,
     searched,
     settings_of_training,
     shown,
@@ -207,6 +209,16 @@ def prints(workers: int) -> dict[str, Any]:
     return content_of(of_seeds([job], workers), found)
 
 
+def times(workers: int) -> dict[str, Any]:
+    """Return a record of the times of updates at the final length, on one thread."""
+    task = CodeExecution(ask="statements")
+    inputs, labels = task.sample(
+        BATCH, STATEMENTS[-1], torch.Generator().manual_seed(0)
+    )
+    models = {name: build_model(job_of(name)) for name in LAYERS}
+    return {"milliseconds": milliseconds(models, inputs, labels)}
+
+
 def content_of(runs: list[Result], found: list[list[Result]]) -> dict[str, Any]:
     """Return the content of a record."""
     settings: dict[str, Any] = {"batch": BATCH, "tested": TESTED, "span": SPAN}
@@ -222,6 +234,7 @@ PARTS: dict[str, Callable[[int], dict[str, Any]]] = {
     "hybrid": partial(only, HYBRID),
     "norm": partial(only, "feedback"),
     "prints": prints,
+    "times": times,
 }
 
 

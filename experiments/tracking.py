@@ -56,11 +56,11 @@ from training import (
     generator_of,
     growing,
     logits_of,
+    milliseconds,
     searched,
     settings_of_training,
     shown,
     train,
-    update,
 )
 
 import fbt
@@ -77,7 +77,6 @@ LESSON, TOKENS = (8, 16, 32, 64), 1024  # lengths of an update's sequences, summ
 TIMES = (1, 2, 4, 8)  # lengths of the tests, in multiples of the goal
 SEEDS = 5
 TESTED = 64  # sequences in a test
-ROUNDS = 25  # of timing
 SHAPE = {"d_model": 64, "n_heads": 4}
 SPAN = 64  # of feedback models
 DEPTHS, DEPTH = (1, 4, 8), 4
@@ -304,14 +303,10 @@ def times() -> list[dict[str, Any]]:
         (name, layers): build_model(job_of("S3", name, layers), len(task.words))
         for name, layers in sorted(depths)
     }
-    optimizers = {key: torch.optim.AdamW(built[key].parameters()) for key in built}
-    taken: dict[tuple[str, int], list[float]] = {key: [] for key in built}
-    for _ in range(ROUNDS):
-        for key, model in built.items():
-            taken[key].append(update(model, optimizers[key], inputs, labels))
+    taken = milliseconds(built, inputs, labels)
     return [
-        {"model": name, "layers": layers, "milliseconds": round(1000 * median(t), 2)}
-        for (name, layers), t in taken.items()
+        {"model": name, "layers": layers, "milliseconds": time}
+        for (name, layers), time in taken.items()
     ]
 
 

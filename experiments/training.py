@@ -1,8 +1,8 @@
 """Training on equal terms: an update, a schedule, and a search of learning rates."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from statistics import mean
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ WARMUP, FALL = 0.05, 0.4  # the rate rises and falls in these parts of training
 DECAY = 0.01  # of weights
 RATES, LOWEST, HIGHEST = (5e-4, 1e-3, 2e-3), 6e-5, 3.3e-2  # a search doubles them
 POINTS = 16  # of a curve
+ROUNDS = 25  # of timing
 SOLVED = 0.95
 
 
@@ -110,6 +111,18 @@ def update(
     nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
     return time.process_time() - start
+
+
+def milliseconds(
+    models: Mapping[Any, nn.Module], inputs: Tensor, labels: Tensor
+) -> dict[Any, float]:
+    """Return the median time of an update of each model, which take turns."""
+    optimizers = {key: torch.optim.AdamW(models[key].parameters()) for key in models}
+    taken: dict[Any, list[float]] = {key: [] for key in models}
+    for _ in range(ROUNDS):
+        for key, model in models.items():
+            taken[key].append(update(model, optimizers[key], inputs, labels))
+    return {key: round(1000 * median(times), 2) for key, times in taken.items()}
 
 
 def share_of_rate(done: float) -> float:
