@@ -17,8 +17,8 @@ from repositories import commit_all
 
 from fbt._repository import BRANCH, URL
 
-# CPU seconds that `import fbt` may add to `import torch`.
-SLOWEST_IMPORT = 0.3
+# CPU time that `import fbt` may add to `import torch`, as a share of it: some 0.3 s.
+SLOWEST_IMPORT = 0.25
 RUN_CELL = """
 import sys
 from IPython.core.interactiveshell import InteractiveShell
@@ -66,10 +66,13 @@ assert "class MemoryStack" in repr(fbt.show(fbt.MemoryStack))
 import fbt.views.figures
 """
 IMPORT_TIME = """
-import time, torch
-start = time.process_time()
+import time
+times = [time.process_time()]
+import torch
+times.append(time.process_time())
 import fbt
-print(time.process_time() - start)
+times.append(time.process_time())
+print((times[2] - times[1]) / (times[1] - times[0]))
 """
 
 
@@ -146,7 +149,7 @@ def test_only_plots_need_matplotlib_and_the_error_names_it(tmp_path):
 
 
 def test_import_takes_little_longer_than_importing_torch(tmp_path):
-    # CPU time, so that a busy machine does not matter.
+    # A share of CPU time, so that a busy or slow machine does not matter.
     assert (
         median(float(python(IMPORT_TIME, cwd=tmp_path).stdout) for _ in range(3))
         < SLOWEST_IMPORT

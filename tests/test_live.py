@@ -10,7 +10,7 @@ import pytest
 import torch
 from engines import NODE, node
 from exact import VARIANTS, gradient_sizes
-from watching import task_times
+from watching import slowness, task_times
 
 import fbt
 from fbt.views.live import FOLDER_VARIABLE, LONGEST
@@ -160,7 +160,7 @@ def test_text_is_shown_without_scripts_and_as_text():
 
 # The view in a browser
 
-MOST_BLOCKED = 50  # milliseconds of processor time
+MOST_BLOCKED = 50  # milliseconds of processor time at 3 GHz
 PASSAGE = "KATHARINA:\nIt is my fashion, when I see a crab."
 
 
@@ -370,7 +370,7 @@ def test_long_text_of_two_models_does_not_block_the_page(chromium, window):
         "(all) => document.querySelectorAll('[role=option][style]').length === all",
         arg=3 * LONGEST,  # in three rows
     )
-    assert max(task_times(chromium.stop_tracing())) < MOST_BLOCKED
+    assert max(task_times(chromium.stop_tracing())) < MOST_BLOCKED * slowness(page)
 
 
 def test_finger_finds_a_character(chromium):

@@ -3,12 +3,12 @@
 import re
 
 import pytest
-from watching import task_times
+from watching import slowness, task_times
 
 from fbt.views.playground import TASKS, TESTED, Playground, grid, measured
 
 # Milliseconds of computing, not of waiting for a busy machine's processor.
-LONGEST_TASK = 50
+LONGEST_TASK = 50  # milliseconds of processor time at 3 GHz
 
 
 def test_task_is_checked():
@@ -95,7 +95,7 @@ def test_reader_trains_cups(chromium, window, tmp_path):
     # To the end: in between the accuracy goes up and down.
     page.get_by_text("Train on", exact=True).wait_for(timeout=90_000)
     trace = chromium.stop_tracing()
-    assert max(task_times(trace)) < LONGEST_TASK
+    assert max(task_times(trace)) < LONGEST_TASK * slowness(page)
     assert re.search(
         r"feedback names the right cup in (9\d|100) %", words.text_content()
     )

@@ -14,6 +14,14 @@ from playwright.sync_api import Browser, Page
 
 READABLE = Path(__file__).with_name("readable.js").read_text(encoding="utf-8")
 LOCAL = ("data:", "blob:", "about:")
+# Each turn of this loop has to wait for the one before it, for four cycles.
+LOOP = """() => {
+  const start = performance.now();
+  let x = 1;
+  for (let i = 0; i < 2e7; i++) x = Math.imul(x ^ i, 0x9E3779B1);
+  return x === 0.5 ? 0 : performance.now() - start;
+}"""
+LOOP_TIME = 27  # milliseconds at 3 GHz
 
 
 def built_pages() -> list[Path]:
@@ -83,6 +91,14 @@ def watched(
         yield Watched(page)
     finally:
         page.close()
+
+
+def slowness(page: Page) -> float:
+    """Return how many times as long this machine takes as a core of 3 GHz, or 1.
+
+    Of several tries the quickest counts, since other processes may interrupt one.
+    """
+    return max(1.0, min(page.evaluate(LOOP) for _ in range(5)) / LOOP_TIME)
 
 
 def task_times(trace: bytes) -> list[float]:

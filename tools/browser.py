@@ -66,9 +66,12 @@ def window(browser: Browser, theme: Theme, width: int, height: int = 900) -> Pag
 
 
 def show(page: Page, address: str) -> None:
-    """Open an address and wait until its fonts are loaded."""
+    """Open an address and wait until its fonts, asked for by layout, are loaded."""
     page.goto(address)
-    page.evaluate("() => document.fonts.ready.then(() => null)")
+    page.evaluate(
+        "() => new Promise(requestAnimationFrame)"
+        ".then(() => document.fonts.ready).then(() => null)"
+    )
 
 
 def main() -> None:
