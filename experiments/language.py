@@ -29,7 +29,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 from typing import Any, cast
 
 import torch
@@ -48,7 +48,7 @@ from record import (
 from text_models import CONTROLS, MAIN, MODELS, InBfloat16
 from texts import TEXTS, corpus
 from torch import Tensor, nn
-from training import searched, shown, update
+from training import milliseconds, searched, shown, update
 
 import fbt
 from fbt.data import random_windows, split
@@ -67,7 +67,6 @@ RATES = (2e-3, 4e-3, 8e-3)
 TUNING_SEED = 100
 DEPTHS, DEPTH, SEEDS = (1, 2, 4, 8), 4, 3
 CLOCK_DEPTHS, CLOCK = (2, 8), (1000, 2000, 4000)  # layers; steps of feedback
-ROUNDS = 25  # of timing
 # What the controls are compared with; and the models of the second text.
 REFERENCES = [name for name in MAIN if "as many" not in name]
 SECOND = [*REFERENCES, "memory: embedding"]
@@ -289,23 +288,21 @@ def clock(workers: int) -> dict[str, Any]:
 
 def times_of(job: Job) -> Result:
     """Measure an update of each model and precision, in milliseconds, in turns."""
-    tokens, _, vocab_size = corpus("Tiny Shakespeare")
+    tokens, _, vocab_size = corpus()
     batch = next(batches(tokens, RECIPE))
-    models, taken = {}, {}
-    for name in REFERENCES:
-        for bfloat16 in (False, True):
-            model = build(job_of(name, job["layers"], bfloat16=bfloat16), vocab_size)
-            models[name, bfloat16] = model, adamw(cast(Any, model), RECIPE)
-            taken[name, bfloat16] = list[float]()
-    for _ in range(ROUNDS):
-        for key, (model, optimizer) in models.items():
-            taken[key].append(update(model, optimizer, batch[:, :-1], batch[:, 1:]))
+    models = {
+        (name, bfloat16): build(
+            job_of(name, job["layers"], bfloat16=bfloat16), vocab_size
+        )
+        for name in REFERENCES
+        for bfloat16 in (False, True)
+    }
+    taken = milliseconds(
+        models, batch[:, :-1], batch[:, 1:], lambda net: adamw(cast(Any, net), RECIPE)
+    )
     return {
         "milliseconds": {
-            name: [
-                round(1000 * median(taken[name, bfloat16]), 2)
-                for bfloat16 in (False, True)
-            ]
+            name: [taken[name, bfloat16] for bfloat16 in (False, True)]
             for name in REFERENCES
         }
     }

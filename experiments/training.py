@@ -113,11 +113,19 @@ def update(
     return time.process_time() - start
 
 
+def default_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    """Return AdamW with its default settings."""
+    return torch.optim.AdamW(model.parameters())
+
+
 def milliseconds(
-    models: Mapping[Any, nn.Module], inputs: Tensor, labels: Tensor
+    models: Mapping[Any, nn.Module],
+    inputs: Tensor,
+    labels: Tensor,
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer] = default_optimizer,
 ) -> dict[Any, float]:
     """Return the median time of an update of each model, which take turns."""
-    optimizers = {key: torch.optim.AdamW(models[key].parameters()) for key in models}
+    optimizers = {key: optimizer(model) for key, model in models.items()}
     taken: dict[Any, list[float]] = {key: [] for key in models}
     for _ in range(ROUNDS):
         for key, model in models.items():

@@ -84,7 +84,7 @@ class RunFolder:
             raise OSError(error.errno, reason, str(self.path)) from error
         _LOCKED.add(self)
         try:
-            self._lock()
+            self._lock(self._descriptor)
             if self._header() != self._checkpoint:
                 raise self._taken()
             if self._checkpoint is None and self._has(WEIGHTS_FILE):
@@ -105,7 +105,7 @@ class RunFolder:
             return
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
-            self._flock(descriptor, fcntl.LOCK_SH)
+            self._lock(descriptor, shared=True)
         finally:
             os.close(descriptor)  # which unlocks it
 
@@ -239,14 +239,11 @@ class RunFolder:
                 error.errno, error.strerror, str(self.path / CHECKPOINT_FILE)
             ) from error
 
-    def _lock(self) -> None:
-        if sys.platform != "win32" and self._descriptor is not None:
-            self._flock(self._descriptor, fcntl.LOCK_EX)
-
-    def _flock(self, descriptor: int, kind: int) -> None:
-        """Lock the open folder if the file system has locks."""
-        if sys.platform == "win32":
+    def _lock(self, descriptor: int | None, shared: bool = False) -> None:
+        """Lock the open folder if the system has locks."""
+        if sys.platform == "win32" or descriptor is None:
             return
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError as error:
